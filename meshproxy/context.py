@@ -1,0 +1,38 @@
+"""What one worker (or main, for its own listeners) shares among its parts: wired once, in `worker.py` or `supervisor.py`, then passed down.
+
+Nothing here is global: tests build a `Context` with a fake clock and a seeded random.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshproxy.net.timers import Timers
+    from meshproxy.observe.stats import Store
+    from meshproxy.upstream.cluster import ClusterManager
+
+
+@dataclass(slots=True)
+class Context:
+    """The surroundings of a compiled configuration. Attributes are set before anything is compiled and never replaced."""
+
+    loop: asyncio.AbstractEventLoop
+    stats: Store
+    timers: Timers
+    clusters: ClusterManager = None  # type: ignore[assignment]  # set by the worker right after; clusters need the context themselves
+    runtime: Any = None  # api.runtime.Runtime
+    access_logs: Any = None  # observe.access_log.Sinks: shared open files
+    drain: Any = None  # net.listener.Drain
+    node: Any = None  # envoy.config.core.v3.Node
+    worker_id: int = 0
+    concurrency: int = 1
+    random: random.Random = field(default_factory=random.Random)
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time

@@ -1,0 +1,55 @@
+"""Answers that the proxy gives by itself: the only place that turns a failure into a response.
+
+A `Reply` is a value: filters return one, the router picks one from the table below, the connection manager sends it. Statuses, bodies, flags and
+response code details are Envoy's.
+"""
+
+from __future__ import annotations
+
+from meshproxy.observe import flags
+
+
+class Reply:
+    """A local reply.
+
+    `body` is text/plain unless `headers` names a content type; an empty body has neither content-type nor content-length. `details` is the response code
+    details. `flag` is ORed into the stream's response flags. `headers` are extra pairs. A gRPC request gets the same reply as HTTP 200 with `grpc-status`
+    (`grpc_status`, or the mapping of `status`) and the body as `grpc-message`. `close`: close the downstream HTTP/1 connection after it.
+    """
+
+    __slots__ = ("body", "close", "details", "flag", "grpc_status", "headers", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        *,
+        details: str,
+        flag: int = 0,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        grpc_status: int | None = None,
+        close: bool = False,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.details = details
+        self.flag = flag
+        self.headers = headers
+        self.grpc_status = grpc_status
+        self.close = close
+
+    def __repr__(self) -> str:
+        return f"Reply({self.status}, {self.body!r}, details={self.details!r}, flag={flags.short(self.flag)})"
+
+
+OVERLOADED = ((b"x-envoy-overloaded", b"true"),)
+
+NO_ROUTE = Reply(404, details="route_not_found", flag=flags.NR)
+NO_HEALTHY_UPSTREAM = Reply(503, b"no healthy upstream", details="no_healthy_upstream", flag=flags.UH)
+MAINTENANCE = Reply(503, b"maintenance mode", details="maintenance_mode", flag=flags.UO, headers=OVERLOADED)
+UPGRADE_FAILED = Reply(403, details="upgrade_failed")
+MISSING_HOST = Reply(400, details="missing_host_header")
+PAYLOAD_TOO_LARGE = Reply(413, b"Payload Too Large", details="request_payload_too_large")
+RESPONSE_TOO_LARGE = Reply(500, b"Internal Server Error", details="response_payload_too_large")
+GLOBAL_TIMEOUT = Reply(504, b"upstream request timeout", details="response_timeout", flag=flags.UT)
+PER_TRY_TIMEOUT = Reply(504, b"upstream request timeout", details="upstream_per_try_timeout", flag=flags.UT)

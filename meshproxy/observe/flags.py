@@ -1,0 +1,64 @@
+"""Response flags: why a response is as it is, as bits of `StreamInfo.flags`.
+
+Names and order are Envoy's (`%RESPONSE_FLAGS%`, source/common/stream_info): the order is the one in which several flags are printed.
+"""
+
+from __future__ import annotations
+
+_NAMES = (
+    ("LH", "FailedLocalHealthCheck"),
+    ("UH", "NoHealthyUpstream"),
+    ("UT", "UpstreamRequestTimeout"),
+    ("LR", "LocalReset"),
+    ("UR", "UpstreamRemoteReset"),
+    ("UF", "UpstreamConnectionFailure"),
+    ("UC", "UpstreamConnectionTermination"),
+    ("UO", "UpstreamOverflow"),
+    ("NR", "NoRouteFound"),
+    ("DI", "DelayInjected"),
+    ("FI", "FaultInjected"),
+    ("RL", "RateLimited"),
+    ("UAEX", "UnauthorizedExternalService"),
+    ("RLSE", "RateLimitServiceError"),
+    ("DC", "DownstreamConnectionTermination"),
+    ("URX", "UpstreamRetryLimitExceeded"),
+    ("SI", "StreamIdleTimeout"),
+    ("IH", "InvalidEnvoyRequestHeaders"),
+    ("DPE", "DownstreamProtocolError"),
+    ("UMSDR", "UpstreamMaxStreamDurationReached"),
+    ("RFCF", "ResponseFromCacheFilter"),
+    ("NFCF", "NoFilterConfigFound"),
+    ("DT", "DurationTimeout"),
+    ("UPE", "UpstreamProtocolError"),
+    ("NC", "NoClusterFound"),
+    ("OM", "OverloadManagerTerminated"),
+    ("DF", "DnsResolutionFailed"),
+    ("DO", "DropOverload"),
+    ("DR", "DownstreamRemoteReset"),
+    ("UDO", "UnconditionalDropOverload"),
+)
+
+(
+    LH, UH, UT, LR, UR, UF, UC, UO, NR, DI, FI, RL, UAEX, RLSE, DC, URX, SI, IH, DPE, UMSDR, RFCF, NFCF, DT, UPE, NC, OM, DF, DO, DR, UDO,
+) = (1 << bit for bit in range(len(_NAMES)))  # fmt: skip
+
+BY_NAME: dict[str, int] = {short: 1 << bit for bit, (short, _) in enumerate(_NAMES)}
+
+_text: dict[int, tuple[str, str]] = {0: ("-", "-")}
+
+
+def short(flags: int) -> str:
+    """`UF,URX`, or `-` when no flag is set."""
+    return (_text.get(flags) or _remember(flags))[0]
+
+
+def long(flags: int) -> str:
+    """`UpstreamConnectionFailure,UpstreamRetryLimitExceeded`, or `-`."""
+    return (_text.get(flags) or _remember(flags))[1]
+
+
+def _remember(flags: int) -> tuple[str, str]:
+    # Few combinations occur in practice; the memo keeps the access log from joining strings for each request.
+    names = [pair for bit, pair in enumerate(_NAMES) if flags & (1 << bit)]
+    text = _text[flags] = (",".join(pair[0] for pair in names), ",".join(pair[1] for pair in names))
+    return text

@@ -1,0 +1,79 @@
+"""What is known of one stream: an HTTP request, or a TCP connection being proxied.
+
+Access logs, format commands, header mutations, filters and the recorder read these attributes. Defaults are class attributes, so that a stream costs
+only what it sets. Times are seconds of the monotonic clock, 0.0 when the event has not happened; `start_wall` alone is Unix time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+    from meshproxy.net.connection import ConnectionInfo
+
+
+class StreamInfo:
+    """Base of `http.stream.Stream` and `tcp.proxy.Session`."""
+
+    # -- who
+    connection: ConnectionInfo
+    request: RequestHead | None = None
+    response: ResponseHead | None = None  # what went downstream
+    request_trailers: Headers | None = None
+    response_trailers: Headers | None = None
+    protocol: str | None = None  # "HTTP/1.0", "HTTP/1.1", "HTTP/2"; None for TCP
+    original_path: bytes | None = None  # :path before any rewrite
+    remote: Any = None  # net.address.Address of the trusted client (XFF-aware); None: connection.remote
+
+    # -- outcome
+    status: int = 0  # response code, 0 when none was sent
+    flags: int = 0  # observe.flags bits
+    details: str | None = None  # response code details
+    termination_details: str | None = None  # connection termination details
+    bytes_received: int = 0  # request body bytes (TCP: all bytes)
+    bytes_sent: int = 0  # response body bytes (TCP: all bytes)
+    request_header_bytes: int = 0
+    response_header_bytes: int = 0
+    upstream_bytes_sent: int = 0  # on the wire, header and body
+    upstream_bytes_received: int = 0
+
+    # -- when
+    start_wall: float = 0.0
+    start: float = 0.0
+    request_end: float = 0.0  # last request byte received from downstream
+    upstream_start: float = 0.0  # first byte sent upstream
+    upstream_sent: float = 0.0  # last byte sent upstream
+    upstream_first: float = 0.0  # first byte received from upstream
+    upstream_last: float = 0.0  # last byte received from upstream
+    response_start: float = 0.0  # first byte sent downstream
+    end: float = 0.0  # last byte sent downstream, or the end of the stream
+
+    # -- where to
+    route: Any = None  # http.routes.Route
+    cluster: Any = None  # upstream.cluster.Cluster
+    host: Any = None  # upstream.host.Host of the last attempt
+    upstream: Any = None  # net.connection.ConnectionInfo of the upstream connection (local address, TLS), or None
+    upstream_failure: str | None = None  # transport failure reason
+    attempts: int = 0
+
+    # -- what filters know
+    _metadata: dict[str, dict[str, Any]] | None = None
+    _filter_state: dict[str, Any] | None = None
+    requested_server_name: str | None = None
+
+    @property
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """Dynamic metadata: filter namespace -> plain JSON-like dict. Made when first asked for."""
+        value = self._metadata
+        if value is None:
+            value = self._metadata = {}
+        return value
+
+    @property
+    def filter_state(self) -> dict[str, Any]:
+        """Filter state objects by name. Made when first asked for."""
+        value = self._filter_state
+        if value is None:
+            value = self._filter_state = {}
+        return value
