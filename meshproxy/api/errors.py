@@ -1,0 +1,104 @@
+"""What is wrong with a configuration, and where: every problem found, not only the first, each with the path of its field.
+
+Code that compiles a proto names paths relative to that proto; whoever called it puts its own path in front with `under`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+INVALID = "invalid"  # Envoy would reject it as well
+UNSUPPORTED = "unsupported"  # correct, but this proxy does not honour it; `--unsupported warn` lets it pass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `path` is as in the YAML file (`static_resources.listeners[0].name`); "" means the whole document."""
+
+    path: str
+    why: str
+    kind: str = INVALID
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}" if self.path else self.why
+
+    def under(self, prefix: str) -> Problem:
+        """The same problem, seen from the message that holds this one at `prefix`."""
+        return replace(self, path=join(prefix, self.path))
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. `problems` is never empty; `str()` is one `path: why` line for each."""
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        self.problems: list[Problem] = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        super().__init__(*self.problems)
+
+    @classmethod
+    def at(cls, path: str, why: str, kind: str = INVALID) -> ConfigError:
+        """The error of a single field."""
+        return cls([Problem(path, why, kind)])
+
+    def under(self, prefix: str) -> ConfigError:
+        """A new error with `prefix` in front of every path."""
+        return ConfigError(problem.under(prefix) for problem in self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+def join(prefix: str, path: str) -> str:
+    """Two paths put together: `a` and `b` give `a.b`, `a` and `[0]` give `a[0]`."""
+    if not prefix or not path:
+        return prefix or path
+    return prefix + path if path[0] == "[" else f"{prefix}.{path}"
+
+
+def fail(path: str, why: str, kind: str = INVALID) -> NoReturn:
+    """Raise the error of a single field."""
+    raise ConfigError.at(path, why, kind)
+
+
+@contextmanager
+def under(prefix: str) -> Iterator[None]:
+    """Put `prefix` in front of the paths of a ConfigError raised inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(prefix) from error.__cause__
+
+
+class Collector:
+    """Gathers the problems of several independent parts, so that they are reported together.
+
+    >>> errors = Collector()
+    >>> for i, proto in enumerate(protos):
+    ...     with errors.under(f"clusters[{i}]"):
+    ...         compile_cluster(proto)
+    >>> errors.raise_any()
+    """
+
+    __slots__ = ("problems",)
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, path: str, why: str, kind: str = INVALID) -> None:
+        """Note one problem and go on."""
+        self.problems.append(Problem(path, why, kind))
+
+    @contextmanager
+    def under(self, prefix: str) -> Iterator[None]:
+        """Catch a ConfigError raised inside, with `prefix` in front of its paths, and go on after the block."""
+        try:
+            yield
+        except ConfigError as error:
+            self.problems.extend(problem.under(prefix) for problem in error.problems)
+
+    def raise_any(self) -> None:
+        """Raise everything noted so far as one ConfigError; do nothing when all is well."""
+        if self.problems:
+            raise ConfigError(self.problems)
