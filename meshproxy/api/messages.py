@@ -1,0 +1,102 @@
+"""Protobuf message types by name or type URL, loaded when first needed.
+
+Importing every generated module of the Envoy API costs seconds and a hundred megabytes; a configuration uses a few dozen. A message lives in the Python
+package of its proto package, so that looking at the few files of that package finds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf import descriptor_pool, message_factory
+
+from meshproxy.api import own
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
+    from google.protobuf.message import Message
+
+# Type URLs reach us from configuration that others wrote: they must never name a module outside the API.
+_ROOTS = ("envoy", "xds", "udpa", "google")
+_FULL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+
+# Well-known types are needed by nearly every configuration, and google.protobuf has too many files to search.
+_GOOGLE = {
+    "Any": "any_pb2",
+    "Duration": "duration_pb2",
+    "Empty": "empty_pb2",
+    "Struct": "struct_pb2",
+    "Value": "struct_pb2",
+    "ListValue": "struct_pb2",
+    "Timestamp": "timestamp_pb2",
+    **dict.fromkeys(
+        ("BoolValue", "BytesValue", "DoubleValue", "FloatValue", "Int32Value", "Int64Value", "StringValue", "UInt32Value", "UInt64Value"), "wrappers_pb2"
+    ),
+}
+
+
+def full_name(type_url: str) -> str:
+    """The message name at the end of a type URL; whatever stands before the last slash does not matter, as in Envoy."""
+    return type_url.rpartition("/")[2]
+
+
+@lru_cache(4096)  # names come from outside too: the memo must not grow with what a hostile peer makes up
+def descriptor(name: str) -> Descriptor | None:
+    """The descriptor of a message of the Envoy API, xDS or protobuf itself; None when there is no such message."""
+    if not _FULL_NAME.fullmatch(name):
+        return None
+    pool = descriptor_pool.Default()
+    try:
+        return pool.FindMessageTypeByName(name)
+    except KeyError:
+        pass
+    package, _, message = name.rpartition(".")
+    while "." in package:  # a nested message is in the package of the message around it
+        if _load(package, message):
+            try:
+                return pool.FindMessageTypeByName(name)
+            except KeyError:
+                return None
+        package, _, message = package.rpartition(".")
+    return None
+
+
+@lru_cache(4096)
+def message_class(name: str) -> type[Message] | None:
+    """The class of a message by full name, or None."""
+    found = descriptor(name)
+    return message_factory.GetMessageClass(found) if found is not None else None
+
+
+def _load(package: str, message: str) -> bool:
+    """Import the generated module of `package` that defines the top-level `message`; False when there is none."""
+    if package.partition(".")[0] not in _ROOTS:
+        return False
+    if package == "google.protobuf":
+        if message in _GOOGLE:
+            importlib.import_module(f"google.protobuf.{_GOOGLE[message]}")
+        return message in _GOOGLE
+    if own.define(package, message):
+        return True
+    for folder in _folders(package):
+        for file in sorted(folder.glob("*_pb2.py")):
+            # Generated code keeps each message's place in the serialised file under its upper-case name.
+            if f"['_{message.upper()}']".encode() in file.read_bytes():
+                module = importlib.import_module(f"{package}.{file.stem}")
+                if message in module.DESCRIPTOR.message_types_by_name:
+                    return True
+    return False
+
+
+@lru_cache(256)
+def _folders(package: str) -> tuple[Path, ...]:
+    parts = package.split(".")
+    try:
+        root = importlib.import_module(parts[0])
+    except ImportError:
+        return ()
+    return tuple(folder for base in root.__path__ if (folder := Path(base).joinpath(*parts[1:])).is_dir())
