@@ -1,0 +1,652 @@
+"""HTTP/1.1 on the wire (RFC 9112), sans-IO: bytes in, calls on a sink out; `encode_*` return bytes.
+
+Parsers push what they read to their sink:
+
+    on_headers(head, end_stream)     RequestHead or ResponseHead; a response below 200 is informational and another head follows
+    on_data(data, end_stream)        never empty unless it ends the message
+    on_trailers(trailers)            ends a chunked message that had trailers
+
+A parser stops after each message (`done`) until `next_message()`: what a peer pipelined waits in `buffer`. Anything malformed raises `ProtocolError`
+out of `feed` and leaves the parser unusable; no other exception leaves it, and splitting the input differently changes neither the calls (data may be
+cut elsewhere) nor the error.
+
+Strict on purpose. No message passes that two parsers could read differently: one framing header at the most, digits only, CRLF only, no white space
+before a colon, no folding. Each distinct header line is validated once and remembered (`HeaderLines`), which is what makes strictness cheap.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from meshproxy.codec.headers import Headers, Pair, RequestHead, ResponseHead
+
+MAX_HEAD_BYTES = 60 * 1024  # Envoy's max_request_headers_kb
+MAX_HEADERS = 100  # Envoy's max_headers_count
+MAX_CHUNK_LINE_BYTES = 4096  # chunk size and extensions of one chunk; extensions are dropped, so there is no use for long ones
+
+# Where a parser is.
+HEAD, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, UNTIL_CLOSE, TUNNEL, DONE = range(9)
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+").fullmatch
+_LENGTH = re.compile(rb"[0-9]{1,19}").fullmatch
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?").fullmatch
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)").fullmatch
+_LONE_LF = re.compile(rb"(?<!\r)\n").search
+_MAX_LENGTH = (1 << 63) - 1
+
+# Header names that change how a message is framed or connected; a head without any of them takes the short way.
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings"))
+# Header fields whose values hardly ever repeat: remembering their lines would only push the others out.
+_UNIQUE = frozenset((b"x-request-id", b"traceparent", b"date", b"etag", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key", b"content-length", b"age", b"last-modified"))
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol. `status` is what a server answers before it closes; `details` is Envoy's response code details."""
+
+    def __init__(self, details: str, status: int = 400) -> None:
+        super().__init__(details)
+        self.details = details
+        self.status = status
+
+
+class Sink(Protocol):
+    """What a parser calls. See the module's docstring."""
+
+    def on_headers(self, head: Any, end_stream: bool) -> None: ...
+    def on_data(self, data: bytes, end_stream: bool) -> None: ...
+    def on_trailers(self, trailers: Headers) -> None: ...
+
+
+def parse_header_line(line: bytes) -> Pair:
+    """`Name: value` -> (name in lower case, value), validated."""
+    name, colon, value = line.partition(b":")
+    if not colon or _TOKEN(name) is None:
+        raise ProtocolError("http1.codec_error")
+    if _BAD_IN_VALUE(value) is not None:
+        raise ProtocolError("http1.codec_error")
+    return name.lower(), value.strip(b" \t")
+
+
+class HeaderLines(dict[bytes, Pair]):
+    """Header line -> validated pair, for the lines seen lately.
+
+    A look-up that hits runs without Python code: `map(lines.__getitem__, head_lines)`. Bounded by `limit` entries of at most `max_line` bytes; a full
+    memo is emptied, which costs less than keeping an order.
+    """
+
+    __slots__ = ("limit", "max_line")
+
+    def __init__(self, limit: int = 2048, max_line: int = 1024) -> None:
+        super().__init__()
+        self.limit = limit
+        self.max_line = max_line
+
+    def __missing__(self, line: bytes) -> Pair:
+        pair = parse_header_line(line)
+        if len(line) <= self.max_line and pair[0] not in _UNIQUE:
+            if len(self) >= self.limit:
+                self.clear()
+            self[line] = pair
+        return pair
+
+
+class RequestLines(dict[bytes, tuple[bytes, bytes, int]]):
+    """Request line -> (method, target, version), validated; bounded like `HeaderLines`."""
+
+    __slots__ = ()
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes, int]:
+        parts = line.split(b" ")
+        if len(parts) != 3 or _TOKEN(parts[0]) is None or _TARGET(parts[1]) is None:
+            raise ProtocolError("http1.codec_error")
+        method, target, text = parts
+        if text == b"HTTP/1.1":
+            version = 11
+        elif text == b"HTTP/1.0":
+            version = 10
+        else:
+            raise ProtocolError("http1.codec_error")
+        result = method, target, version
+        if len(line) <= 256:
+            if len(self) >= 1024:
+                self.clear()
+            self[line] = result
+        return result
+
+
+class StatusLines(dict[bytes, tuple[int, bytes, int]]):
+    """Status line -> (version, reason, status), validated; bounded."""
+
+    __slots__ = ()
+
+    def __missing__(self, line: bytes) -> tuple[int, bytes, int]:
+        version, _, rest = line.partition(b" ")
+        code, _, reason = rest.partition(b" ")
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(code) != 3 or not code.isdigit() or _BAD_IN_VALUE(reason) is not None or code < b"100":
+            raise ProtocolError("http1.codec_error")
+        result = 11 if version == b"HTTP/1.1" else 10, reason, int(code)
+        if len(self) >= 256:
+            self.clear()
+        self[line] = result
+        return result
+
+
+# Shared by all parsers of the process: values are immutable and valid whoever sent them.
+_header_lines = HeaderLines()
+_request_lines = RequestLines()
+_status_lines = StatusLines()
+_header_line = _header_lines.__getitem__
+_request_line = _request_lines.__getitem__
+_status_line = _status_lines.__getitem__
+
+
+class Options:
+    """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager."""
+
+    __slots__ = ("absolute_url", "keep_case", "max_head_bytes", "max_headers", "trailers")
+
+    def __init__(
+        self,
+        *,
+        max_head_bytes: int = MAX_HEAD_BYTES,
+        max_headers: int = MAX_HEADERS,
+        absolute_url: bool = True,
+        trailers: bool = False,
+        keep_case: bool = False,
+    ) -> None:
+        self.max_head_bytes = max_head_bytes
+        self.max_headers = max_headers
+        self.absolute_url = absolute_url
+        self.trailers = trailers
+        self.keep_case = keep_case
+
+
+class _Parser:
+    """What both directions share: the buffer, and bodies."""
+
+    __slots__ = ("_feeding", "buffer", "case", "options", "remaining", "sink", "state", "trailer_lines")
+
+    def __init__(self, sink: Sink, options: Options) -> None:
+        self.sink = sink
+        self.options = options
+        self.state = HEAD
+        self.buffer = b""
+        self.remaining = 0
+        self.case: dict[bytes, bytes] | None = None  # lower-case name -> name as it came, of the last head, when options.keep_case
+        self.trailer_lines: list[bytes] = []
+        self._feeding = False
+
+    @property
+    def done(self) -> bool:
+        """Whether a message is complete and `next_message` has not been called since."""
+        return self.state == DONE
+
+    def feed(self, data: bytes) -> None:
+        """Parse `data`; calls the sink. Raises ProtocolError."""
+        if self._feeding or self.state == DONE:
+            self.buffer += data
+            return
+        self._feeding = True
+        try:
+            if self.buffer:
+                data = self.buffer + data
+                self.buffer = b""
+            while data:
+                data = self._head(data) if self.state == HEAD else self._body(data)
+                if self.state == DONE or (data and self._wants_more):
+                    break
+            if data:
+                self.buffer = data + self.buffer
+        finally:
+            self._feeding = False
+
+    def next_message(self) -> None:
+        """Go on with the next message: parses what is buffered already, unless `feed` is running and will do so itself. Raises ProtocolError."""
+        self.state = HEAD
+        if self.buffer and not self._feeding:
+            self.feed(b"")
+
+    def _head(self, data: bytes) -> bytes:
+        raise AssertionError  # replaced by both directions
+
+    @property
+    def _wants_more(self) -> bool:
+        """Whether what is left over is an incomplete element that needs more bytes."""
+        return True
+
+    def _lines(self, data: bytes) -> tuple[list[bytes], int] | None:
+        """The lines of a complete head and where it ends; None when more bytes are needed."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or end > self.options.max_head_bytes:
+            if len(data) > self.options.max_head_bytes:
+                raise ProtocolError("http1.headers_too_large", 431)
+            if _LONE_LF(data) is not None:
+                raise ProtocolError("http1.codec_error")
+            return None
+        return data[:end].split(b"\r\n"), end + 4
+
+    def _remember_case(self, lines: list[bytes]) -> None:
+        self.case = {name.lower(): name for name in (line.partition(b":")[0] for line in lines)}
+
+    def _body(self, data: bytes) -> bytes:
+        """Parse body bytes; returns what is left over."""
+        state = self.state
+        if state == LENGTH:
+            left = self.remaining - len(data)
+            if left > 0:
+                self.remaining = left
+                self.sink.on_data(data, False)
+                return b""
+            rest = data[self.remaining :] if left else b""
+            self.state = DONE
+            self.sink.on_data(data[: self.remaining] if left else data, True)
+            return rest
+        if state == UNTIL_CLOSE or state == TUNNEL:
+            self.sink.on_data(data, False)
+            return b""
+        return self._chunked(data)
+
+    def _chunked(self, data: bytes) -> bytes:
+        position = 0
+        size = len(data)
+        parts: list[bytes] = []
+        state = self.state
+        ended = False
+        while position < size:
+            if state == CHUNK_DATA:
+                end = position + self.remaining
+                if end > size:
+                    parts.append(data[position:])
+                    self.remaining = end - size
+                    position = size
+                    break
+                parts.append(data[position:end])
+                position = end
+                state = CHUNK_END
+            elif state == CHUNK_END:
+                crlf = data[position : position + 2]
+                if crlf != b"\r\n":
+                    if crlf == b"\r":
+                        break
+                    raise ProtocolError("http1.codec_error")
+                position += 2
+                state = CHUNK_SIZE
+            elif state == CHUNK_SIZE:
+                end = data.find(b"\n", position)
+                if end < 0:
+                    self._check_chunk_line(data, position)
+                    break
+                line = data[position : end - 1]
+                match = _CHUNK_SIZE(line)
+                if match is None or data[end - 1 : end] != b"\r" or end - position > MAX_CHUNK_LINE_BYTES:
+                    raise ProtocolError("http1.codec_error")
+                position = end + 1
+                self.remaining = int(match.group(1), 16)
+                if self.remaining > _MAX_LENGTH:
+                    raise ProtocolError("http1.codec_error")
+                state = CHUNK_DATA if self.remaining else TRAILERS
+            else:  # TRAILERS
+                end = data.find(b"\n", position)
+                if end < 0:
+                    if size - position + sum(map(len, self.trailer_lines)) > self.options.max_head_bytes:
+                        raise ProtocolError("http1.trailers_too_large", 431)
+                    break
+                line = data[position : end - 1]
+                if data[end - 1 : end] != b"\r" or (end == position):
+                    raise ProtocolError("http1.codec_error")
+                position = end + 1
+                if not line:
+                    ended = True
+                    break
+                self.trailer_lines.append(line)
+                if len(self.trailer_lines) > self.options.max_headers or sum(map(len, self.trailer_lines)) > self.options.max_head_bytes:
+                    raise ProtocolError("http1.trailers_too_large", 431)
+        self.state = state
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not ended:
+            if body:
+                self.sink.on_data(body, False)
+            return data[position:]
+        trailers = self._finish_trailers()
+        self.state = DONE
+        if trailers is None:
+            self.sink.on_data(body, True)
+        else:
+            if body:
+                self.sink.on_data(body, False)
+            self.sink.on_trailers(trailers)
+        return data[position:]
+
+    def _check_chunk_line(self, data: bytes, position: int) -> None:
+        """An incomplete chunk-size line must still be able to become one: garbage is refused without waiting for its end."""
+        line = data[position:]
+        if len(line) > MAX_CHUNK_LINE_BYTES:
+            raise ProtocolError("http1.codec_error")
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if line and _CHUNK_SIZE(line) is None and line.rstrip(b" \t") == line:
+            raise ProtocolError("http1.codec_error")
+
+    def _finish_trailers(self) -> Headers | None:
+        """The trailers, validated even where they are dropped; None when there are none to hand on."""
+        lines, self.trailer_lines = self.trailer_lines, []
+        if not lines:
+            return None
+        pairs = [parse_header_line(line) for line in lines]
+        return Headers(pairs) if self.options.trailers else None
+
+
+class RequestParser(_Parser):
+    """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection."""
+
+    __slots__ = ("expect_continue", "keep_alive", "upgrade")
+
+    def __init__(self, sink: Sink, options: Options) -> None:
+        super().__init__(sink, options)
+        self.keep_alive = True
+        self.expect_continue = False
+        self.upgrade: bytes | None = None
+
+    def _head(self, data: bytes) -> bytes:
+        if data[:1] in b"\r\n":
+            # RFC 9112 2.2: an empty line before a request line is ignored; some clients send one after a body.
+            if data[:2] == b"\r\n":
+                return data[2:]
+            if data != b"\r":
+                raise ProtocolError("http1.codec_error")
+            return data
+        found = self._lines(data)
+        if found is None:
+            return data
+        lines, end = found
+        method, target, version = _request_line(lines[0])
+        del lines[0]
+        if len(lines) > self.options.max_headers:
+            raise ProtocolError("http1.too_many_headers", 431)
+        items = [*map(_header_line, lines)]
+        index = dict(items)
+        # -- the authority: Host, unless the target is absolute
+        host = index.pop(b"host", b"")
+        repeated = len(index) + (1 if host else 0) != len(items)
+        if host or repeated:
+            if items and items[0][0] == b"host" and not repeated:
+                del items[0]
+            else:
+                items = self._without_host(items, host)
+        head = RequestHead(method, target, host, items, version=version)
+        if repeated:
+            index = dict(reversed(items))
+        head._index = index
+        if target[0] != 47:  # "/"
+            self._other_form(head)
+        if self.options.keep_case:
+            self._remember_case(lines)
+        # -- what the head asks of the connection, and how the body is framed
+        if _FRAMING.isdisjoint(index):
+            self.keep_alive = version == 11
+            self.expect_continue = False
+            self.upgrade = None
+            if method != b"CONNECT":
+                self.state = DONE
+                self.sink.on_headers(head, True)
+            else:
+                self.state = TUNNEL
+                self.sink.on_headers(head, False)
+            return data[end:]
+        ended = self._framing(head, index)
+        self.sink.on_headers(head, ended)
+        return data[end:]
+
+    @staticmethod
+    def _without_host(items: list[Pair], host: bytes) -> list[Pair]:
+        kept = [pair for pair in items if pair[0] != b"host"]
+        # RFC 9112 3.2: more than one Host line is an error, even with equal values; Envoy joins them, which two parsers read differently.
+        if len(items) - len(kept) > 1:
+            raise ProtocolError("http1.codec_error")
+        return kept
+
+    def _other_form(self, head: RequestHead) -> None:
+        """Absolute-form, authority-form and asterisk-form targets (RFC 9112 3.2)."""
+        target = head.path
+        if head.method == b"CONNECT":
+            head.authority = target
+            head.path = b""
+            if b"/" in target or b"@" in target:
+                raise ProtocolError("http1.codec_error")
+            return
+        if target == b"*":
+            if head.method != b"OPTIONS":
+                raise ProtocolError("http1.codec_error")
+            return
+        match = _ABSOLUTE(target) if self.options.absolute_url else None
+        if match is None:
+            raise ProtocolError("http1.codec_error")
+        scheme, authority, path = match.groups()
+        scheme = scheme.lower()
+        if scheme not in (b"http", b"https") or not authority or b"@" in authority:
+            raise ProtocolError("http1.codec_error")
+        head.scheme = scheme
+        head.authority = authority
+        head.path = path if path[:1] == b"/" else b"/" + path
+
+    def _framing(self, head: RequestHead, index: dict[bytes, bytes]) -> bool:
+        """Read the connection headers, decide the body's framing, set the state; whether the message ends with its head."""
+        version = head.version
+        keep_alive = version == 11
+        self.upgrade = None
+        connection = index.get(b"connection")
+        if connection is not None or b"proxy-connection" in index:
+            tokens = connection_tokens(head)
+            if b"close" in tokens:
+                keep_alive = False
+            elif b"keep-alive" in tokens:
+                keep_alive = True
+            if b"upgrade" in tokens and version == 11:
+                self.upgrade = index.get(b"upgrade")
+        self.keep_alive = keep_alive
+        expect = index.get(b"expect")
+        self.expect_continue = expect is not None and expect.lower() == b"100-continue"
+        length = index.get(b"content-length")
+        coding = index.get(b"transfer-encoding")
+        if head.method == b"CONNECT":
+            if coding is not None or (length is not None and length != b"0"):
+                raise ProtocolError("http1.codec_error")
+            self.state = TUNNEL
+            return False
+        if coding is not None:
+            if length is not None or version == 10 or len(head.get_all(b"transfer-encoding")) > 1:
+                raise ProtocolError("http1.codec_error")
+            if coding.lower() != b"chunked":
+                raise ProtocolError("http1.invalid_transfer_encoding" if _TOKEN(coding) is None else "http1.unsupported_transfer_encoding", 400 if b"," in coding or _TOKEN(coding) is None else 501)
+            self.state = CHUNK_SIZE
+            return False
+        if length is not None:
+            self.remaining = content_length(head)
+            if self.remaining:
+                self.state = LENGTH
+                return False
+        if self.upgrade is not None:
+            self.state = TUNNEL
+            return False
+        self.state = DONE
+        return True
+
+
+class ResponseParser(_Parser):
+    """The client side. Call `expect(method)` before each response; `keep_alive` is known after `on_headers`."""
+
+    __slots__ = ("keep_alive", "method", "tunnel")
+
+    def __init__(self, sink: Sink, options: Options) -> None:
+        super().__init__(sink, options)
+        self.method = b"GET"
+        self.keep_alive = True
+        self.tunnel = False
+
+    def expect(self, method: bytes, *, tunnel: bool = False) -> None:
+        """The request that the next response answers. `tunnel`: it asked for an upgrade, so 101 starts a tunnel; CONNECT does with any 2xx."""
+        self.method = method
+        self.tunnel = tunnel
+
+    def _head(self, data: bytes) -> bytes:
+        found = self._lines(data)
+        if found is None:
+            return data
+        lines, end = found
+        version, reason, status = _status_line(lines[0])
+        del lines[0]
+        if len(lines) > self.options.max_headers:
+            raise ProtocolError("http1.too_many_headers", 431)
+        items = [*map(_header_line, lines)]
+        head = ResponseHead(status, items, version=version, reason=reason)
+        if len(items) > 1:
+            index = dict(reversed(items))
+        else:
+            index = dict(items)
+        head._index = index
+        if self.options.keep_case:
+            self._remember_case(lines)
+        length = index.get(b"content-length")
+        if length is not None and status >= 200 and b"transfer-encoding" not in index and b"connection" not in index and status != 204 and status != 304 and self.method not in (b"HEAD", b"CONNECT"):
+            # By far the most common response.
+            self.keep_alive = version == 11
+            self.remaining = remaining = int(length) if len(length) < 18 and length.isdigit() and len(index) == len(items) else content_length(head)
+            if remaining:
+                self.state = LENGTH
+                self.sink.on_headers(head, False)
+            else:
+                self.state = DONE
+                self.sink.on_headers(head, True)
+            return data[end:]
+        ended = self._framing(head, index)
+        self.sink.on_headers(head, ended)
+        return data[end:]
+
+    def _framing(self, head: ResponseHead, index: dict[bytes, bytes]) -> bool:
+        status = head.status
+        if b"connection" in index or b"proxy-connection" in index:
+            tokens = connection_tokens(head)
+            self.keep_alive = b"close" not in tokens and (head.version == 11 or b"keep-alive" in tokens)
+        else:
+            self.keep_alive = head.version == 11
+        coding = index.get(b"transfer-encoding")
+        length = index.get(b"content-length")
+        if status < 200:
+            if status == 101:
+                if not self.tunnel:
+                    raise ProtocolError("http1.codec_error")
+                self.state = TUNNEL
+            elif (length is not None and length != b"0") or coding is not None:
+                raise ProtocolError("http1.codec_error")
+            return False
+        if self.method == b"CONNECT" and status < 300:
+            self.state = TUNNEL
+            return False
+        if coding is not None:
+            if length is not None or len(head.get_all(b"transfer-encoding")) > 1 or coding.lower() != b"chunked" or head.version == 10:
+                raise ProtocolError("http1.codec_error")
+        elif length is not None:
+            self.remaining = content_length(head)
+        if self.method == b"HEAD" or status == 204 or status == 304:
+            self.state = DONE
+            return True
+        if coding is not None:
+            self.state = CHUNK_SIZE
+            return False
+        if length is not None:
+            self.state = LENGTH if self.remaining else DONE
+            return not self.remaining
+        self.keep_alive = False
+        self.state = UNTIL_CLOSE
+        return False
+
+    def feed_eof(self) -> bool:
+        """The peer closed its side. True when that ends a message properly (and the sink was told); False when it cuts one short or none was due."""
+        if self.state == UNTIL_CLOSE or self.state == TUNNEL:
+            self.state = DONE
+            self.sink.on_data(b"", True)
+            return True
+        return False
+
+
+def connection_tokens(head: Headers) -> set[bytes]:
+    """The options of Connection (and the old Proxy-Connection), in lower case."""
+    tokens: set[bytes] = set()
+    for name in (b"connection", b"proxy-connection"):
+        for value in head.get_all(name):
+            tokens.update(token.strip(b" \t").lower() for token in value.split(b","))
+    return tokens
+
+
+def content_length(head: Headers) -> int:
+    """The body's length: one field, digits only, below 2^63. Raises ProtocolError."""
+    values = head.get_all(b"content-length")
+    if len(values) != 1 or _LENGTH(values[0]) is None:
+        raise ProtocolError("http1.content_length_not_allowed" if len(values) > 1 else "http1.codec_error")
+    length = int(values[0])
+    if length > _MAX_LENGTH:
+        raise ProtocolError("http1.codec_error")
+    return length
+
+
+# -- encoding
+
+_field = b": ".join
+
+
+def encode_request_head(method: bytes, target: bytes, authority: bytes, items: list[Pair]) -> bytes:
+    """A request's head, Host first. `items` end with the framing header if the request has one."""
+    if items:
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (method, target, authority, b"\r\n".join(map(_field, items)))
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (method, target, authority)
+
+
+def encode_response_head(status: int, items: list[Pair], reason: bytes | None = None) -> bytes:
+    """A response's head, with the standard reason phrase unless `reason` is given."""
+    line = STATUS_LINES.get(status) if reason is None else None
+    if line is None:
+        line = b"HTTP/1.1 %d %b\r\n" % (status, b"Unknown" if reason is None else reason)
+    if items:
+        return line + b"\r\n".join(map(_field, items)) + b"\r\n\r\n"
+    return line + b"\r\n"
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk; `data` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def encode_trailers(items: list[Pair]) -> bytes:
+    """The end of a chunked body, with its trailers."""
+    if items:
+        return b"0\r\n%b\r\n\r\n" % b"\r\n".join(map(_field, items))
+    return b"0\r\n\r\n"
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+_REASONS = {
+    100: "Continue", 101: "Switching Protocols", 102: "Processing", 103: "Early Hints",
+    200: "OK", 201: "Created", 202: "Accepted", 203: "Non-Authoritative Information", 204: "No Content", 205: "Reset Content", 206: "Partial Content",
+    207: "Multi-Status", 208: "Already Reported", 226: "IM Used",
+    300: "Multiple Choices", 301: "Moved Permanently", 302: "Found", 303: "See Other", 304: "Not Modified", 305: "Use Proxy", 307: "Temporary Redirect",
+    308: "Permanent Redirect",
+    400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 406: "Not Acceptable",
+    407: "Proxy Authentication Required", 408: "Request Timeout", 409: "Conflict", 410: "Gone", 411: "Length Required", 412: "Precondition Failed",
+    413: "Payload Too Large", 414: "URI Too Long", 415: "Unsupported Media Type", 416: "Range Not Satisfiable", 417: "Expectation Failed",
+    421: "Misdirected Request", 422: "Unprocessable Entity", 423: "Locked", 424: "Failed Dependency", 425: "Too Early", 426: "Upgrade Required",
+    428: "Precondition Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 451: "Unavailable For Legal Reasons",
+    500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
+    505: "HTTP Version Not Supported", 506: "Variant Also Negotiates", 507: "Insufficient Storage", 508: "Loop Detected", 510: "Not Extended",
+    511: "Network Authentication Required",
+}  # fmt: skip
+
+STATUS_LINES: dict[int, bytes] = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
+
+
+def reason_phrase(status: int) -> bytes:
+    """The standard reason phrase; `Unknown` for others, as Envoy prints."""
+    return _REASONS.get(status, "Unknown").encode()
