@@ -1,0 +1,244 @@
+"""The line between main and a worker: framed messages, with file descriptors, over a Unix socket pair.
+
+A frame is a head of eight bytes (body length, kind, number of descriptors, request id) and its body: serialised protobuf, `marshal`led plain data, or
+text. Descriptors travel as SCM_RIGHTS with the first byte of their frame. Both sides are asyncio protocols of the simplest kind: a reader and a writer
+callback on a non-blocking socket, because neither asyncio's nor uvloop's transports pass descriptors.
+
+Only the two processes of one program speak here, so a malformed frame is a bug: it closes the channel, which ends the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+MAX_BODY = 1 << 30
+MAX_FDS = 64  # a frame; well under the kernel's SCM_MAX_FD of 253
+HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false; main skips what can wait, and awaits `wait_drained` before bulk
+READ_SIZE = 256 << 10
+_HEAD = struct.Struct("<IBBH")
+_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
+
+
+class Kind(IntEnum):
+    """What a frame says. Main -> worker unless noted."""
+
+    READY = 1  # worker -> main: configuration compiled, accepting
+    STATS = 2  # worker -> main: Store.deltas(); main -> worker with an id: send them now
+    ENDPOINTS = 3  # ClusterLoadAssignment: a cluster's hosts as discovered
+    HEALTH = 4  # marshal [(cluster, address text, flags)]: verdicts of active health checks
+    DRAIN = 5  # marshal {...}: see worker.Worker.on_drain
+    LOG_LEVEL = 6  # marshal {logger: level}
+    RUNTIME = 7  # marshal {key: value | ""}: overrides of the admin layer
+    RESET_COUNTERS = 8
+    REOPEN_LOGS = 9
+    HEALTHCHECK_FAIL = 10  # marshal bool
+    COLLECT = 11  # text: what to report; answered with marshalled data
+    LOG = 12  # worker -> main: text for main's log, from a worker that cannot log
+    STOP = 13  # close every listener and connection, flush, exit
+    IDLE = 14  # worker -> main while draining: no connection is left
+    REPLY = 15  # answer to the request with the same id
+    EJECTION = 16  # worker -> main: marshal [(cluster, address text, flags)]: outlier detection's verdicts, for admin
+
+
+class ChannelClosed(Exception):
+    """The peer is gone; requests that wait for it end with this."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, non-blocking and closed on exec."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+class Channel:
+    """One end. Owns its socket.
+
+    `on_message(kind, body, fds, request_id)` is called for each frame; it owns the descriptors. A frame with a request id expects
+    `reply(request_id, body)`. `on_close()` is called once, when the peer is gone or `close` was called.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[Kind, bytes, list[int], int], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = loop
+        self._on_message = on_message
+        self._on_close = on_close
+        self._out: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._queued = 0
+        self._in = bytearray()
+        self._in_fds: deque[int] = deque()
+        self._requests: dict[int, asyncio.Future[bytes]] = {}
+        self._next_id = 1
+        self._drained: asyncio.Event = asyncio.Event()
+        self._drained.set()
+        self.closed = False
+        loop.add_reader(self._fd, self._on_readable)
+
+    def __repr__(self) -> str:
+        return f"<Channel fd={self._fd} queued={self._queued} waiting={len(self._requests)}{' closed' if self.closed else ''}>"
+
+    # -- sending ---------------------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether less than HIGH_WATER bytes wait for the peer."""
+        return self._queued < HIGH_WATER
+
+    async def wait_drained(self) -> None:
+        """Wait while HIGH_WATER has been reached and the queue is not empty yet; returns at once on a closed channel."""
+        await self._drained.wait()
+
+    def send(self, kind: Kind, body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Queue one frame; never blocks, and does nothing once the channel is closed. The descriptors are duplicated, so the caller keeps its own."""
+        self._send(kind, body, fds, 0)
+
+    def reply(self, request_id: int, body: bytes = b"") -> None:
+        """Answer the peer's request."""
+        self._send(Kind.REPLY, body, (), request_id)
+
+    async def request(self, kind: Kind, body: bytes = b"", *, timeout: float) -> bytes:
+        """Send one frame and wait up to `timeout` seconds for its answer. Raises TimeoutError or ChannelClosed."""
+        if self.closed:
+            raise ChannelClosed
+        request_id = self._next_id
+        # 0 means that no answer is expected; ids come round after 65,535 requests, long after the deadline of any.
+        self._next_id = request_id % 0xFFFF + 1
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._requests[request_id] = future
+        self._send(kind, body, (), request_id)
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        finally:
+            self._requests.pop(request_id, None)
+
+    def _send(self, kind: Kind, body: bytes, fds: Sequence[int], request_id: int) -> None:
+        if self.closed:
+            return
+        if len(fds) > MAX_FDS or len(body) > MAX_BODY:
+            raise ValueError(f"a frame holds at most {MAX_FDS} descriptors and {MAX_BODY} bytes")
+        data = memoryview(_HEAD.pack(len(body), kind, len(fds), request_id) + body)
+        # The queue outlives the caller's interest in its descriptors.
+        self._out.append((data, [os.dup(fd) for fd in fds]))
+        self._queued += len(data)
+        if len(self._out) == 1:
+            self._flush()
+        if self._queued >= HIGH_WATER:
+            self._drained.clear()
+
+    def _flush(self) -> None:
+        out = self._out
+        try:
+            while out:
+                data, fds = out[0]
+                if fds:
+                    sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
+                    _close_all(fds)
+                else:
+                    sent = self._sock.send(data)
+                self._queued -= sent
+                if sent < len(data):
+                    out[0] = (data[sent:], ())
+                else:
+                    out.popleft()
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._fd, self._flush)
+            return
+        except OSError:
+            self.close()
+            return
+        self._loop.remove_writer(self._fd)
+        self._drained.set()
+
+    # -- receiving -------------------------------------------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(READ_SIZE, _FD_SPACE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, ancillary = b"", []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+                self._in_fds.extend(fds)
+        if not data:
+            self.close()
+            return
+        self._in += data
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        buffer = self._in
+        offset = 0
+        while len(buffer) - offset >= _HEAD.size and not self.closed:
+            length, kind, fd_count, request_id = _HEAD.unpack_from(buffer, offset)
+            end = offset + _HEAD.size + length
+            if length > MAX_BODY or fd_count > MAX_FDS:
+                self.close()
+                return
+            if len(buffer) < end:
+                break
+            body = bytes(memoryview(buffer)[offset + _HEAD.size : end])
+            offset = end
+            if kind == Kind.REPLY:
+                future = self._requests.get(request_id)
+                if future is not None and not future.done():
+                    future.set_result(body)
+            else:
+                fds = [self._in_fds.popleft() for _ in range(fd_count)]
+                self._on_message(Kind(kind), body, fds, request_id)
+        del buffer[:offset]
+
+    def close(self) -> None:
+        """Close this end; frames not yet sent are lost. Calls `on_close` the first time."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._sock.close()
+        for _, fds in self._out:
+            _close_all(fds)
+        _close_all(self._in_fds)
+        self._out.clear()
+        self._in_fds.clear()
+        self._drained.set()
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(ChannelClosed())
+        self._on_close()
+
+    def flush_blocking(self, timeout: float) -> None:
+        """Send what is queued before the process ends, waiting up to `timeout` seconds for the peer to take it."""
+        self._loop.remove_writer(self._fd)
+        self._sock.settimeout(timeout)
+        try:
+            while self._out:
+                data, _ = self._out[0]
+                self._sock.sendall(data)
+                self._out.popleft()
+        except OSError:
+            return  # the peer is gone: nobody is left to tell
+
+
+def _close_all(fds: Sequence[int] | deque[int]) -> None:
+    for fd in fds:
+        os.close(fd)
