@@ -1,0 +1,5 @@
+"""`python -m meshproxy`."""
+
+from meshproxy.cli import main
+
+main()
