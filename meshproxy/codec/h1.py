@@ -195,8 +195,10 @@ class _Parser:
                 data = self.buffer + data
                 self.buffer = b""
             while data:
-                data = self._head(data) if self.state == HEAD else self._body(data)
-                if self.state == DONE or (data and self._wants_more):
+                rest = self._head(data) if self.state == HEAD else self._body(data)
+                stuck = len(rest) == len(data)
+                data = rest
+                if stuck or self.state == DONE:
                     break
             if data:
                 self.buffer = data + self.buffer
@@ -211,11 +213,6 @@ class _Parser:
 
     def _head(self, data: bytes) -> bytes:
         raise AssertionError  # replaced by both directions
-
-    @property
-    def _wants_more(self) -> bool:
-        """Whether what is left over is an incomplete element that needs more bytes."""
-        return True
 
     def _lines(self, data: bytes) -> tuple[list[bytes], int] | None:
         """The lines of a complete head and where it ends; None when more bytes are needed."""

@@ -135,7 +135,7 @@ class RequestHead(Headers):
         if attribute is None:
             return default
         value = getattr(self, attribute)
-        return default if value is None or (value == b"" and attribute != "path") else value
+        return value or default
 
     def get_all(self, name: bytes) -> list[bytes]:
         if name in _REQUEST_PSEUDO:

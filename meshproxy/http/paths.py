@@ -1,0 +1,89 @@
+"""Path normalisation (RFC 3986 section 6), once, before routing, access control and forwarding: all three see the same string.
+
+As Envoy: dot segments are removed and needless percent-encoding of unreserved characters is undone (`normalize_path`), runs of slashes are merged
+(`merge_slashes`), escaped slashes are treated as `path_with_escaped_slashes_action` says. A path with a fragment is refused whatever the options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+KEEP, REJECT, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD = range(4)
+
+_ESCAPED_SLASH = re.compile(rb"%(2[fF]|5[cC])")
+_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00").search
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_SLASHES = re.compile(rb"/{2,}")
+
+
+class PathOptions:
+    """What to do to paths."""
+
+    __slots__ = ("escaped_slashes", "is_plain", "merge_slashes", "normalize")
+
+    def __init__(self, *, normalize: bool = False, merge_slashes: bool = False, escaped_slashes: int = KEEP) -> None:
+        self.normalize = normalize
+        self.merge_slashes = merge_slashes
+        self.escaped_slashes = escaped_slashes
+        # Whether a path certainly stays as it is: one C call in place of a walk through the path.
+        suspicious = [rb"#"]
+        if normalize:
+            suspicious += [rb"%", rb"/\.", rb"\\"]
+        if merge_slashes:
+            suspicious.append(rb"//")
+        if escaped_slashes != KEEP:
+            suspicious.append(rb"%")
+        search = re.compile(b"|".join(suspicious)).search
+        self.is_plain: Callable[[bytes], bool] = _has_no_fragment if len(suspicious) == 1 else lambda path: search(path) is None
+
+
+def _has_no_fragment(path: bytes) -> bool:
+    return b"#" not in path
+
+
+def normalise(path: bytes, options: PathOptions) -> tuple[bytes, bool] | None:
+    """The path to use and whether the client is to be redirected to it; None when the path is to be refused."""
+    if b"#" in path:
+        return None
+    target, question, query = path.partition(b"?")
+    redirect = False
+    action = options.escaped_slashes
+    if action != KEEP and _ESCAPED_SLASH.search(target):
+        if action == REJECT:
+            return None
+        target = _ESCAPED_SLASH.sub(lambda match: b"/" if match.group(1)[:1] == b"2" else b"\\", target)
+        redirect = action == UNESCAPE_AND_REDIRECT
+    if options.normalize:
+        if _BAD_ESCAPE(target):
+            return None
+        target = _ESCAPED.sub(_decode_unreserved, target).replace(b"\\", b"/")
+        target = _remove_dot_segments(target)
+    if options.merge_slashes:
+        target = _SLASHES.sub(b"/", target)
+    return target + question + query, redirect
+
+
+def _decode_unreserved(match: re.Match[bytes]) -> bytes:
+    byte = int(match.group(1), 16)
+    return bytes((byte,)) if byte in _UNRESERVED else match.group(0).upper()
+
+
+def _remove_dot_segments(path: bytes) -> bytes:
+    """RFC 3986 5.2.4 for an absolute path."""
+    out: list[bytes] = []
+    segments = path.split(b"/")[1:]
+    last = len(segments) - 1
+    for position, segment in enumerate(segments):
+        if segment == b".":
+            if position == last:
+                out.append(b"")
+        elif segment == b"..":
+            if out:
+                out.pop()
+            if position == last:
+                out.append(b"")
+        else:
+            out.append(segment)
+    return b"/" + b"/".join(out)

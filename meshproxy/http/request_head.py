@@ -1,0 +1,390 @@
+"""What the connection manager does to a request's head before routing: normalisation, forwarded headers, request ids, hygiene.
+
+The order is Envoy's (HTTP connection manager, header manipulation). A head that has none of the fields in `_WATCHED` takes the short way, which adds the
+constant fields and is all that most requests need.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from meshproxy.codec.h1 import connection_tokens
+from meshproxy.codec.headers import Pair, RequestHead
+from meshproxy.http.replies import Reply
+from meshproxy.http.paths import PathOptions, normalise
+from meshproxy.net.address import Address
+
+if TYPE_CHECKING:
+    from meshproxy.http.stream import Stream
+    from meshproxy.net.connection import ConnectionInfo
+
+_HOP_BY_HOP = (b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"http2-settings")
+
+# Only a trusted (internal) client may send these.
+_INTERNAL_ONLY = (
+    b"x-envoy-retry-on",
+    b"x-envoy-retry-grpc-on",
+    b"x-envoy-max-retries",
+    b"x-envoy-upstream-alt-stat-name",
+    b"x-envoy-upstream-rq-timeout-ms",
+    b"x-envoy-upstream-rq-per-try-timeout-ms",
+    b"x-envoy-upstream-rq-timeout-alt-response",
+    b"x-envoy-expected-rq-timeout-ms",
+    b"x-envoy-force-trace",
+    b"x-envoy-ip-tags",
+    b"x-envoy-hedge-on-per-try-timeout",
+    b"x-envoy-retriable-status-codes",
+    b"x-envoy-retriable-header-names",
+    b"x-envoy-original-url",
+)
+_EDGE_ONLY = (b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node", b"x-envoy-original-path", b"x-envoy-original-host")
+_WATCHED = frozenset(
+    (
+        *_HOP_BY_HOP,
+        *_INTERNAL_ONLY,
+        *_EDGE_ONLY,
+        b"expect",
+        b"transfer-encoding",
+        b"referer",
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-port",
+        b"x-forwarded-client-cert",
+        b"x-envoy-internal",
+        b"x-envoy-external-address",
+    )
+)
+_XFP_HTTP = (b"x-forwarded-proto", b"http")
+_XFP_HTTPS = (b"x-forwarded-proto", b"https")
+_URL = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//[^\s]*|/[^\s]*|about:blank").fullmatch
+# What a connection nominates in Connection is removed, but these are the mesh's own and not the client's to remove.
+_NOT_NOMINABLE = frozenset((b"host", b"authorization", b"cookie", b"content-length", b"content-type", b"te", b"close", b"keep-alive", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"))
+
+MISSING_HOST = Reply(400, details="missing_host_header", close=True)
+MISSING_PATH = Reply(404, details="missing_path_rejected", close=True)
+ABSOLUTE_PATH = Reply(404, details="absolute_path_rejected", close=True)
+NORMALISATION_FAILED = Reply(400, details="path_normalization_failed", close=True)
+
+
+class RequestIds:
+    """Version 4 UUIDs, cheaply: the first half is drawn anew for every 1,024 of them, the second for each."""
+
+    __slots__ = ("_left", "_prefix", "_random")
+
+    def __init__(self, source: random.Random) -> None:
+        self._random = source
+        self._left = 0
+        self._prefix = b""
+
+    def new(self) -> bytes:
+        """36 characters; the 15th is the version and, in Envoy's use, the trace reason."""
+        if not self._left:
+            self._left = 1024
+            high = self._random.getrandbits(60)
+            self._prefix = b"%08x-%04x-4%03x-" % (high >> 28, high >> 12 & 0xFFFF, high & 0xFFF)
+        self._left -= 1
+        low = self._random.getrandbits(62)
+        return b"%b%04x-%012x" % (self._prefix, 0x8000 | low >> 48, low & 0xFFFFFFFFFFFF)
+
+
+class RequestHeadOptions:
+    """The connection manager's fields that concern request heads; see `manager.py` for where each comes from."""
+
+    def __init__(self) -> None:
+        self.use_remote_address = False
+        self.xff_num_trusted_hops = 0
+        self.skip_xff_append = False
+        self.internal: Callable[[Address], bool] | None = None
+        self.internal_only: tuple[bytes, ...] = ()  # the route configuration's internal_only_headers
+        self.via: bytes = b""
+        self.generate_request_id = True
+        self.preserve_external_request_id = False
+        self.user_agent: bytes = b""
+        self.node_name: bytes = b""
+        self.paths = PathOptions()
+        self.strip_port: str | None = None  # None, "matching", "any"
+        self.strip_trailing_host_dot = False
+        self.default_host: bytes = b""
+        self.underscores: str = "allow"  # "reject", "drop"
+        self.xfcc: str = "sanitize"  # "forward_only", "append_forward", "sanitize_set", "always_forward_only"
+        self.xfcc_details: tuple[str, ...] = ()
+        self.append_x_forwarded_port = False
+        self.ipv4_mapped = False
+        self.scheme_override: bytes | None = None
+        self.scheme_match_upstream = False
+        self.proxy_100_continue = False
+
+
+class RequestHeadPreparer:
+    """Compiled `RequestHeadOptions`."""
+
+    def __init__(self, options: RequestHeadOptions, source: random.Random) -> None:
+        self.options = options
+        self.ids = RequestIds(source)
+        self.new_id = self.ids.new
+        # The short way is for connection managers whose options add nothing but constants.
+        self._plain = not (options.via or options.user_agent or options.underscores != "allow" or options.append_x_forwarded_port)
+        self._plain_path = options.paths.is_plain
+        self._internal_only = frozenset(options.internal_only)
+        self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
+
+    def prepare(self, stream: Stream) -> Reply | None:
+        """Make `stream.request` what the filters and the router may see; a Reply refuses it."""
+        head = stream.request
+        assert head is not None
+        if not head.authority and (reply := self._missing_host(head)) is not None:
+            return reply
+        path = head.path
+        if path[:1] != b"/":
+            if head.method != b"CONNECT":
+                return ABSOLUTE_PATH if path else MISSING_PATH
+        elif not self._plain_path(path) and (reply := self._normalise(head)) is not None:
+            return reply
+        if self._strips_host:
+            self._strip_host(head, stream.connection)
+        index = head._index
+        if not self._plain or index is None or not _WATCHED.isdisjoint(index) or (self._internal_only and not self._internal_only.isdisjoint(index)):
+            return self._carefully(stream, head)
+        options = self.options
+        items = head.items
+        connection = stream.connection
+        if options.use_remote_address:
+            address = _ip_bytes(connection.remote, options.ipv4_mapped)
+            if not options.skip_xff_append and address:
+                items.append((b"x-forwarded-for", address))
+                index[b"x-forwarded-for"] = address
+            if connection.tls is None:
+                items.append(_XFP_HTTP)
+                index[b"x-forwarded-proto"] = b"http"
+            else:
+                items.append(_XFP_HTTPS)
+                index[b"x-forwarded-proto"] = b"https"
+                head.scheme = b"https"
+            if options.internal is None or not options.internal(connection.remote):
+                if address:
+                    items.append((b"x-envoy-external-address", address))
+                    index[b"x-envoy-external-address"] = address
+                if options.generate_request_id:
+                    if b"x-request-id" not in index:
+                        value = index[b"x-request-id"] = self.new_id()
+                        items.append((b"x-request-id", value))
+                    elif not options.preserve_external_request_id:
+                        head.set(b"x-request-id", self.new_id())
+                return None
+            stream.is_internal = True
+            head.add(b"x-envoy-internal", b"true")
+        elif connection.tls is None:
+            items.append(_XFP_HTTP)
+            index[b"x-forwarded-proto"] = b"http"
+        else:
+            items.append(_XFP_HTTPS)
+            index[b"x-forwarded-proto"] = b"https"
+            head.scheme = b"https"
+        if options.generate_request_id and b"x-request-id" not in index:
+            value = index[b"x-request-id"] = self.new_id()
+            items.append((b"x-request-id", value))
+        return None
+
+    # -- the steps of the long way
+
+    def _missing_host(self, head: RequestHead) -> Reply | None:
+        if head.version == 10 and self.options.default_host:
+            head.authority = self.options.default_host
+            return None
+        return MISSING_HOST
+
+    def _normalise(self, head: RequestHead) -> Reply | None:
+        result = normalise(head.path, self.options.paths)
+        if result is None:
+            return NORMALISATION_FAILED
+        path, redirect = result
+        head.path = path
+        if redirect:
+            return Reply(307, details="path_normalization_redirect", headers=((b"location", path),))
+        return None
+
+    def _strip_host(self, head: RequestHead, connection: ConnectionInfo) -> None:
+        host = head.authority
+        if self.options.strip_port is not None:
+            name, colon, port = host.rpartition(b":")
+            if colon and port.isdigit() and (b":" not in name or name.endswith(b"]")):
+                if self.options.strip_port == "any" or int(port) == connection.local.port:
+                    host = name if head.method != b"CONNECT" or self.options.strip_port == "any" else host
+        if self.options.strip_trailing_host_dot:
+            name, colon, port = host.partition(b":")
+            if name.endswith(b"."):
+                host = name[:-1] + colon + port
+        head.authority = host
+
+    def _carefully(self, stream: Stream, head: RequestHead) -> Reply | None:
+        options = self.options
+        connection = stream.connection
+        reply = self._underscores(stream, head)
+        if reply is not None:
+            return reply
+        head.remove(b"transfer-encoding")
+        self._remove_hop_by_hop(stream, head)
+        self._check_referer(head)
+        expect = head.get(b"expect")
+        if expect is not None and not options.proxy_100_continue and expect.lower() == b"100-continue":
+            head.remove(b"expect")
+        tls = connection.tls is not None
+        trusted: Address | None
+        if options.use_remote_address:
+            trusted, single = self._from_peer(head, connection)
+        else:
+            trusted, single = _from_right(head.joined(b"x-forwarded-for"), options.xff_num_trusted_hops)
+        forwarded_proto = head.get(b"x-forwarded-proto")
+        if options.use_remote_address and options.xff_num_trusted_hops == 0 or forwarded_proto is None or forwarded_proto not in (b"http", b"https"):
+            head.set(b"x-forwarded-proto", b"https" if tls else b"http")
+        if options.append_x_forwarded_port and b"x-forwarded-port" not in head:
+            head.add(b"x-forwarded-port", b"%d" % connection.local.port)
+        if options.scheme_override is None:
+            scheme = head.get(b"x-forwarded-proto")
+            head.scheme = head.scheme if head.scheme == b"https" and not options.use_remote_address else (scheme or b"http")
+        internal = stream.is_internal = single and trusted is not None and options.internal is not None and options.internal(trusted)
+        if trusted is not None:
+            stream.remote = trusted
+        edge = options.use_remote_address and not internal
+        if internal:
+            head.set(b"x-envoy-internal", b"true")
+        else:
+            head.remove(b"x-envoy-internal")
+            if edge:
+                for name in _EDGE_ONLY:
+                    head.remove(name)
+            for name in _INTERNAL_ONLY:
+                head.remove(name)
+            for name in options.internal_only:
+                head.remove(name)
+        if options.user_agent:
+            head.set(b"x-envoy-downstream-service-cluster", options.user_agent)
+            if not head.get(b"user-agent"):
+                head.set(b"user-agent", options.user_agent)
+            if options.node_name:
+                head.set(b"x-envoy-downstream-service-node", options.node_name)
+        if options.via:
+            via = head.joined(b"via")
+            head.set(b"via", options.via if not via else via + b", " + options.via)
+        if edge:
+            address = _ip_bytes(trusted or connection.remote, options.ipv4_mapped)
+            if address:
+                head.set(b"x-envoy-external-address", address)
+        if options.generate_request_id and (b"x-request-id" not in head or edge and not options.preserve_external_request_id):
+            head.set(b"x-request-id", self.new_id())
+        self._client_certificate(head, connection)
+        return None
+
+    def _underscores(self, stream: Stream, head: RequestHead) -> Reply | None:
+        action = self.options.underscores
+        if action == "allow" or not any(b"_" in name for name, _ in head.items):
+            return None
+        stats = stream.manager.stats
+        if action == "reject":
+            stats.requests_rejected_with_underscores_in_headers.n += 1
+            return Reply(400, b"Bad Request", details="http1.unexpected_underscore", close=True)
+        kept = [pair for pair in head.items if b"_" not in pair[0]]
+        stats.dropped_headers_with_underscores.n += len(head.items) - len(kept)
+        head.items = kept
+        head.touch()
+        return None
+
+    @staticmethod
+    def _remove_hop_by_hop(stream: Stream, head: RequestHead) -> None:
+        tokens = connection_tokens(head) if b"connection" in head else set()
+        for token in tokens - _NOT_NOMINABLE:
+            if not token.startswith((b"x-envoy-", b":")):
+                head.remove(token)
+        te = head.joined(b"te")
+        keeps_trailers = te is not None and b"trailers" in [part.split(b";")[0].strip().lower() for part in te.split(b",")]
+        upgrade = stream.upgrade
+        for name in _HOP_BY_HOP:
+            head.remove(name)
+        if keeps_trailers:
+            head.add(b"te", b"trailers")
+        if upgrade is not None:
+            head.add(b"connection", b"upgrade")
+            head.add(b"upgrade", upgrade)
+
+    @staticmethod
+    def _check_referer(head: RequestHead) -> None:
+        values = head.get_all(b"referer")
+        if values and (len(values) > 1 or _URL(values[0]) is None):
+            head.remove(b"referer")
+
+    def _from_peer(self, head: RequestHead, connection: ConnectionInfo) -> tuple[Address | None, bool]:
+        """use_remote_address: the trusted client and whether it is the only one; appends to X-Forwarded-For."""
+        options = self.options
+        before = head.joined(b"x-forwarded-for")
+        if options.xff_num_trusted_hops > 0:
+            trusted, _ = _from_right(before, options.xff_num_trusted_hops - 1)
+            trusted = trusted or connection.remote
+        else:
+            trusted = connection.remote
+        address = _ip_bytes(connection.remote, options.ipv4_mapped)
+        if not options.skip_xff_append and address:
+            head.set(b"x-forwarded-for", address if not before else before + b"," + address)
+        return trusted, not before
+
+    def _client_certificate(self, head: RequestHead, connection: ConnectionInfo) -> None:
+        mode = self.options.xfcc
+        if mode == "always_forward_only":
+            return
+        tls = connection.tls
+        if mode == "sanitize" or tls is None or not tls.presented:
+            head.remove(b"x-forwarded-client-cert")
+            return
+        if mode == "forward_only":
+            return
+        element = _client_cert_element(tls, self.options.xfcc_details).encode()
+        before = head.joined(b"x-forwarded-client-cert")
+        head.set(b"x-forwarded-client-cert", before + b"," + element if before and mode == "append_forward" else element)
+
+
+def _ip_bytes(address: Address, mapped: bool) -> bytes:
+    if address.kind != "ip":
+        return b""
+    text = address.ip
+    return (f"::ffff:{text}" if mapped and ":" not in text else text).encode()
+
+
+def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:
+    """The address `skip` places from the right end of an X-Forwarded-For value, and whether it is the only one in it. None when it is not there or not an address."""
+    if not value:
+        return None, False
+    parts = value.split(b",")
+    if skip >= len(parts):
+        return None, False
+    text = parts[-1 - skip].strip(b" \t").decode("latin-1")
+    try:
+        return Address.parse_ip(text), len(parts) == 1
+    except ValueError:
+        return None, False
+
+
+def _client_cert_element(tls: Any, details: tuple[str, ...]) -> str:
+    parts = []
+    local = tls.local_certificate
+    if local is not None:
+        parts += [f"By={uri}" for uri in local.uri_sans]
+    peer = tls.peer_certificate
+    parts.append(f"Hash={peer.sha256}")
+    for detail in details:
+        if detail == "cert":
+            parts.append(f'Cert="{quote(peer.pem, safe="")}"')
+        elif detail == "chain":
+            parts.append(f'Chain="{quote(peer.pem, safe="")}"')
+        elif detail == "subject":
+            parts.append(f'Subject="{peer.subject}"')
+        elif detail == "uri":
+            parts += [f"URI={uri}" for uri in peer.uri_sans] or ["URI="]
+        elif detail == "dns":
+            parts += [f"DNS={dns}" for dns in peer.dns_sans]
+    return ";".join(parts)
+
+
+__all__ = ["Pair", "RequestHeadOptions", "RequestHeadPreparer", "RequestIds"]

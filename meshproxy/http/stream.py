@@ -1,0 +1,556 @@
+"""One request and its response, from the downstream codec's first call to the access log.
+
+The request runs through the filters of its route's chain to the router; the response comes back through the filters in reverse to the codec. Everything
+is plain calls until a filter returns an awaitable: then only this stream is held (`_Hold`), what arrives meanwhile waits in a queue, and the walk goes on
+where it stopped.
+
+Ownership: the downstream connection (`codec`) owns the stream; the stream owns its `forwarding` (the router's part) and its tasks. `ended` is set once;
+after that nothing may touch the downstream side through this stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.http import replies
+from meshproxy.http.replies import Reply
+from meshproxy.net import tasks
+from meshproxy.observe import flags
+from meshproxy.observe.stream_info import StreamInfo
+
+if TYPE_CHECKING:
+    from meshproxy.http.connection import ServerConnection
+    from meshproxy.http.filter_chain import Chain
+    from meshproxy.http.manager import HttpConnectionManager
+
+log = logging.getLogger("meshproxy.http")
+
+_HEADERS, _DATA, _TRAILERS = range(3)
+
+
+class Stream(StreamInfo):
+    """A downstream request in flight. Filters see this object; see `docs/filters.md`."""
+
+    codec: ServerConnection
+    manager: HttpConnectionManager
+    chain: Chain
+    forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
+    request_ended: bool = False  # the downstream has sent everything
+    response_started: bool = False  # response headers went to the codec
+    ended: bool = False
+    upgrade: bytes | None = None  # the upgrade that was asked for and allowed
+    tunnel: bool = False  # after a successful upgrade or CONNECT: bytes, no messages
+    last_active: float = 0.0
+    close_connection: bool = False  # close the downstream connection after this response
+    is_internal: bool = False
+    health_check: bool = False
+    idle_timeout: float = 0.0
+    traced: bool = False
+
+    _locals: dict[Any, Any] | None = None
+    _request_hold: _Hold | None = None
+    _response_hold: _Hold | None = None
+    _buffering: _Buffering | None = None
+    _held_response: ResponseHead | None = None
+    _timers: list[Any] | None = None
+
+    # -- what filters use
+
+    @property
+    def locals(self) -> dict[Any, Any]:
+        """A filter's own data for this stream: `stream.locals[self] = ...`."""
+        value = self._locals
+        if value is None:
+            value = self._locals = {}
+        return value
+
+    @property
+    def start_wall(self) -> float:  # type: ignore[override]  # derived here, plain data for TCP sessions
+        return self.start + self.manager.wall_offset
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the request is gRPC by its content type."""
+        request = self.request
+        assert request is not None
+        value = request.get(b"content-type")
+        return value is not None and value.startswith(b"application/grpc") and (len(value) == 16 or value[16:17] in b"+;")
+
+    @property
+    def content_length(self) -> int | None:
+        """The request's declared length."""
+        assert self.request is not None
+        value = self.request.get(b"content-length")
+        return None if value is None else int(value)
+
+    def clear_route_cache(self) -> None:
+        """Choose the route anew, after a filter changed what routes look at. The filters that run are those of the first choice, as in Envoy."""
+        self.route = self.manager.routes.match(self)
+
+    async def buffered_request(self, limit: int) -> bool:
+        """Wait until the whole request body is here; False when it is over `limit` bytes. For filters that hold the stream in `request_headers`."""
+        if self.request_ended and self._request_hold is not None:
+            return self._request_hold.size <= limit
+        assert self._request_hold is not None
+        self._buffering = _Buffering(limit, asyncio.get_running_loop().create_future())
+        self._request_hold.watch(self._buffering)
+        self._request_hold.limit = max(limit, self._request_hold.limit)
+        return await self._buffering.done
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Body bytes that wait while the request is held."""
+        return 0 if self._request_hold is None else self._request_hold.size
+
+    def reply(self, reply: Reply) -> None:
+        """Answer by ourselves, at any time before the response has started; later it resets the stream."""
+        self.local_reply(reply)
+
+    # -- the request comes in
+
+    def begin(self, end_stream: bool) -> None:
+        """Run a request whose head was prepared through its route's filters to the router."""
+        manager = self.manager
+        route = self.route = manager.routes.match(self)
+        chain = self.chain = manager.chains.get(route) or manager.compile_chain(route)
+        if self.upgrade is not None or route is not None and route.idle_timeout is not None:
+            reply = manager.admit(self)
+            if reply is not None:
+                self.local_reply(reply)
+                return
+        hooks = chain.request_headers
+        if hooks:
+            self._request_headers(0, end_stream)
+        else:
+            self._route_request(end_stream)
+
+    def _request_headers(self, position: int, end_stream: bool) -> None:
+        hooks = self.chain.request_headers
+        count = len(hooks)
+        while position < count:
+            result = hooks[position](self, end_stream)
+            position += 1
+            if result is not None:
+                if self._intercept(result, lambda _: self._request_headers(position, end_stream)):
+                    return
+        self._route_request(end_stream)
+
+    def _route_request(self, end_stream: bool) -> None:
+        if self.ended:
+            return
+        reply = self.manager.router.start(self, end_stream)
+        if reply is not None:
+            self.local_reply(reply)
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        """Request body from the codec."""
+        self.bytes_received += len(data)
+        self.last_active = now = self.manager.clock()
+        if end_stream:
+            self._request_complete(now)
+        hold = self._request_hold
+        if hold is not None:
+            hold.put(_DATA, data, end_stream)
+        elif not self.response_started or self.tunnel or not self.ended:
+            self._request_data(0, data, end_stream)
+
+    def _request_data(self, position: int, data: bytes, end_stream: bool) -> None:
+        hooks = self.chain.request_data
+        count = len(hooks)
+        while position < count:
+            result = hooks[position](self, data, end_stream)
+            position += 1
+            if result is None:
+                continue
+            if type(result) is bytes:
+                data = result
+            else:
+                before = data
+                if self._intercept(result, lambda value: self._request_data(position, before if value is None else value, end_stream)):
+                    return
+        if self.forwarding is not None:
+            self.forwarding.data(data, end_stream)
+
+    def on_trailers(self, trailers: Headers) -> None:
+        """Request trailers from the codec: the request's end."""
+        self.request_trailers = trailers
+        self._request_complete(self.manager.clock())
+        hold = self._request_hold
+        if hold is not None:
+            hold.put(_TRAILERS, trailers, True)
+        else:
+            self._request_trailers(0, trailers)
+
+    def _request_trailers(self, position: int, trailers: Headers) -> None:
+        hooks = self.chain.request_trailers
+        while position < len(hooks):
+            result = hooks[position](self, trailers)
+            position += 1
+            if result is not None and self._intercept(result, lambda _: self._request_trailers(position, trailers)):
+                return
+        if self.forwarding is not None:
+            self.forwarding.trailers(trailers)
+
+    def _request_complete(self, now: float) -> None:
+        self.request_ended = True
+        self.request_end = now
+
+    # -- waiting
+
+    def _intercept(self, result: Any, resume: Callable[[Any], None]) -> bool:
+        """A request hook answered with something: reply, or hold the stream until the awaitable is done. True: the walk stops here."""
+        if type(result) is Reply:
+            self.local_reply(result)
+            return True
+        hold = self._request_hold
+        if hold is None:
+            hold = self._request_hold = _Hold(self, self._replay_request, self.manager.buffer_limit)
+        hold.wait(result, resume)
+        return True
+
+    def _intercept_response(self, result: Any, resume: Callable[[Any], None]) -> bool:
+        if type(result) is Reply:
+            self.local_reply(result, replace=True)
+            return True
+        hold = self._response_hold
+        if hold is None:
+            hold = self._response_hold = _Hold(self, self._replay_response, self.manager.buffer_limit)
+        hold.wait(result, resume)
+        return True
+
+    def _replay_request(self, kind: int, payload: Any, end_stream: bool) -> None:
+        if kind == _DATA:
+            self._request_data(0, payload, end_stream)
+        else:
+            self._request_trailers(0, payload)
+
+    def _replay_response(self, kind: int, payload: Any, end_stream: bool) -> None:
+        if kind == _DATA:
+            self._response_data(0, payload, end_stream)
+        else:
+            self._response_trailers(0, payload)
+
+    def release_hold(self, hold: _Hold) -> None:
+        """A hold has replayed everything: back to plain calls."""
+        if self._request_hold is hold:
+            self._request_hold = None
+        elif self._response_hold is hold:
+            self._response_hold = None
+
+    def pause_request(self) -> None:
+        """Stop reading the request: someone further on is full."""
+        self.codec.pause_reading()
+
+    def resume_request(self) -> None:
+        """Read on."""
+        self.codec.resume_reading()
+
+    # -- the response goes out
+
+    def informational(self, head: ResponseHead) -> None:
+        """Pass a 1xx response on."""
+        if not self.response_started and not self.ended:
+            self.codec.send_informational(head)
+
+    def send_headers(self, head: ResponseHead, end_stream: bool) -> None:
+        """The response's head, from the router: through the filters in reverse, then to the codec."""
+        self.response = head
+        hooks = self.chain.response_headers
+        if hooks:
+            self._response_headers(0, end_stream)
+        else:
+            self._encode_headers(head, end_stream)
+
+    def _response_headers(self, position: int, end_stream: bool) -> None:
+        hooks = self.chain.response_headers
+        count = len(hooks)
+        while position < count:
+            result = hooks[position](self, end_stream)
+            position += 1
+            if result is not None and self._intercept_response(result, lambda _: self._response_headers(position, end_stream)):
+                return
+        assert self.response is not None
+        self._encode_headers(self.response, end_stream)
+
+    def _encode_headers(self, head: ResponseHead, end_stream: bool) -> None:
+        if self.ended:
+            return
+        self.status = head.status
+        self.response_started = True
+        self.manager.finish_response_head(self, head)
+        self.codec.send_headers(self, head, end_stream)
+        if end_stream:
+            self._response_complete()
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """Response body from the router."""
+        hold = self._response_hold
+        if hold is not None:
+            hold.put(_DATA, data, end_stream)
+        elif self.chain.response_data:
+            self._response_data(0, data, end_stream)
+        else:
+            self._encode_data(data, end_stream)
+
+    def _response_data(self, position: int, data: bytes, end_stream: bool) -> None:
+        hooks = self.chain.response_data
+        count = len(hooks)
+        while position < count:
+            result = hooks[position](self, data, end_stream)
+            position += 1
+            if result is None:
+                continue
+            if type(result) is bytes:
+                data = result
+            else:
+                before = data
+                if self._intercept_response(result, lambda value: self._response_data(position, before if value is None else value, end_stream)):
+                    return
+        self._encode_data(data, end_stream)
+
+    def _encode_data(self, data: bytes, end_stream: bool) -> None:
+        if self.ended:
+            return
+        self.bytes_sent += len(data)
+        self.codec.send_data(data, end_stream)
+        if end_stream:
+            self._response_complete()
+
+    def send_trailers(self, trailers: Headers) -> None:
+        """Response trailers from the router: the response's end."""
+        self.response_trailers = trailers
+        hold = self._response_hold
+        if hold is not None:
+            hold.put(_TRAILERS, trailers, True)
+        else:
+            self._response_trailers(0, trailers)
+
+    def _response_trailers(self, position: int, trailers: Headers) -> None:
+        hooks = self.chain.response_trailers
+        while position < len(hooks):
+            result = hooks[position](self, trailers)
+            position += 1
+            if result is not None and self._intercept_response(result, lambda _: self._response_trailers(position, trailers)):
+                return
+        if not self.ended:
+            self.codec.send_trailers(trailers)
+            self._response_complete()
+
+    # -- local replies
+
+    def local_reply(self, reply: Reply, *, replace: bool = False) -> None:
+        """Send `reply` through the response filters (unless `replace`, when one of them made it). Too late for a reply: reset the stream."""
+        if self.ended:
+            return
+        self.flags |= reply.flag
+        self.details = reply.details
+        self._drop_holds()
+        if self.forwarding is not None:
+            self.forwarding.abandon()
+        if self.response_started:
+            self.reset()
+            return
+        if reply.close:
+            self.close_connection = True
+        head, body = self.manager.render_reply(self, reply)
+        if not self.request_ended and self._discards_request():
+            self.codec.discard_request()
+        self.response = head
+        if replace or self.chain is None:
+            self._encode_headers(head, not body)
+        else:
+            self.send_headers(head, not body)
+        if body and not self.ended:
+            self.send_data(body, True)
+
+    def _discards_request(self) -> bool:
+        return not self.tunnel
+
+    # -- the end
+
+    def reset(self) -> None:
+        """End at once without a proper response: the downstream connection is closed."""
+        if not self.ended:
+            self.manager.stats.downstream_rq_tx_reset.n += 1
+            self.codec.reset_stream(self)
+            self.finish()
+
+    def on_reset(self, flag: int, details: str) -> None:
+        """The downstream went away, or broke the protocol."""
+        if self.ended:
+            return
+        self.flags |= flag
+        if self.details is None or not self.response_started:
+            self.details = details
+        self.manager.stats.downstream_rq_rx_reset.n += 1
+        self.finish()
+
+    def on_idle(self) -> None:
+        """Nothing moved for the stream idle timeout."""
+        self.manager.stats.downstream_rq_idle_timeout.n += 1
+        self.timed_out("stream timeout", "stream_idle_timeout", flags.SI)
+
+    def timed_out(self, body: str, details: str, flag: int, *, grpc_status: int | None = None) -> None:
+        """One of the connection manager's timers: 408 while the request is incomplete, else 504; a reset when the response has started."""
+        self.local_reply(
+            Reply(504 if self.request_ended else 408, body.encode(), details=details, flag=flag, grpc_status=grpc_status, close=not self.request_ended)
+        )
+
+    def _response_complete(self) -> None:
+        if not self.ended:
+            if self.forwarding is not None and not self.forwarding.done:
+                self.forwarding.abandon()
+            self.finish()
+
+    def finish(self) -> None:
+        """The stream is over: release what it holds, count it, log it. Once."""
+        if self.ended:
+            return
+        self.ended = True
+        if self._request_hold is not None or self._response_hold is not None:
+            self._drop_holds()
+        forwarding = self.forwarding
+        if forwarding is not None and not forwarding.done:
+            forwarding.abandon()
+        if self._timers is not None:
+            for timer in self._timers:
+                timer.cancel()
+        self.manager.stream_done(self)
+        self.codec.stream_done(self)
+
+    def add_timer(self, handle: Any) -> None:
+        """A timer to cancel when the stream ends."""
+        if self._timers is None:
+            self._timers = []
+        self._timers.append(handle)
+
+    def _drop_holds(self) -> None:
+        for hold in (self._request_hold, self._response_hold):
+            if hold is not None:
+                hold.cancel()
+        self._request_hold = self._response_hold = None
+
+    def on_writable(self, writable: bool) -> None:
+        """The downstream's write buffer crossed its watermark."""
+        if self.forwarding is not None:
+            self.forwarding.downstream_writable(writable)
+
+    def __repr__(self) -> str:
+        request = self.request
+        state = "ended" if self.ended else "responding" if self.response_started else "waiting"
+        return f"<Stream {request.method!r} {request.path!r} {state}>" if isinstance(request, RequestHead) else "<Stream>"
+
+
+class _Buffering:
+    """A filter that waits for the whole request body."""
+
+    __slots__ = ("done", "limit")
+
+    def __init__(self, limit: int, done: asyncio.Future[bool]) -> None:
+        self.limit = limit
+        self.done = done
+
+
+class _Hold:
+    """One direction of a stream that waits for a filter: the filter's task, and what arrived meanwhile.
+
+    Above `limit` queued bytes reading is paused (the request) or the upstream is (the response).
+    """
+
+    __slots__ = ("_buffering", "_paused", "_queue", "_replay", "_task", "limit", "size", "stream")
+
+    def __init__(self, stream: Stream, replay: Callable[[int, Any, bool], None], limit: int) -> None:
+        self.stream = stream
+        self._replay = replay
+        self.limit = limit
+        self.size = 0
+        self._queue: list[tuple[int, Any, bool]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._buffering: _Buffering | None = None
+        self._paused = False
+
+    def wait(self, awaitable: Awaitable[Any], resume: Callable[[Any], None]) -> None:
+        self._task = tasks.spawn("http filter", self._run(awaitable, resume))
+
+    async def _run(self, awaitable: Awaitable[Any], resume: Callable[[Any], None]) -> None:
+        stream = self.stream
+        try:
+            result = await awaitable
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a filter failed while it held %r", stream)
+            stream.local_reply(Reply(500, details="filter_error"), replace=stream._response_hold is self)
+            return
+        mine = self._task
+        if stream.ended:
+            return
+        if type(result) is Reply:
+            stream.local_reply(result, replace=stream._response_hold is self)
+            return
+        resume(result)
+        # The walk may have stopped at the next awaitable; then the queue goes on waiting for that one.
+        while self._task is mine and not stream.ended:
+            if not self._queue:
+                stream.release_hold(self)
+                self._unpause()
+                return
+            kind, payload, end_stream = self._queue.pop(0)
+            if kind == _DATA:
+                self.size -= len(payload)
+            self._replay(kind, payload, end_stream)
+
+    def watch(self, buffering: _Buffering) -> None:
+        self._buffering = buffering
+        self._check()
+
+    def put(self, kind: int, payload: Any, end_stream: bool) -> None:
+        if kind == _DATA:
+            self.size += len(payload)
+        self._queue.append((kind, payload, end_stream))
+        if self._buffering is not None:
+            self._check()
+        elif self.size > self.limit and not self._paused:
+            self._paused = True
+            if self.stream._response_hold is self:
+                self.stream.on_writable(False)
+            else:
+                self.stream.pause_request()
+
+    def _check(self) -> None:
+        buffering = self._buffering
+        if buffering is None or buffering.done.done():
+            return
+        if self.size > buffering.limit:
+            buffering.done.set_result(False)
+        elif self._queue and self._queue[-1][2] or self.stream.request_ended:
+            buffering.done.set_result(True)
+
+    def _unpause(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.stream.resume_request()
+            self.stream.on_writable(True)
+
+    def cancel(self) -> None:
+        task = self._task
+        self._task = None
+        self._queue.clear()
+        if task is not None and task is not _current_task():
+            task.cancel()
+        if self._paused and not self.stream.ended:
+            self._unpause()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+__all__ = ["Stream", "replies"]
