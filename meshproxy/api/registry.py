@@ -162,7 +162,8 @@ def unpack(packed: Any) -> Message:
     target = messages.message_class(messages.full_name(message.type_url))
     if target is None:
         errors.fail("", f"unknown type {message.type_url!r}")
-    return convert.to_message(convert.from_struct(message.value), target)
+    with errors.under("value"):
+        return convert.to_message(convert.from_struct(message.value), target)
 
 
 def _decode(packed: Any, name: str) -> Message:
