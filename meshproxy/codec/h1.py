@@ -442,7 +442,10 @@ class RequestParser(_Parser):
             elif b"keep-alive" in tokens:
                 keep_alive = True
             if b"upgrade" in tokens and version == 11:
-                self.upgrade = index.get(b"upgrade")
+                upgrade = index.get(b"upgrade")
+                # h2c by upgrade is not offered: the request is an ordinary one, as for Envoy.
+                if upgrade is not None and b"h2c" not in upgrade.lower():
+                    self.upgrade = upgrade
         self.keep_alive = keep_alive
         expect = index.get(b"expect")
         self.expect_continue = expect is not None and expect.lower() == b"100-continue"

@@ -16,7 +16,7 @@ from meshproxy.codec.h1 import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http.replies import Reply
 from meshproxy.http.paths import PathOptions, normalise
-from meshproxy.net.address import Address
+from meshproxy.net.address import Address, canonical_ip
 
 if TYPE_CHECKING:
     from meshproxy.http.stream import Stream
@@ -361,7 +361,7 @@ def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:
         return None, False
     text = parts[-1 - skip].strip(b" \t").decode("latin-1")
     try:
-        return Address.parse_ip(text), len(parts) == 1
+        return Address(canonical_ip(text)), len(parts) == 1
     except ValueError:
         return None, False
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
-from meshproxy.http import replies
+from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.replies import Reply
 from meshproxy.net import tasks
 from meshproxy.observe import flags
@@ -24,7 +24,6 @@ from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
     from meshproxy.http.connection import ServerConnection
-    from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
 
 log = logging.getLogger("meshproxy.http")
@@ -37,8 +36,9 @@ class Stream(StreamInfo):
 
     codec: ServerConnection
     manager: HttpConnectionManager
-    chain: Chain
+    chain: Chain = EMPTY
     forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
+    protocol: str | None = "HTTP/1.1"
     request_ended: bool = False  # the downstream has sent everything
     response_started: bool = False  # response headers went to the codec
     ended: bool = False
@@ -360,7 +360,7 @@ class Stream(StreamInfo):
         if not self.request_ended and self._discards_request():
             self.codec.discard_request()
         self.response = head
-        if replace or self.chain is None:
+        if replace:
             self._encode_headers(head, not body)
         else:
             self.send_headers(head, not body)
@@ -551,6 +551,3 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
-
-
-__all__ = ["Stream", "replies"]

@@ -1,0 +1,442 @@
+"""A downstream HTTP/1.1 connection: the asyncio protocol, the sink of its parser, and the encoder of responses.
+
+HTTP/1 carries one request at a time: what a client pipelines waits in the parser. A head that is ready is kept back until the first body bytes or the end
+of the event, so that a small response is one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec import h1
+from meshproxy.codec.h1 import ProtocolError, RequestParser
+from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.http.replies import Reply
+from meshproxy.http.stream import Stream
+from meshproxy.observe import flags
+
+if TYPE_CHECKING:
+    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.net.connection import ConnectionInfo
+
+log = logging.getLogger("meshproxy.http")
+
+_CHUNKED = (b"transfer-encoding", b"chunked")
+_NO_LENGTH = (b"content-length", b"0")
+_CLOSE = (b"connection", b"close")
+_KEEP_ALIVE = (b"connection", b"keep-alive")
+LOW_VERSION = Reply(426, b"Upgrade Required", details="low_version", close=True)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class ServerConnection(asyncio.Protocol):
+    """One downstream connection of an HTTP connection manager. Owns its stream and its parser."""
+
+    __slots__ = (
+        "_check_at",
+        "_chunked",
+        "_closing",
+        "_discarding",
+        "_out",
+        "_paused",
+        "_started",
+        "_timer",
+        "headers_timer",
+        "idle_since",
+        "info",
+        "manager",
+        "parser",
+        "requests",
+        "stats",
+        "stream",
+        "transport",
+    )
+
+    def __init__(self, manager: HttpConnectionManager, info: ConnectionInfo) -> None:
+        self.manager = manager
+        self.info = info
+        self.stats = manager.stats
+        self.parser = RequestParser(self, manager.parser_options)
+        self.transport: Any = None
+        self.stream: Stream | None = None
+        self.requests = 0
+        self.idle_since = 0.0
+        self.headers_timer: asyncio.TimerHandle | None = None
+        self._out = b""
+        self._chunked = False
+        self._closing = False  # close after the present response
+        self._discarding = False  # nothing that still comes is read
+        self._paused = False
+        self._started = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._check_at = 0.0
+
+    # -- the transport's calls
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        manager = self.manager
+        self._started = self.idle_since = manager.clock()
+        transport.set_write_buffer_limits(manager.buffer_limit)
+        manager.connection_opened(self)
+        if manager.idle_timeout:
+            self._watch(manager.idle_timeout)
+        if manager.max_connection_duration:
+            manager.loop.call_later(manager.max_connection_duration, self._expire)
+
+    def data_received(self, data: bytes) -> None:
+        self.stats.downstream_cx_rx_bytes_total.n += len(data)
+        if self._discarding:
+            return
+        try:
+            self.parser.feed(data)
+        except ProtocolError as error:
+            self._protocol_error(error)
+        if self._out:
+            self.flush()
+        if self.stream is None:
+            manager = self.manager
+            if manager.headers_timeout and self.headers_timer is None and self.parser.buffer and not self._discarding:
+                self.headers_timer = manager.loop.call_later(manager.headers_timeout, self._headers_timed_out)
+        elif self.parser.buffer and len(self.parser.buffer) > self.manager.buffer_limit:
+            self.pause_reading()
+
+    def eof_received(self) -> bool:
+        """As Envoy: a client that closes its side has gone, whatever it still waits for. Inside a tunnel the other direction goes on."""
+        stream = self.stream
+        if stream is not None and stream.tunnel and stream.forwarding is not None:
+            stream.forwarding.data(b"", True)
+            return True
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for timer in (self._timer, self.headers_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self.headers_timer = None
+        stream = self.stream
+        local = self._discarding or self._closing and stream is None
+        self._discarding = True
+        if stream is not None:
+            self.stats.downstream_cx_destroy_active_rq.n += 1
+            (self.stats.downstream_cx_destroy_local_active_rq if local else self.stats.downstream_cx_destroy_remote_active_rq).n += 1
+            stream.on_reset(flags.DC, "downstream_remote_disconnect")
+        self.manager.connection_closed(self, local)
+
+    def pause_writing(self) -> None:
+        if self.stream is not None:
+            self.manager.stats.downstream_flow_control_paused_reading_total.n += 1
+            self.stream.on_writable(False)
+
+    def resume_writing(self) -> None:
+        if self.stream is not None:
+            self.manager.stats.downstream_flow_control_resumed_reading_total.n += 1
+            self.stream.on_writable(True)
+
+    def pause_reading(self) -> None:
+        """Idempotent."""
+        if not self._paused and not self.transport.is_closing():
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Idempotent."""
+        if self._paused and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    # -- the parser's calls
+
+    def on_headers(self, head: RequestHead, end_stream: bool) -> None:
+        manager = self.manager
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        if self.headers_timer is not None:
+            self.headers_timer.cancel()
+            self.headers_timer = None
+        stream = Stream()
+        stream.manager = manager
+        stream.codec = self
+        stream.connection = self.info
+        stream.request = head
+        stream.start = stream.last_active = now
+        if end_stream:
+            stream.request_ended = True
+            stream.request_end = now
+        self.stream = stream
+        self.requests += 1
+        stats = self.stats
+        stats.downstream_rq_total.n += 1
+        stats.downstream_rq_active.n += 1
+        parser = self.parser
+        if not parser.keep_alive:
+            self._closing = True
+        if manager.stream_idle_timeout and self._check_at > now + manager.stream_idle_timeout:
+            self._watch(manager.stream_idle_timeout)
+        if head.version == 10:
+            stream.protocol = "HTTP/1.0"
+            if not manager.accept_http_10:
+                stream.local_reply(LOW_VERSION)
+                return
+        if manager.max_requests and self.requests >= manager.max_requests:
+            stats.downstream_cx_max_requests_reached.n += 1
+            self._closing = True
+        if manager.has_stream_timers:
+            manager.start_timers(stream)
+        if parser.upgrade is not None or head.method == b"CONNECT":
+            stream.upgrade = parser.upgrade or b"CONNECT"
+        if parser.expect_continue and not end_stream and not manager.proxy_100_continue:
+            stats.downstream_rq_1xx.n += 1
+            stats.downstream_rq_completed.n += 1
+            self.transport.write(_CONTINUE)
+        reply = manager.prepare(stream)
+        if reply is not None:
+            stream.local_reply(reply)
+            return
+        stream.begin(end_stream)
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        stream = self.stream
+        if stream is not None:
+            stream.on_data(data, end_stream)
+
+    def on_trailers(self, trailers: Headers) -> None:
+        stream = self.stream
+        if stream is not None:
+            stream.on_trailers(trailers)
+
+    # -- the stream's calls
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """A 1xx response."""
+        request = self.stream.request if self.stream is not None else None
+        if request is not None and request.version == 11:
+            self.write(h1.encode_response_head(head.status, head.items))
+
+    def send_headers(self, stream: Stream, head: ResponseHead, end_stream: bool) -> None:
+        """Encode a final response's head; it goes out with the first data, or with `flush`."""
+        request = stream.request
+        items = head.items
+        stats = self.stats
+        status = head.status
+        self._chunked = False
+        if stream.tunnel:
+            self._out = h1.encode_response_head(status, items)
+            return
+        if not stream.request_ended:
+            # The rest of the request would be read as the next one, or never come: this connection cannot be kept.
+            stats.downstream_rq_response_before_rq_complete.n += 1
+            self._closing = True
+        assert request is not None
+        manager = self.manager
+        if stream.close_connection or manager.drain_close(self):
+            if not self._closing:
+                stats.downstream_cx_drain_close.n += 1
+            self._closing = True
+        if not end_stream and request.version == 10 and b"content-length" not in head:
+            self._closing = True
+        if self._closing:
+            items.append(_CLOSE)
+        elif request.version == 10:
+            items.append(_KEEP_ALIVE)
+        if end_stream:
+            if status != 204 and request.method != b"HEAD" and b"content-length" not in head:
+                items.append(_NO_LENGTH)
+        elif b"content-length" not in head and request.version != 10 and status != 204:
+            items.append(_CHUNKED)
+            self._chunked = True
+        if manager.header_case is not None:
+            items = manager.header_case(items, head)
+        out = self._out = h1.encode_response_head(status, items, head.reason if manager.keeps_reason else None)
+        stream.response_header_bytes = len(out)
+        stream.response_start = manager.clock() if manager.logs_times else 0.0
+        if end_stream:
+            self.flush()
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """Encode body data."""
+        out = self._out
+        if self._chunked:
+            if data:
+                data = h1.encode_chunk(data)
+            if end_stream:
+                data += h1.LAST_CHUNK
+        if out:
+            data = out + data
+            self._out = b""
+        if data:
+            self.stats.downstream_cx_tx_bytes_total.n += len(data)
+            self.transport.write(data)
+
+    def send_trailers(self, trailers: Headers) -> None:
+        """End a body with trailers; dropped where the client could not know them for trailers, or they are not enabled."""
+        if self._chunked:
+            self.write(h1.encode_trailers(trailers.items if self.manager.parser_options.trailers else []))
+        else:
+            self.flush()
+
+    def write(self, data: bytes) -> None:
+        """Write at once, after what was kept back."""
+        data = self._out + data
+        self._out = b""
+        self.stats.downstream_cx_tx_bytes_total.n += len(data)
+        self.transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that was kept back."""
+        out = self._out
+        if out:
+            self._out = b""
+            self.stats.downstream_cx_tx_bytes_total.n += len(out)
+            self.transport.write(out)
+
+    def stream_done(self, stream: Stream) -> None:
+        """The stream has ended: make ready for the next request, or close."""
+        self.stream = None
+        if self._discarding:
+            return
+        if self._closing or not stream.request_ended or stream.tunnel:
+            self._close(delayed=not stream.request_ended and not stream.tunnel)
+            return
+        self.idle_since = stream.end
+        if self._paused:
+            self.resume_reading()
+        parser = self.parser
+        if parser.buffer and not parser._feeding:
+            # Not from here: a client that pipelines would make this call itself once for each request.
+            self.manager.loop.call_soon(self._next_request)
+        else:
+            parser.state = h1.HEAD
+
+    def _next_request(self) -> None:
+        if self._discarding or self.stream is not None:
+            return
+        try:
+            self.parser.next_message()
+        except ProtocolError as error:
+            self._protocol_error(error)
+        if self._out:
+            self.flush()
+
+    def reset_stream(self, stream: Stream) -> None:
+        """The response cannot be finished: HTTP/1 can only say so by closing."""
+        self._out = b""
+        self._discarding = True
+        self.transport.close()
+
+    def discard_request(self) -> None:
+        """A response was made before the request was complete: what still comes of it is thrown away, and the connection closes after the response."""
+        self._closing = True
+
+    # -- the end
+
+    def drain(self) -> None:
+        """The listener is draining: an idle connection is closed now, a busy one after its response."""
+        if self.stream is None and not self.parser.buffer:
+            self._closing = True
+            self._close(delayed=False)
+        else:
+            self._closing = True
+
+    def _close(self, *, delayed: bool) -> None:
+        """Flush and close. `delayed`: the client may still be sending, and would lose our response to a reset if we closed at once (RFC 9112 9.6)."""
+        if self._discarding:
+            return
+        self.flush()
+        self._discarding = True
+        manager = self.manager
+        if delayed and manager.delayed_close_timeout and not self.transport.is_closing():
+            self.resume_reading()
+            self._replace_timer(manager.loop.call_later(manager.delayed_close_timeout, self._delayed_close))
+        else:
+            self.transport.close()
+
+    def _delayed_close(self) -> None:
+        self._timer = None
+        self.stats.downstream_cx_delayed_close_timeout.n += 1
+        self.transport.close()
+
+    def _protocol_error(self, error: ProtocolError) -> None:
+        manager = self.manager
+        log.debug("connection %d: %s", self.info.id, error.details)
+        self.stats.downstream_cx_protocol_error.n += 1
+        stream = self.stream
+        if stream is None:
+            stream = self.stream = manager.broken_stream(self)
+        self._closing = True
+        self.parser.state = h1.UNTIL_CLOSE
+        stream.flags |= flags.DPE
+        if stream.response_started:
+            stream.details = error.details
+            stream.reset()
+            return
+        body = h1.reason_phrase(error.status)
+        stream.local_reply(Reply(error.status, body, details=error.details, flag=flags.DPE, close=True))
+
+    def _headers_timed_out(self) -> None:
+        self.headers_timer = None
+        if self.stream is not None or self._discarding:
+            return
+        self.stats.downstream_rq_header_timeout.n += 1
+        stream = self.stream = self.manager.broken_stream(self)
+        self._closing = True
+        stream.local_reply(Reply(408, b"request header timeout", details="request_header_timeout", close=True))
+        self.flush()
+
+    def _expire(self) -> None:
+        """max_connection_duration."""
+        if not self._discarding:
+            self.stats.downstream_cx_max_duration_reached.n += 1
+            self.drain()
+
+    # -- idle timeouts: one timer a connection, checked lazily
+
+    def _watch(self, seconds: float) -> None:
+        loop = self.manager.loop
+        self._check_at = self.manager.clock() + seconds
+        self._replace_timer(loop.call_later(seconds, self._check_idle))
+
+    def watch_stream(self, seconds: float) -> None:
+        """The stream has an idle timeout of its own: look again in `seconds` at the latest."""
+        if self._check_at > self.manager.clock() + seconds or self._timer is None:
+            self._watch(seconds)
+
+    def _replace_timer(self, timer: asyncio.TimerHandle) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _check_idle(self) -> None:
+        self._timer = None
+        if self._discarding:
+            return
+        manager = self.manager
+        now = manager.clock()
+        stream = self.stream
+        if stream is not None:
+            timeout = stream.idle_timeout or manager.stream_idle_timeout
+            if not timeout:
+                self._watch(manager.idle_timeout)
+                return
+            left = stream.last_active + timeout - now
+            if left <= 0.0005:
+                stream.on_idle()
+                self.flush()
+                return
+        elif manager.idle_timeout:
+            left = self.idle_since + manager.idle_timeout - now
+            if left <= 0.0005:
+                self.stats.downstream_cx_idle_timeout.n += 1
+                self._closing = True
+                self._close(delayed=False)
+                return
+        else:
+            self._check_at = 0.0
+            return
+        self._watch(left)
+
+    def __repr__(self) -> str:
+        return f"<ServerConnection {self.info.remote} requests={self.requests} {self.stream!r}>"

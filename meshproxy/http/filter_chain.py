@@ -1,0 +1,34 @@
+"""Filter chains, compiled per route: flat tuples of bound hooks, so that an absent hook or a filter that a route disables costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Hook = Callable[..., Any]
+_NAMES = ("request_headers", "request_data", "request_trailers", "response_headers", "response_data", "response_trailers", "complete")
+
+
+class Chain:
+    """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
+
+    __slots__ = _NAMES
+
+    request_headers: tuple[Hook, ...]
+    request_data: tuple[Hook, ...]
+    request_trailers: tuple[Hook, ...]
+    response_headers: tuple[Hook, ...]
+    response_data: tuple[Hook, ...]
+    response_trailers: tuple[Hook, ...]
+    complete: tuple[Hook, ...]
+
+    def __init__(self, filters: Iterable[Any]) -> None:
+        filters = tuple(filters)
+        for name in _NAMES:
+            hooks = [hook for filter_ in filters if (hook := getattr(filter_, name, None)) is not None]
+            if name.startswith("response"):
+                hooks.reverse()
+            setattr(self, name, tuple(hooks))
+
+
+EMPTY = Chain(())

@@ -1,0 +1,330 @@
+"""The HTTP connection manager network filter: compiled once from its proto, shared by all its downstream connections.
+
+Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with `compile`, then `connection.py` (the codec's side) and `stream.py` (one request).
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api import errors, registry
+from meshproxy.codec import h1
+from meshproxy.codec.headers import Pair, ResponseHead
+from meshproxy.http import header_case, local_reply, router
+from meshproxy.http.connection import ServerConnection
+from meshproxy.http.filter_chain import EMPTY, Chain
+from meshproxy.http.filters import FilterContext
+from meshproxy.http.manager_options import Options
+from meshproxy.http.manager_stats import ManagerStats
+from meshproxy.http.replies import UPGRADE_FAILED, Reply
+from meshproxy.http.request_head import RequestHeadPreparer
+from meshproxy.http.routes import RouteTable
+from meshproxy.http.stream import Stream
+from meshproxy.observe import access_log, flags
+
+if TYPE_CHECKING:
+    from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
+
+    from meshproxy.http.routes import Route
+    from meshproxy.net.connection import ConnectionInfo
+    from meshproxy.tcp.filters import NetworkContext
+
+TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+HONOURS = Options.HONOURS | local_reply.HONOURS
+
+_RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+
+
+def compile(proto: hcm_pb2.HttpConnectionManager, context: NetworkContext) -> HttpConnectionManager:
+    """The terminal network filter. Raises ConfigError with paths relative to `proto`."""
+    return HttpConnectionManager(proto, context)
+
+
+class _FilterConfig:
+    """One entry of `http_filters`: what is needed to compile it for a route."""
+
+    __slots__ = ("disabled", "filter", "module", "name")
+
+    def __init__(self, name: str, module: Any, compiled: Any, disabled: bool) -> None:
+        self.name = name
+        self.module = module
+        self.filter = compiled
+        self.disabled = disabled
+
+
+class HttpConnectionManager:
+    """What connections and streams share. Attributes read per request are plain values, decided here."""
+
+    terminal = True
+
+    def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
+        context = self.context = network.context
+        self.loop = context.loop
+        self.clock = context.clock
+        options = self.options = Options(proto, network)
+        self.stat_prefix = proto.stat_prefix
+        self.stats = ManagerStats(context.stats, proto.stat_prefix, network.listener_prefix)
+        self._filter_context = FilterContext(context, context.stats.scope(f"http.{proto.stat_prefix}."), proto.stat_prefix)
+        # -- read on the hot path
+        self.parser_options = options.parser
+        self.accept_http_10 = options.accept_http_10
+        self.max_requests = options.max_requests_per_connection
+        self.idle_timeout = options.idle_timeout
+        self.stream_idle_timeout = options.stream_idle_timeout
+        self.headers_timeout = options.request_headers_timeout
+        self.has_stream_timers = bool(options.request_timeout or options.max_stream_duration)
+        self.max_connection_duration = options.max_connection_duration
+        self.delayed_close_timeout = options.delayed_close_timeout
+        self.buffer_limit = options.buffer_limit
+        self.proxy_100_continue = options.head.proxy_100_continue
+        self.header_case = header_case.compile(options.header_case)
+        self.keeps_reason = options.forwards_reason
+        self.logs_times = False
+        self.prepare = RequestHeadPreparer(options.head, context.random).prepare
+        self._server: Pair = (b"server", options.server_name)
+        self._server_transformation = options.server_header_transformation
+        self._via = options.head.via
+        self._echo_request_id = proto.always_set_request_id_in_response
+        self._date: Pair = (b"date", b"")
+        self.next_second = 0.0
+        self.wall_offset = context.wall() - context.clock()
+        # -- the parts
+        with errors.under("route_config"):
+            self.routes = RouteTable(proto.route_config, context)
+        self._replies = local_reply.compile(proto, context)
+        self._logs = tuple(self._compile_logs(proto))
+        self.logs_times = bool(self._logs)
+        self.router: router.Router
+        self._filters = self._compile_filters(proto)
+        self._plain_chain = self._build(None)
+        self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
+        self.connections: set[ServerConnection] = set()
+        if context.drain is not None:
+            context.drain.register(self)
+
+    # -- compiling
+
+    def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
+        filters: list[_FilterConfig] = []
+        count = len(proto.http_filters)
+        if not count:
+            errors.fail("http_filters", "at least the router filter is required")
+        for position, entry in enumerate(proto.http_filters):
+            with errors.under(f"http_filters[{position}].typed_config"):
+                config = registry.unpack(entry.typed_config)
+                module = registry.module(entry.typed_config.type_url if config is None else registry.type_url(config))
+                compiled = module.compile(config, self._filter_context)
+            last = position == count - 1
+            if getattr(module, "TERMINAL", False) != last:
+                which = "terminal filter must be the last in the chain" if not last else "the last filter must be a terminal filter (the router)"
+                errors.fail(f"http_filters[{position}]", f"{entry.name}: {which}")
+            if last:
+                self.router = compiled
+            else:
+                if compiled is not None:
+                    compiled.name = entry.name
+                filters.append(_FilterConfig(entry.name, module, compiled, entry.disabled))
+        return filters
+
+    def _compile_logs(self, proto: hcm_pb2.HttpConnectionManager) -> list[Any]:
+        logs = []
+        for position, entry in enumerate(proto.access_log):
+            with errors.under(f"access_log[{position}]"):
+                logs.append(access_log.compile(entry, self.context))
+        return logs
+
+    def compile_chain(self, route: Route | None) -> Chain:
+        """The chain for `route`, compiled on its first request and kept."""
+        chain = self._plain_chain if route is None or not route.filter_configs else self._build(route)
+        self.chains[route] = chain
+        return chain
+
+    def _build(self, route: Route | None) -> Chain:
+        filters = []
+        for entry in self._filters:
+            overrides = [] if route is None else [configs[entry.name] for configs in route.filter_configs if entry.name in configs]
+            disabled = entry.disabled
+            configs = []
+            for override in overrides:
+                disabled = getattr(override, "disabled", False) if type(override).__name__ == "FilterOverride" else False
+                config = getattr(override, "config", override) if type(override).__name__ == "FilterOverride" else override
+                if config is not None:
+                    configs.append(config)
+            if disabled:
+                continue
+            compiled = entry.filter
+            if configs and hasattr(entry.module, "specialise"):
+                compiled = entry.module.specialise(entry.filter, configs, self._filter_context)
+                if compiled is not None:
+                    compiled.name = entry.name
+            if compiled is not None:
+                filters.append(compiled)
+        return Chain(filters) if filters else EMPTY
+
+    # -- connections
+
+    def create_protocol(self, info: ConnectionInfo) -> ServerConnection:
+        """The protocol of a new downstream connection."""
+        return ServerConnection(self, info)
+
+    def connection_opened(self, connection: ServerConnection) -> None:
+        """Count it in."""
+        self.connections.add(connection)
+        stats = self.stats
+        stats.downstream_cx_total.n += 1
+        stats.downstream_cx_active.n += 1
+        stats.downstream_cx_http1_total.n += 1
+        stats.downstream_cx_http1_active.n += 1
+        if connection.info.tls is not None:
+            stats.downstream_cx_ssl_total.n += 1
+            stats.downstream_cx_ssl_active.n += 1
+
+    def connection_closed(self, connection: ServerConnection, local: bool) -> None:
+        """Count it out."""
+        self.connections.discard(connection)
+        stats = self.stats
+        stats.downstream_cx_active.n -= 1
+        stats.downstream_cx_http1_active.n -= 1
+        stats.downstream_cx_destroy.n += 1
+        (stats.downstream_cx_destroy_local if local else stats.downstream_cx_destroy_remote).n += 1
+        if connection.info.tls is not None:
+            stats.downstream_cx_ssl_active.n -= 1
+        stats.downstream_cx_length_ms.record((self.clock() - connection._started) * 1000)
+
+    def drain_close(self, connection: ServerConnection) -> bool:
+        """Whether a response on `connection` should say that the connection closes."""
+        drain = self.context.drain
+        return drain is not None and drain.active and drain.close_now()
+
+    def drain_connections(self) -> None:
+        """Close idle connections and the others after their response."""
+        for connection in list(self.connections):
+            connection.drain()
+
+    # -- streams
+
+    def tick(self, now: float) -> None:
+        """Once a second while there are requests: the date header."""
+        wall = self.context.wall()
+        self.wall_offset = wall - now
+        self._date = (b"date", formatdate(wall, usegmt=True).encode())
+        self.next_second = now + 1.0 - wall % 1.0
+
+    def broken_stream(self, codec: ServerConnection) -> Stream:
+        """A stream for a request that could not be parsed: only to be answered, counted and logged."""
+        now = self.clock()
+        if now >= self.next_second:
+            self.tick(now)
+        stream = Stream()
+        stream.manager = self
+        stream.codec = codec
+        stream.connection = codec.info
+        stream.request = self.options.unknown_request()
+        stream.start = stream.last_active = now
+        self.stats.downstream_rq_total.n += 1
+        self.stats.downstream_rq_active.n += 1
+        return stream
+
+    def admit(self, stream: Stream) -> Reply | None:
+        """What a route may say about a stream before its filters run: upgrades, and an idle timeout of its own."""
+        route = stream.route
+        if route is not None and route.idle_timeout is not None:
+            stream.idle_timeout = route.idle_timeout or float("inf")
+            stream.codec.watch_stream(stream.idle_timeout)
+        upgrade = stream.upgrade
+        if upgrade is None or route is None:
+            return None
+        name = upgrade.lower().decode("latin-1")
+        allowed = route.upgrades.get(name) if route.upgrades else None
+        if allowed is None:
+            allowed = self.options.upgrades.get(name, False)
+        if not allowed:
+            self.stats.downstream_rq_ws_on_non_ws_route.n += 1
+            return UPGRADE_FAILED
+        self.stats.downstream_cx_upgrades_total.n += 1
+        self.stats.downstream_cx_upgrades_active.n += 1
+        return None
+
+    def start_timers(self, stream: Stream) -> None:
+        """request_timeout and max_stream_duration."""
+        options, loop = self.options, self.loop
+        if options.request_timeout and not stream.request_ended:
+            stream.add_timer(loop.call_later(options.request_timeout, self._request_timed_out, stream))
+        if options.max_stream_duration:
+            stream.add_timer(loop.call_later(options.max_stream_duration, self._duration_reached, stream))
+
+    def _request_timed_out(self, stream: Stream) -> None:
+        if not stream.ended and not stream.request_ended:
+            self.stats.downstream_rq_timeout.n += 1
+            stream.timed_out("request timeout", "request_overall_timeout", 0)
+            stream.codec.flush()
+
+    def _duration_reached(self, stream: Stream) -> None:
+        if not stream.ended:
+            self.stats.downstream_rq_max_duration_reached.n += 1
+            stream.timed_out("downstream duration timeout", "max_duration_timeout", flags.UMSDR, grpc_status=4)
+            stream.codec.flush()
+
+    def finish_response_head(self, stream: Stream, head: ResponseHead) -> None:
+        """The connection manager's own headers, on every response."""
+        items = head.items
+        index = head._index
+        if index is None:
+            index = head._index = dict(reversed(items))
+        if b"date" not in index:
+            items.append(self._date)
+        server = index.get(b"server")
+        if server is None:
+            if self._server_transformation != 2:
+                items.append(self._server)
+        elif self._server_transformation == 0:
+            if len(index) == len(items):
+                items[items.index((b"server", server))] = self._server
+            else:
+                head.set(b"server", self._server[1])
+                items = head.items
+        if not _RESPONSE_HOP_BY_HOP.isdisjoint(index):
+            self._remove_hop_by_hop(stream, head)
+        if self._echo_request_id or self._via:
+            self._add_optional(stream, head)
+
+    def _remove_hop_by_hop(self, stream: Stream, head: ResponseHead) -> None:
+        keep = (b"connection", b"upgrade") if stream.tunnel and head.status == 101 else ()
+        head.items[:] = [pair for pair in head.items if pair[0] not in _RESPONSE_HOP_BY_HOP or pair[0] in keep]
+        head.touch()
+
+    def _add_optional(self, stream: Stream, head: ResponseHead) -> None:
+        request = stream.request
+        assert request is not None
+        if self._echo_request_id:
+            value = request.get(b"x-request-id")
+            if value is not None:
+                head.set(b"x-request-id", value)
+        if self._via:
+            before = head.joined(b"via")
+            head.set(b"via", before + b", " + self._via if before else self._via)
+
+    def render_reply(self, stream: Stream, reply: Reply) -> tuple[ResponseHead, bytes]:
+        """A local reply as a response: gRPC or plain, after the mappers of `local_reply_config`."""
+        return self._replies.render(stream, reply)
+
+    def stream_done(self, stream: Stream) -> None:
+        """Count and log a stream that has ended."""
+        now = stream.end = self.clock()
+        stats = self.stats
+        stats.downstream_rq_active.n -= 1
+        stats.downstream_rq_time.record((now - stream.start) * 1000)
+        status = stream.status
+        if status:
+            for counter in stats.by_class[status // 100]:
+                counter.n += 1
+        if stream.tunnel:
+            stats.downstream_cx_upgrades_active.n -= 1
+        for hook in stream.chain.complete:
+            hook(stream)
+        for log in self._logs:
+            log.log(stream)
+
+
+__all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile", "h1"]
