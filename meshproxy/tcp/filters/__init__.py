@@ -1,0 +1,34 @@
+"""Network filters: what decides about a connection before, or instead of, HTTP. One file each, one line in `api/registry.py`.
+
+A filter in front of the terminal one may have `on_connection(conn)`, `on_first_data(conn)` and `on_close(conn)`; the first two answer None (go on), False
+(close; `conn.termination_details` says why) or an awaitable of one of them. The terminal filter makes the protocol: `create_protocol(conn)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from envoy.config.listener.v3 import listener_pb2
+
+    from meshproxy.context import Context
+    from meshproxy.observe.stats import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkContext:
+    """What a network filter may use when it is compiled. `listener_prefix` is `listener.<address>.`, or "" where there is no listener (admin, tests)."""
+
+    context: Context
+    scope: Scope  # the root scope
+    listener: listener_pb2.Listener | None = None
+    listener_prefix: str = ""
+
+    @property
+    def buffer_limit(self) -> int:
+        """The listener's per_connection_buffer_limit_bytes; 1 MiB by default."""
+        listener = self.listener
+        if listener is not None and listener.HasField("per_connection_buffer_limit_bytes"):
+            return listener.per_connection_buffer_limit_bytes.value
+        return 1024 * 1024

@@ -1,0 +1,193 @@
+"""The connection manager's proto, read: durations in seconds (0: off), sizes in bytes, choices as plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api import errors, registry
+from meshproxy.api.cidr import compile_cidr
+from meshproxy.codec.h1 import Options as ParserOptions
+from meshproxy.codec.headers import RequestHead
+from meshproxy.http.paths import KEEP, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions
+from meshproxy.http.request_head import RequestHeadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
+
+    from meshproxy.net.address import Address
+    from meshproxy.tcp.filters import NetworkContext
+
+_HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
+_KB = 1024
+_CODEC_AUTO, _CODEC_HTTP1 = 0, 1
+_XFCC = ("sanitize", "forward_only", "append_forward", "sanitize_set", "always_forward_only")
+_UNDERSCORES = ("allow", "reject", "drop")
+# PathWithEscapedSlashesAction: IMPLEMENTATION_SPECIFIC_DEFAULT is KEEP_UNCHANGED.
+_ESCAPED_SLASHES = (KEEP, KEEP, REJECT, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD)
+
+
+def seconds(proto: Any, field: str, default: float) -> float:
+    """A Duration field in seconds, or `default` when it is not set."""
+    if not proto.HasField(field):
+        return default
+    duration = getattr(proto, field)
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def wrapped(proto: Any, field: str, default: Any) -> Any:
+    """A wrapper field's value, or `default` when it is not set."""
+    return getattr(proto, field).value if proto.HasField(field) else default
+
+
+class Options:
+    """Every field of HttpConnectionManager that is not a part of its own (routes, filters, logs, local replies)."""
+
+    HONOURS = {
+        _HCM + "HttpConnectionManager": (
+            "codec_type stat_prefix route_config http_filters add_user_agent common_http_protocol_options http_protocol_options server_name"
+            " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout request_timeout"
+            " request_headers_timeout drain_timeout delayed_close_timeout access_log use_remote_address xff_num_trusted_hops"
+            " original_ip_detection_extensions internal_address_config skip_xff_append via generate_request_id preserve_external_request_id"
+            " always_set_request_id_in_response forward_client_cert_details set_current_client_cert_details proxy_100_continue"
+            " represent_ipv4_remote_address_as_ipv4_mapped_ipv6 upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action"
+            " request_id_extension local_reply_config strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message"
+            " strip_trailing_host_dot append_x_forwarded_port"
+        ),
+        _HCM + "HttpFilter": "name typed_config is_optional disabled",
+        _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
+        _HCM + "HttpConnectionManager.InternalAddressConfig": "unix_sockets cidr_ranges",
+        _HCM + "HttpConnectionManager.SetCurrentClientCertDetails": "subject cert chain dns uri",
+        _HCM + "RequestIDExtension": "typed_config",
+        "envoy.config.core.v3.HttpProtocolOptions": (
+            "idle_timeout max_connection_duration max_headers_count max_stream_duration headers_with_underscores_action max_requests_per_connection"
+            " max_response_headers_kb"
+        ),
+        "envoy.config.core.v3.Http1ProtocolOptions": (
+            "allow_absolute_url accept_http_10 default_host_for_http_10 header_key_format enable_trailers"
+            " override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods"
+        ),
+        "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat": "proper_case_words stateful_formatter",
+        "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords": "",
+        "envoy.config.core.v3.SchemeHeaderTransformation": "scheme_to_overwrite",
+        "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig": "forward_reason_phrase formatter_type_on_envoy_headers",
+        "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig": "pack_trace_reason use_request_id_for_trace_sampling",
+        "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig": "xff_num_trusted_hops skip_xff_append",
+    }
+
+    def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
+        common, h1 = proto.common_http_protocol_options, proto.http_protocol_options
+        if proto.codec_type not in (_CODEC_AUTO, _CODEC_HTTP1):
+            errors.fail("codec_type", "only AUTO and HTTP1 are supported", errors.UNSUPPORTED)
+        if proto.WhichOneof("route_specifier") is None:
+            errors.fail("route_config", "a route configuration is required")
+        self.buffer_limit: int = network.buffer_limit
+        # -- timeouts
+        self.idle_timeout = seconds(common, "idle_timeout", 3600.0)
+        self.stream_idle_timeout = seconds(proto, "stream_idle_timeout", 300.0)
+        self.request_timeout = seconds(proto, "request_timeout", 0.0)
+        self.request_headers_timeout = seconds(proto, "request_headers_timeout", 0.0)
+        self.max_connection_duration = seconds(common, "max_connection_duration", 0.0)
+        self.max_stream_duration = seconds(common, "max_stream_duration", 0.0)
+        self.drain_timeout = seconds(proto, "drain_timeout", 5.0)
+        self.delayed_close_timeout = seconds(proto, "delayed_close_timeout", 1.0)
+        self.max_requests_per_connection: int = wrapped(common, "max_requests_per_connection", 0)
+        # -- the codec
+        self.accept_http_10: bool = h1.accept_http_10
+        self.header_case, self.forwards_reason = _header_case(h1)
+        self.parser = ParserOptions(
+            max_head_bytes=wrapped(proto, "max_request_headers_kb", 60) * _KB,
+            max_headers=wrapped(common, "max_headers_count", 100),
+            absolute_url=wrapped(h1, "allow_absolute_url", True),
+            trailers=h1.enable_trailers,
+            keep_case=self.header_case == "preserve",
+        )
+        # -- responses
+        self.server_name = (proto.server_name or "envoy").encode()
+        self.server_header_transformation: int = proto.server_header_transformation
+        self.upgrades = {entry.upgrade_type.lower(): wrapped(entry, "enabled", True) for entry in proto.upgrade_configs}
+        if len(self.upgrades) != len(proto.upgrade_configs):
+            errors.fail("upgrade_configs", "multiple upgrade configurations of the same type")
+        self.head = self._head_options(proto, network)
+        for position, entry in enumerate(proto.original_ip_detection_extensions):
+            with errors.under(f"original_ip_detection_extensions[{position}].typed_config"):
+                xff = registry.unpack(entry.typed_config)
+                if proto.use_remote_address.value or proto.xff_num_trusted_hops:
+                    errors.fail("", "original IP detection extensions and use_remote_address or xff_num_trusted_hops may not be mixed")
+                self.head.xff_num_trusted_hops = xff.xff_num_trusted_hops
+                self.head.skip_xff_append = wrapped(xff, "skip_xff_append", True)
+
+    def _head_options(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> RequestHeadOptions:
+        head = RequestHeadOptions()
+        node = network.context.node
+        head.use_remote_address = wrapped(proto, "use_remote_address", False)
+        head.xff_num_trusted_hops = proto.xff_num_trusted_hops
+        head.skip_xff_append = proto.skip_xff_append
+        head.internal = self._internal(proto)
+        head.internal_only = tuple(name.lower().encode() for name in proto.route_config.internal_only_headers)
+        head.via = proto.via.encode()
+        head.generate_request_id = wrapped(proto, "generate_request_id", True)
+        head.preserve_external_request_id = proto.preserve_external_request_id
+        if wrapped(proto, "add_user_agent", False) and node is not None:
+            head.user_agent = node.cluster.encode()
+            head.node_name = node.id.encode()
+        action = proto.path_with_escaped_slashes_action
+        head.paths = PathOptions(
+            normalize=wrapped(proto, "normalize_path", False), merge_slashes=proto.merge_slashes, escaped_slashes=_ESCAPED_SLASHES[action]
+        )
+        which = proto.WhichOneof("strip_port_mode")
+        head.strip_port = "any" if which == "strip_any_host_port" and proto.strip_any_host_port else "matching" if proto.strip_matching_host_port else None
+        head.strip_trailing_host_dot = proto.strip_trailing_host_dot
+        head.default_host = proto.http_protocol_options.default_host_for_http_10.encode()
+        head.underscores = _UNDERSCORES[proto.common_http_protocol_options.headers_with_underscores_action]
+        head.xfcc = _XFCC[proto.forward_client_cert_details]
+        head.xfcc_details = _xfcc_details(proto.set_current_client_cert_details)
+        head.append_x_forwarded_port = proto.append_x_forwarded_port
+        head.ipv4_mapped = proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6
+        head.proxy_100_continue = proto.proxy_100_continue
+        if proto.scheme_header_transformation.scheme_to_overwrite:
+            head.scheme_override = proto.scheme_header_transformation.scheme_to_overwrite.encode()
+        return head
+
+    @staticmethod
+    def _internal(proto: hcm_pb2.HttpConnectionManager) -> Callable[[Address], bool] | None:
+        if not proto.HasField("internal_address_config"):
+            return None
+        config = proto.internal_address_config
+        with errors.under("internal_address_config.cidr_ranges"):
+            in_ranges = compile_cidr(config.cidr_ranges)
+        pipes = config.unix_sockets
+        return lambda address: in_ranges(address) if address.kind == "ip" else pipes
+
+    @staticmethod
+    def unknown_request() -> RequestHead:
+        """The head of a request that could not be parsed: empty, so that logs print `-`."""
+        return RequestHead(b"", b"")
+
+
+def _header_case(h1: Any) -> tuple[str | None, bool]:
+    """How header names go out: None (lower case), 'proper' or 'preserve'; and whether reason phrases are kept."""
+    if not h1.HasField("header_key_format"):
+        return None, False
+    which = h1.header_key_format.WhichOneof("header_format")
+    if which == "proper_case_words":
+        return "proper", False
+    with errors.under("http_protocol_options.header_key_format.stateful_formatter.typed_config"):
+        config: Any = registry.unpack(h1.header_key_format.stateful_formatter.typed_config)
+    return "preserve", bool(config.forward_reason_phrase)
+
+
+def _xfcc_details(details: Any) -> tuple[str, ...]:
+    names = []
+    if details.cert:
+        names.append("cert")
+    if details.chain:
+        names.append("chain")
+    if wrapped(details, "subject", False):
+        names.append("subject")
+    if details.uri:
+        names.append("uri")
+    if details.dns:
+        names.append("dns")
+    return tuple(names)
