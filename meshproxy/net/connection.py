@@ -1,0 +1,123 @@
+"""What is known of one connection, downstream or upstream: addresses, TLS, and what the listener filters found out."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.net.certificate import Certificate
+
+if TYPE_CHECKING:
+    from meshproxy.net.address import Address
+
+__all__ = ["Certificate", "ConnectionInfo", "TlsInfo"]
+
+
+class ConnectionInfo:
+    """One connection. Made when it is accepted or dialled, completed by the listener filters and the TLS handshake, read-only from then on.
+
+    Defaults are shared: a connection costs what differs from them. Times are seconds of the monotonic clock.
+    """
+
+    __slots__ = (
+        "application_protocols",  # ALPN offered (ClientHello) or detected (http_inspector): tuple[str, ...]
+        "buffer_limit",  # per_connection_buffer_limit_bytes: soft limit of what is buffered in each direction
+        "direct_local",  # Address the socket has
+        "direct_remote",  # Address of the TCP peer
+        "filter_chain_name",
+        "filter_state",  # dict[str, Any] | None, from listener and network filters
+        "id",  # unique within the process
+        "listener",  # net.listener.Listener | None
+        "local",  # Address after original_dst or PROXY protocol
+        "metadata",  # dict[str, dict] | None: dynamic metadata from listener and network filters
+        "proxy_tlvs",  # dict[int, bytes] | None
+        "remote",  # Address after PROXY protocol
+        "server_name",  # SNI, lower case, or None
+        "start",
+        "termination_details",  # str | None: why a filter closed it
+        "tls",  # TlsInfo | None
+        "transport_failure",  # str | None: why the transport socket failed (DOWNSTREAM_TRANSPORT_FAILURE_REASON)
+        "transport_protocol",  # 'raw_buffer' | 'tls', as detected on the wire
+    )
+
+    def __init__(self, id: int, remote: Address, local: Address, start: float) -> None:
+        self.id = id
+        self.remote = self.direct_remote = remote
+        self.local = self.direct_local = local
+        self.start = start
+        self.tls: TlsInfo | None = None
+        self.server_name: str | None = None
+        self.application_protocols: tuple[str, ...] = ()
+        self.transport_protocol = "raw_buffer"
+        self.filter_chain_name = ""
+        self.listener: Any = None
+        self.proxy_tlvs: dict[int, bytes] | None = None
+        self.metadata: dict[str, dict[str, Any]] | None = None
+        self.filter_state: dict[str, Any] | None = None
+        self.termination_details: str | None = None
+        self.transport_failure: str | None = None
+        self.buffer_limit = DEFAULT_BUFFER_LIMIT
+
+    def __repr__(self) -> str:
+        return f"<connection {self.id} {self.remote.text} -> {self.local.text}{' TLS' if self.tls else ''}>"
+
+
+DEFAULT_BUFFER_LIMIT = 1 << 20  # Envoy's default of per_connection_buffer_limit_bytes
+
+
+class TlsInfo:
+    """The outcome of one TLS handshake. Everything is read from OpenSSL when first asked for: most connections are only ever asked for little of it."""
+
+    __slots__ = ("_local", "_object", "_peer", "validated")
+
+    def __init__(self, ssl_object: ssl.SSLObject, local_certificate: Certificate | None = None, validated: bool = False) -> None:
+        self._object = ssl_object
+        self._local = local_certificate
+        self._peer: Certificate | bool | None = False  # False: not asked for yet
+        self.validated = validated  # the peer presented a certificate and it was verified
+
+    @property
+    def version(self) -> str:
+        """'TLSv1.2', 'TLSv1.3'."""
+        return self._object.version() or ""
+
+    @property
+    def cipher(self) -> str:
+        """The cipher suite by OpenSSL's name."""
+        cipher = self._object.cipher()
+        return cipher[0] if cipher else ""
+
+    @property
+    def alpn(self) -> str | None:
+        """The negotiated application protocol."""
+        return self._object.selected_alpn_protocol()
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """The peer's leaf certificate, None when it presented none."""
+        peer = self._peer
+        if isinstance(peer, bool):
+            der = self._object.getpeercert(True)
+            peer = self._peer = Certificate(der) if der else None
+        return peer
+
+    @property
+    def local_certificate(self) -> Certificate | None:
+        """The certificate that this side presented."""
+        return self._local
+
+    @property
+    def presented(self) -> bool:
+        """Whether the peer presented a certificate."""
+        return self.peer_certificate is not None
+
+    @property
+    def session_id(self) -> str:
+        """The TLS session's id in hexadecimal, '' when it has none."""
+        session = self._object.session
+        return session.id.hex() if session is not None else ""
+
+    @property
+    def session_reused(self) -> bool:
+        """Whether the handshake resumed an earlier session."""
+        return bool(self._object.session_reused)

@@ -1,0 +1,136 @@
+"""Opens connections to upstream hosts: TCP or Unix socket, optionally with TLS on top.
+
+A failure is one exception with a reason from a short list and a text as Envoy's `%UPSTREAM_TRANSPORT_FAILURE_REASON%` gives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from meshproxy.net.tls_stats import failure_text
+
+if TYPE_CHECKING:
+    from meshproxy.net.address import Address
+    from meshproxy.net.sockets import DialOptions
+    from meshproxy.net.tls import UpstreamTls
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
+
+CONNECT_FAILURE = "connect_failure"
+CONNECT_TIMEOUT = "connect_timeout"
+TLS = "tls"
+
+
+class DialError(Exception):
+    """No connection. `reason` is 'connect_failure', 'connect_timeout' or 'tls'; `failure` is the transport failure reason, '' after a timeout.
+
+    `immediate`: the system refused to even start connecting (no route, no free port, no such Unix socket).
+    """
+
+    def __init__(self, reason: str, failure: str, *, immediate: bool = False) -> None:
+        super().__init__(f"{reason}: {failure}" if failure else reason)
+        self.reason = reason
+        self.failure = failure
+        self.immediate = immediate
+
+
+async def connect(
+    address: Address,
+    protocol_factory: Callable[[], _Protocol],
+    *,
+    timeout: float,
+    transport: UpstreamTls | None = None,
+    options: DialOptions | None = None,
+    server_name: str | None = None,
+    alpn: tuple[str, ...] = (),
+    san: str | None = None,
+) -> tuple[asyncio.Transport, _Protocol]:
+    """Connect to `address` within `timeout` seconds, TLS handshake included; the protocol's `connection_made` runs when the connection may be used.
+
+    `server_name` overrides the SNI of the TLS context (auto_sni, auto_host_sni), `alpn` is offered when the context names no protocols, and `san` is a DNS
+    name or IP address that the peer's certificate must have besides what the context asks for (auto_san_validation). `options` carries the bind address,
+    keepalive and socket options of the cluster. Raises DialError.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout):
+            if transport is None and options is None and "%" not in address.ip:
+                if address.kind == "ip":
+                    return await loop.create_connection(protocol_factory, address.ip, address.port)
+                return await loop.create_unix_connection(protocol_factory, address.sockaddr)
+            sock = await open_socket(address, options)
+            try:
+                if transport is None:
+                    return await _adopt(loop, protocol_factory, sock, None, None)
+                return await _start_tls(loop, protocol_factory, sock, transport, server_name, alpn, san)
+            except BaseException:
+                sock.close()
+                raise
+    except TimeoutError as error:
+        if error.errno is not None:  # ETIMEDOUT: the kernel gave up before we did
+            raise _failure(error, address) from error
+        raise DialError(CONNECT_TIMEOUT, "") from None
+    except OSError as error:
+        raise _failure(error, address) from error
+
+
+async def open_socket(address: Address, options: DialOptions | None = None) -> socket.socket:
+    """A connected non-blocking socket (for splicing and for TLS). No timeout of its own. Raises OSError."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if address.kind == "ip":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if options is not None:
+            options.apply(sock, address)
+        await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _start_tls(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], _Protocol],
+    sock: socket.socket,
+    transport: UpstreamTls,
+    server_name: str | None,
+    alpn: tuple[str, ...],
+    san: str | None,
+) -> tuple[asyncio.Transport, _Protocol]:
+    context, name = transport.prepare(sock, server_name, alpn, san)
+    try:
+        return await _adopt(loop, protocol_factory, sock, context, name)
+    except (ssl.SSLError, ssl.CertificateError) as error:
+        raise DialError(TLS, failure_text(error)) from error
+    except OSError as error:  # closed or reset in the middle of the handshake
+        raise DialError(CONNECT_FAILURE, failure_text(error)) from error
+
+
+async def _adopt(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], _Protocol],
+    sock: socket.socket,
+    context: ssl.SSLContext | None,
+    server_name: str | None,
+) -> tuple[asyncio.Transport, _Protocol]:
+    if sock.family == socket.AF_UNIX:
+        return await loop.create_unix_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)  # type: ignore[return-value]
+    return await loop.create_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)  # type: ignore[return-value]
+
+
+# What connect() answers at once, as far as the error itself tells.
+_IMMEDIATE = frozenset((errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EAFNOSUPPORT, errno.EMFILE))
+
+
+def _failure(error: OSError, address: Address) -> DialError:
+    what = os.strerror(error.errno) if error.errno else str(error)
+    if address.kind == "pipe" or error.errno in _IMMEDIATE:
+        return DialError(CONNECT_FAILURE, f"immediate connect error: {what}|remote address:{address.text}", immediate=True)
+    return DialError(CONNECT_FAILURE, f"delayed connect error: {what}")

@@ -1,0 +1,288 @@
+"""TLS on either side: `DownstreamTlsContext` and `UpstreamTlsContext` compiled into Python SSL contexts, and what happens around a handshake.
+
+The handshake itself is OpenSSL's, driven by uvloop. `HandshakeObject` sits between the two: it sees the end of each handshake before anybody else, so
+that a peer whose certificate is not the one asked for is turned away before a byte is exchanged, and failures are counted and their alerts still sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import ssl
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api.errors import UNSUPPORTED, fail, under
+from meshproxy.net.tls_config import HONOURS as _CONFIG_HONOURS
+from meshproxy.net.tls_config import compile_common, new_context
+from meshproxy.net.tls_stats import PeerRejected, TlsStats, failure_text
+
+if TYPE_CHECKING:
+    import socket
+
+    from meshproxy.net.certificate import Certificate
+    from meshproxy.net.tls_config import Common
+    from meshproxy.observe.stats import Scope
+
+__all__ = ["HONOURS", "Attempt", "DownstreamTls", "HandshakeObject", "TlsStats", "UpstreamTls", "compile_downstream", "compile_upstream", "failure_text"]
+
+HONOURS = {
+    **_CONFIG_HONOURS,
+    "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext": (
+        "common_tls_context require_client_certificate require_sni disable_stateless_session_resumption disable_stateful_session_resumption"
+        " ocsp_staple_policy full_scan_certs_on_sni_mismatch prefer_client_ciphers"
+    ),
+    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": (
+        "common_tls_context sni auto_host_sni auto_sni_san_validation allow_renegotiation max_session_keys enforce_rsa_key_usage"
+    ),
+    "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer": "",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """One handshake under way. `sock` is only used to send the alert of a failed one; `names`: see `PeerChecks.verify`."""
+
+    __slots__ = ("error", "names", "server_name", "sock", "ssl_object")
+
+    def __init__(self, sock: socket.socket | None = None, names: tuple[str, ...] = ()) -> None:
+        self.sock = sock
+        self.names = names
+        self.server_name: str | None = None
+        self.error: BaseException | None = None
+        self.ssl_object: ssl.SSLObject | None = None
+
+
+# uvloop runs a connection's callbacks in the context in which the connection was made: that is how a handshake finds its attempt.
+current_attempt: ContextVar[Attempt | None] = ContextVar("tls_attempt", default=None)
+
+
+class HandshakeObject(ssl.SSLObject):
+    """An SSLObject that reports the end of its handshake to the DownstreamTls or UpstreamTls that it belongs to."""
+
+    attempt: Attempt
+    outgoing: ssl.MemoryBIO | None
+
+    @classmethod
+    def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> HandshakeObject:
+        self: HandshakeObject = super()._create(incoming, outgoing, *args, **kwargs)  # type: ignore[misc]
+        self.outgoing = outgoing
+        attempt = current_attempt.get()
+        self.attempt = attempt if attempt is not None else Attempt()
+        self.attempt.ssl_object = self
+        return self
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+            self.context.owner.finish(self)  # type: ignore[attr-defined]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.attempt.error = error
+            self.context.owner.stats.count_failure(error)  # type: ignore[attr-defined]
+            self._flush_alert()
+            raise
+        self.outgoing = None
+
+    def _flush_alert(self) -> None:
+        """Send what OpenSSL has to say about the failure: the event loop drops the connection without looking.
+
+        Not when we rejected the peer ourselves: what waits then is our part of a handshake that OpenSSL thinks well of, and must not go out.
+        """
+        sock, outgoing = self.attempt.sock, self.outgoing
+        if isinstance(self.attempt.error, PeerRejected):
+            return
+        if sock is not None and outgoing is not None and outgoing.pending:
+            with contextlib.suppress(OSError):
+                sock.send(outgoing.read())
+
+
+class _Tls:
+    """What both sides share: the material, the checks, the counters."""
+
+    def __init__(self, common: Common, stats: TlsStats) -> None:
+        self.stats = stats
+        self.checks = common.checks
+        self.curve = common.curve
+        self.material = common.material
+        self.verifies = common.trusts or bool(common.checks)
+
+    @property
+    def certificates(self) -> list[tuple[str, Certificate]]:
+        """Own leaf certificates with the paths they came from ('<inline>' for others): for /certs."""
+        return [(item.path, item.leaf) for item in self.material.certificates]
+
+    @property
+    def ca_certificates(self) -> list[tuple[str, Certificate]]:
+        """The first trusted authority with its path, as Envoy shows it."""
+        return self.material.authorities
+
+
+class DownstreamTls(_Tls):
+    """TLS of the connections that one filter chain accepts."""
+
+    def __init__(self, common: Common, stats: TlsStats, context: ssl.SSLContext) -> None:
+        super().__init__(common, stats)
+        self.context = context
+
+    def finish(self, ssl_object: HandshakeObject) -> None:
+        """Count the handshake and check the client's certificate. Raises PeerRejected."""
+        der = ssl_object.getpeercert(True) if self.verifies else None
+        if der and self.checks:
+            from meshproxy.net.certificate import Certificate
+
+            self.checks.verify(Certificate(der), self.stats)
+        self.stats.count_handshake(ssl_object, self.curve, bool(der))
+
+
+class UpstreamTls(_Tls):
+    """TLS of the connections to one cluster (or to those of its hosts that a transport socket match selects).
+
+    `sni`: the configured name, '' when there is none; `auto_host_sni`: use the host's name instead when it has one.
+    """
+
+    def __init__(self, proto: Any, common: Common, stats: TlsStats) -> None:
+        super().__init__(common, stats)
+        self.sni: str = proto.sni
+        self.auto_host_sni: bool = proto.auto_host_sni
+        self.auto_sni_san_validation: bool = proto.auto_sni_san_validation
+        self.alpn = common.alpn
+        self._renegotiate: bool = proto.allow_renegotiation
+        self._common = common
+        self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+        self._context(self.alpn)  # so that errors show when the configuration is compiled
+
+    def _context(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        context = self._contexts.get(alpn)
+        if context is None:
+            context = new_context(self._common, server_side=False, alpn=alpn)
+            if self._renegotiate:
+                context.options &= ~ssl.OP_NO_RENEGOTIATION
+            context.sslobject_class = HandshakeObject
+            context.owner = self  # type: ignore[attr-defined]
+            self._contexts[alpn] = context
+        return context
+
+    def prepare(
+        self, sock: socket.socket | None, server_name: str | None = None, alpn: tuple[str, ...] = (), san: str | None = None
+    ) -> tuple[ssl.SSLContext, str]:
+        """The context and server name for one connection ('' for no SNI), and the attempt set for this task. See `dial.connect`."""
+        name = self.sni if server_name is None else server_name
+        names: tuple[str, ...] = ()
+        if san:
+            names = (san,)
+        elif self.auto_sni_san_validation and name:
+            names = (name,)
+        current_attempt.set(Attempt(sock, names))
+        return self._context(self.alpn or alpn), name
+
+    def finish(self, ssl_object: HandshakeObject) -> None:
+        """Count the handshake and check the server's certificate. Raises PeerRejected."""
+        names = ssl_object.attempt.names
+        if self.checks or names:
+            der = ssl_object.getpeercert(True)
+            if der:
+                from meshproxy.net.certificate import Certificate
+
+                self.checks.verify(Certificate(der), self.stats, names)
+        self.stats.count_handshake(ssl_object, self.curve, True)
+
+
+def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:
+    """From `DownstreamTlsContext`; `scope` is the listener's. Reads the certificates. Raises ConfigError."""
+    with under("common_tls_context"):
+        common = compile_common(proto.common_tls_context, server_side=True)
+    if not common.material.certificates:
+        fail("common_tls_context.tls_certificates", "No TLS certificates found for server context")
+    required = proto.require_client_certificate.value or bool(common.checks)
+    if required and not common.trusts:
+        fail(
+            "common_tls_context.validation_context.trusted_ca",
+            "client certificates can only be asked for together with the authority that issues them (Python's ssl accepts no others)",
+            UNSUPPORTED,
+        )
+    common.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL if common.trusts else ssl.CERT_NONE
+    if proto.ocsp_staple_policy:
+        fail("ocsp_staple_policy", "OCSP stapling is not supported", UNSUPPORTED)
+    if proto.disable_stateful_session_resumption and common.minimum < ssl.TLSVersion.TLSv1_3:
+        fail("disable_stateful_session_resumption", "it is only honoured together with tls_minimum_protocol_version TLSv1_3", UNSUPPORTED)
+    tls = DownstreamTls(common, TlsStats(scope), None)  # type: ignore[arg-type]  # set in the next line
+    tls.context = _ServerContexts(tls, proto, common).first
+    return tls
+
+
+def compile_upstream(proto: Any, scope: Scope) -> UpstreamTls:
+    """From `UpstreamTlsContext`; `scope` is the cluster's. Reads the certificates. Raises ConfigError."""
+    if "\0" in proto.sni:
+        fail("sni", "SNI names containing NULL-byte are not allowed")
+    if len(proto.common_tls_context.tls_certificates) > 1:
+        fail("common_tls_context.tls_certificates", "Multiple TLS certificates are not supported for client contexts")
+    with under("common_tls_context"):
+        common = compile_common(proto.common_tls_context, server_side=False)
+    if proto.auto_sni_san_validation and not common.trusts:
+        fail("auto_sni_san_validation", "'auto_sni_san_validation' was configured without configuring a trusted CA")
+    return UpstreamTls(proto, common, TlsStats(scope))
+
+
+class _ServerContexts:
+    """The SSL contexts of one `DownstreamTlsContext`: one for each set of certificates among which OpenSSL chooses by key type.
+
+    Which set a client gets depends on the name it asks for: exact DNS SANs first, then wildcards, then the first certificate (all of them, first of each
+    key type, when the client names nothing or `full_scan_certs_on_sni_mismatch` is set).
+    """
+
+    def __init__(self, tls: DownstreamTls, proto: Any, common: Common) -> None:
+        self._tls = tls
+        self._proto = proto
+        self._common = common
+        self._memo: dict[tuple[int, ...], ssl.SSLContext] = {}
+        self._names: dict[str, ssl.SSLContext] = {}
+        certificates = common.material.certificates
+        anything = self._context(self._first_of_each_type(range(len(certificates))))
+        self.first = anything
+        by_name: dict[str, list[int]] = {}
+        for at, item in enumerate(certificates):
+            for name in item.names:
+                by_name.setdefault(name, []).append(at)
+        for name, found in by_name.items():
+            self._names[name] = self._context(self._first_of_each_type(found))
+        self._mismatch = anything if proto.full_scan_certs_on_sni_mismatch.value else self._context((0,))
+        if len(self._memo) > 1 or proto.require_sni.value:
+            self.first.sni_callback = self._select
+
+    def _first_of_each_type(self, candidates: Any) -> tuple[int, ...]:
+        chosen: dict[str, int] = {}
+        for at in candidates:
+            chosen.setdefault(self._common.material.certificates[at].key_type, at)
+        return tuple(sorted(chosen.values()))
+
+    def _context(self, certificates: tuple[int, ...]) -> ssl.SSLContext:
+        context = self._memo.get(certificates)
+        if context is None:
+            common, proto = self._common, self._proto
+            context = new_context(common, server_side=True, alpn=common.alpn, certificates=certificates)
+            if proto.disable_stateless_session_resumption:
+                context.options |= ssl.OP_NO_TICKET
+                context.num_tickets = 0
+            if proto.prefer_client_ciphers:
+                context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+            context.sslobject_class = HandshakeObject
+            context.owner = self._tls  # type: ignore[attr-defined]
+            self._memo[certificates] = context
+        return context
+
+    def _select(self, ssl_object: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
+        if not server_name:
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME if self._proto.require_sni.value else None
+        name = server_name.lower()
+        context = self._names.get(name)
+        if context is None:
+            _, dot, rest = name.partition(".")
+            context = self._names.get(f"*.{rest}") if dot else None
+        if context is None:
+            context = self._mismatch
+        if context is not ssl_object.context:
+            ssl_object.context = context
+        return None
