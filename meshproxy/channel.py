@@ -29,22 +29,22 @@ _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
 class Kind(IntEnum):
     """What a frame says. Main -> worker unless noted."""
 
-    READY = 1  # worker -> main: configuration compiled, accepting
-    STATS = 2  # worker -> main: Store.deltas(); main -> worker with an id: send them now
-    ENDPOINTS = 3  # ClusterLoadAssignment: a cluster's hosts as discovered
-    HEALTH = 4  # marshal [(cluster, address text, flags)]: verdicts of active health checks
-    DRAIN = 5  # marshal {...}: see worker.Worker.on_drain
-    LOG_LEVEL = 6  # marshal {logger: level}
-    RUNTIME = 7  # marshal {key: value | ""}: overrides of the admin layer
-    RESET_COUNTERS = 8
-    REOPEN_LOGS = 9
-    HEALTHCHECK_FAIL = 10  # marshal bool
-    COLLECT = 11  # text: what to report; answered with marshalled data
-    LOG = 12  # worker -> main: text for main's log, from a worker that cannot log
-    STOP = 13  # close every listener and connection, flush, exit
-    IDLE = 14  # worker -> main while draining: no connection is left
-    REPLY = 15  # answer to the request with the same id
-    EJECTION = 16  # worker -> main: marshal [(cluster, address text, flags)]: outlier detection's verdicts, for admin
+    READY = 1  # worker -> main: configuration compiled
+    START = 2  # clusters are initialised: accept connections
+    STATS = 3  # worker -> main: Store.deltas(); main -> worker with an id: send them now
+    ENDPOINTS = 4  # ClusterLoadAssignment: a cluster's hosts as discovered
+    HEALTH = 5  # marshal (cluster, [(address text, flags)]): verdicts of active health checks
+    DRAIN = 6  # marshal {inbound_only}: connections are to end
+    STOP_LISTENERS = 7  # marshal {inbound_only}: accept no more
+    LEAVE = 8  # seconds as text: accept no more, end connections as they get idle, say IDLE when none is left
+    IDLE = 9  # worker -> main, after LEAVE
+    STOP = 10  # flush and exit now
+    HEALTHCHECK_FAIL = 11  # marshal bool
+    LOG_LEVEL = 12  # marshal {component: level}
+    RUNTIME = 13  # marshal {key: value; "" removes}: the admin layer
+    REOPEN_LOGS = 14
+    COLLECT = 15  # text: what to report; answered with marshalled data
+    REPLY = 16  # answer to the request with the same id
 
 
 class ChannelClosed(Exception):

@@ -1,0 +1,209 @@
+"""/config_dump: the configuration as envoy.admin.v3.ConfigDump, whole or in part, secrets redacted.
+
+Parameters as Envoy reads them: `resource` (a repeated field of one section: each element becomes an entry), `mask` (a field mask, for each section or,
+with `resource`, for each element), `name_regex` (RE2, the whole name), `include_eds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import re2
+from envoy.admin.v3 import config_dump_pb2, config_dump_shared_pb2
+from google.protobuf import any_pb2, field_mask_pb2, symbol_database
+
+from meshproxy.admin.message import JSON, PLAIN, Request, Response, message_to_json
+from meshproxy.admin.redact import redact
+from meshproxy.api import registry
+
+if TYPE_CHECKING:
+    from meshproxy.server import Server
+
+Accepts = Callable[[str], bool]
+_HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+
+class _Refused(Exception):
+    """Why the request cannot be answered, and with which status."""
+
+    def __init__(self, why: str, status: int) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def config_dump(request: Request, server: Server) -> Response:
+    """The whole dump, or what the parameters select."""
+    resource, mask = request.query.get("resource"), request.query.get("mask")
+    dump = config_dump_pb2.ConfigDump()
+    try:
+        sections = _sections(server, _name_filter(request.query.get("name_regex", "")), "include_eds" in request.query)
+        for message in _select(sections, resource, mask) if resource is not None else _masked(sections, mask):
+            redact(message)
+            dump.configs.add().Pack(message)
+    except _Refused as refused:
+        return Response(str(refused), refused.status, PLAIN)
+    return Response(message_to_json(dump), content_type=JSON)
+
+
+def _name_filter(pattern: str) -> Accepts:
+    if not pattern:
+        return lambda name: True
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(pattern, options)
+    except re2.error as error:
+        why = error.args[0] if error.args else ""
+        why = why.decode() if isinstance(why, bytes) else why
+        raise _Refused(f"INVALID_ARGUMENT: Error while parsing name_regex from {pattern}: {why}", 400) from error
+    return lambda name: compiled.fullmatch(name) is not None
+
+
+# -- sections, in Envoy's order ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _sections(server: Server, accepts: Accepts, include_eds: bool) -> Iterator[Any]:
+    bootstrap = server.bootstrap
+    yield _bootstrap(server, bootstrap)
+    yield _clusters(server, bootstrap, accepts)
+    if include_eds:
+        yield _endpoints(server, accepts)
+    yield _listeners(server, bootstrap, accepts)
+    yield config_dump_pb2.ScopedRoutesConfigDump()
+    yield _routes(server, bootstrap, accepts)
+    yield _secrets(bootstrap, accepts)
+
+
+def _bootstrap(server: Server, bootstrap: Any) -> Any:
+    section = config_dump_pb2.BootstrapConfigDump()
+    section.bootstrap.CopyFrom(bootstrap)
+    section.bootstrap.node.CopyFrom(server.node)
+    _stamp(section, server)
+    return section
+
+
+def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
+    section = config_dump_pb2.ClustersConfigDump()
+    for cluster in sorted(bootstrap.static_resources.clusters, key=lambda cluster: cluster.name):
+        if accepts(cluster.name):
+            entry = section.static_clusters.add()
+            entry.cluster.Pack(cluster)
+            _stamp(entry, server)
+    return section
+
+
+def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
+    section = config_dump_pb2.ListenersConfigDump()
+    stopped = {listener.name for listener in server.listeners if listener.stopped}
+    names = [listener.name for listener in server.listeners]
+    for at, listener in enumerate(bootstrap.static_resources.listeners):
+        name = names[at] if at < len(names) else listener.name
+        if accepts(name) and name not in stopped:
+            entry = section.static_listeners.add()
+            entry.listener.Pack(listener)
+            _stamp(entry, server)
+    return section
+
+
+def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
+    """The route configurations inside connection managers."""
+    section = config_dump_pb2.RoutesConfigDump()
+    for listener in bootstrap.static_resources.listeners:
+        for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
+            for network_filter in chain.filters:
+                if network_filter.typed_config.type_url != _HCM:
+                    continue
+                manager = registry.unpack(network_filter.typed_config)
+                if manager.HasField("route_config") and accepts(manager.route_config.name):
+                    entry = section.static_route_configs.add()
+                    entry.route_config.Pack(manager.route_config)
+                    _stamp(entry, server)
+    return section
+
+
+def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
+    section = config_dump_pb2.SecretsConfigDump()
+    for secret in bootstrap.static_resources.secrets:
+        if accepts(secret.name):
+            entry = section.static_secrets.add()
+            entry.name = secret.name
+            entry.secret.Pack(secret)
+    return section
+
+
+def _endpoints(server: Server, accepts: Accepts) -> Any:
+    section = config_dump_shared_pb2.EndpointsConfigDump()
+    for assignment in server.clusters.load_assignments() if server.clusters is not None else ():
+        if accepts(assignment.cluster_name):
+            section.static_endpoint_configs.add().endpoint_config.Pack(assignment)
+    return section
+
+
+def _stamp(entry: Any, server: Server) -> None:
+    entry.last_updated.FromMilliseconds(int(server.started_wall * 1000))
+
+
+# -- selection -----------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _masked(sections: Iterator[Any], mask: str | None) -> list[Any]:
+    if mask is None:
+        return list(sections)
+    # A mask that does not fit a section leaves that section out.
+    chosen = [section for section in sections if _trim(section, mask.split(","))]
+    if not chosen:
+        raise _Refused(f"FieldMask {mask} could not be successfully applied to any configs.", 400)
+    return chosen
+
+
+def _select(sections: Iterator[Any], resource: str, mask: str | None) -> list[Any]:
+    for section in sections:
+        field = section.DESCRIPTOR.fields_by_name.get(resource)
+        if field is None:
+            continue
+        if not field.is_repeated:
+            raise _Refused(f"{resource} is not a repeated field. Use ?mask={resource} to get only this field", 400)
+        elements = list(getattr(section, resource))
+        for element in elements:
+            if mask is not None and not _trim_resource(element, mask.split(",")):
+                paths = "".join(f'paths: "{path}"\n' for path in mask.split(","))
+                raise _Refused(f"FieldMask {paths} could not be successfully used.", 400)
+        return elements
+    raise _Refused(f"{resource} not found in config dump", 404)
+
+
+def _trim_resource(element: Any, paths: list[str]) -> bool:
+    """Apply a mask that may reach into the element's Any (`cluster.name`)."""
+    outer: list[str] = []
+    inner: list[str] = []
+    any_name = ""
+    for path in paths:
+        first, _, rest = path.partition(".")
+        field = element.DESCRIPTOR.fields_by_name.get(first)
+        if field is not None and not field.is_repeated and field.message_type is not None and field.message_type.full_name == any_pb2.Any.DESCRIPTOR.full_name:
+            any_name = first
+            outer.append(first)
+            if rest:
+                inner.append(rest)
+        else:
+            outer.append(path)
+    if any_name and inner and element.HasField(any_name):
+        holder = getattr(element, any_name)
+        message = symbol_database.Default().GetSymbol(holder.TypeName())()
+        message.ParseFromString(holder.value)
+        if not _trim(message, inner):
+            return False
+        holder.Pack(message)
+    return _trim(element, outer)
+
+
+def _trim(message: Any, paths: list[str]) -> bool:
+    """Keep only `paths`; False (and unchanged) when one of them does not exist."""
+    mask = field_mask_pb2.FieldMask(paths=[path for path in paths if path])
+    if not mask.IsValidForDescriptor(message.DESCRIPTOR):
+        return False
+    kept = type(message)()
+    mask.MergeMessage(message, kept)
+    message.CopyFrom(kept)
+    return True

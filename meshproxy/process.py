@@ -1,0 +1,132 @@
+"""Processes: forking a worker so that it keeps nothing it must not keep, and so that it cannot outlive main.
+
+`fork` is used from main's running event loop as well: the child shares main's pages (modules, protos, compiled tables), which is what makes a worker
+cheap, but none of main's descriptors. Everything here is for one thread: main has no other that holds locks when it forks, except resolver threads, and
+a worker never resolves names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from typing import NoReturn
+
+_PROC_FDS = "/proc/self/fd"
+
+
+class Lifeline:
+    """A pipe whose writing end only main holds: when main is gone, however it went, the kernel kills every worker that holds the reading end.
+
+    A worker arms it with `arm`. It needs neither the worker's event loop to be alive nor ctypes for prctl(PR_SET_PDEATHSIG), which would also be bound to the
+    thread that forked.
+    """
+
+    def __init__(self) -> None:
+        self.read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def arm(self) -> None:
+        """In the worker: die by SIGKILL as soon as the writing end is closed everywhere."""
+        fd = self.read_fd
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        try:
+            gone = os.read(fd, 1) == b""
+        except BlockingIOError:
+            return
+        if gone:  # main went between the fork and here: no signal will come
+            os._exit(1)
+
+    def close(self) -> None:
+        """In main, for tests: cut it."""
+        os.close(self.read_fd)
+        os.close(self._write_fd)
+
+
+def fork(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> int:
+    """Fork a child that calls `run` and exits; returns its process id. The child keeps standard streams and the descriptors in `keep`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Objects made so far are moved out of the collector's sight on both sides: a collection in the child would write to (and so copy) every shared page.
+    # Garbage goes first, also what an earlier freeze hid.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        _be_child(run, keep, lifeline)
+    return pid
+
+
+def _be_child(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> NoReturn:
+    status = 1
+    try:
+        _reset_signals()
+        detach_fds({0, 1, 2, lifeline.read_fd, *keep})
+        lifeline.arm()
+        run()
+        status = 0
+    except BaseException:  # noqa: BLE001  nothing may return into main's stack, whatever happened
+        traceback.print_exc()
+    finally:
+        # Never unwind into main's frames: its exit handlers, buffers and event loop are copies that must not run twice.
+        os._exit(status)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)  # main's event loop must not hear of the child's signals
+    for number in (signal.SIGCHLD, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
+    # A terminal, or a supervisor that signals the whole group, must not end a worker behind main's back: main tells it when.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def detach_fds(keep: Collection[int]) -> None:
+    """Point every other open descriptor at /dev/null.
+
+    Not closed: Python objects inherited from main still carry the numbers, and would close a stranger when they are collected.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in open_fds():
+        if fd not in keep and fd != null:
+            try:
+                os.dup2(null, fd, inheritable=False)
+            except OSError:
+                continue  # the listing's own descriptor, closed by now
+    os.close(null)
+
+
+def open_fds() -> list[int]:
+    """The process's open descriptors."""
+    try:
+        return [int(name) for name in os.listdir(_PROC_FDS)]
+    except OSError:  # no /proc: try them all
+        return list(range(min(os.sysconf("SC_OPEN_MAX"), 1 << 16)))
+
+
+def reap() -> list[tuple[int, int]]:
+    """(pid, exit code as `os.waitstatus_to_exitcode`) of every child that ended: our workers and, as PID 1 of a container, orphans that we inherited."""
+    ended = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended.append((pid, os.waitstatus_to_exitcode(status)))
+
+
+def name_process(name: str) -> None:
+    """Name the process as ps and top show it (at most 15 bytes)."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(name)
+    except OSError:
+        return  # no /proc: only a nicety is lost
