@@ -1,0 +1,179 @@
+"""Mirroring (shadowing): copies of requests to other clusters, fire and forget. Answers are read, counted and thrown away.
+
+A copy is sent once the request is complete; a body over the buffer limit means no copy. Source: envoy.config.route.v3.RouteAction.RequestMirrorPolicy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec import h1
+from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from meshproxy.http.router import Router
+    from meshproxy.http.routes import Route
+    from meshproxy.http.stream import Stream
+    from meshproxy.upstream.cluster import Cluster
+
+_CHUNKED = (b"transfer-encoding", b"chunked")
+_NO_LENGTH = (b"content-length", b"0")
+_DEFAULT_TIMEOUT = 15.0
+
+
+def start(route: Route, stream: Stream, router: Router) -> Mirrors | None:
+    """The copies to make of this request; None when the policies choose none."""
+    copies = []
+    for policy in route.mirrors:
+        if not policy.chosen():
+            continue
+        name = policy.cluster_name(stream)
+        cluster = router.clusters.get(name) if name else None
+        if cluster is None:
+            continue
+        assert stream.request is not None
+        head = stream.request.copy()
+        if policy.shadow_suffix:
+            head.authority = _with_suffix(head.authority)
+        copies.append((cluster, head))
+    return Mirrors(copies, router, route) if copies else None
+
+
+def _with_suffix(authority: bytes) -> bytes:
+    """`-shadow` after the host name, before the port."""
+    host, colon, port = authority.rpartition(b":")
+    if colon and port.isdigit() and (host.count(b":") == 0 or host.endswith(b"]")):
+        return host + b"-shadow:" + port
+    return authority + b"-shadow"
+
+
+class Mirrors:
+    """The copies of one request, until it is complete."""
+
+    __slots__ = ("_copies", "_route", "_router")
+
+    def __init__(self, copies: list[tuple[Cluster, RequestHead]], router: Router, route: Route) -> None:
+        self._copies = copies
+        self._router = router
+        self._route = route
+
+    def finish(self, body: list[bytes] | tuple[bytes, ...] = ()) -> None:
+        """The request is complete: send the copies."""
+        copies, self._copies = self._copies, []
+        for cluster, head in copies:
+            host = cluster.pick(None) if not cluster.needs_context else None
+            if host is None:
+                cluster.stats.upstream_cx_none_healthy.n += 1
+                continue
+            if host.pools is None:
+                host.pools = {}
+            pool = host.pools.get(0)
+            if pool is None:
+                pool = host.pools[0] = Pool(cluster, host, 0, self._router.context)
+            _Copy(cluster, head, b"".join(body), self._router, self._route.timeout or _DEFAULT_TIMEOUT).send(pool)
+
+    def cancel(self) -> None:
+        """The request will not be complete, or its body is too large to keep."""
+        self._copies = []
+
+
+class _Copy:
+    """One copy on its way: the request's side of the pool's contract, discarding what comes back."""
+
+    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "connection", "started", "stream")
+
+    def __init__(self, cluster: Cluster, head: RequestHead, body: bytes, router: Router, timeout: float) -> None:
+        self._cluster = cluster
+        self._head = head
+        self._body = body
+        self._router = router
+        self._pool: Pool | None = None
+        self.connection: Any = None
+        self.started = router.clock()
+        self.stream = self  # connections count bytes for their request's stream
+        self._timer: Any = router.context.loop.call_later(timeout, self._timed_out)
+
+    @property
+    def upstream_bytes_received(self) -> int:
+        """Nobody logs a copy."""
+        return 0
+
+    @upstream_bytes_received.setter
+    def upstream_bytes_received(self, value: int) -> None:
+        pass
+
+    def send(self, pool: Pool) -> None:
+        """Get a connection and go."""
+        self._pool = pool
+        connection = pool.acquire(self)
+        if connection is not None:
+            self.on_connected(connection)
+
+    def on_connected(self, connection: Any) -> None:
+        self.connection = connection
+        head, body = self._head, self._body
+        items = head.items
+        if body and b"content-length" not in head:
+            items = [*items, _CHUNKED]
+            body = h1.encode_chunk(body) + h1.LAST_CHUNK
+        elif not body and b"content-length" not in head and head.method in (b"POST", b"PUT", b"PATCH"):
+            items = [*items, _NO_LENGTH]
+        connection.parser.method = head.method
+        out = h1.encode_request_head(head.method, head.path, head.authority, items) + body
+        connection.stats.upstream_cx_tx_bytes_total.n += len(out)
+        connection.transport.write(out)
+
+    def on_pool_failure(self, reason: str, failure: str | None) -> None:
+        self._cluster.stats.charge(503)
+        self._stop()
+
+    def on_response_headers(self, head: ResponseHead, end_stream: bool) -> None:
+        if head.status >= 200:
+            self._cluster.stats.charge(head.status)
+            if end_stream:
+                self._done()
+
+    def on_response_data(self, data: bytes, end_stream: bool) -> None:
+        if end_stream:
+            self._done()
+
+    def on_response_trailers(self, trailers: Headers) -> None:
+        self._done()
+
+    def on_upstream_reset(self, reason: str, details: str) -> None:
+        self.connection = None
+        self._cluster.stats.charge(503)
+        self._stop()
+
+    def on_upstream_done_early(self) -> None:
+        self.connection = None
+        self._stop()
+
+    def on_upstream_writable(self, writable: bool) -> None:
+        """The body is here already: there is nobody to hold back."""
+
+    def _done(self) -> None:
+        self._cluster.stats.charge_time((self._router.clock() - self.started) * 1000)
+        connection = self.connection
+        if connection is not None:
+            self.connection = None
+            connection.request = None
+            connection.idle_since = self._router.clock()
+            connection.pool.detach(connection)
+        self._stop()
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self._cluster.stats.upstream_rq_timeout.n += 1
+        connection = self.connection
+        if connection is not None:
+            self.connection = None
+            connection.abort()
+        elif self._pool is not None:
+            self._pool.cancel(self)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
