@@ -1,0 +1,51 @@
+# Every target makes what it needs from nothing: Python 3.11 or newer and a network to PyPI.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers check bench docs lock clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## two services, a sidecar in front of each, real traffic through both (KEEP=1 leaves it running)
+	@$(BIN)/python examples/demo/run.py $(if $(KEEP),--keep)
+
+test: $(READY)  ## all tests, with the real Envoy as the judge (ARGS="-k name" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)  ## mypy
+	$(BIN)/mypy
+
+layers: $(READY)  ## who may import whom
+	$(BIN)/lint-imports
+
+check: lint types layers  ## lint, types and layers
+
+bench: $(READY)  ## us, Envoy, nginx and HAProxy, paired; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(READY)  ## generated documentation
+	$(BIN)/python -m meshproxy.api.support > docs/api-support.md
+
+lock: $(READY)  ## requirements.lock anew, from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/lock
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
