@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +43,7 @@ def get(url: str) -> tuple[int, dict[str, str], str]:
         return error.code, dict(error.headers.items()), error.read().decode()
 
 
-def wait_until(what: str, condition, seconds: float = 15) -> None:
+def wait_until(what: str, condition: Callable[[], bool], seconds: float = 15) -> None:
     """Wait for the condition, asking every 20 ms."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
