@@ -170,6 +170,7 @@ class ServerConnection(asyncio.Protocol):
         self.requests += 1
         stats = self.stats
         stats.downstream_rq_total.n += 1
+        stats.downstream_rq_http1_total.n += 1
         stats.downstream_rq_active.n += 1
         parser = self.parser
         if not parser.keep_alive:

@@ -143,14 +143,10 @@ class HttpConnectionManager:
     def _build(self, route: Route | None) -> Chain:
         filters = []
         for entry in self._filters:
-            overrides = [] if route is None else [configs[entry.name] for configs in route.filter_configs if entry.name in configs]
-            disabled = entry.disabled
-            configs = []
-            for override in overrides:
-                disabled = getattr(override, "disabled", False) if type(override).__name__ == "FilterOverride" else False
-                config = getattr(override, "config", override) if type(override).__name__ == "FilterOverride" else override
-                if config is not None:
-                    configs.append(config)
+            overrides = [] if route is None else [level[entry.name] for level in route.filter_configs if entry.name in level]
+            # The most specific level decides whether the filter runs; configurations are handed over from all levels.
+            disabled = overrides[-1].disabled if overrides else entry.disabled
+            configs = [override.config for override in overrides if override.config is not None]
             if disabled:
                 continue
             compiled = entry.filter

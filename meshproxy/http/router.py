@@ -575,7 +575,8 @@ class Forwarding(Attempt):
         self.winner = attempt
         if self.attempts is not None:
             self._drop_others(attempt)
-        head.set(b"x-envoy-upstream-service-time", b"%d" % ((now - stream.request_end) * 1000)) if stream.request_end and not self.router.suppress else None
+        if stream.request_end and not self.router.suppress:
+            head.set(b"x-envoy-upstream-service-time", b"%d" % ((now - stream.request_end) * 1000))
         self.charge(status, host, head)
         if status < 500:
             if not grpc:
@@ -591,8 +592,6 @@ class Forwarding(Attempt):
             route.finalize_response(stream)
         if end_stream:
             self.complete(attempt)
-        elif self.timeout and self._queue is None and not self.ended:
-            pass  # the timeout starts with the request's end, which is still to come
         stream.send_headers(head, end_stream)
         if stream.tunnel and self.body and not self.done and attempt.connection is not None and status != 101:
             body, self.body = self.body, []
@@ -667,7 +666,6 @@ class Forwarding(Attempt):
         self._remove(attempt)
         if self._others_in_flight():
             return
-        text = f"{reason}{{{details}}}" if details else reason
         suffix = f",{details}" if details else ""
         self.fail(
             Reply(
@@ -678,7 +676,6 @@ class Forwarding(Attempt):
                 headers=OVERLOADED if reason == pools.OVERFLOW and not self.router.suppress else (),
             )
         )
-        del text
 
     def _failed_late(self, attempt: Attempt, reason: str, details: str) -> None:
         """The response had begun: the downstream can only be reset."""

@@ -1,0 +1,257 @@
+"""The HTTP/1.1 codec: framing, strictness, pipelining."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshproxy.codec import h1
+from meshproxy.codec.h1 import Options, ProtocolError, RequestParser, ResponseParser
+from meshproxy.codec.headers import Headers
+
+
+class Recorder:
+    """A sink that remembers its calls; data is joined, so that tests do not depend on how it was cut."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+
+    def on_headers(self, head, end_stream):
+        if hasattr(head, "method"):
+            self.events.append(("request", head.method, head.path, head.authority, tuple(head.items), end_stream))
+        else:
+            self.events.append(("response", head.status, tuple(head.items), end_stream))
+
+    def on_data(self, data, end_stream):
+        last = self.events[-1]
+        if last[0] == "data" and not last[2]:
+            self.events[-1] = ("data", last[1] + data, end_stream)
+        elif data or end_stream:
+            self.events.append(("data", data, end_stream))
+
+    def on_trailers(self, trailers: Headers):
+        self.events.append(("trailers", tuple(trailers.items)))
+
+
+def parse_requests(data: bytes, **options):
+    """All messages of `data`; the parser goes on after each, as a server does that answers at once."""
+    sink = Recorder()
+    parser = RequestParser(sink, Options(**options))
+    parser.feed(data)
+    while parser.done and parser.buffer:
+        parser.next_message()
+    return sink.events, parser
+
+
+def parse_response(data: bytes, method: bytes = b"GET", *, tunnel: bool = False, **options):
+    sink = Recorder()
+    parser = ResponseParser(sink, Options(**options))
+    parser.expect(method, tunnel=tunnel)
+    parser.feed(data)
+    return sink.events, parser
+
+
+def refused(data: bytes, **options) -> ProtocolError:
+    with pytest.raises(ProtocolError) as caught:
+        parse_requests(data, **options)
+    return caught.value
+
+
+def test_a_request_without_a_body_ends_with_its_head():
+    events, parser = parse_requests(b"GET /a?b=c HTTP/1.1\r\nHost: example.com\r\nX-Thing:  two words \r\n\r\n")
+    assert events == [("request", b"GET", b"/a?b=c", b"example.com", ((b"x-thing", b"two words"),), True)]
+    assert parser.done and parser.keep_alive
+
+
+def test_content_length_body_and_pipelined_requests():
+    events, parser = parse_requests(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /2 HTTP/1.1\r\nHost: b\r\n\r\nGET /3")
+    assert [event[0] for event in events] == ["request", "data", "request"]
+    assert events[1] == ("data", b"abc", True)
+    parser.next_message()
+    assert not parser.done and parser.buffer == b"GET /3"
+
+
+def test_chunked_body_with_extensions_and_dropped_trailers():
+    data = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    events, parser = parse_requests(data)
+    assert events[1:] == [("data", b"abc0123456789", True)]
+    events, _ = parse_requests(data, trailers=True)
+    assert events[1:] == [("data", b"abc0123456789", False), ("trailers", ((b"x-trailer", b"1"),))]
+    assert parser.done
+
+
+def test_absolute_form_replaces_host():
+    events, _ = parse_requests(b"GET http://other:81?q HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert events[0][2:4] == (b"/?q", b"other:81")
+    assert refused(b"GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n", absolute_url=False).status == 400
+
+
+def test_http_10_and_connection_headers():
+    _, parser = parse_requests(b"GET / HTTP/1.0\r\n\r\n")
+    assert not parser.keep_alive
+    _, parser = parse_requests(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+    assert parser.keep_alive
+    _, parser = parse_requests(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: foo, close\r\n\r\n")
+    assert not parser.keep_alive
+
+
+def test_an_upgrade_starts_a_tunnel_but_h2c_does_not():
+    events, parser = parse_requests(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nraw")
+    assert parser.upgrade == b"websocket" and events[0][-1] is False and events[1] == ("data", b"raw", False)
+    events, parser = parse_requests(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n")
+    assert parser.upgrade is None and events[0][-1] is True
+
+
+def test_connect_takes_its_authority_from_the_target():
+    events, _ = parse_requests(b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\nbytes")
+    assert events == [("request", b"CONNECT", b"", b"example.com:443", (), False), ("data", b"bytes", False)]
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n",
+        HEAD + b"Transfer-Encoding: ,chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding : chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        HEAD + b"Content-Length: 1, 1\r\n\r\n",
+        HEAD + b"Content-Length: +5\r\n\r\n",
+        HEAD + b"Content-Length: -0\r\n\r\n",
+        HEAD + b"Content-Length: 0x5\r\n\r\n",
+        HEAD + b"Content-Length: 5 5\r\n\r\n",
+        HEAD + b"Content-Length: 1_0\r\n\r\n",
+        HEAD + b"Content-Length:\r\n\r\n",
+        HEAD + b"Content-Length: 9223372036854775808\r\n\r\n",
+        HEAD + b"Content-Length: \xb2\r\n\r\n",
+        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nNo colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n: empty\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX\x00Y: 1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / http/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.32\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        CHUNKED + b"3\nabc\r\n0\r\n\r\n",
+        CHUNKED + b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+        CHUNKED + b"3\r\nabcX7\r\n",
+        CHUNKED + b"3\r\nabc\r\r\n0\r\n\r\n",
+        CHUNKED + b"0x3\r\nabc\r\n",
+        CHUNKED + b"+3\r\nabc\r\n",
+        CHUNKED + b" 3\r\nabc\r\n",
+        CHUNKED + b"1_0\r\nabc\r\n",
+        CHUNKED + b"11111111111111111\r\n",
+        CHUNKED + b"ffffffffffffffff\r\n",
+        CHUNKED + b"3;" + b"x" * 5000 + b"\r\nabc\r\n",
+        CHUNKED + b"0\r\nbad trailer\r\n\r\n",
+        CHUNKED + b"0\r\nX: a\nb: c\r\n\r\n",
+        CHUNKED + b"\r\nabc",
+    ],
+)
+def test_ambiguous_or_malformed_requests_are_refused(data: bytes):
+    assert refused(data).status == 400
+
+
+def test_unknown_transfer_coding_is_501():
+    assert refused(HEAD + b"Transfer-Encoding: gzip\r\n\r\n").status == 501
+
+
+def test_limits():
+    assert refused(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70000).status == 431
+    assert refused(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * 101 + b"\r\n").status == 431
+    assert refused(CHUNKED + b"0\r\n" + b"X: 1\r\n" * 101).status == 431
+
+
+def test_responses_are_framed_by_request_method_and_status():
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    assert parse_response(ok)[0][1:] == [("data", b"hi", True)]
+    events, parser = parse_response(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"HEAD")
+    assert events[0][-1] is True and parser.done
+    for status in (b"204 No Content", b"304 Not Modified"):
+        events, parser = parse_response(b"HTTP/1.1 " + status + b"\r\nContent-Length: 5\r\n\r\n")
+        assert events[0][-1] is True and parser.done
+
+
+def test_a_response_without_length_lasts_until_the_connection_closes():
+    events, parser = parse_response(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+    assert not parser.keep_alive and not parser.done
+    assert parser.feed_eof()
+    assert events[-1] == ("data", b"all of it", True)
+    _, parser = parse_response(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut")
+    assert not parser.feed_eof()
+
+
+def test_informational_responses_come_before_the_final_one():
+    events, parser = parse_response(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert [event[1] for event in events] == [100, 103, 200]
+    assert parser.done
+
+
+def test_switching_protocols_only_when_asked():
+    events, _ = parse_response(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nraw", tunnel=True)
+    assert events[-1] == ("data", b"raw", False)
+    with pytest.raises(ProtocolError):
+        parse_response(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    ],
+)
+def test_malformed_responses_are_refused(data: bytes):
+    with pytest.raises(ProtocolError):
+        parse_response(data)
+
+
+def test_case_is_remembered_only_when_asked():
+    sink = Recorder()
+    parser = RequestParser(sink, Options(keep_case=True))
+    parser.feed(b"GET / HTTP/1.1\r\nHost: a\r\nX-FoO: 1\r\n\r\n")
+    assert parser.case == {b"host": b"Host", b"x-foo": b"X-FoO"}
+
+
+def test_encoding():
+    assert h1.encode_request_head(b"GET", b"/", b"a", [(b"x", b"1")]) == b"GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n\r\n"
+    assert h1.encode_response_head(200, []) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert h1.encode_response_head(299, [(b"a", b"b")]) == b"HTTP/1.1 299 Unknown\r\na: b\r\n\r\n"
+    assert h1.encode_chunk(b"abc") + h1.encode_trailers([(b"t", b"1")]) == b"3\r\nabc\r\n0\r\nt: 1\r\n\r\n"
+
+
+def test_the_line_memo_is_bounded():
+    lines = h1.HeaderLines(limit=4)
+    for number in range(10):
+        assert lines[b"X-%d: v" % number] == (b"x-%d" % number, b"v")
+    assert len(lines) <= 4
+    assert lines[b"X-Request-Id: 1"] == (b"x-request-id", b"1") and b"X-Request-Id: 1" not in lines
