@@ -44,7 +44,7 @@ class Workers(Protocol):
     """The part of the supervisor that the server needs."""
 
     def broadcast(self, kind: Kind, body: bytes = b"") -> None:
-        """Tell every worker, and every one that replaces it."""
+        """Tell every worker."""
 
     async def gather(self, kind: Kind, body: bytes = b"", *, timeout: float) -> list[bytes]:
         """Ask every worker; answers that do not come in time are left out."""
@@ -133,7 +133,7 @@ class Server:
 
     def override_runtime(self, changes: dict[str, str]) -> None:
         """Change the admin layer of the runtime, everywhere. Raises ConfigError when there is none."""
-        self.runtime.merge(changes)
+        self.runtime.modify(changes)
         self._broadcast(Kind.RUNTIME, changes)
 
     def reset_counters(self) -> None:

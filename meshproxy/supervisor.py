@@ -23,7 +23,6 @@ log = logging.getLogger("meshproxy.main")
 STOP_DEADLINE = 2.0  # seconds for a worker to flush and exit before it is killed
 STABLE_AFTER = 10.0  # seconds of life after which a crash is the first again
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the n-th replacement in a row: the first comes at once
-_REPLAYED = (Kind.START, Kind.DRAIN, Kind.STOP_LISTENERS, Kind.HEALTHCHECK_FAIL, Kind.LOG_LEVEL, Kind.RUNTIME)
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +47,7 @@ class Events:
     on_stats: Callable[[Worker, bytes], None]
     on_gone: Callable[[Worker], None]
     on_idle: Callable[[Worker], None]
-    replay: Callable[[Worker], None]  # send what a new worker has to know beyond the broadcasts
+    replay: Callable[[Worker], None]  # send a new worker what happened before it
 
 
 class Pool:
@@ -72,8 +71,6 @@ class Pool:
         self._events = events
         self._lifeline = process.Lifeline()
         self._stopping = False
-        # State broadcast so far, newest frame of each kind and body: what a replacement has missed, in order.
-        self._history: list[tuple[Kind, bytes]] = []
 
     # -- life ------------------------------------------------------------------------------------------------------------------------------------------
 
@@ -95,8 +92,6 @@ class Pool:
         worker.started = time.monotonic()
         worker.ready = worker.idle = False
         worker.channel = Channel(ours, self._loop, lambda kind, body, _, __: self._on_message(worker, kind, body), lambda: self._on_eof(worker))
-        for kind, body in self._history:
-            worker.channel.send(kind, body)
         self._events.replay(worker)
 
     def _on_message(self, worker: Worker, kind: Kind, body: bytes) -> None:
@@ -162,9 +157,7 @@ class Pool:
     # -- talk ------------------------------------------------------------------------------------------------------------------------------------------
 
     def broadcast(self, kind: Kind, body: bytes = b"") -> None:
-        """Tell every worker; state is told to replacements as well, in the same order."""
-        if kind in _REPLAYED and (kind, body) not in self._history:
-            self._history.append((kind, body))
+        """Tell every worker."""
         for worker in self.workers:
             if worker.channel is not None:
                 worker.channel.send(kind, body)

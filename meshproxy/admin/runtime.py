@@ -19,13 +19,7 @@ _USAGE = (
 
 def runtime(request: Request, server: Server) -> Response:
     """Every key with its value in each layer; the last layer that has one wins."""
-    layers = server.runtime.layers
-    keys = sorted({key for layer in layers for key in layer.texts})
-    entries = {}
-    for key in keys:
-        values = [layer.texts.get(key, "") for layer in layers]
-        entries[key] = {"layer_values": values, "final_value": next((value for value in reversed(values) if value), "")}
-    return Response(to_json({"layers": [layer.name for layer in layers], "entries": entries}), content_type=JSON)
+    return Response(to_json(server.runtime.dump()), content_type=JSON)
 
 
 def runtime_modify(request: Request, server: Server) -> Response:
