@@ -105,6 +105,9 @@ KINDS: dict[str, dict[str, str]] = {
     "retry priority": {
         f"{_E}retry.priority.previous_priorities.v3.PreviousPrioritiesConfig": "meshproxy.http.retry",
     },
+    "RBAC principal": {
+        f"{_E}rbac.principals.mtls_authenticated.v3.Config": "meshproxy.api.rbac_engine",
+    },
     "path match": {
         f"{_E}path.match.uri_template.v3.UriTemplateMatchConfig": "meshproxy.api.matchers",
     },

@@ -1,7 +1,9 @@
 """The constraints that the API's protos declare for themselves (`validate.rules`): ranges, lengths, patterns, required fields and oneofs.
 
-`check` walks a whole message, through every Any, and returns all violations. A checker is compiled per message type on first use; types below which nothing
+A `Checker` walks a whole message, through every Any, and returns all violations. A plan is compiled per message type on first use; types below which nothing
 is constrained are not entered. Beyond the declared rules every Duration must be positive, as Envoy requires where it reads one.
+
+With a `Policy` the same walk also finds what is not honoured; `support.py` has the one that matters.
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from validate import validate_pb2
 
 from meshproxy.api import registry
-from meshproxy.api.errors import ConfigError, Problem, join
+from meshproxy.api.errors import INVALID, UNSUPPORTED, ConfigError, Problem, join
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -34,27 +36,41 @@ _HEADER_STRING = re.compile(r"[^\x00\r\n]*")
 _Check = Callable[[Any, "_Walk"], None]  # of a value whose path is on the walk's stack, or of a whole message
 
 
+class Policy(Protocol):
+    """What is honoured, for a Checker to find what is not."""
+
+    def fields(self, message: str) -> frozenset[str] | None:
+        """The honoured fields of a message, by full name; None when the message is not honoured at all."""
+
+    def kind(self, field: str) -> str | None:
+        """The kind of extension (a key of registry.KINDS) that belongs into a field or into the message in it; None: what belongs into the field around it."""
+
+    def refusal(self, kind: str | None, message: str) -> Problem | None:
+        """Why an extension of the type `message` cannot be where one of `kind` belongs; None when it can."""
+
+
 def check(message: Message) -> list[Problem]:
     """Everything in `message`, and in what it contains, that breaks a declared constraint. Paths are relative to the message."""
-    walk = _Walk()
-    _plan(message.DESCRIPTOR)(message, walk)
-    return walk.problems
+    return _RULES_ONLY.check(message)
 
 
 class _Walk:
-    """Where a check is, and what it found."""
+    """Where a check is, what it found, and what kind of extension the next Any should hold."""
 
-    __slots__ = ("problems", "stack")
+    __slots__ = ("clean", "kind", "optional", "problems", "stack")
 
     def __init__(self) -> None:
         self.stack: list[str] = []
         self.problems: list[Problem] = []
+        self.kind: str | None = None
+        self.optional = False  # the extension may be left out
+        self.clean: set[tuple[str | None, bytes]] = set()  # short Any values without problems: many clusters hold the same
 
-    def report(self, why: str, below: str = "") -> None:
+    def report(self, why: str, below: str = "", kind: str = INVALID) -> None:
         path = ""
         for part in (*self.stack, below):
             path = join(path, part)
-        self.problems.append(Problem(path, why))
+        self.problems.append(Problem(path, why, kind))
 
 
 class _Limit(NamedTuple):
@@ -64,13 +80,75 @@ class _Limit(NamedTuple):
     why: Callable[[Any], str]
 
 
+class Checker:
+    """Checks messages by the rules of their protos and, if there is one, by a policy. Plans are kept: use one Checker for many messages."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy
+        self._plans: dict[str, _Plan] = {}
+
+    def check(self, message: Message) -> list[Problem]:
+        """Everything that is wrong in `message` and in what it contains. Paths are relative to the message."""
+        walk = _Walk()
+        self.plan(message.DESCRIPTOR)(message, walk)
+        return walk.problems
+
+    def plan(self, descriptor: Descriptor) -> _Plan:
+        plan = self._plans.get(descriptor.full_name)
+        if plan is None:
+            plan = self._plans[descriptor.full_name] = _Plan(descriptor, self)
+        return plan
+
+    def inner(self, descriptor: Descriptor, rules: validate_pb2.FieldRules) -> _Check | None:
+        """The check of a nested message, None when there is nothing to check in it."""
+        name = descriptor.full_name
+        if name == _ANY:
+            return self._check_any
+        if name == _DURATION:
+            return _duration_check(rules.duration)
+        if _WRAPPERS.fullmatch(name):
+            limits = _limits(descriptor.fields_by_name["value"], rules)
+            check_value = _value_check(limits)
+            return (lambda wrapper, walk: check_value(wrapper.value, walk)) if limits else None
+        if name in _OPAQUE or rules.message.skip:
+            return None
+        return self.plan(descriptor) if self.policy is not None or _constrained(name, descriptor) else None
+
+    def _check_any(self, packed: Any, walk: _Walk) -> None:
+        if not packed.type_url and not packed.value:
+            return  # what an empty typed_config means is for its reader to say
+        kind = walk.kind
+        key = (kind, packed.SerializeToString())
+        if key in walk.clean:
+            return
+        before = len(walk.problems)
+        try:
+            message = registry.unpack(packed)
+        except ConfigError as error:
+            for problem in error.problems:
+                walk.report(problem.why, problem.path)
+            return
+        if self.policy is not None:
+            refusal = self.policy.refusal(kind, message.DESCRIPTOR.full_name)
+            if refusal is not None:
+                if not walk.optional:
+                    walk.report(refusal.why, kind=refusal.kind)
+                return
+        walk.kind = None
+        self.plan(message.DESCRIPTOR)(message, walk)
+        walk.kind = kind
+        if len(walk.problems) == before and len(key[1]) < 512:
+            walk.clean.add(key)
+
+
 class _Plan:
     """How to check the messages of one type: what must hold even for unset fields, and what must hold for each field that is set."""
 
-    __slots__ = ("_always", "_descriptor", "_set")
+    __slots__ = ("_always", "_checker", "_descriptor", "_set")
 
-    def __init__(self, descriptor: Descriptor) -> None:
+    def __init__(self, descriptor: Descriptor, checker: Checker) -> None:
         self._descriptor = descriptor
+        self._checker = checker
         self._always: list[_Check] | None = None
         self._set: dict[int, _Check] = {}
 
@@ -91,40 +169,80 @@ class _Plan:
 
     def _compile(self) -> list[_Check]:
         self._always = always = []
-        for oneof in self._descriptor.oneofs:
+        descriptor = self._descriptor
+        policy = self._checker.policy
+        honoured = policy.fields(descriptor.full_name) if policy is not None else None
+        if policy is not None and honoured is None:
+            always.append(_unsupported_message(descriptor.full_name))
+        if "is_optional" in descriptor.fields_by_name:
+            always.append(_remember_optional)
+        for oneof in descriptor.oneofs:
             if oneof.GetOptions().Extensions[validate_pb2.required]:
                 always.append(_required_oneof(oneof.name, " or ".join(field.name for field in oneof.fields)))
-        for field in self._descriptor.fields:
-            rules = field.GetOptions().Extensions[validate_pb2.rules]
-            if not field.is_repeated and field.message_type is None:
-                self._compile_scalar(field, rules)
-                continue
+        for field in descriptor.fields:
+            check_set = self._compile_field(field, always)
+            if policy is not None:
+                kind = policy.kind(field.full_name)
+                if kind is not None and check_set is not None:
+                    check_set = _with_kind(kind, check_set)
+                if honoured is not None and field.name not in honoured:
+                    check_set = _unsupported_field(field.name, check_set)
+            if check_set is not None:
+                self._set[field.number] = check_set
+        return always
+
+    def _compile_field(self, field: FieldDescriptor, always: list[_Check]) -> _Check | None:
+        rules = field.GetOptions().Extensions[validate_pb2.rules]
+        if field.is_repeated or field.message_type is not None:
             must = _must_be_there(field, rules)
             if must is not None:
                 always.append(must)
-            inner = _repeated(field, rules) if field.is_repeated else _inner(field.message_type, rules)
-            if inner is not None:
-                self._set[field.number] = inner if field.is_repeated else _below(field.name, inner)
-        return always
-
-    def _compile_scalar(self, field: FieldDescriptor, rules: validate_pb2.FieldRules) -> None:
+            if field.is_repeated:
+                return _repeated(field, rules, self._checker)
+            inner = self._checker.inner(field.message_type, rules)
+            return _below(field.name, inner) if inner is not None else None
         limits = _limits(field, rules)
         if not limits:
-            return
-        self._set[field.number] = _below(field.name, _value_check(limits))
+            return None
         broken = next((limit for limit in limits if not field.has_presence and not limit.holds(field.default_value)), None)
-        if broken is not None and self._always is not None:
-            self._always.append(_not_default(field.name, broken.why(field.default_value)))
+        if broken is not None:
+            always.append(_not_default(field.name, broken.why(field.default_value)))
+        return _below(field.name, _value_check(limits))
 
 
-_plans: dict[str, _Plan] = {}
+# -- what the policy finds
 
 
-def _plan(descriptor: Descriptor) -> _Plan:
-    plan = _plans.get(descriptor.full_name)
-    if plan is None:
-        plan = _plans[descriptor.full_name] = _Plan(descriptor)
-    return plan
+def _unsupported_message(name: str) -> _Check:
+    return lambda _, walk: walk.report(f"{name} is not supported", kind=UNSUPPORTED)
+
+
+def _unsupported_field(name: str, inner: _Check | None) -> _Check:
+    def check_field(value: Any, walk: _Walk) -> None:
+        walk.report("is not supported", name, UNSUPPORTED)
+        if inner is not None:
+            # What is below is as unsupported, and needs no second mention; but it must be valid.
+            problems = walk.problems
+            walk.problems = []
+            inner(value, walk)
+            problems += [problem for problem in walk.problems if problem.kind == INVALID]
+            walk.problems = problems
+
+    return check_field
+
+
+def _with_kind(kind: str, inner: _Check) -> _Check:
+    def check_field(value: Any, walk: _Walk) -> None:
+        outer = walk.kind
+        walk.kind = kind
+        inner(value, walk)
+        walk.kind = outer
+
+    return check_field
+
+
+def _remember_optional(message: Any, walk: _Walk) -> None:
+    walk.optional = message.is_optional
 
 
 # -- what must hold for unset fields
@@ -195,15 +313,15 @@ def _value_check(limits: tuple[_Limit, ...]) -> _Check:
     return check_value
 
 
-def _repeated(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> _Check | None:
+def _repeated(field: FieldDescriptor, rules: validate_pb2.FieldRules, checker: Checker) -> _Check | None:
     entry = field.message_type
     if entry is not None and entry.GetOptions().map_entry:
-        return _map(field, rules.map)
+        return _map(field, rules.map, checker)
     own = rules.repeated
     limits = _limits(field, own.items)
     inner: _Check | None = None
     if entry is not None:
-        inner = _inner(entry, own.items)
+        inner = checker.inner(entry, own.items)
     elif limits:
         inner = _value_check(limits)
     name = field.name
@@ -228,7 +346,7 @@ def _repeated(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> _Check 
     return check_items
 
 
-def _map(field: FieldDescriptor, rules: validate_pb2.MapRules) -> _Check | None:
+def _map(field: FieldDescriptor, rules: validate_pb2.MapRules, checker: Checker) -> _Check | None:
     name = field.name
     key_field = field.message_type.fields_by_name["key"]
     value_field = field.message_type.fields_by_name["value"]
@@ -236,7 +354,7 @@ def _map(field: FieldDescriptor, rules: validate_pb2.MapRules) -> _Check | None:
     check_key = _value_check(key_limits) if key_limits else None
     check_value: _Check | None = None
     if value_field.message_type is not None:
-        check_value = _inner(value_field.message_type, rules.values)
+        check_value = checker.inner(value_field.message_type, rules.values)
     elif limits := _limits(value_field, rules.values):
         check_value = _value_check(limits)
     if check_key is None and check_value is None:
@@ -256,34 +374,6 @@ def _map(field: FieldDescriptor, rules: validate_pb2.MapRules) -> _Check | None:
 
 
 # -- messages inside messages
-
-
-def _inner(descriptor: Descriptor, rules: validate_pb2.FieldRules) -> _Check | None:
-    """The check of a nested message, None when there is nothing to check in it."""
-    if rules.message.skip:
-        return None
-    name = descriptor.full_name
-    if name == _ANY:
-        return _check_any
-    if name == _DURATION:
-        return _duration_check(rules.duration)
-    if _WRAPPERS.fullmatch(name):
-        limits = _limits(descriptor.fields_by_name["value"], rules)
-        check_value = _value_check(limits)
-        return (lambda wrapper, walk: check_value(wrapper.value, walk)) if limits else None
-    return _plan(descriptor) if _constrained(name, descriptor) else None
-
-
-def _check_any(packed: Any, walk: _Walk) -> None:
-    if not packed.type_url and not packed.value:
-        return  # what an empty typed_config means is for its reader to say
-    try:
-        message = registry.unpack(packed)
-    except ConfigError as error:
-        for problem in error.problems:
-            walk.report(problem.why, problem.path)
-        return
-    _plan(message.DESCRIPTOR)(message, walk)
 
 
 def _duration_check(rules: validate_pb2.DurationRules) -> _Check:
@@ -452,3 +542,6 @@ def _enum_limits(field: FieldDescriptor, rules: validate_pb2.EnumRules) -> Itera
 def _quote(value: str) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+_RULES_ONLY = Checker()

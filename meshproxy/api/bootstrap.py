@@ -1,0 +1,111 @@
+"""The bootstrap: from a file, or from text on the command line, to a checked message.
+
+`load` reads, `validate` also checks; both report every problem that they find at once, each with its path.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+
+from meshproxy.api import convert, document, errors, messages, semantics, support
+from meshproxy.api.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The type of an Any in text format: [type.googleapis.com/package.Message]
+_TEXT_TYPE = re.compile(r"\[[\w.\-]+/([\w.]+)\]")
+
+
+def load(path: str | None = None, config_yaml: str = "") -> Bootstrap:
+    """The bootstrap in the file at `path`, with `config_yaml` merged into it (`--config-path` and `--config-yaml`).
+
+    By the file's suffix: `.pb` is a binary message, `.pb_text` its text format, `.json` JSON; everything else is YAML or JSON. Merging is protobuf's:
+    scalars are replaced, messages merged, lists appended. Raises ConfigError.
+    """
+    if not path and not config_yaml:
+        raise ConfigError("no configuration: give a file (-c) or text (--config-yaml)")
+    bootstrap = Bootstrap()
+    if path:
+        with errors.under(f"{path}"):
+            data = _read(path)
+        bootstrap = _from_file(path, data)
+    if config_yaml:
+        bootstrap.MergeFrom(parse(config_yaml))
+    return bootstrap
+
+
+def parse(text: str | bytes, *, json_only: bool = False) -> Bootstrap:
+    """The bootstrap that a YAML or JSON text describes. Raises ConfigError."""
+    value = document.parse(text, json_only=json_only)
+    if value is None:
+        raise ConfigError("the configuration is empty")
+    return convert.to_message(value, Bootstrap)
+
+
+def validate(
+    path: str | None = None,
+    config_yaml: str = "",
+    *,
+    unsupported: str = "reject",
+    dry_run: Callable[[Bootstrap], None] | None = None,
+) -> tuple[Bootstrap, list[Problem]]:
+    """Load and check a bootstrap as far as it can be done without serving. Returns it with the warnings.
+
+    `unsupported` is "reject" or "warn": what to do about fields that are not honoured. `dry_run` compiles everything, to find what only compiling shows, and
+    raises ConfigError; it is called only with a bootstrap that keeps the declared constraints. Raises ConfigError with all problems.
+    """
+    bootstrap = load(path, config_yaml)
+    problems, warnings = support.check(bootstrap, unsupported)
+    if not problems:
+        problems = semantics.check(bootstrap)
+        if dry_run is not None:
+            try:
+                dry_run(bootstrap)
+            except ConfigError as error:
+                known = {problem.path for problem in problems}
+                problems += [problem for problem in error.problems if problem.path not in known]
+    if problems:
+        raise ConfigError(problems)
+    return bootstrap, warnings
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError("not a file name") from error
+
+
+def _from_file(path: str, data: bytes) -> Bootstrap:
+    lower = path.lower()
+    if lower.endswith(".pb"):
+        return _from_binary(data)
+    if lower.endswith(".pb_text"):
+        return _from_text_format(data)
+    return parse(data, json_only=lower.endswith(".json"))
+
+
+def _from_binary(data: bytes) -> Bootstrap:
+    try:
+        return Bootstrap.FromString(data)
+    except DecodeError as error:
+        raise ConfigError("not a serialised envoy.config.bootstrap.v3.Bootstrap") from error
+
+
+def _from_text_format(data: bytes) -> Bootstrap:
+    try:
+        text = data.decode()
+        for name in _TEXT_TYPE.findall(text):
+            messages.descriptor(name)  # the parser finds only types that are loaded
+        return text_format.Parse(text, Bootstrap())
+    except (UnicodeDecodeError, text_format.ParseError, RecursionError) as error:
+        raise ConfigError(f"not text format: {error}") from error
