@@ -31,6 +31,8 @@ class Context:
     access_logs: Any = None  # observe.access_log.Sinks: shared open files
     drain: Any = None  # net.listener.Drain
     node: Any = None  # envoy.config.core.v3.Node
+    cells: Any = None  # net.shared.Cells: numbers that all workers share; None where there is one worker
+    shared: dict[Any, Any] = field(default_factory=dict)  # objects that several filters have in common, each under a key of its own
     worker_id: int = 0
     concurrency: int = 1
     random: random.Random = field(default_factory=random.Random)
