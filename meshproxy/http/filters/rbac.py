@@ -1,0 +1,160 @@
+"""Role based access control of requests (envoy.extensions.filters.http.rbac.v3.RBAC).
+
+A request that the rules do not allow is answered 403. Shadow rules only count and leave their verdict in dynamic metadata. Everything that a verdict of
+one policy brings along (counters, metadata, reply) is made once, when that policy first decides.
+
+A route's RBACPerRoute replaces the rules whole (without `rbac`, the filter is off there); counters keep the names of the filter's own configuration.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshproxy.api import errors, rbac_engine
+from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.http.replies import Reply
+
+if TYPE_CHECKING:
+    from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC, RBACPerRoute
+
+    from meshproxy.api.rbac_engine import Engine
+    from meshproxy.http.filters import FilterContext
+    from meshproxy.observe.stats import Counter, Scope
+    from meshproxy.observe.stream_info import StreamInfo
+
+TYPE_URL = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
+ROUTE_TYPE_URLS = ("type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute",)
+HONOURS = {
+    "envoy.extensions.filters.http.rbac.v3.RBAC": "rules rules_stat_prefix shadow_rules shadow_rules_stat_prefix track_per_rule_stats",
+    "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": "rbac",
+    **rbac_engine.HONOURS,
+}
+
+METADATA = "envoy.filters.http.rbac"
+LOG_METADATA = "envoy.common"
+_STATS = ("allowed", "denied")
+_SHADOW_STATS = ("shadow_allowed", "shadow_denied")
+
+
+class Verdict:
+    """What follows when one policy (or none) decides: counters to count, metadata to set, and the reply that ends a denied request."""
+
+    __slots__ = ("allowed", "counters", "metadata", "policy", "reply")
+
+    def __init__(self, policy: str | None, allowed: bool, counters: list[Counter], metadata: dict[str, str]) -> None:
+        self.policy = policy
+        self.allowed = allowed
+        self.counters = counters
+        self.metadata = metadata
+        self.reply = None if allowed else Reply(403, b"RBAC: access denied", details=rbac_engine.response_details(policy))
+
+
+class Rules:
+    """An engine with the names that its verdicts go by."""
+
+    __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "_verdicts", "engine")
+
+    def __init__(self, engine: Engine, scope: Scope, *, key_prefix: str, shadow: bool, per_rule: bool) -> None:
+        self.engine = engine
+        self._scope = scope
+        self._key_prefix = key_prefix
+        self._shadow = shadow
+        self._per_rule = per_rule
+        self._verdicts: dict[str | None, Verdict] = {}
+
+    def decide(self, stream: StreamInfo) -> Verdict:
+        """The verdict on a request, counted."""
+        policy = self.engine.match(stream)
+        verdict = self._verdicts.get(policy)
+        if verdict is None:
+            verdict = self._verdicts[policy] = self._make(policy)
+        for counter in verdict.counters:
+            counter.n += 1
+        if self.engine.action == rbac_engine.LOG and not self._shadow:
+            stream.metadata.setdefault(LOG_METADATA, {})["access_log_hint"] = policy is not None
+        return verdict
+
+    def _make(self, policy: str | None) -> Verdict:
+        allowed = self.engine.allowed(policy)
+        result = "allowed" if allowed else "denied"
+        stat, kind = (f"shadow_{result}", "shadow_") if self._shadow else (result, "enforced_")
+        counters = [self._scope.counter(stat)]
+        metadata = {f"{self._key_prefix}{kind}engine_result": result}
+        if policy:
+            metadata[f"{self._key_prefix}{kind}effective_policy_id"] = policy
+            if self._per_rule:
+                counters.append(self._scope.counter(f"policy.{policy}.{stat}"))
+        return Verdict(policy, allowed, counters, metadata)
+
+
+class Rbac:
+    """The filter. `rules` and `shadow` are None when not configured; `names` are the stat prefixes of both, which routes' rules use as well."""
+
+    __slots__ = ("name", "names", "rules", "shadow")
+
+    def __init__(self, names: tuple[str, str], rules: Rules | None, shadow: Rules | None) -> None:
+        self.names = names
+        self.rules = rules
+        self.shadow = shadow
+
+    def request_headers(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
+        metadata: dict[str, str] = {}
+        reply = None
+        if self.shadow is not None:
+            metadata.update(self.shadow.decide(stream).metadata)
+        if self.rules is not None:
+            verdict = self.rules.decide(stream)
+            reply = verdict.reply
+            metadata.update(verdict.metadata)
+        known = stream.metadata.get(METADATA)
+        if known is None:
+            stream.metadata[METADATA] = metadata
+        else:
+            known.update(metadata)
+        return reply
+
+
+class Idle:
+    """A filter without rules of its own, which routes may give some: it has no hooks and keeps the names of the counters."""
+
+    __slots__ = ("name", "names")
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        self.names = names
+
+
+def compile(proto: RBAC, context: FilterContext) -> Rbac | Idle | None:
+    """The filter for an RBAC proto; None when it has neither rules nor names."""
+    names = (proto.rules_stat_prefix, proto.shadow_rules_stat_prefix)
+    compiled = _compile(proto, names, context)
+    return Idle(names) if compiled is None and any(names) else compiled
+
+
+def specialise(base: Rbac | Idle | None, overrides: list[RBACPerRoute], context: FilterContext) -> Rbac | None:
+    """The filter for a route: the most specific override replaces the rules."""
+    override = overrides[-1]
+    if not override.HasField("rbac"):
+        return None
+    with errors.under("rbac"):
+        return _compile(override.rbac, base.names if base is not None else ("", ""), context)
+
+
+def _compile(proto: RBAC, names: tuple[str, str], context: FilterContext) -> Rbac | None:
+    found = errors.Collector()
+    for field in ("matcher", "shadow_matcher"):
+        if proto.HasField(field):
+            # With --unsupported warn too: a filter that silently lost its rules would let everything pass.
+            found.add(field, "matcher trees are not supported in RBAC; use rules", UNSUPPORTED)
+    compiled: list[Rules | None] = []
+    for field, name, shadow in (("rules", names[0], False), ("shadow_rules", names[1], True)):
+        scope = context.scope.scope(f"rbac.{name.removesuffix('.')}." if name else "rbac.")
+        scope.declare("counter", _SHADOW_STATS if shadow else _STATS)
+        rules = None
+        if proto.HasField(field):
+            key_prefix = getattr(proto, f"{field}_stat_prefix") or name
+            with found.under(field):
+                engine = rbac_engine.compile_rules(getattr(proto, field))
+                rules = Rules(engine, scope, key_prefix=key_prefix, shadow=shadow, per_rule=proto.track_per_rule_stats)
+        compiled.append(rules)
+    found.raise_any()
+    return Rbac(names, *compiled) if any(compiled) else None
