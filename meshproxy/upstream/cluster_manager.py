@@ -1,0 +1,252 @@
+"""All clusters of a process: known by name from the start, compiled when first used.
+
+A sidecar in a large mesh knows a thousand clusters and calls ten. The others stay what they came as, serialised messages, which costs a few hundred bytes
+each; what is learnt about them meanwhile (endpoints, health) is kept with them and applied when they are compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+
+from meshproxy.api import errors
+from meshproxy.upstream import endpoints, stats
+from meshproxy.upstream.cluster import Cluster
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from meshproxy.context import Context
+    from meshproxy.upstream.host import Host, HostSet
+
+
+class _Known:
+    """A cluster by its message. `assignment`, `health` and `ejected`: what was learnt since, while it was not compiled."""
+
+    __slots__ = ("assignment", "cluster", "health", "serialised", "timers", "via_api")
+
+    def __init__(self, serialised: bytes, via_api: bool) -> None:
+        self.serialised = serialised
+        self.via_api = via_api
+        self.cluster: Cluster | None = None
+        self.assignment: bytes | None = None
+        self.health: dict[str, int] | None = None
+        self.timers: list[asyncio.TimerHandle] | None = None
+
+    @property
+    def proto(self) -> Any:
+        return cluster_pb2.Cluster.FromString(self.serialised)
+
+
+class ClusterManager:
+    """Clusters by name. One for each process; main's also knows every cluster but compiles only those that it checks or talks to itself."""
+
+    def __init__(self, context: Context, config: Any = None) -> None:
+        """`config`: envoy.config.bootstrap.v3.ClusterManager or None."""
+        self.context = context
+        self._known: dict[str, _Known] = {}
+        self._local_name: str = config.local_cluster_name if config is not None else ""
+        self._bind = config.upstream_bind_config if config is not None and config.HasField("upstream_bind_config") else None
+        # Tells main what only a worker can see: (cluster, host address).
+        self.on_immediate_failure: Callable[[str, str], None] | None = None
+        self._active = context.stats.scope("cluster_manager.").gauge("active_clusters", shared=True)
+
+    def add(self, proto: Any, via_api: bool = False) -> bool:
+        """Add or replace a cluster (a message or its serialised form); False when it is the same as before.
+
+        The message is kept serialised and not looked at: main has validated it (`validate`).
+        """
+        if isinstance(proto, bytes):
+            serialised, proto = proto, cluster_pb2.Cluster.FromString(proto)
+        else:
+            serialised = proto.SerializeToString(deterministic=True)
+        name = proto.name
+        old = self._known.get(name)
+        if old is not None:
+            if old.serialised == serialised:
+                return False
+            self.remove(name)
+        self._known[name] = _Known(serialised, via_api)
+        stats.declare(self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}."))
+        self._active.n = len(self._known)
+        return True
+
+    def remove(self, name: str) -> bool:
+        """Forget a cluster; its connections end when they are idle. False when there is none of that name."""
+        known = self._known.pop(name, None)
+        if known is None:
+            return False
+        proto = known.proto
+        for timer in known.timers or ():
+            timer.cancel()
+        if known.cluster is not None:
+            known.cluster.close()
+        self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.").remove()
+        self._active.n = len(self._known)
+        return True
+
+    def get(self, name: str) -> Cluster | None:
+        """The cluster of that name, compiled now if this is its first use."""
+        known = self._known.get(name)
+        if known is None:
+            return None
+        return known.cluster or self._compile(known)
+
+    def _compile(self, known: _Known) -> Cluster:
+        proto = known.proto
+        cluster = known.cluster = Cluster(proto, self.context, via_api=known.via_api, default_bind=self._bind, local_hosts=self._local_hosts(proto.name))
+        if known.assignment is not None:
+            cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
+            known.assignment = None
+        if known.health is not None:
+            cluster.set_health(known.health)
+            known.health = None
+        cluster.on_immediate_failure = self._report_failure
+        if cluster.name == self._local_name:
+            cluster.on_hosts_changed = self._local_changed
+        self._schedule(known, cluster)
+        return cluster
+
+    def _report_failure(self, host: Host) -> None:
+        if self.on_immediate_failure is not None:
+            self.on_immediate_failure(host.cluster.name, host.address.text)
+
+    # -- periodic work
+
+    def _schedule(self, known: _Known, cluster: Cluster) -> None:
+        known.timers = []
+        if cluster.sweep_interval:
+            self._every(known, cluster.sweep_interval, cluster.sweep)
+        if cluster.outlier is not None:
+            outlier = cluster.outlier
+            self._every(known, outlier.interval, lambda: outlier.sweep(self.context.clock()))
+
+    def _every(self, known: _Known, seconds: float, work: Callable[[], None]) -> None:
+        loop = self.context.loop
+        if loop is None:
+            return  # validation, and tests that sweep by hand
+        timers = known.timers
+        assert timers is not None
+        index = len(timers)
+
+        def tick() -> None:
+            timers[index] = loop.call_later(seconds, tick)
+            work()
+
+        timers.append(loop.call_later(seconds, tick))
+
+    # -- the cluster that this proxy belongs to
+
+    def _local_hosts(self, name: str) -> Callable[[], HostSet | None]:
+        if not self._local_name or name == self._local_name:
+            return lambda: None
+        return self._local_host_set
+
+    def _local_host_set(self) -> HostSet | None:
+        local = self.get(self._local_name)
+        return local.host_sets[0] if local is not None else None
+
+    def _local_changed(self) -> None:
+        for known in self._known.values():
+            if known.cluster is not None and known.cluster.name != self._local_name:
+                known.cluster.rebalance()
+
+    # -- what main tells workers
+
+    def update_endpoints(self, name: str, assignment: Any) -> None:
+        """New endpoints with resolved addresses (ClusterLoadAssignment or its serialised form). Ignored for an unknown cluster."""
+        known = self._known.get(name)
+        if known is None:
+            return
+        if known.cluster is None:
+            known.assignment = assignment if isinstance(assignment, bytes) else assignment.SerializeToString()
+            return
+        if isinstance(assignment, bytes):
+            assignment = endpoint_pb2.ClusterLoadAssignment.FromString(assignment)
+        known.cluster.update_endpoints(assignment)
+
+    def set_health(self, name: str, flags: Mapping[str, int]) -> None:
+        """Results of active health checks, see `Cluster.set_health`. Ignored for an unknown cluster."""
+        known = self._known.get(name)
+        if known is None:
+            return
+        if known.cluster is None:
+            known.health = {**(known.health or {}), **flags}
+        else:
+            known.cluster.set_health(flags)
+
+    # -- looking
+
+    def names(self) -> list[str]:
+        """The names of all clusters, in the order in which they were added."""
+        return list(self._known)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def proto(self, name: str) -> Any:
+        """The configuration of a cluster, or None."""
+        known = self._known.get(name)
+        return None if known is None else known.cluster.proto if known.cluster is not None else known.proto
+
+    def compiled(self) -> Iterator[Cluster]:
+        """The clusters that have been used."""
+        for known in list(self._known.values()):
+            if known.cluster is not None:
+                yield known.cluster
+
+    def publish(self) -> None:
+        """Bring all gauges up to date. Call it before statistics are collected or shown."""
+        for known in list(self._known.values()):
+            if known.cluster is not None:
+                known.cluster.publish()
+
+    def publish_unused(self) -> None:
+        """In main, before statistics are shown: the membership of clusters that no worker has used."""
+        for known in self._known.values():
+            if known.cluster is None:
+                self._publish_unused(known)
+
+    def _publish_unused(self, known: _Known) -> None:
+        proto = known.proto
+        scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or proto.name}.")
+        total = scope.gauge("membership_total", shared=True)
+        if total.seen:
+            return  # a worker uses it and says so itself
+        assignment = proto.load_assignment if proto.type == 0 else endpoint_pb2.ClusterLoadAssignment()
+        if known.assignment is not None:
+            assignment = endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)
+        rows = endpoints.count(assignment)
+        total.n = sum(row[0] for row in rows)
+        if total.n:
+            healthy = 0 if proto.health_checks else sum(row[1] for row in rows)
+            scope.gauge("membership_healthy", shared=True).n = healthy
+            scope.gauge("membership_degraded", shared=True).n = 0 if proto.health_checks else sum(row[2] for row in rows)
+            scope.gauge("membership_excluded", shared=True).n = sum(row[3] for row in rows)
+            scope.counter("membership_change", shared=True).n = sum(1 for row in rows if row[0])
+            scope.counter("default.total_match_count", shared=True).n = total.n
+
+    def close(self) -> None:
+        """The process ends: stop periodic work and drain all connections."""
+        for known in self._known.values():
+            for timer in known.timers or ():
+                timer.cancel()
+            if known.cluster is not None:
+                known.cluster.close()
+
+
+def validate(proto: Any, context: Context, config: Any = None) -> None:
+    """Compile a Cluster message and throw the result away. `context` should have statistics of its own. Raises ConfigError."""
+    bind = config.upstream_bind_config if config is not None and config.HasField("upstream_bind_config") else None
+    if config is not None and proto.name == config.local_cluster_name:
+        for index, group in enumerate(proto.load_assignment.endpoints):
+            if group.priority > 0:
+                errors.fail(f"load_assignment.endpoints[{index}].priority", f"Unexpected non-zero priority for local cluster '{proto.name}'.")
+    Cluster(proto, context, default_bind=bind).close()

@@ -1,0 +1,278 @@
+"""What a cluster's configuration says besides its endpoints: timeouts, protocol options, transport sockets, and what does not go together.
+
+`ClusterOptions` is made once per cluster and never changes. Defaults are Envoy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api import errors, registry
+from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.codec import h1
+
+if TYPE_CHECKING:
+    from meshproxy.net.sockets import DialOptions
+    from meshproxy.net.tls import UpstreamTls
+    from meshproxy.observe.stats import Scope
+
+_CLUSTER = "envoy.config.cluster.v3.Cluster"
+HONOURS = {
+    _CLUSTER: (
+        "transport_socket_matches name alt_stat_name type cluster_type connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment"
+        " health_checks max_requests_per_connection circuit_breakers upstream_http_protocol_options common_http_protocol_options http_protocol_options"
+        " typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl dns_lookup_family"
+        " typed_dns_resolver_config wait_for_warm_on_init outlier_detection cleanup_interval upstream_bind_config ring_hash_lb_config"
+        " maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
+        " protocol_selection upstream_connection_options ignore_health_on_host_removal load_balancing_policy"
+    ),
+    _CLUSTER + ".CustomClusterType": "name typed_config",
+    _CLUSTER + ".TransportSocketMatch": "name match transport_socket",
+    _CLUSTER + ".CommonLbConfig": (
+        "healthy_panic_threshold zone_aware_lb_config locality_weighted_lb_config update_merge_window ignore_new_hosts_until_first_hc"
+        " close_connections_on_host_set_change consistent_hashing_lb_config"
+    ),
+    "envoy.config.cluster.v3.UpstreamConnectionOptions": "tcp_keepalive",
+    "envoy.config.core.v3.TransportSocket": "name typed_config",
+    "envoy.config.core.v3.UpstreamHttpProtocolOptions": "auto_sni auto_san_validation override_auto_sni_header",
+    "envoy.config.core.v3.Metadata": "filter_metadata",
+    "envoy.config.core.v3.TypedExtensionConfig": "name typed_config",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": "common_http_protocol_options upstream_http_protocol_options explicit_http_config",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": "http_protocol_options",
+    "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions": "idle_timeout",
+}
+
+STATIC, STRICT_DNS, LOGICAL_DNS, EDS, ORIGINAL_DST = range(5)  # envoy.config.cluster.v3.Cluster.DiscoveryType
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_TCP_OPTIONS = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"
+_DNS_CLUSTER = "envoy.extensions.clusters.dns.v3.DnsCluster"
+
+CONNECT_TIMEOUT = 5.0
+BUFFER_LIMIT = 1024 * 1024
+IDLE_TIMEOUT = 3600.0
+TCP_POOL_IDLE_TIMEOUT = 600.0
+
+
+@dataclass(slots=True)
+class ClusterOptions:
+    """See the proto fields of the same names. Times are seconds, sizes bytes; 0 means no timeout, no limit."""
+
+    type: int = STATIC
+    dns: Any = None  # extensions.clusters.dns.v3.DnsCluster of a cluster that has one; its fields override the cluster's own
+    connect_timeout: float = CONNECT_TIMEOUT
+    per_connection_buffer_limit: int = BUFFER_LIMIT
+    max_requests_per_connection: int = 0
+    max_connection_duration: float = 0.0
+    max_stream_duration: float = 0.0
+    idle_timeout: float = IDLE_TIMEOUT
+    tcp_pool_idle_timeout: float = TCP_POOL_IDLE_TIMEOUT
+    headers_with_underscores: int = 0  # core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction: allow, reject, drop
+    h1_options: h1.Options = h1.Options()
+    header_style: str | None = None  # None (lower case), "proper" or "preserve"
+    forward_reason_phrase: bool = False
+    auto_sni: bool = False
+    auto_san_validation: bool = False
+    auto_sni_header: str = ""  # lower case; "" means :authority
+    dial_options: DialOptions | None = None
+    transport: UpstreamTls | None = None
+    choose_transport: Callable[[dict[str, Any] | None, dict[str, Any] | None], UpstreamTls | None] | None = None
+
+
+def compile_options(proto: Any, scope: Scope, default_bind: Any = None) -> ClusterOptions:
+    """Check a Cluster message and take out what does not change. Reads certificates. Raises ConfigError with all problems."""
+    options = ClusterOptions()
+    problems = errors.Collector()
+    for part in (_discovery, _timeouts, _http, _tcp, _connection):
+        with problems.under(""):
+            part(proto, options)
+    with problems.under("upstream_bind_config"):
+        _dialling(proto, options, default_bind)
+    with problems.under(""):
+        _transport(proto, options, scope)
+    problems.raise_any()
+    return options
+
+
+def seconds(proto: Any, field: str, default: float) -> float:
+    """A Duration field in seconds; `default` when it is not set."""
+    if not proto.HasField(field):
+        return default
+    duration = getattr(proto, field)
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def number(proto: Any, field: str, default: int) -> int:
+    """A wrapped number; `default` when it is not set."""
+    return int(getattr(proto, field).value) if proto.HasField(field) else default
+
+
+def _discovery(proto: Any, options: ClusterOptions) -> None:
+    if proto.WhichOneof("cluster_discovery_type") == "cluster_type":
+        with errors.under("cluster_type.typed_config"):
+            registry.module(registry.type_url(proto.cluster_type.typed_config), "cluster type")
+            options.dns = registry.unpack(proto.cluster_type.typed_config)
+        options.type = LOGICAL_DNS if options.dns.all_addresses_in_single_endpoint else STRICT_DNS
+    else:
+        options.type = proto.type
+    if options.type == EDS:
+        errors.fail("type", "EDS clusters are not supported", UNSUPPORTED)
+    if options.type == ORIGINAL_DST:
+        if proto.lb_policy != 6 and not _typed_cluster_provided(proto):
+            errors.fail("lb_policy", f"cluster: LB policy {proto.lb_policy} is not valid for Cluster type ORIGINAL_DST. Only 'CLUSTER_PROVIDED' is allowed.")
+        if proto.HasField("load_assignment"):
+            errors.fail("load_assignment", "ORIGINAL_DST clusters must have no load assignment configured")
+    elif options.type == LOGICAL_DNS:
+        endpoints = proto.load_assignment.endpoints
+        if len(endpoints) != 1 or len(endpoints[0].lb_endpoints) != 1:
+            errors.fail("load_assignment.endpoints", "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint")
+
+
+def _typed_cluster_provided(proto: Any) -> bool:
+    policies = proto.load_balancing_policy.policies
+    return bool(policies) and policies[0].typed_extension_config.typed_config.type_url.endswith("cluster_provided.v3.ClusterProvided")
+
+
+def _timeouts(proto: Any, options: ClusterOptions) -> None:
+    options.connect_timeout = seconds(proto, "connect_timeout", CONNECT_TIMEOUT)
+    if options.connect_timeout <= 0:
+        errors.fail("connect_timeout", "value must be greater than 0s")
+    options.per_connection_buffer_limit = number(proto, "per_connection_buffer_limit_bytes", BUFFER_LIMIT)
+
+
+def _http(proto: Any, options: ClusterOptions) -> None:
+    packed = _extension(proto, _HTTP_OPTIONS)
+    if packed is None:
+        common, http1, upstream = proto.common_http_protocol_options, proto.http_protocol_options, proto.upstream_http_protocol_options
+        paths = "common_http_protocol_options", "http_protocol_options", "upstream_http_protocol_options"
+    else:
+        base = f"typed_extension_protocol_options[{_HTTP_OPTIONS}]"
+        which = packed.WhichOneof("upstream_protocol_options")
+        if which is None:
+            errors.fail(base, "one of explicit_http_config, use_downstream_protocol_config and auto_config is required")
+        if which != "explicit_http_config":
+            errors.fail(f"{base}.{which}", "it is not supported; explicit_http_config is", UNSUPPORTED)
+        protocol = packed.explicit_http_config.WhichOneof("protocol_config")
+        if protocol is None:
+            errors.fail(f"{base}.explicit_http_config", "one of http_protocol_options, http2_protocol_options and http3_protocol_options is required")
+        if protocol != "http_protocol_options":
+            errors.fail(f"{base}.explicit_http_config.{protocol}", "only HTTP/1.1 is supported towards upstreams", UNSUPPORTED)
+        common, http1, upstream = packed.common_http_protocol_options, packed.explicit_http_config.http_protocol_options, packed.upstream_http_protocol_options
+        paths = f"{base}.common_http_protocol_options", f"{base}.explicit_http_config.http_protocol_options", f"{base}.upstream_http_protocol_options"
+    _common_http(proto, common, options)
+    _http1(http1, common, options, paths[1])
+    options.auto_sni = upstream.auto_sni
+    options.auto_san_validation = upstream.auto_san_validation
+    options.auto_sni_header = upstream.override_auto_sni_header.lower()
+
+
+def _extension(proto: Any, name: str) -> Any:
+    """The protocol options of that type. Their keys are type names by convention; a message of another type under that key is an error."""
+    if name not in proto.typed_extension_protocol_options:
+        return None
+    packed = proto.typed_extension_protocol_options[name]
+    with errors.under(f"typed_extension_protocol_options[{name}]"):
+        if registry.type_url(packed) != registry.TYPE_PREFIX + name:
+            errors.fail("", f"{name} is expected here, not {packed.type_url!r}")
+        return registry.unpack(packed)
+
+
+def _common_http(proto: Any, common: Any, options: ClusterOptions) -> None:
+    if proto.HasField("max_requests_per_connection") and common.HasField("max_requests_per_connection"):
+        errors.fail("max_requests_per_connection", "Only one of max_requests_per_connection from Cluster or HttpProtocolOptions can be specified")
+    options.max_requests_per_connection = number(common, "max_requests_per_connection", number(proto, "max_requests_per_connection", 0))
+    options.idle_timeout = seconds(common, "idle_timeout", IDLE_TIMEOUT)
+    options.max_connection_duration = seconds(common, "max_connection_duration", 0.0)
+    options.max_stream_duration = seconds(common, "max_stream_duration", 0.0)
+    options.headers_with_underscores = common.headers_with_underscores_action
+
+
+def _http1(http1: Any, common: Any, options: ClusterOptions, path: str) -> None:
+    if http1.HasField("header_key_format"):
+        if http1.header_key_format.WhichOneof("header_format") == "proper_case_words":
+            options.header_style = "proper"
+        else:
+            with errors.under(f"{path}.header_key_format.stateful_formatter.typed_config"):
+                config: Any = registry.unpack(http1.header_key_format.stateful_formatter.typed_config)
+            options.header_style = "preserve"
+            options.forward_reason_phrase = config.forward_reason_phrase
+    options.h1_options = h1.Options(
+        max_head_bytes=number(common, "max_response_headers_kb", h1.MAX_HEAD_BYTES // 1024) * 1024,
+        max_headers=number(common, "max_headers_count", h1.MAX_HEADERS),
+        trailers=http1.enable_trailers,
+        keep_case=options.header_style == "preserve",
+    )
+
+
+def _tcp(proto: Any, options: ClusterOptions) -> None:
+    packed = _extension(proto, _TCP_OPTIONS)
+    if packed is not None:
+        options.tcp_pool_idle_timeout = seconds(packed, "idle_timeout", TCP_POOL_IDLE_TIMEOUT)
+    for name in proto.typed_extension_protocol_options:
+        if name not in (_HTTP_OPTIONS, _TCP_OPTIONS):
+            errors.fail(f"typed_extension_protocol_options[{name}]", "these protocol options are not supported", UNSUPPORTED)
+
+
+def _connection(proto: Any, options: ClusterOptions) -> None:
+    if proto.protocol_selection == 1:
+        errors.fail("protocol_selection", "USE_DOWNSTREAM_PROTOCOL is not supported", UNSUPPORTED)
+
+
+def _dialling(proto: Any, options: ClusterOptions, default_bind: Any) -> None:
+    bind = proto.upstream_bind_config if proto.HasField("upstream_bind_config") else None
+    keepalive = proto.upstream_connection_options.tcp_keepalive if proto.upstream_connection_options.HasField("tcp_keepalive") else None
+    if bind is None and keepalive is None and default_bind is None:
+        return
+    from meshproxy.net import sockets
+
+    options.dial_options = sockets.compile_dial_options(bind, keepalive, default_bind)
+
+
+def _transport(proto: Any, options: ClusterOptions, scope: Scope) -> None:
+    if proto.HasField("transport_socket"):
+        with errors.under("transport_socket.typed_config"):
+            options.transport = compile_transport(proto.transport_socket, scope)
+    if proto.transport_socket_matches:
+        options.choose_transport = _matches(proto, options.transport, scope)
+
+
+def compile_transport(socket: Any, scope: Scope) -> UpstreamTls | None:
+    """An upstream TransportSocket; None for raw buffers. Paths of errors are relative to its `typed_config`."""
+    if not socket.HasField("typed_config"):
+        return None
+    url = registry.type_url(socket.typed_config)
+    module = registry.module(url, "upstream transport socket")
+    if url.endswith(".RawBuffer"):
+        return None
+    tls: UpstreamTls = module.compile_upstream(registry.unpack(socket.typed_config), scope)
+    return tls
+
+
+def _matches(proto: Any, default: Any, scope: Scope) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    rules = []
+    for index, match in enumerate(proto.transport_socket_matches):
+        with errors.under(f"transport_socket_matches[{index}].transport_socket.typed_config"):
+            tls = compile_transport(match.transport_socket, scope)
+        rules.append((MessageToDict(match.match), tls, scope.counter(f"{match.name}.total_match_count", shared=True)))
+    unmatched = scope.counter("default.total_match_count", shared=True)
+
+    def choose(metadata: dict[str, Any] | None, locality_metadata: dict[str, Any] | None) -> Any:
+        # The endpoint's own metadata first; what its locality says only if that matched nothing.
+        for source in (metadata, locality_metadata):
+            found = (source or {}).get("envoy.transport_socket_match", {})
+            for wanted, tls, counter in rules:
+                if _covers(wanted, found):
+                    counter.n += 1
+                    return tls
+        unmatched.n += 1
+        return default
+
+    return choose
+
+
+def _covers(wanted: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether everything that is wanted is found with an equal value."""
+    return all(key in found and found[key] == value for key, value in wanted.items())
