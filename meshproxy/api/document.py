@@ -13,8 +13,8 @@ import re
 from typing import Any, NoReturn
 
 import yaml
-from yaml.cyaml import CParser
-from yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, StreamEndEvent
+from yaml._yaml import CParser
+from yaml.events import AliasEvent, DocumentStartEvent, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, StreamEndEvent
 
 from meshproxy.api.errors import ConfigError
 
@@ -221,7 +221,7 @@ class _Yaml:
 _DROP = object()
 
 
-def _fail(event: Event, why: str) -> NoReturn:
+def _fail(event: Any, why: str) -> NoReturn:
     mark = event.start_mark
     raise ConfigError(f"line {mark.line + 1}, column {mark.column + 1}: {why}")
 

@@ -6,7 +6,7 @@ A new extension is one line here. Modules are imported when a configuration firs
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
@@ -15,9 +15,6 @@ from meshproxy.api.errors import UNSUPPORTED, ConfigError
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-    from google.protobuf.any_pb2 import Any
-    from google.protobuf.message import Message
 
 TYPE_PREFIX = "type.googleapis.com/"
 _TYPED_STRUCTS = ("xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct")
@@ -153,7 +150,7 @@ def type_url(packed: Any) -> str:
     return TYPE_PREFIX + name
 
 
-def unpack(packed: Any) -> Message:
+def unpack(packed: Any) -> Any:
     """The message inside an Any; a TypedStruct is converted to the message that it describes. Raises ConfigError."""
     name = messages.full_name(packed.type_url)
     message = _decode(packed, name)
@@ -169,7 +166,7 @@ def unpack(packed: Any) -> Message:
         return convert.to_message(convert.from_struct(message.value), target)
 
 
-def _decode(packed: Any, name: str) -> Message:
+def _decode(packed: Any, name: str) -> Any:
     cls = messages.message_class(name)
     if cls is None:
         errors.fail("", f"unknown type {packed.type_url!r}" if packed.type_url else "the type of an Any is missing")

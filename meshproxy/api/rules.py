@@ -9,17 +9,17 @@ With a `Policy` the same walk also finds what is not honoured; `support.py` has 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from validate import validate_pb2
 
 from meshproxy.api import registry
+from meshproxy.api.constraints import Limit, compile_limits, numeric_limits
 from meshproxy.api.errors import INVALID, UNSUPPORTED, ConfigError, Problem, join
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor
     from google.protobuf.message import Message
 
 MAX_DEPTH = 400  # Any inside Any inside Any is bounded by nothing else
@@ -28,10 +28,6 @@ _ANY = "google.protobuf.Any"
 _DURATION = "google.protobuf.Duration"
 _OPAQUE = frozenset(("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.Timestamp", "google.protobuf.FieldMask"))
 _WRAPPERS = re.compile(r"google\.protobuf\.(?:Bool|Bytes|Double|Float|U?Int32|U?Int64|String)Value")
-
-_HEADER_NAME = re.compile(r":?[0-9a-zA-Z!#$%&'*+\-.^_|~`,]+")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
-_HEADER_STRING = re.compile(r"[^\x00\r\n]*")
 
 _Check = Callable[[Any, "_Walk"], None]  # of a value whose path is on the walk's stack, or of a whole message
 
@@ -57,27 +53,23 @@ def check(message: Message) -> list[Problem]:
 class _Walk:
     """Where a check is, what it found, and what kind of extension the next Any should hold."""
 
-    __slots__ = ("clean", "kind", "optional", "problems", "stack")
+    __slots__ = ("clean", "kind", "only_invalid", "optional", "problems", "stack")
 
     def __init__(self) -> None:
         self.stack: list[str] = []
         self.problems: list[Problem] = []
         self.kind: str | None = None
         self.optional = False  # the extension may be left out
+        self.only_invalid = False  # inside of something unsupported
         self.clean: set[tuple[str | None, bytes]] = set()  # short Any values without problems: many clusters hold the same
 
     def report(self, why: str, below: str = "", kind: str = INVALID) -> None:
+        if self.only_invalid and kind != INVALID:
+            return
         path = ""
         for part in (*self.stack, below):
             path = join(path, part)
         self.problems.append(Problem(path, why, kind))
-
-
-class _Limit(NamedTuple):
-    """One constraint of a value."""
-
-    holds: Callable[[Any], bool]
-    why: Callable[[Any], str]
 
 
 class Checker:
@@ -93,13 +85,13 @@ class Checker:
         self.plan(message.DESCRIPTOR)(message, walk)
         return walk.problems
 
-    def plan(self, descriptor: Descriptor) -> _Plan:
+    def plan(self, descriptor: Any) -> _Plan:
         plan = self._plans.get(descriptor.full_name)
         if plan is None:
             plan = self._plans[descriptor.full_name] = _Plan(descriptor, self)
         return plan
 
-    def inner(self, descriptor: Descriptor, rules: validate_pb2.FieldRules) -> _Check | None:
+    def inner(self, descriptor: Any, rules: validate_pb2.FieldRules) -> _Check | None:
         """The check of a nested message, None when there is nothing to check in it."""
         name = descriptor.full_name
         if name == _ANY:
@@ -107,7 +99,7 @@ class Checker:
         if name == _DURATION:
             return _duration_check(rules.duration)
         if _WRAPPERS.fullmatch(name):
-            limits = _limits(descriptor.fields_by_name["value"], rules)
+            limits = compile_limits(descriptor.fields_by_name["value"], rules)
             check_value = _value_check(limits)
             return (lambda wrapper, walk: check_value(wrapper.value, walk)) if limits else None
         if name in _OPAQUE or rules.message.skip:
@@ -128,14 +120,13 @@ class Checker:
             for problem in error.problems:
                 walk.report(problem.why, problem.path)
             return
-        if self.policy is not None:
-            refusal = self.policy.refusal(kind, message.DESCRIPTOR.full_name)
-            if refusal is not None:
-                if not walk.optional:
-                    walk.report(refusal.why, kind=refusal.kind)
-                return
+        refusal = self.policy.refusal(kind, message.DESCRIPTOR.full_name) if self.policy is not None else None
         walk.kind = None
-        self.plan(message.DESCRIPTOR)(message, walk)
+        if refusal is None:
+            self.plan(message.DESCRIPTOR)(message, walk)
+        elif not walk.optional:
+            walk.report(refusal.why, kind=refusal.kind)
+            _only_invalid(self.plan(message.DESCRIPTOR), message, walk)
         walk.kind = kind
         if len(walk.problems) == before and len(key[1]) < 512:
             walk.clean.add(key)
@@ -144,13 +135,14 @@ class Checker:
 class _Plan:
     """How to check the messages of one type: what must hold even for unset fields, and what must hold for each field that is set."""
 
-    __slots__ = ("_always", "_checker", "_descriptor", "_set")
+    __slots__ = ("_always", "_checker", "_descriptor", "_set", "_unsupported")
 
-    def __init__(self, descriptor: Descriptor, checker: Checker) -> None:
+    def __init__(self, descriptor: Any, checker: Checker) -> None:
         self._descriptor = descriptor
         self._checker = checker
         self._always: list[_Check] | None = None
         self._set: dict[int, _Check] = {}
+        self._unsupported = False
 
     def __call__(self, message: Any, walk: _Walk) -> None:
         always = self._always
@@ -158,6 +150,10 @@ class _Plan:
             always = self._compile()
         if len(walk.stack) > MAX_DEPTH:
             walk.report("nested too deeply")
+            return
+        if self._unsupported and not walk.only_invalid:
+            walk.report(f"{self._descriptor.full_name} is not supported", kind=UNSUPPORTED)
+            _only_invalid(self, message, walk)
             return
         for check_unset in always:
             check_unset(message, walk)
@@ -168,12 +164,12 @@ class _Plan:
                 check_set(value, walk)
 
     def _compile(self) -> list[_Check]:
-        self._always = always = []
+        always: list[_Check] = []
+        self._always = always
         descriptor = self._descriptor
         policy = self._checker.policy
         honoured = policy.fields(descriptor.full_name) if policy is not None else None
-        if policy is not None and honoured is None:
-            always.append(_unsupported_message(descriptor.full_name))
+        self._unsupported = policy is not None and honoured is None
         if "is_optional" in descriptor.fields_by_name:
             always.append(_remember_optional)
         for oneof in descriptor.oneofs:
@@ -191,7 +187,7 @@ class _Plan:
                 self._set[field.number] = check_set
         return always
 
-    def _compile_field(self, field: FieldDescriptor, always: list[_Check]) -> _Check | None:
+    def _compile_field(self, field: Any, always: list[_Check]) -> _Check | None:
         rules = field.GetOptions().Extensions[validate_pb2.rules]
         if field.is_repeated or field.message_type is not None:
             must = _must_be_there(field, rules)
@@ -201,7 +197,7 @@ class _Plan:
                 return _repeated(field, rules, self._checker)
             inner = self._checker.inner(field.message_type, rules)
             return _below(field.name, inner) if inner is not None else None
-        limits = _limits(field, rules)
+        limits = compile_limits(field, rules)
         if not limits:
             return None
         broken = next((limit for limit in limits if not field.has_presence and not limit.holds(field.default_value)), None)
@@ -213,20 +209,19 @@ class _Plan:
 # -- what the policy finds
 
 
-def _unsupported_message(name: str) -> _Check:
-    return lambda _, walk: walk.report(f"{name} is not supported", kind=UNSUPPORTED)
+def _only_invalid(inner: _Check, value: Any, walk: _Walk) -> None:
+    """Check what is below something unsupported: it is as unsupported, which needs no second mention; but it must be valid."""
+    before = walk.only_invalid
+    walk.only_invalid = True
+    inner(value, walk)
+    walk.only_invalid = before
 
 
 def _unsupported_field(name: str, inner: _Check | None) -> _Check:
     def check_field(value: Any, walk: _Walk) -> None:
         walk.report("is not supported", name, UNSUPPORTED)
         if inner is not None:
-            # What is below is as unsupported, and needs no second mention; but it must be valid.
-            problems = walk.problems
-            walk.problems = []
-            inner(value, walk)
-            problems += [problem for problem in walk.problems if problem.kind == INVALID]
-            walk.problems = problems
+            _only_invalid(inner, value, walk)
 
     return check_field
 
@@ -266,7 +261,7 @@ def _not_default(name: str, why: str) -> _Check:
     return check_scalar
 
 
-def _must_be_there(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> _Check | None:
+def _must_be_there(field: Any, rules: validate_pb2.FieldRules) -> _Check | None:
     name = field.name
     if field.is_repeated:
         least = rules.repeated.min_items or rules.map.min_pairs
@@ -304,7 +299,7 @@ def _below(name: str, inner: _Check) -> _Check:
     return check_field
 
 
-def _value_check(limits: tuple[_Limit, ...]) -> _Check:
+def _value_check(limits: tuple[Limit, ...]) -> _Check:
     def check_value(value: Any, walk: _Walk) -> None:
         for holds, why in limits:
             if not holds(value):
@@ -313,12 +308,12 @@ def _value_check(limits: tuple[_Limit, ...]) -> _Check:
     return check_value
 
 
-def _repeated(field: FieldDescriptor, rules: validate_pb2.FieldRules, checker: Checker) -> _Check | None:
+def _repeated(field: Any, rules: validate_pb2.FieldRules, checker: Checker) -> _Check | None:
     entry = field.message_type
     if entry is not None and entry.GetOptions().map_entry:
         return _map(field, rules.map, checker)
     own = rules.repeated
-    limits = _limits(field, own.items)
+    limits = compile_limits(field, own.items)
     inner: _Check | None = None
     if entry is not None:
         inner = checker.inner(entry, own.items)
@@ -346,16 +341,16 @@ def _repeated(field: FieldDescriptor, rules: validate_pb2.FieldRules, checker: C
     return check_items
 
 
-def _map(field: FieldDescriptor, rules: validate_pb2.MapRules, checker: Checker) -> _Check | None:
+def _map(field: Any, rules: validate_pb2.MapRules, checker: Checker) -> _Check | None:
     name = field.name
     key_field = field.message_type.fields_by_name["key"]
     value_field = field.message_type.fields_by_name["value"]
-    key_limits = _limits(key_field, rules.keys)
+    key_limits = compile_limits(key_field, rules.keys)
     check_key = _value_check(key_limits) if key_limits else None
     check_value: _Check | None = None
     if value_field.message_type is not None:
         check_value = checker.inner(value_field.message_type, rules.values)
-    elif limits := _limits(value_field, rules.values):
+    elif limits := compile_limits(value_field, rules.values):
         check_value = _value_check(limits)
     if check_key is None and check_value is None:
         return None
@@ -377,7 +372,7 @@ def _map(field: FieldDescriptor, rules: validate_pb2.MapRules, checker: Checker)
 
 
 def _duration_check(rules: validate_pb2.DurationRules) -> _Check:
-    limits = _numeric_limits(rules, lambda value: (value.seconds, value.nanos), _duration_text)
+    limits = numeric_limits(rules, lambda value: (value.seconds, value.nanos), _duration_text)
 
     def check_duration(value: Any, walk: _Walk) -> None:
         if value.seconds < 0 or value.nanos < 0:
@@ -397,7 +392,7 @@ def _duration_text(value: Any) -> str:
 
 
 @cache
-def _constrained(name: str, descriptor: Descriptor) -> bool:
+def _constrained(name: str, descriptor: Any) -> bool:
     """Whether anything below messages of this type can break a rule. `name` is only the key of the memo."""
     seen = {descriptor.full_name}
     todo = [descriptor]
@@ -417,131 +412,6 @@ def _constrained(name: str, descriptor: Descriptor) -> bool:
                 seen.add(inner.full_name)
                 todo.append(inner)
     return False
-
-
-# -- values
-
-
-def _limits(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> tuple[_Limit, ...]:
-    """The constraints of a value of the field's type."""
-    kind = rules.WhichOneof("type")
-    if kind is None:
-        return ()
-    own = getattr(rules, kind)
-    if kind == "string":
-        limits = tuple(_string_limits(own))
-    elif kind == "bytes":
-        limits = tuple(_length_limits(own, "min_len", "max_len", len, "bytes"))
-    elif kind == "enum":
-        limits = tuple(_enum_limits(field, own))
-    elif kind == "bool":
-        limits = (_Limit(lambda value: value is own.const, lambda _: f"must be {str(own.const).lower()}"),) if own.HasField("const") else ()
-    elif kind in ("message", "repeated", "map", "any", "duration", "timestamp"):
-        return ()
-    else:
-        limits = tuple(_numeric_limits(own, lambda value: value, str))
-    if getattr(own, "ignore_empty", False):
-        limits = tuple(_Limit(_or_empty(limit.holds), limit.why) for limit in limits)
-    return limits
-
-
-def _or_empty(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: not value or holds(value)
-
-
-def _numeric_limits(rules: Any, key: Callable[[Any], Any], text: Callable[[Any], str]) -> list[_Limit]:
-    """Bounds, constants and sets, for numbers and (by `key`) for durations."""
-    limits: list[_Limit] = []
-    low, high = next((name for name in ("gt", "gte") if rules.HasField(name)), None), next((name for name in ("lt", "lte") if rules.HasField(name)), None)
-    above = _bound(low, key(getattr(rules, low)), key) if low else None
-    below = _bound(high, key(getattr(rules, high)), key) if high else None
-    words = {"gt": "greater than", "gte": "at least", "lt": "less than", "lte": "at most"}
-    wanted = " and ".join(f"{words[name]} {text(getattr(rules, name))}" for name in (low, high) if name)
-    if above and below and key(getattr(rules, low)) > key(getattr(rules, high)):  # type: ignore[arg-type]
-        # Bounds the wrong way round mean "outside of".
-        limits.append(_Limit(lambda value: above(value) or below(value), lambda value: f"{text(value)} must be {wanted.replace(' and ', ' or ')}"))
-    elif above and below:
-        limits.append(_Limit(lambda value: above(value) and below(value), lambda value: f"{text(value)} is out of range: must be {wanted}"))
-    elif above or below:
-        limits.append(_Limit(above or below, lambda value: f"{text(value)} is out of range: must be {wanted}"))  # type: ignore[arg-type]
-    if rules.HasField("const"):
-        limits.append(_Limit(lambda value: key(value) == key(rules.const), lambda value: f"{text(value)} must be {text(rules.const)}"))
-    for name, inside in (("in", True), ("not_in", False)):
-        chosen = [key(item) for item in getattr(rules, name)]
-        if chosen:
-            listed = ", ".join(text(item) for item in getattr(rules, name))
-            limits.append(_membership(chosen, listed, key, text, inside=inside))
-    return limits
-
-
-def _bound(name: str, limit: Any, key: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    if name == "gt":
-        return lambda value: key(value) > limit
-    if name == "gte":
-        return lambda value: key(value) >= limit
-    if name == "lt":
-        return lambda value: key(value) < limit
-    return lambda value: key(value) <= limit
-
-
-def _membership(chosen: list[Any], listed: str, key: Callable[[Any], Any], text: Callable[[Any], str], *, inside: bool) -> _Limit:
-    if inside:
-        return _Limit(lambda value: key(value) in chosen, lambda value: f"{text(value)} is not one of {listed}")
-    return _Limit(lambda value: key(value) not in chosen, lambda value: f"{text(value)} is not allowed here")
-
-
-def _string_limits(rules: validate_pb2.StringRules) -> Iterable[_Limit]:
-    yield from _length_limits(rules, "min_len", "max_len", len, "characters")
-    yield from _length_limits(rules, "min_bytes", "max_bytes", lambda value: len(value.encode()), "bytes")
-    if rules.pattern:
-        pattern = re.compile(rules.pattern)
-        yield _Limit(lambda value: pattern.fullmatch(value) is not None, lambda value: f"{_quote(value)} does not match {rules.pattern}")
-    if rules.prefix:
-        yield _Limit(lambda value: value.startswith(rules.prefix), lambda value: f"{_quote(value)} must start with {rules.prefix!r}")
-    if rules.suffix:
-        yield _Limit(lambda value: value.endswith(rules.suffix), lambda value: f"{_quote(value)} must end with {rules.suffix!r}")
-    if rules.HasField("const"):
-        yield _Limit(lambda value: value == rules.const, lambda value: f"{_quote(value)} must be {rules.const!r}")
-    for name, inside in (("in", True), ("not_in", False)):
-        chosen = list(getattr(rules, name))
-        if chosen:
-            yield _membership(chosen, ", ".join(map(_quote, chosen)), lambda value: value, _quote, inside=inside)
-    known = rules.well_known_regex
-    if known == validate_pb2.HTTP_HEADER_NAME and rules.strict:
-        yield _Limit(lambda value: _HEADER_NAME.fullmatch(value) is not None, lambda value: f"{_quote(value)} is not a header name")
-    elif known == validate_pb2.HTTP_HEADER_VALUE and rules.strict:
-        yield _Limit(lambda value: _HEADER_VALUE.fullmatch(value) is not None, lambda value: f"{_quote(value)} is not a header value")
-    elif known:
-        yield _Limit(lambda value: _HEADER_STRING.fullmatch(value) is not None, lambda value: f"{_quote(value)} must not hold line breaks or NUL")
-
-
-def _length_limits(rules: Any, low: str, high: str, measure: Callable[[Any], int], unit: str) -> Iterable[_Limit]:
-    least = getattr(rules, low)
-    most = getattr(rules, high)
-    if least == 1:
-        yield _Limit(bool, lambda _: "must not be empty")
-    elif least:
-        yield _Limit(lambda value: measure(value) >= least, lambda value: f"must have at least {least} {unit}, has {measure(value)}")
-    if rules.HasField(high):
-        yield _Limit(lambda value: measure(value) <= most, lambda value: f"must have at most {most} {unit}, has {measure(value)}")
-
-
-def _enum_limits(field: FieldDescriptor, rules: validate_pb2.EnumRules) -> Iterable[_Limit]:
-    names = {value.number: value.name for value in field.enum_type.values}
-    if rules.defined_only:
-        yield _Limit(names.__contains__, lambda value: f"{value} is not one of {', '.join(names.values())}")
-    if rules.HasField("const"):
-        yield _Limit(lambda value: value == rules.const, lambda _: f"must be {names[rules.const]}")
-    for name, inside in (("in", True), ("not_in", False)):
-        chosen = list(getattr(rules, name))
-        if chosen:
-            text = lambda value: names.get(value, str(value))  # noqa: E731
-            yield _membership(chosen, ", ".join(map(text, chosen)), lambda value: value, text, inside=inside)
-
-
-def _quote(value: str) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 _RULES_ONLY = Checker()
