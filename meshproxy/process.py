@@ -130,3 +130,14 @@ def name_process(name: str) -> None:
             file.write(name)
     except OSError:
         return  # no /proc: only a nicety is lost
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use: its affinity, and no more than a container's quota rounded up."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, -(-int(quota) // int(period))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import marshal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshproxy.channel import Kind
 
 if TYPE_CHECKING:
+    from meshproxy.admin.certs import Bundle
     from meshproxy.cli import Options
     from meshproxy.logs import Handler, Levels
     from meshproxy.net.address import Address
@@ -32,12 +34,21 @@ class State(IntEnum):
 
 @dataclass(slots=True)
 class Listener:
-    """One listener as admin shows it; `addresses` are the ones bound."""
+    """One listener: `addresses` are the ones bound, `sockets` main's own copies of each worker's listening sockets, which keep the queue of new connections
+    alive while a worker is being replaced."""
 
     name: str
     addresses: list[Address]
     inbound: bool
+    sockets: list[list[socket.socket]]
     stopped: bool = False
+
+    def stop(self) -> None:
+        """Close main's copies; workers close theirs."""
+        self.stopped = True
+        for sock in {sock for own in self.sockets for sock in own}:
+            sock.close()
+        self.sockets = [[] for _ in self.sockets]
 
 
 class Workers(Protocol):
@@ -55,7 +66,7 @@ class Server:
     """One per main process. Attributes are filled in by the supervisor while it starts."""
 
     options: Options
-    bootstrap: Any  # envoy.config.bootstrap.v3.Bootstrap
+    bootstrap_bytes: bytes  # kept serialised: admin alone needs it again
     node: Any  # envoy.config.core.v3.Node, with the command line merged in
     stats: Store
     levels: Levels
@@ -64,7 +75,7 @@ class Server:
     shut_down: Callable[[], None]
     runtime: Any = None  # api.runtime.Runtime, main's own copy
     clusters: Any = None  # upstream.cluster.ClusterManager, main's own: names, configuration, health as discovered
-    tls_contexts: list[Any] = field(default_factory=list)
+    certificates: list[Bundle] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
     concurrency: int = 1
     admin_address: Address | None = None
@@ -75,7 +86,7 @@ class Server:
     terminating: bool = False
     drain_all_since: float | None = None
     drain_inbound_since: float | None = None
-    workers_ready: int = 0
+    workers_ready: int = 0  # of `concurrency`
     prepare_scrape: Callable[[], None] = lambda: None  # brings main's own gauges up to date
 
     @property
@@ -89,6 +100,21 @@ class Server:
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
+
+    @property
+    def bootstrap(self) -> Any:
+        """The configuration as an envoy.config.bootstrap.v3.Bootstrap, parsed anew."""
+        from envoy.config.bootstrap.v3 import bootstrap_pb2
+
+        return bootstrap_pb2.Bootstrap.FromString(self.bootstrap_bytes)
+
+    def days_until_first_certificate_expires(self, default: int) -> int:
+        """Whole days; `default` when there is no certificate."""
+        if not self.certificates:
+            return default
+        from meshproxy.admin.certs import days_until_first_expires
+
+        return days_until_first_expires(self.certificates, time.time(), default)
 
     # -- changes -----------------------------------------------------------------------------------------------------------------------------------------
 
@@ -118,7 +144,7 @@ class Server:
         """Accept no more connections, in any worker."""
         for listener in self.listeners:
             if listener.inbound or not inbound_only:
-                listener.stopped = True
+                listener.stop()
         self._broadcast(Kind.STOP_LISTENERS, {"inbound_only": inbound_only})
 
     def fail_health_checks(self, failed: bool) -> None:

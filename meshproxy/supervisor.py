@@ -1,4 +1,4 @@
-"""The main process: reads the configuration, starts the workers, keeps them alive, answers admin, ends in order.
+"""The main process: reads the configuration, starts the workers, answers admin, ends in order.
 
 `run` is the whole life: check everything, bind, fork, wait until clusters are initialised, serve, drain. Main moves no traffic itself (admin aside), so
 nothing that it does (parsing, resolving names, health checks, scrapes) delays a request. See docs/decisions/0001-process-model.md.
@@ -7,173 +7,306 @@ nothing that it does (parsing, resolving names, health checks, scrapes) delays a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import marshal
 import os
 import signal
-import socket
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from typing import TYPE_CHECKING, Any
 
-from meshproxy import channel, process
-from meshproxy.channel import Channel, ChannelClosed, Kind
+from meshproxy import logs, process, worker
+from meshproxy.admin import certs
+from meshproxy.admin.listener import AdminListener
+from meshproxy.api import bootstrap as bootstraps
+from meshproxy.api import errors
+from meshproxy.api.errors import ConfigError
+from meshproxy.channel import Kind
+from meshproxy.net import sockets
+from meshproxy.net.address import Address
+from meshproxy.net.shared import Cells
+from meshproxy.net.tasks import spawn
+from meshproxy.server import Listener, Server
+from meshproxy.server_stats import ServerStats
+from meshproxy.workers import Events, Pool, Worker
+
+if TYPE_CHECKING:
+    from meshproxy.cli import Options
 
 log = logging.getLogger("meshproxy.main")
 
-STOP_DEADLINE = 2.0  # seconds for a worker to flush and exit before it is killed
-STABLE_AFTER = 10.0  # seconds of life after which a crash is the first again
-BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the n-th replacement in a row: the first comes at once
+FLUSH_INTERVAL = 5.0  # seconds of a histogram interval, unless the bootstrap says otherwise
+START_ATTEMPTS = 3  # crashes in a row of a worker that never got ready, after which a start is given up
+_INBOUND = 1  # envoy.config.core.v3.TrafficDirection
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One slot of the pool. The process in it may change; the slot and its number stay."""
-
-    index: int
-    pid: int = 0
-    channel: Channel | None = None
-    started: float = 0.0
-    ready: bool = False
-    idle: bool = False
-    crashes: int = 0
-    restart: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
-class Events:
-    """What the pool tells its owner."""
-
-    on_ready: Callable[[Worker], None]
-    on_stats: Callable[[Worker, bytes], None]
-    on_gone: Callable[[Worker], None]
-    on_idle: Callable[[Worker], None]
-    replay: Callable[[Worker], None]  # send a new worker what happened before it
-
-
-class Pool:
-    """The workers: forks them, replaces them when they die, and talks to all of them at once.
-
-    `run_worker(index, channel socket)` runs in the child and returns when the worker is done. `keep(index)` are the descriptors that the child needs.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        loop: asyncio.AbstractEventLoop,
-        run_worker: Callable[[int, socket.socket], None],
-        keep: Callable[[int], set[int]],
-        events: Events,
-    ) -> None:
-        self.workers = [Worker(index) for index in range(size)]
-        self._loop = loop
-        self._run_worker = run_worker
-        self._keep = keep
-        self._events = events
-        self._lifeline = process.Lifeline()
-        self._stopping = False
-
-    # -- life ------------------------------------------------------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Fork every worker."""
-        for worker in self.workers:
-            self._fork(worker)
-
-    def _fork(self, worker: Worker) -> None:
-        worker.restart = None
-        ours, theirs = channel.pair()
-        index = worker.index
-
-        def run() -> None:
-            self._run_worker(index, theirs)
-
-        worker.pid = process.fork(run, {theirs.fileno(), *self._keep(index)}, self._lifeline)
-        theirs.close()
-        worker.started = time.monotonic()
-        worker.ready = worker.idle = False
-        worker.channel = Channel(ours, self._loop, lambda kind, body, _, __: self._on_message(worker, kind, body), lambda: self._on_eof(worker))
-        self._events.replay(worker)
-
-    def _on_message(self, worker: Worker, kind: Kind, body: bytes) -> None:
-        if kind is Kind.STATS:
-            self._events.on_stats(worker, body)
-        elif kind is Kind.READY:
-            worker.ready = True
-            self._events.on_ready(worker)
-        elif kind is Kind.IDLE:
-            worker.idle = True
-            self._events.on_idle(worker)
-
-    def _on_eof(self, worker: Worker) -> None:
-        # A worker that closed its end is finished, even if its process hangs: SIGCHLD tells the rest.
-        if worker.pid and not self._stopping:
-            _kill(worker.pid, signal.SIGKILL)
-
-    def on_exit(self, pid: int, code: int) -> None:
-        """A child ended: replace it if it was a worker."""
-        worker = next((worker for worker in self.workers if worker.pid == pid), None)
-        if worker is None:
-            return  # an orphan that we inherited as PID 1
-        worker.pid = 0
-        worker.ready = False
-        if worker.channel is not None:
-            worker.channel.close()
-        self._events.on_gone(worker)
-        if self._stopping:
-            return
-        lived = time.monotonic() - worker.started
-        worker.crashes = 1 if lived > STABLE_AFTER else worker.crashes + 1
-        delay = BACKOFF[min(worker.crashes - 1, len(BACKOFF) - 1)]
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        log.error("worker %d (pid %d) ended with %s after %.1f s; replacing it %s", worker.index, pid, how, lived, f"in {delay} s" if delay else "now")
-        if delay:
-            worker.restart = self._loop.call_later(delay, self._fork, worker)
-        else:
-            self._fork(worker)
-
-    def stop(self) -> None:
-        """Tell every worker to flush and exit, and kill those that do not."""
-        if self._stopping:
-            return
-        self._stopping = True
-        for worker in self.workers:
-            if worker.restart is not None:
-                worker.restart.cancel()
-            if worker.channel is not None:
-                worker.channel.send(Kind.STOP)
-        self._loop.call_later(STOP_DEADLINE, self._kill_all)
-
-    def _kill_all(self) -> None:
-        for worker in self.workers:
-            if worker.pid:
-                log.warning("worker %d (pid %d) did not stop within %.0f s; killing it", worker.index, worker.pid, STOP_DEADLINE)
-                _kill(worker.pid, signal.SIGKILL)
-
-    @property
-    def alive(self) -> int:
-        """Processes that have not ended."""
-        return sum(1 for worker in self.workers if worker.pid)
-
-    # -- talk ------------------------------------------------------------------------------------------------------------------------------------------
-
-    def broadcast(self, kind: Kind, body: bytes = b"") -> None:
-        """Tell every worker."""
-        for worker in self.workers:
-            if worker.channel is not None:
-                worker.channel.send(kind, body)
-
-    async def gather(self, kind: Kind, body: bytes = b"", *, timeout: float) -> list[bytes]:
-        """Ask every worker that is ready; whoever is gone or does not answer in time is left out."""
-        asked = [worker.channel.request(kind, body, timeout=timeout) for worker in self.workers if worker.ready and worker.channel is not None]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, (TimeoutError, ChannelClosed)):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, bytes)]
-
-
-def _kill(pid: int, number: int) -> None:
+def run(options: Options) -> int:
+    """The life of a proxy; returns the exit status."""
     try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return  # it ended in the meantime
+        levels, handler = _set_up_logs(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        bootstrap, plan = _load(options, levels, handler)
+        if options.mode == "validate":
+            print(f"configuration '{options.config_path}' OK")
+            return 0
+        supervisor = Supervisor(bootstrap, plan)
+    except ConfigError as error:
+        print(f"error initializing configuration '{options.config_path}':\n{error}", file=sys.stderr)
+        return 1
+    del bootstrap  # its serialised form is enough
+    return supervisor.serve()
+
+
+def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
+    pattern = options.log_format or logs.DEFAULT_FORMAT
+    if options.log_format_escaped:
+        pattern = pattern.replace("%v", "%_")
+    try:
+        return logs.set_up(logs.parse_level(options.log_level), options.component_log_level, pattern, options.log_path or None)
+    except OSError as error:
+        raise ConfigError(f"cannot open log file '{options.log_path}': {error.strerror}") from error
+
+
+def _load(options: Options, levels: logs.Levels, handler: logs.Handler) -> tuple[Any, worker.Plan]:
+    """The bootstrap, checked in every way that needs no socket. Raises ConfigError with all problems."""
+    concurrency = options.concurrency or process.cpu_count()
+    plan = worker.Plan(b"", None, options, concurrency, levels, handler)
+
+    def dry_run(bootstrap: Any) -> None:
+        plan.node = _node(bootstrap.node, options)
+        worker.dry_run(bootstrap, plan)
+
+    bootstrap, warnings = bootstraps.validate(options.config_path or None, options.config_yaml, unsupported=options.unsupported, dry_run=dry_run)
+    for problem in warnings:
+        log.warning("not honoured: %s", problem)
+    plan.bootstrap = bootstrap.SerializeToString()
+    plan.cells = Cells.create() if concurrency > 1 else None
+    return bootstrap, plan
+
+
+def _node(configured: Any, options: Options) -> Any:
+    """The bootstrap's node, with what the command line says about it."""
+    node = type(configured)()
+    node.CopyFrom(configured)
+    node.id = options.service_node or node.id
+    node.cluster = options.service_cluster or node.cluster
+    if options.service_zone:
+        node.locality.zone = options.service_zone
+    node.user_agent_name = "meshproxy"
+    return node
+
+
+class Supervisor:
+    """Main. Construction binds every socket (raises ConfigError with nothing left bound); `serve` runs until it is told to end."""
+
+    def __init__(self, bootstrap: Any, plan: worker.Plan) -> None:
+        options = plan.options
+        self._options = options
+        self._plan = plan
+        self._loop = asyncio.new_event_loop()
+        self._status = 0
+        self._ending = False
+        self._endpoints: dict[str, bytes] = {}  # cluster -> the last frame, for workers that start later
+        self._health: dict[str, bytes] = {}
+        self._all_ready = asyncio.Event()
+        self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
+        self._pool = Pool(
+            plan.concurrency,
+            self._loop,
+            lambda index, channel_socket: worker.run(plan, index, channel_socket),
+            plan.descriptors,
+            Events(on_ready=self._on_ready, on_stats=self._on_stats, on_gone=self._on_gone, on_idle=self._on_idle, replay=self._replay),
+        )
+        worker.add_clusters(self._context, bootstrap)
+        self._server = Server(
+            options=options,
+            bootstrap_bytes=plan.bootstrap,
+            node=plan.node,
+            stats=self._context.stats,
+            levels=plan.levels,
+            log_handler=plan.log_handler,
+            workers=self._pool,
+            shut_down=self._exit,
+            runtime=self._context.runtime,
+            clusters=self._context.clusters,
+            certificates=certs.collect(bootstrap),
+            listeners=plan.listeners,
+            concurrency=plan.concurrency,
+        )
+        self._stats = ServerStats(self._server)
+        self._server.prepare_scrape = self._prepare_scrape
+        self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
+        self._admin = self._bind(bootstrap)
+
+    def _bind(self, bootstrap: Any) -> AdminListener | None:
+        """Bind admin and every listener: all of them, or none."""
+        problems = errors.Collector()
+        admin = None
+        if bootstrap.HasField("admin") and bootstrap.admin.HasField("address"):
+            with problems.under("admin"):
+                admin = AdminListener(bootstrap.admin, self._context)
+                self._server.admin_address = admin.address
+        for at, listener in enumerate(bootstrap.static_resources.listeners):
+            with problems.under(f"static_resources.listeners[{at}]"):
+                bound = sockets.bind(listener, self._plan.concurrency)
+                addresses = [Address.from_sockaddr(sock.family, sock.getsockname()) for sock in bound[0]] or sockets.addresses(listener)
+                name = listener.name or addresses[0].text
+                self._plan.listeners.append(Listener(name, addresses, listener.traffic_direction == _INBOUND, bound))
+        try:
+            problems.raise_any()
+        except ConfigError:
+            self._close_listeners()
+            if admin is not None:
+                admin.close()
+            raise
+        return admin
+
+    def _close_listeners(self) -> None:
+        for listener in self._plan.listeners:
+            listener.stop()
+            for address in listener.addresses:
+                if address.kind == "pipe" and not address.path.startswith("@"):
+                    with contextlib.suppress(OSError):
+                        os.unlink(address.path)
+
+    # -- start -------------------------------------------------------------------------------------------------------------------------------------------
+
+    def serve(self) -> int:
+        """Start, and run until told to end; returns the exit status."""
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        # Envoy ignores a hang-up too: a sidecar outlives the terminal that started it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGINT, self._exit)
+        loop.add_signal_handler(signal.SIGUSR1, self._server.reopen_logs)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        loop.call_soon(self._start)
+        try:
+            loop.run_forever()
+        finally:
+            self._close_listeners()
+            self._context.access_logs.close()
+        return self._status
+
+    def _start(self) -> None:
+        process.name_process("meshproxy")
+        self._pool.start()
+        self._stats.listeners_added(len(self._server.listeners))
+        if self._admin is not None:
+            self._admin.start(self._server)
+            log.info("admin address: %s", self._admin.address.text)
+            self._write_admin_address(self._admin.address.text)
+        spawn("initialise", self._initialise())
+
+    def _write_admin_address(self, address: str) -> None:
+        path = self._options.admin_address_path
+        if not path:
+            return
+        try:
+            # Whole or not at all: somebody may be waiting for the file.
+            with open(f"{path}.tmp", "w") as file:
+                file.write(address)
+            os.replace(f"{path}.tmp", path)
+        except OSError as error:
+            log.critical("cannot open admin address output file %s for writing: %s", path, error.strerror)
+
+    async def _initialise(self) -> None:
+        """Wait for what must be there before traffic: workers that have compiled, first answers of DNS, first health checks."""
+        await self._all_ready.wait()
+        self._pool.broadcast(Kind.START)
+        self._server.initialized = True
+        self._stats.initialized()
+        log.info("all clusters are initialised, %d workers accept connections", self._plan.concurrency)
+        self._loop.call_later(self._flush_interval, self._flush_stats)
+        if self._options.mode == "init_only":
+            self._exit()
+
+    def _flush_stats(self) -> None:
+        self._server.stats.flush()
+        self._loop.call_later(self._flush_interval, self._flush_stats)
+
+    def _prepare_scrape(self) -> None:
+        self._context.clusters.publish()
+        self._context.clusters.publish_unused()
+        self._stats.update()
+
+    # -- workers -----------------------------------------------------------------------------------------------------------------------------------------
+
+    def _on_ready(self, one: Worker) -> None:
+        self._server.workers_ready = sum(each.ready for each in self._pool.workers)
+        if self._server.workers_ready == self._plan.concurrency:
+            self._all_ready.set()
+
+    def _on_stats(self, one: Worker, frame: bytes) -> None:
+        self._server.stats.merge(one.index, frame)
+
+    def _on_gone(self, one: Worker) -> None:
+        self._server.stats.drop_worker(one.index)
+        self._server.workers_ready = sum(each.ready for each in self._pool.workers)
+        if self._ending:
+            return
+        self._stats.worker_restarts.n += 1
+        if not self._server.initialized and one.crashes + 1 >= START_ATTEMPTS:
+            log.critical("worker %d cannot start; giving up", one.index)
+            self._status = 1
+            self._exit()
+
+    def _replay(self, one: Worker) -> None:
+        """Tell a new worker what happened before it."""
+        channel, server = one.channel, self._server
+        assert channel is not None
+        for frame in self._endpoints.values():
+            channel.send(Kind.ENDPOINTS, frame)
+        for frame in self._health.values():
+            channel.send(Kind.HEALTH, frame)
+        if server.runtime.overrides:
+            channel.send(Kind.RUNTIME, marshal.dumps(server.runtime.overrides))
+        if server.health_failed:
+            channel.send(Kind.HEALTHCHECK_FAIL, marshal.dumps(True))
+        if server.drain_inbound_since is not None or server.drain_all_since is not None:
+            channel.send(Kind.DRAIN, marshal.dumps({"inbound_only": server.drain_all_since is None}))
+        if server.initialized:
+            channel.send(Kind.START)
+        if server.terminating:
+            channel.send(Kind.LEAVE)
+
+    def _reap(self) -> None:
+        for pid, code in process.reap():
+            self._pool.on_exit(pid, code)
+        if self._ending and not self._pool.alive:
+            self._loop.stop()
+
+    # -- the end -----------------------------------------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """SIGTERM: accept no more, let requests finish, end when no connection is left or the drain time is over. A second SIGTERM ends at once."""
+        server = self._server
+        if server.terminating or not server.initialized:
+            self._exit()
+            return
+        log.warning("caught SIGTERM: draining for up to %d s", self._options.drain_time_s)
+        server.terminating = True
+        self._pool.broadcast(Kind.LEAVE)
+        for listener in server.listeners:
+            listener.stop()
+        self._loop.call_later(self._options.drain_time_s, self._exit)
+
+    def _on_idle(self, one: Worker) -> None:
+        if self._server.terminating and all(each.idle or not each.pid for each in self._pool.workers):
+            log.info("drained")
+            self._exit()
+
+    def _exit(self) -> None:
+        """SIGINT, /quitquitquit, the end of a drain: stop the workers, then main."""
+        if self._ending:
+            return
+        self._ending = True
+        log.info("exiting")
+        # Later, so that whoever asked (an admin request) gets its answer.
+        self._loop.call_later(0.01, self._pool.stop)
+        if not self._pool.alive:
+            self._loop.call_later(0.02, self._loop.stop)

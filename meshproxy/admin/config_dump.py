@@ -70,7 +70,7 @@ def _sections(server: Server, accepts: Accepts, include_eds: bool) -> Iterator[A
     if include_eds:
         yield _endpoints(server, accepts)
     yield _listeners(server, bootstrap, accepts)
-    yield config_dump_pb2.ScopedRoutesConfigDump()
+    yield config_dump_shared_pb2.ScopedRoutesConfigDump()
     yield _routes(server, bootstrap, accepts)
     yield _secrets(bootstrap, accepts)
 
@@ -84,7 +84,7 @@ def _bootstrap(server: Server, bootstrap: Any) -> Any:
 
 
 def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
-    section = config_dump_pb2.ClustersConfigDump()
+    section = config_dump_shared_pb2.ClustersConfigDump()
     for cluster in sorted(bootstrap.static_resources.clusters, key=lambda cluster: cluster.name):
         if accepts(cluster.name):
             entry = section.static_clusters.add()
@@ -94,7 +94,7 @@ def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
 
 
 def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
-    section = config_dump_pb2.ListenersConfigDump()
+    section = config_dump_shared_pb2.ListenersConfigDump()
     stopped = {listener.name for listener in server.listeners if listener.stopped}
     names = [listener.name for listener in server.listeners]
     for at, listener in enumerate(bootstrap.static_resources.listeners):
@@ -108,7 +108,7 @@ def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
 
 def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
     """The route configurations inside connection managers."""
-    section = config_dump_pb2.RoutesConfigDump()
+    section = config_dump_shared_pb2.RoutesConfigDump()
     for listener in bootstrap.static_resources.listeners:
         for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
             for network_filter in chain.filters:

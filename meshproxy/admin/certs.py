@@ -1,0 +1,119 @@
+"""/certs: the certificates of the configuration, as they were read at the start; and when the first of them expires."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from meshproxy.admin.message import JSON, Request, Response, to_json
+from meshproxy.api import datasource, registry
+from meshproxy.api.errors import ConfigError
+from meshproxy.net.certificate import Certificate, pem_certificates
+
+if TYPE_CHECKING:
+    from meshproxy.server import Server
+
+_DAY = 86_400
+
+
+@dataclass(slots=True)
+class Bundle:
+    """The certificates of one TLS context, with where each came from."""
+
+    authorities: list[tuple[str, Certificate]] = field(default_factory=list)
+    chains: list[tuple[str, Certificate]] = field(default_factory=list)
+
+
+def certs(request: Request, server: Server) -> Response:
+    """JSON (envoy.admin.v3.Certificates)."""
+    now = time.time()
+    entries = []
+    for bundle in server.certificates:
+        entry = {}
+        if bundle.authorities:
+            entry["ca_cert"] = [_details(path, certificate, now) for path, certificate in bundle.authorities]
+        if bundle.chains:
+            entry["cert_chain"] = [_details(path, certificate, now) for path, certificate in bundle.chains]
+        entries.append(entry)
+    return Response(to_json({"certificates": entries}), content_type=JSON)
+
+
+def _details(path: str, certificate: Certificate, now: float) -> dict[str, Any]:
+    names: list[dict[str, str]] = [{"dns": name} for name in certificate.dns_sans]
+    names += [{"uri": name} for name in certificate.uri_sans]
+    names += [{"ip_address": str(ipaddress.ip_address(packed))} for packed in certificate.ip_sans]
+    return {
+        "path": path,
+        "serial_number": certificate.serial,
+        **({"subject_alt_names": names} if names else {}),
+        "days_until_expiration": str(_days_left(certificate, now)),
+        "valid_from": _timestamp(certificate.not_before),
+        "expiration_time": _timestamp(certificate.not_after),
+    }
+
+
+def _days_left(certificate: Certificate, now: float) -> int:
+    return max(0, int((certificate.not_after - now) // _DAY))
+
+
+def _timestamp(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def days_until_first_expires(bundles: list[Bundle], now: float, default: int) -> int:
+    """Days until the first certificate expires; `default` when there is none."""
+    days = [_days_left(certificate, now) for bundle in bundles for _, certificate in (*bundle.chains, *bundle.authorities)]
+    return min(days, default=default)
+
+
+# -- gathering -----------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def collect(bootstrap: Any) -> list[Bundle]:
+    """Every TLS context of a bootstrap that has certificates. It was compiled before, so what cannot be read is simply not shown."""
+    bundles = []
+    for context in _contexts(bootstrap):
+        bundle = Bundle()
+        for certificate in context.tls_certificates:
+            bundle.chains += _read(certificate.certificate_chain)[:1]
+        which = context.WhichOneof("validation_context_type")
+        validation = getattr(context, which) if which else None
+        if which == "combined_validation_context":
+            validation = validation.default_validation_context
+        if which in ("validation_context", "combined_validation_context") and validation.HasField("trusted_ca"):
+            bundle.authorities += _read(validation.trusted_ca)
+        if bundle.chains or bundle.authorities:
+            bundles.append(bundle)
+    return bundles
+
+
+def _read(source: Any) -> list[tuple[str, Certificate]]:
+    path = source.filename or "<inline>"
+    try:
+        data = datasource.read(source)
+        return [(path, certificate) for certificate in pem_certificates(data.encode() if isinstance(data, str) else data)]
+    except (ConfigError, OSError, ValueError):
+        return []
+
+
+def _contexts(message: Any) -> Iterator[Any]:
+    """Every CommonTlsContext inside `message`, also within Any."""
+    name = message.DESCRIPTOR.full_name
+    if name == "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":
+        yield message
+        return
+    if name == "google.protobuf.Any":
+        # Only what may hold a TLS context is worth unpacking.
+        if "tls" in message.type_url.lower():
+            yield from _contexts(registry.unpack(message))
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.type != FieldDescriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
+            continue
+        for inner in value if descriptor.is_repeated else (value,):
+            yield from _contexts(inner)

@@ -1,0 +1,174 @@
+"""The admin listener: an HTTP connection manager like any other, whose router is the table of endpoints. It runs on main's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
+
+from meshproxy.admin import endpoints
+from meshproxy.admin.message import Request, Response
+from meshproxy.api import errors
+from meshproxy.http.manager import HttpConnectionManager
+from meshproxy.http.replies import Reply
+from meshproxy.net import sockets
+from meshproxy.net.address import Address
+from meshproxy.net.connection import ConnectionInfo
+from meshproxy.net.tasks import spawn
+from meshproxy.tcp.filters import NetworkContext
+
+if TYPE_CHECKING:
+    from meshproxy.codec.headers import Headers
+    from meshproxy.context import Context
+    from meshproxy.http.stream import Stream
+    from meshproxy.server import Server
+
+log = logging.getLogger("meshproxy.admin")
+
+MAX_BODY = 1 << 20  # bytes of a request body; only /runtime_modify reads one
+BACKLOG = 128
+_COMMON = ((b"cache-control", b"no-cache, max-age=0"), (b"x-content-type-options", b"nosniff"))
+_ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+
+
+class AdminListener:
+    """Owns the admin socket. `bind` before the workers are forked (an address in use must stop the start), `start` on the running loop."""
+
+    def __init__(self, admin: Any, context: Context) -> None:
+        """Raises ConfigError with paths relative to the bootstrap's `admin`."""
+        self._context = context
+        self._manager = HttpConnectionManager(_manager_proto(admin), NetworkContext(context, context.stats.scope(""), None))
+        with errors.under("address"):
+            self._socket = bind(admin)
+        self.address = Address.from_sockaddr(self._socket.family, self._socket.getsockname())
+
+    def start(self, server: Server) -> None:
+        """Listen and answer."""
+        self._manager.router = AdminRouter(server)  # type: ignore[assignment]
+        self._socket.listen(BACKLOG)
+        self._context.loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, peer = self._socket.accept()
+        except OSError as error:  # the peer is gone already, or we are out of descriptors: the next one may work
+            log.debug("cannot accept: %s", error)
+            return
+        connection.setblocking(False)
+        family = connection.family
+        remote = Address.from_sockaddr(family, peer)
+        local = Address.from_sockaddr(family, connection.getsockname())
+        info = ConnectionInfo(0, remote, local, self._context.clock())
+        spawn("admin connection", self._context.loop.connect_accepted_socket(lambda: self._manager.create_protocol(info), connection))
+
+    def close(self) -> None:
+        """Accept no more; connections end with the process."""
+        self._context.loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+
+def bind(admin: Any) -> socket.socket:
+    """The bound, not yet listening socket of an `envoy.config.bootstrap.v3.Admin`. Raises ConfigError."""
+    address = Address.from_proto(admin.address)
+    sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if address.kind == "ip":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in sockets.compile_options(admin.socket_options):
+            option.apply(sock)
+        sock.bind(address.sockaddr)
+    except OSError as error:
+        sock.close()
+        errors.fail("", f"cannot bind '{address.text}': {error.strerror}")
+    return sock
+
+
+def _manager_proto(admin: Any) -> hcm_pb2.HttpConnectionManager:
+    proto = hcm_pb2.HttpConnectionManager(stat_prefix="admin", merge_slashes=True, access_log=admin.access_log)
+    proto.normalize_path.value = True
+    proto.route_config.name = "admin"
+    if admin.access_log_path:
+        # The older way to say the same.
+        entry = proto.access_log.add(name="envoy.access_loggers.file")
+        from envoy.extensions.access_loggers.file.v3 import file_pb2
+
+        entry.typed_config.Pack(file_pb2.FileAccessLog(path=admin.access_log_path))
+    proto.http_filters.add(name="envoy.filters.http.router").typed_config.type_url = _ROUTER
+    return proto
+
+
+class AdminRouter:
+    """Takes the router's place in the admin connection manager: every request is answered by an endpoint."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def start(self, stream: Stream, end_stream: bool) -> Reply | None:
+        """Take over a request; the answer comes when its body is here and the endpoint is done."""
+        exchange = stream.forwarding = _Exchange(self._server, stream)
+        if end_stream:
+            exchange.answer()
+        return None
+
+
+class _Exchange:
+    """One request. Has the methods that a stream calls on what forwards it."""
+
+    def __init__(self, server: Server, stream: Stream) -> None:
+        self._server = server
+        self._stream = stream
+        self._body = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self.done = False
+
+    def data(self, data: bytes, end_stream: bool) -> None:
+        """Request body."""
+        if self.done or self._task is not None:
+            return
+        self._body += data
+        if len(self._body) > MAX_BODY:
+            self._send(Response("request body too large\n", 413))
+        elif end_stream:
+            self.answer()
+
+    def trailers(self, trailers: Headers) -> None:
+        """The request's end."""
+        self.answer()
+
+    def abandon(self) -> None:
+        """The stream has ended, or has its answer."""
+        self.done = True
+        if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def downstream_writable(self, writable: bool) -> None:
+        """Answers are made whole, so there is nothing to slow down."""
+
+    def answer(self) -> None:
+        """Ask the endpoint, and send what it says."""
+        head = self._stream.request
+        assert head is not None
+        request = Request.from_target(
+            head.method.decode("latin-1"), head.path.decode("latin-1"), bytes(self._body), (head.get(b"content-type") or b"").decode("latin-1")
+        )
+        result = endpoints.handle(request, self._server)
+        if isinstance(result, Response):
+            self._send(result)
+        else:
+            self._task = spawn("admin request", self._wait(result))
+
+    async def _wait(self, answer: Awaitable[Response]) -> None:
+        self._send(await answer)
+
+    def _send(self, response: Response) -> None:
+        if self.done:
+            return
+        self.done = True
+        body = response.body if isinstance(response.body, bytes) else response.body.encode("utf-8", "surrogateescape")
+        headers = ((b"content-type", response.content_type.encode()), *_COMMON)
+        self._stream.local_reply(Reply(response.status, body, details="admin_filter_response", headers=headers))
+        self._stream.codec.flush()

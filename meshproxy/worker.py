@@ -1,0 +1,235 @@
+"""A worker process: compiles the configuration that it inherited from main, moves traffic, does what main says.
+
+A worker holds no truth. It can be killed at any time: main forks another, which compiles the same configuration and is told what has changed since.
+`dry_run` is the same compilation in main, without sockets, to find every mistake before anything listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import marshal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from meshproxy import process
+from meshproxy.api import errors
+from meshproxy.api.runtime import Runtime
+from meshproxy.channel import Channel, Kind
+from meshproxy.context import Context
+from meshproxy.net.drain import Drain
+from meshproxy.net.listener import Listener, ListenerRegistry
+from meshproxy.net.tasks import spawn
+from meshproxy.net.timers import Timers
+from meshproxy.observe.access_log import Sinks
+from meshproxy.observe.stats import Store
+from meshproxy.upstream import cluster_manager
+
+if TYPE_CHECKING:
+    import socket
+
+    from meshproxy import server
+    from meshproxy.cli import Options
+    from meshproxy.logs import Handler, Levels
+    from meshproxy.net.shared import Cells
+
+log = logging.getLogger("meshproxy.main")
+
+STATS_INTERVAL = 1.0  # seconds between frames of what was counted
+IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
+# Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. Requests leave no cycles behind, so
+# the collector finds little; the defaults (700, 10, 10) would look seventy times more often.
+GC_THRESHOLDS = (50_000, 20, 100)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a worker inherits from main by being forked. `listeners` are main's, with each worker's sockets."""
+
+    bootstrap: bytes  # serialised envoy.config.bootstrap.v3.Bootstrap
+    node: Any  # envoy.config.core.v3.Node
+    options: Options
+    concurrency: int
+    levels: Levels
+    log_handler: Handler
+    cells: Cells | None = None
+    listeners: list[server.Listener] = field(default_factory=list)
+
+    def sockets(self, index: int) -> list[list[socket.socket]]:
+        """The listening sockets of one worker: a list per listener, none for a listener that was stopped."""
+        return [listener.sockets[index] for listener in self.listeners]
+
+    def descriptors(self, index: int) -> set[int]:
+        """What that worker keeps open."""
+        return {sock.fileno() for own in self.sockets(index) for sock in own} | ({self.cells.fileno()} if self.cells is not None else set())
+
+
+def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: Plan, worker_id: int) -> Context:
+    """The surroundings of a compilation. Raises ConfigError."""
+    stats = Store()
+    context = Context(loop=loop, stats=stats, timers=None, worker_id=worker_id, concurrency=plan.concurrency, node=plan.node)  # type: ignore[arg-type]
+    context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
+    context.cells = plan.cells
+    with errors.under("layered_runtime"):
+        context.runtime = Runtime.from_proto(bootstrap.layered_runtime, plan.node.cluster)
+    options = plan.options
+    context.access_logs = Sinks(context, flush_interval=options.file_flush_interval_msec / 1000, min_size=options.file_flush_min_size_kb * 1024)
+    context.drain = Drain(context.clock, context.random, options.drain_time_s, immediate=options.drain_strategy == "immediate")
+    context.clusters = cluster_manager.ClusterManager(context, bootstrap.cluster_manager if bootstrap.HasField("cluster_manager") else None)
+    return context
+
+
+def add_clusters(context: Context, bootstrap: Any) -> None:
+    """Make the static clusters known."""
+    for cluster in bootstrap.static_resources.clusters:
+        context.clusters.add(cluster)
+
+
+def dry_run(bootstrap: Any, plan: Plan) -> None:
+    """Compile everything and throw it away. Raises ConfigError with every problem found."""
+    context = make_context(None, bootstrap, plan, worker_id=0)
+    config = bootstrap.cluster_manager if bootstrap.HasField("cluster_manager") else None
+    problems = errors.Collector()
+    for at, cluster in enumerate(bootstrap.static_resources.clusters):
+        with problems.under(f"static_resources.clusters[{at}]"):
+            context.clusters.add(cluster)
+            cluster_manager.validate(cluster, context, config)
+    for at, listener in enumerate(bootstrap.static_resources.listeners):
+        with problems.under(f"static_resources.listeners[{at}]"):
+            Listener(listener, [], context)
+    problems.raise_any()
+
+
+def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
+    """The life of a worker process, from just after the fork to its end."""
+    import uvloop
+
+    process.name_process(f"meshproxy:{index}")
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    Worker(plan, index, channel_socket, loop)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    loop.run_forever()
+
+
+class Worker:
+    """Wires one worker together and obeys main. Ends the loop on STOP, or when main is gone."""
+
+    def __init__(self, plan: Plan, index: int, channel_socket: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        from envoy.config.bootstrap.v3 import bootstrap_pb2
+
+        self._plan = plan
+        self._loop = loop
+        bootstrap = bootstrap_pb2.Bootstrap.FromString(plan.bootstrap)
+        context = self._context = make_context(loop, bootstrap, plan, index)
+        # Only inbound listeners are told of a drain of inbound listeners.
+        self._inbound = replace(context, drain=Drain(context.clock, context.random, context.drain.seconds, immediate=context.drain.immediate))
+        add_clusters(context, bootstrap)
+        registry = ListenerRegistry()
+        self._listeners = [
+            Listener(proto, sockets, self._inbound if proto.traffic_direction == 1 else context, registry)
+            for proto, sockets in zip(bootstrap.static_resources.listeners, plan.sockets(index), strict=True)
+        ]
+        self._channel = Channel(channel_socket, loop, self._on_message, self._stop)
+        self._handlers = {
+            Kind.START: self._start,
+            Kind.ENDPOINTS: self._endpoints,
+            Kind.HEALTH: self._health,
+            Kind.DRAIN: self._drain,
+            Kind.STOP_LISTENERS: self._stop_listeners,
+            Kind.LEAVE: self._leave,
+            Kind.STOP: lambda body: self._stop(),
+            Kind.HEALTHCHECK_FAIL: self._fail_health_checks,
+            Kind.LOG_LEVEL: lambda body: plan.levels.update(marshal.loads(body)),
+            Kind.RUNTIME: lambda body: context.runtime.modify(marshal.loads(body)),
+            Kind.REOPEN_LOGS: self._reopen_logs,
+        }
+        self._channel.send(Kind.READY)
+        self._loop.call_later(STATS_INTERVAL, self._tick)
+
+    def _on_message(self, kind: Kind, body: bytes, fds: list[int], request_id: int) -> None:
+        if kind is Kind.STATS:
+            self._send_stats()
+            self._channel.reply(request_id)
+        elif kind is Kind.COLLECT:
+            self._channel.reply(request_id, marshal.dumps(self._collect(body.decode())))
+        else:
+            self._handlers[kind](body)
+
+    # -- what main says
+
+    def _start(self, body: bytes) -> None:
+        for listener in self._listeners:
+            spawn(f"start {listener.name}", listener.start())
+
+    def _endpoints(self, body: bytes) -> None:
+        name, assignment = marshal.loads(body)
+        self._context.clusters.update_endpoints(name, assignment)
+
+    def _health(self, body: bytes) -> None:
+        name, flags = marshal.loads(body)
+        self._context.clusters.set_health(name, flags)
+
+    def _drain(self, body: bytes) -> None:
+        self._inbound.drain.start()
+        if not marshal.loads(body)["inbound_only"]:
+            self._context.drain.start()
+
+    def _stop_listeners(self, body: bytes) -> None:
+        inbound_only = marshal.loads(body)["inbound_only"]
+        for listener in self._listeners:
+            if listener.inbound or not inbound_only:
+                listener.stop_accepting()
+
+    def _leave(self, body: bytes) -> None:
+        """Accept no more, close what is idle, and say so when nothing is left."""
+        for drain in (self._inbound.drain, self._context.drain):
+            drain.start()
+        for listener in self._listeners:
+            listener.stop_accepting()
+            listener.drain()
+        self._wait_idle()
+
+    def _wait_idle(self) -> None:
+        if any(listener.active for listener in self._listeners):
+            self._loop.call_later(IDLE_CHECK_INTERVAL, self._wait_idle)
+        else:
+            self._channel.send(Kind.IDLE)
+
+    def _fail_health_checks(self, body: bytes) -> None:
+        for drain in (self._inbound.drain, self._context.drain):
+            drain.set_health_failed(marshal.loads(body))
+
+    def _reopen_logs(self, body: bytes) -> None:
+        self._plan.log_handler.reopen()
+        self._context.access_logs.reopen()
+
+    def _stop(self) -> None:
+        """Flush what is buffered, tell main the last figures, and end."""
+        self._context.access_logs.close()
+        if not self._channel.closed:
+            self._send_stats()
+            self._channel.flush_blocking(1.0)
+        self._loop.stop()
+
+    # -- what main wants to know
+
+    def _tick(self) -> None:
+        # A main that does not read is busy; what was counted waits here, not in its queue.
+        if self._channel.writable:
+            self._send_stats()
+        self._loop.call_later(STATS_INTERVAL, self._tick)
+
+    def _send_stats(self) -> None:
+        self._context.clusters.publish()
+        self._channel.send(Kind.STATS, self._context.stats.deltas())
+
+    def _collect(self, what: str) -> Any:
+        if what == "memory":
+            from meshproxy.admin.info import memory_of_self
+
+            return memory_of_self()
+        raise ValueError(what)
