@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from meshproxy.net.timers import Timers
     from meshproxy.observe.stats import Store
-    from meshproxy.upstream.cluster import ClusterManager
+    from meshproxy.upstream.cluster_manager import ClusterManager
 
 
 @dataclass(slots=True)

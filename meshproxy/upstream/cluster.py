@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.json_format import MessageToDict
 
 from meshproxy.api import errors
-from meshproxy.upstream import balance, endpoints, limits, options, original_dst
+from meshproxy.upstream import balance, endpoints, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.balance import Deps, LbContext, Picker
 from meshproxy.upstream.balance import config as balance_config
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HONOURS", "Cluster", "Host", "LbContext"]
 
-HONOURS = {**options.HONOURS, **endpoints.HONOURS, **limits.HONOURS, **balance_config.HONOURS, **original_dst.HONOURS}
+HONOURS = {**options.HONOURS, **endpoints.HONOURS, **limits.HONOURS, **balance_config.HONOURS, **original_dst.HONOURS, **outlier.HONOURS}
 
 Drops = Callable[[random.Random], "str | None"]
 
@@ -154,7 +154,10 @@ class Cluster:
         self.header_case: Callable[[Any, Any], Any] | None = None
 
     def _compile_outlier(self, proto: Any, problems: errors.Collector) -> None:
-        self.outlier: Any = None
+        self.outlier: outlier.Detector | None = None
+        if proto.HasField("outlier_detection"):
+            with problems.under("outlier_detection"):
+                self.outlier = outlier.Detector(proto.outlier_detection, self)
 
     def _start(self, proto: Any) -> None:
         """The hosts that the configuration itself names (names to resolve come later, from main)."""
@@ -269,6 +272,8 @@ class Cluster:
             if host.health_flags & hosts.PENDING_DYNAMIC_REMOVAL and host.health_flags & hosts.FAILED_ACTIVE_HC:
                 gone.append(host)
             changed |= self._health_changed(host, before)
+            if self.outlier is not None and not host.health_flags & hosts.FAILED_ACTIVE_HC:
+                self.outlier.on_health_check_passed(host)
         for group in self._by_priority if gone else ():
             group[:] = [host for host in group if host not in gone]
         if changed or gone:
@@ -288,8 +293,6 @@ class Cluster:
             return False
         if before & hosts.FAILED_ACTIVE_HC and not after & hosts.FAILED_ACTIVE_HC:
             host.last_healthy = self.context.clock()
-            if self.outlier is not None:
-                self.outlier.on_health_check_passed(host)
         elif after & hosts.FAILED_ACTIVE_HC and not before & hosts.FAILED_ACTIVE_HC:
             drain(host)  # as Envoy: no further request on connections to a host that fails its checks
         return True

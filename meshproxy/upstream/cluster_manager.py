@@ -6,7 +6,6 @@ each; what is learnt about them meanwhile (endpoints, health) is kept with them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -18,7 +17,7 @@ from meshproxy.upstream.cluster import Cluster
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from meshproxy.context import Context
     from meshproxy.upstream.host import Host, HostSet
@@ -53,6 +52,7 @@ class ClusterManager:
         self._bind = config.upstream_bind_config if config is not None and config.HasField("upstream_bind_config") else None
         # Tells main what only a worker can see: (cluster, host address).
         self.on_immediate_failure: Callable[[str, str], None] | None = None
+        self.on_eject: Callable[[str, str], None] | None = None
         self._active = context.stats.scope("cluster_manager.").gauge("active_clusters", shared=True)
 
     def add(self, proto: Any, via_api: bool = False) -> bool:
@@ -106,6 +106,8 @@ class ClusterManager:
             cluster.set_health(known.health)
             known.health = None
         cluster.on_immediate_failure = self._report_failure
+        if cluster.outlier is not None:
+            cluster.outlier.on_eject = self._report_ejection
         if cluster.name == self._local_name:
             cluster.on_hosts_changed = self._local_changed
         self._schedule(known, cluster)
@@ -114,6 +116,10 @@ class ClusterManager:
     def _report_failure(self, host: Host) -> None:
         if self.on_immediate_failure is not None:
             self.on_immediate_failure(host.cluster.name, host.address.text)
+
+    def _report_ejection(self, host: Host) -> None:
+        if self.on_eject is not None:
+            self.on_eject(host.cluster.name, host.address.text)
 
     # -- periodic work
 
@@ -178,6 +184,15 @@ class ClusterManager:
             known.health = {**(known.health or {}), **flags}
         else:
             known.cluster.set_health(flags)
+
+    def eject(self, name: str, address: str) -> None:
+        """Another worker's outlier detection has ejected a host. Ignored when it is not known here."""
+        known = self._known.get(name)
+        cluster = known.cluster if known is not None else None
+        if cluster is not None and cluster.outlier is not None:
+            for host in cluster.hosts:
+                if host.address.text == address:
+                    cluster.outlier.adopt(host)
 
     # -- looking
 

@@ -144,7 +144,7 @@ def merge(current: list[list[Host]], assignment: Assignment, *, keep_healthy: bo
     known = {host.address.text: host for group in current for host in group}
     result = Merge()
     seen: set[str] = set()
-    for priority, group in enumerate(assignment.hosts):
+    for group in assignment.hosts:
         final: list[Host] = []
         for new in group:
             key = new.address.text

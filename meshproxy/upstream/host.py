@@ -6,12 +6,13 @@ and by locality, rebuilt as a whole whenever one of its hosts changes its health
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from meshproxy.net.address import Address
     from meshproxy.upstream.cluster import Cluster
 

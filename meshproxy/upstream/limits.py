@@ -132,10 +132,10 @@ class SharedLimits(Limits):
 
     __slots__ = ("cells", "maxima", "others", "own")
 
-    cx, max_cx = _cx.used, _cx.maximum  # type: ignore[assignment]
-    pending, max_pending = _pending.used, _pending.maximum  # type: ignore[assignment]
-    rq, max_rq = _rq.used, _rq.maximum  # type: ignore[assignment]
-    retries, max_retries = _retries.used, _retries.maximum  # type: ignore[assignment]
+    cx, max_cx = _cx.used, _cx.maximum
+    pending, max_pending = _pending.used, _pending.maximum
+    rq, max_rq = _rq.used, _rq.maximum
+    retries, max_retries = _retries.used, _retries.maximum
 
     def __init__(self, priority: str, cells: Any, own: list[int], others: list[list[int]], **limits: Any) -> None:
         self.cells = cells
@@ -150,8 +150,7 @@ class SharedLimits(Limits):
         used = 0.0
         for cell in self.others[index]:
             used += cells[cell]
-        left = self.maxima[index] - int(used)
-        return left if left > 0 else 0
+        return max(0, self.maxima[index] - int(used))
 
     def elsewhere(self, index: int) -> int:
         """How much the other workers use."""

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
@@ -14,6 +13,8 @@ from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.codec import h1
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshproxy.net.sockets import DialOptions
     from meshproxy.net.tls import UpstreamTls
     from meshproxy.observe.stats import Scope
@@ -69,7 +70,7 @@ class ClusterOptions:
     idle_timeout: float = IDLE_TIMEOUT
     tcp_pool_idle_timeout: float = TCP_POOL_IDLE_TIMEOUT
     headers_with_underscores: int = 0  # core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction: allow, reject, drop
-    h1_options: h1.Options = h1.Options()
+    h1_options: h1.Options = field(default_factory=h1.Options)
     header_style: str | None = None  # None (lower case), "proper" or "preserve"
     forward_reason_phrase: bool = False
     auto_sni: bool = False

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
-    from meshproxy.upstream.cluster import ClusterManager
+    from meshproxy.upstream.cluster_manager import ClusterManager
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ a plain function `pick(context) -> Host | None`, which is all that the hot path 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import random
+
     from meshproxy.observe.stats import Scope
     from meshproxy.upstream.balance.priority import PriorityState
     from meshproxy.upstream.host import Host, HostSet

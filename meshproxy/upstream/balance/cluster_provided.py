@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.upstream.balance.base import Balancer, Deps, Picker, nobody
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshproxy.upstream.host import Host, HostSet
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided"

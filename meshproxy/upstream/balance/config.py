@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED, Collector, ConfigError
-from meshproxy.upstream.balance.base import Balancer, Deps
 from meshproxy.upstream.balance.pipeline import Pipeline
 from meshproxy.upstream.balance.slow_start import HONOURS as _SLOW_START
 from meshproxy.upstream.balance.slow_start import SlowStart, compile_slow_start, runtime_double
 from meshproxy.upstream.balance.weighted import legacy_locality_config, rounded_percent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshproxy.upstream.balance.base import Balancer, Deps
 
 _CLUSTER = "envoy.config.cluster.v3.Cluster."
 HONOURS = {
@@ -69,7 +72,9 @@ def _typed(cluster: Any, deps: Deps) -> Balancer:
             balancer: Balancer = module.compile(registry.unpack(packed), deps)
             return balancer
     unknown.raise_any()
-    errors.fail("load_balancing_policy.policies", f"cluster: didn't find a registered load balancer factory implementation for cluster: '{cluster.name}'")
+    raise ConfigError.at(
+        "load_balancing_policy.policies", f"cluster: didn't find a registered load balancer factory implementation for cluster: '{cluster.name}'"
+    )
 
 
 def _slow_start(cluster: Any, field: str, deps: Deps) -> SlowStart | None:

@@ -6,8 +6,10 @@ Each entry has a deadline, one 1/weight after its last pick; the earliest is pic
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 

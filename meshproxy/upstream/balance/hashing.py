@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.api import errors
-from meshproxy.upstream.balance.base import Deps, LbContext, Picker
 from meshproxy.upstream.balance.priority import PriorityState, choose, priority_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshproxy.upstream.balance.base import Deps, LbContext, Picker
     from meshproxy.upstream.host import Host, HostSet
 
 HONOURS = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
 from meshproxy.upstream.balance.pipeline import Key, Pipeline
 from meshproxy.upstream.balance.slow_start import HONOURS as _SLOW_START
 from meshproxy.upstream.balance.slow_start import SlowStart, compile_slow_start, runtime_double
@@ -16,6 +15,7 @@ from meshproxy.upstream.balance.weighted import HONOURS as _LOCALITY
 from meshproxy.upstream.balance.weighted import WeightedPolicy, locality_config
 
 if TYPE_CHECKING:
+    from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
     from meshproxy.upstream.host import Host
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest"

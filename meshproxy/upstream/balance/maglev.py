@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import errors
-from meshproxy.upstream.balance.base import Balancer, Deps
 from meshproxy.upstream.balance.hashing import HONOURS as _HASHING
 from meshproxy.upstream.balance.hashing import MAX_HASH, HashBalancer, Weights
 
 if TYPE_CHECKING:
     from meshproxy.observe.stats import Scope
+    from meshproxy.upstream.balance.base import Balancer, Deps
     from meshproxy.upstream.host import Host
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev"

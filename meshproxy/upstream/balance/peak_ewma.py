@@ -12,13 +12,15 @@ its workers share the averages; ours count each sample at once, and both fields 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
 from meshproxy.upstream.balance.pipeline import Key, Pipeline
+from meshproxy.upstream.balance.weighted import only
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
     from meshproxy.upstream.host import Host, HostSet
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.peak_ewma.v3alpha.PeakEwma"
@@ -78,8 +80,7 @@ class PeakEwma:
         """See `Policy.source`."""
         random, count, cost, clock = self._random, len(hosts), self.cost, self._clock
         if count == 1:
-            only = hosts[0]
-            return lambda context=None: only
+            return only(hosts[0])
 
         def pick(context: LbContext | None = None) -> Host:
             # Two different hosts: the second index is drawn from the others.

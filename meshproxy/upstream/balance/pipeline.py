@@ -6,7 +6,6 @@ which lists can be chosen at all. Mostly that is one, the healthy hosts of prior
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meshproxy.upstream.balance.base import Deps, LbContext, LocalityConfig, Picker, nobody
@@ -15,6 +14,8 @@ from meshproxy.upstream.balance.priority import PriorityState, choose, in_panic,
 from meshproxy.upstream.balance.zone_aware import Zones
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from meshproxy.upstream.host import Host, HostSet
 
 
@@ -167,7 +168,11 @@ class Pipeline:
         if enabled >= 100:
             return routed
         random = self._random
-        return lambda context=None: (routed if random() * 100 < enabled else flat)(context)
+
+        def pick(context: LbContext | None = None) -> Host | None:
+            return (routed if random() * 100 < enabled else flat)(context)
+
+        return pick
 
 
 def _through(choose_locality: Callable[[], int], pickers: list[Picker]) -> Picker:

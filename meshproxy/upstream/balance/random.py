@@ -5,15 +5,16 @@ Envoy draws one number for both the priority and the host; we draw two, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
 from meshproxy.upstream.balance.pipeline import Key, Pipeline
 from meshproxy.upstream.balance.weighted import HONOURS as _LOCALITY
 from meshproxy.upstream.balance.weighted import locality_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meshproxy.upstream.balance.base import Balancer, Deps, LbContext, Picker
     from meshproxy.upstream.host import Host, HostSet
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import errors
-from meshproxy.upstream.balance.base import Balancer, Deps
 from meshproxy.upstream.balance.hashing import HONOURS as _HASHING
 from meshproxy.upstream.balance.hashing import HashBalancer, Weights
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshproxy.observe.stats import Scope
+    from meshproxy.upstream.balance.base import Balancer, Deps
     from meshproxy.upstream.host import Host
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from meshproxy.upstream.host import Host
 
 _FIELDS = "slow_start_window aggression min_weight_percent"

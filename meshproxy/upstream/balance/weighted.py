@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.upstream.balance.base import Deps, LbContext, LocalityConfig, Picker
 from meshproxy.upstream.balance.edf import Edf
-from meshproxy.upstream.balance.pipeline import Key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshproxy.upstream.balance.pipeline import Key
     from meshproxy.upstream.balance.slow_start import SlowStart
     from meshproxy.upstream.host import Host, HostSet
 
@@ -41,11 +42,10 @@ class WeightedPolicy:
     def source(self, hosts: list[Host], key: Key) -> Picker:
         """See `Policy.source`."""
         if len(hosts) == 1:
-            return _only(hosts[0])
+            return only(hosts[0])
         if _equal_weights(hosts) and (self.slow_start is None or not self.slow_start.running):
             return self.unweighted(hosts, key)
-        pick = Edf(hosts, self.weight, self._seed).pick
-        return lambda context=None: pick()
+        return without_context(Edf(hosts, self.weight, self._seed).pick)
 
     def weight(self, host: Host) -> float:
         """What `host` weighs now; positive."""
@@ -59,9 +59,20 @@ class WeightedPolicy:
         """Latency plays no part."""
 
 
-def _only(host: Host) -> Picker:
+def only(host: Host) -> Picker:
+    """The picker of a single host."""
+
     def pick(context: LbContext | None = None) -> Host:
         return host
+
+    return pick
+
+
+def without_context(choose: Callable[[], Host]) -> Picker:
+    """A picker that does not look at the request."""
+
+    def pick(context: LbContext | None = None) -> Host:
+        return choose()
 
     return pick
 

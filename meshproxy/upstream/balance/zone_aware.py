@@ -8,10 +8,11 @@ have capacity left, in proportion. Shares are in 1/10000, as in Envoy.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshproxy.upstream.balance.base import LocalityConfig
     from meshproxy.upstream.host import Host, HostSet, Locality
     from meshproxy.upstream.stats import ClusterStats
