@@ -1,0 +1,358 @@
+"""Format strings with `%COMMAND(...)%` operators, compiled to Python functions of a stream.
+
+Used for access log lines (text and JSON), header values, and bodies of local replies. Formats are bytes at heart: header values pass through unchanged,
+whatever they hold. What may be said in a format is in `operators`.
+
+Source: envoy.config.core.v3.SubstitutionFormatString.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import struct_pb2
+
+from meshproxy.api import datasource
+from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
+from meshproxy.observe import json_text, operators
+from meshproxy.observe.operators import Code, Value
+
+if TYPE_CHECKING:
+    from envoy.config.core.v3 import extension_pb2, substitution_format_string_pb2
+
+    from meshproxy.observe.stream_info import StreamInfo
+
+Format = Callable[["StreamInfo"], bytes]
+Segment = bytes | Value
+
+HONOURS = {
+    "envoy.config.core.v3.SubstitutionFormatString": (
+        "text_format text_format_source json_format omit_empty_values content_type formatters json_format_options"
+    ),
+    "envoy.config.core.v3.JsonFormatOptions": "sort_properties",
+    "envoy.extensions.formatter.metadata.v3.Metadata": "",
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery": "",
+}
+
+DEFAULT = (
+    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% '
+    '%DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" '
+    '"%UPSTREAM_HOST%"\n'
+)
+
+# Formatter extensions by the type they are configured with -> the commands that they add. METADATA is built in by now.
+_EXTENSIONS = {
+    "envoy.extensions.formatter.metadata.v3.Metadata": (),
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery": ("REQ_WITHOUT_QUERY",),
+}
+
+_COMMAND = re.compile(r"%([A-Z0-9_]+)(?:\(([^\n]*?)\))?(?::([0-9]+))?%")
+_LENGTH_LIMIT = 1 << 64
+# Older spellings that Envoy still takes in header values.
+_ARRAY_PARAMETER = re.compile(r'%(UPSTREAM_METADATA|DYNAMIC_METADATA)\(\[((?:\s*"[^"]*"\s*,?)+)\]\)%')
+_QUOTED = re.compile(r'"([^"]*)"')
+_PER_REQUEST_STATE = re.compile(r"%PER_REQUEST_STATE\(([^)]*)\)%")
+_UNSAFE_IN_HEADERS = bytes.maketrans(b"\r\n\0", b"   ")
+
+
+class Compiler:
+    """Compiles formats that share the same clocks and extensions."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time, commands: Iterable[str] = ()) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._enabled = frozenset(commands)
+
+    def parse(self, code: Code, text: str) -> list[Segment]:
+        """Literals and values. ConfigError for what is no format."""
+        segments: list[Segment] = []
+        literal: list[str] = []
+        position = 0
+        while (percent := text.find("%", position)) >= 0:
+            literal.append(text[position:percent])
+            if text.startswith("%%", percent):
+                literal.append("%")
+                position = percent + 2
+                continue
+            match = _COMMAND.match(text, percent)
+            length = None if match is None or match[3] is None else int(match[3])
+            if match is None or (length is not None and length >= _LENGTH_LIMIT):
+                raise ConfigError(f"Incorrect configuration: {text}. Couldn't find valid command at position {percent}")
+            if any(literal):
+                segments.append("".join(literal).encode())
+            literal = []
+            segments.append(operators.value_of(code, match[1], match[2] or "", length, self._enabled))
+            position = match.end()
+        literal.append(text[position:])
+        if any(literal):
+            segments.append("".join(literal).encode())
+        return segments
+
+    def text(self, text: str, *, omit_empty: bool = False) -> bytes | Format:
+        """A text format; a constant when nothing in it varies. Missing values are `-`, or nothing with `omit_empty`."""
+        code = self._code()
+        segments = self.parse(code, text)
+        if all(isinstance(segment, bytes) for segment in segments):
+            return b"".join(segments)  # type: ignore[arg-type]
+        code.lines.append(f"return {_concatenation(code, segments, b'' if omit_empty else b'-')}")
+        return _function(code)
+
+    def header_value(self, text: str) -> bytes | Format:
+        """The value of a header. Missing values are empty, and what could end the header line early becomes a space (RFC 9110 section 5.5)."""
+        text = _PER_REQUEST_STATE.sub(r"%FILTER_STATE(\1:PLAIN)%", _ARRAY_PARAMETER.sub(_colons, text))
+        code = self._code()
+        segments = self.parse(code, text)
+        if all(isinstance(segment, bytes) for segment in segments):
+            return b"".join(segments)  # type: ignore[arg-type]
+        value = code.local(_concatenation(code, segments, b""))
+        safe = code.bind(_UNSAFE_IN_HEADERS)
+        code.lines.append(f"if b'\\n' in {value} or b'\\r' in {value} or b'\\0' in {value}: {value} = {value}.translate({safe})")
+        code.lines.append(f"return {value}")
+        return _function(code)
+
+    def json(self, fields: struct_pb2.Struct, *, omit_empty: bool = False) -> Format:
+        """A JSON object as one line. A string that is one command keeps the type of its value; missing values are null, or left out."""
+        code = self._code()
+        if omit_empty:
+            name = _Sparse(self, code).object(fields)
+            code.lines.append(f"return b'{{}}\\n' if {name} is None else {name} + b'\\n'")
+        else:
+            template, arguments = self._object(code, fields)
+            line = _percent(template + b"\n", arguments)
+            code.lines.append(f"return {line}")
+        return _function(code)
+
+    def _code(self) -> Code:
+        return Code(self._clock, self._wall)
+
+    def _object(self, code: Code, fields: struct_pb2.Struct) -> tuple[bytes, list[str]]:
+        template: list[bytes] = []
+        arguments: list[str] = []
+        for key in sorted(fields.fields):
+            with under(key):
+                inner, more = self._value(code, fields.fields[key])
+            template.append(_literal(json_text.quote(key)) + b":" + inner)
+            arguments += more
+        return b"{" + b",".join(template) + b"}", arguments
+
+    def _value(self, code: Code, value: struct_pb2.Value) -> tuple[bytes, list[str]]:
+        kind = value.WhichOneof("kind")
+        if kind == "struct_value":
+            return self._object(code, value.struct_value)
+        if kind == "list_value":
+            parts = [self._value(code, item) for item in value.list_value.values]
+            return b"[" + b",".join([part for part, _ in parts]) + b"]", [name for _, names in parts for name in names]
+        if kind != "string_value":
+            return _literal(constant(value)), []
+        segments = self.parse(code, value.string_value)
+        if all(isinstance(segment, bytes) for segment in segments):
+            return _literal(json_text.quote(b"".join(segments))), []  # type: ignore[arg-type]
+        if len(segments) == 1:
+            return _typed(code, segments[0])  # type: ignore[arg-type]
+        return b"%b", [f"quote({_concatenation(code, segments, b'-')})"]
+
+
+class _Sparse:
+    """JSON without the fields that have no value: objects are put together field by field."""
+
+    def __init__(self, compiler: Compiler, code: Code) -> None:
+        self._compiler = compiler
+        self._code = code
+
+    def object(self, fields: struct_pb2.Struct) -> str:
+        """A local variable with the object's bytes, None when it is empty."""
+        parts = self._parts()
+        for key in sorted(fields.fields):
+            with under(key):
+                self._append(parts, fields.fields[key], json_text.quote(key) + b":")
+        return self._join(parts, b"{", b"}", fields.fields)
+
+    def _list(self, values: struct_pb2.ListValue) -> str:
+        parts = self._parts()
+        for value in values.values:
+            self._append(parts, value, b"")
+        return self._join(parts, b"[", b"]", values.values)
+
+    def _parts(self) -> str:
+        name = self._code.fresh()
+        self._code.lines.append(f"{name} = []")
+        return name
+
+    def _join(self, parts: str, start: bytes, end: bytes, had: Any) -> str:
+        name = self._code.fresh()
+        # An object that was configured empty is a value; one that lost all its fields is not.
+        kept = f"if {parts} else None" if had else ""
+        self._code.lines.append(f"{name} = {start!r} + b','.join({parts}) + {end!r} {kept}")
+        return name
+
+    def _append(self, parts: str, value: struct_pb2.Value, prefix: bytes) -> None:
+        code = self._code
+        kind = value.WhichOneof("kind")
+        if kind in ("struct_value", "list_value"):
+            name = self.object(value.struct_value) if kind == "struct_value" else self._list(value.list_value)
+        elif kind != "string_value":
+            if kind not in (None, "null_value"):
+                code.lines.append(f"{parts}.append({prefix + constant(value)!r})")
+            return
+        else:
+            segments = self._compiler.parse(code, value.string_value)
+            if all(isinstance(segment, bytes) for segment in segments):
+                code.lines.append(f"{parts}.append({prefix + json_text.quote(b''.join(segments))!r})")  # type: ignore[arg-type]
+                return
+            if len(segments) > 1:
+                code.lines.append(f"{parts}.append({prefix!r} + quote({_concatenation(code, segments, b'')}))")
+                return
+            name = code.local(f"{_nullable(code, segments[0])}")  # type: ignore[arg-type]
+        code.lines.append(f"if {name} is not None: {parts}.append({prefix!r} + {name})")
+
+
+# -- expressions
+
+
+def _concatenation(code: Code, segments: list[Segment], empty: bytes) -> str:
+    """One expression for all segments put together, as text."""
+    template: list[bytes] = []
+    arguments: list[str] = []
+    for segment in segments:
+        if isinstance(segment, bytes):
+            template.append(_literal(segment))
+        elif segment.kind == "int" and not segment.optional:
+            template.append(b"%d")
+            arguments.append(segment.expression)
+        else:
+            name = operators.as_bytes(code, segment)
+            if segment.optional:
+                name = code.local(f"{empty!r} if {name} is None else {name}")
+            template.append(b"%b")
+            arguments.append(name)
+    return arguments[0] if template == [b"%b"] else _percent(b"".join(template), arguments)
+
+
+def _typed(code: Code, value: Value) -> tuple[bytes, list[str]]:
+    """A single command in JSON: template and arguments."""
+    if value.kind == "int" and not value.optional:
+        return b"%d", [value.expression]
+    if value.optional:
+        name = code.local(value.expression)
+        return b"%b", [code.local(f"b'null' if {name} is None else {_json_of(code, value, name)}")]
+    return b"%b", [code.local(_json_of(code, value, code.local(value.expression)))]
+
+
+def _nullable(code: Code, value: Value) -> str:
+    name = code.local(value.expression)
+    return f"None if {name} is None else {_json_of(code, value, name)}"
+
+
+def _json_of(code: Code, value: Value, name: str) -> str:
+    """The JSON of a local variable that is not None."""
+    if value.kind == "int":
+        return f"b'%d' % {name}"
+    if value.kind == "plain":
+        return f"dump({name})" if value.length is None else f"dump({code.bind(_cut)}({name}, {value.length}))"
+    if value.length is not None:
+        name = f"{code.bind(operators.encode)}({name})[:{value.length}]"
+        return f"quote({name})"
+    return f"(known({name}) or quote({name}))"
+
+
+def _cut(value: Any, length: int) -> Any:
+    """Metadata shortened: strings only, structures are never cut."""
+    return operators.encode(value)[:length] if isinstance(value, str) else value
+
+
+def constant(value: struct_pb2.Value) -> bytes:
+    """A number, boolean or null of the configuration."""
+    kind = value.WhichOneof("kind")
+    return json_text.dump(None if kind in (None, "null_value") else getattr(value, kind))
+
+
+def _literal(text: bytes) -> bytes:
+    return text.replace(b"%", b"%%")
+
+
+def _percent(template: bytes, arguments: list[str]) -> str:
+    return f"{template!r} % ({', '.join(arguments)}{',' if len(arguments) == 1 else ''})"
+
+
+def _function(code: Code) -> Format:
+    body = "\n".join(f"    {line}" for line in code.lines)
+    names = dict(code.names)
+    exec(compile(f"def render(s):\n{body}\n", "<format>", "exec"), names)  # our own text: parameters of commands appear in it as literals only
+    render: Format = names["render"]
+    return render
+
+
+def _colons(match: re.Match[str]) -> str:
+    keys = ":".join(_QUOTED.findall(match[2]))
+    return f"%{match[1]}({keys})%"
+
+
+# -- what others call
+
+
+def compile_format(text: str) -> Callable[[StreamInfo], str]:
+    """A text format as a function to str. Bytes that are not UTF-8 become surrogates."""
+    compiled = Compiler().text(text)
+    if isinstance(compiled, bytes):
+        fixed = compiled.decode()
+        return lambda _: fixed
+    return lambda stream: compiled(stream).decode("utf-8", "surrogateescape")
+
+
+def compile_header_value(text: str) -> bytes | Format:
+    """The value of a header: a constant, or a function. It never holds CR, LF or NUL of a formatted value. ConfigError for what is no format."""
+    return Compiler().header_value(text)
+
+
+def compile_json(fields: struct_pb2.Struct | Mapping[str, Any], *, omit_empty: bool = False) -> Format:
+    """A JSON format as a function to one line with its newline."""
+    if not isinstance(fields, struct_pb2.Struct):
+        struct = struct_pb2.Struct()
+        struct.update(fields)
+        fields = struct
+    return Compiler().json(fields, omit_empty=omit_empty)
+
+
+def compile_substitution_format(
+    proto: substitution_format_string_pb2.SubstitutionFormatString,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> Format:
+    """A SubstitutionFormatString as a function. `content_type` is up to the caller."""
+    compiler = Compiler(clock=clock, wall=wall, commands=_extension_commands(proto.formatters))
+    omit = proto.omit_empty_values
+    kind = proto.WhichOneof("format")
+    if kind == "json_format":
+        with under(kind):
+            return compiler.json(proto.json_format, omit_empty=omit)
+    if kind is None:
+        fail("format", "is required")
+    with under(kind):
+        text = proto.text_format if kind == "text_format" else datasource.read_text(proto.text_format_source, allow_empty=True)
+        compiled = compiler.text(text, omit_empty=omit)
+    return compiled if not isinstance(compiled, bytes) else _always(compiled)
+
+
+def default_format(clock: Callable[[], float] = time.monotonic) -> Format:
+    """Envoy's default access log line."""
+    compiled = Compiler(clock=clock).text(DEFAULT)
+    assert not isinstance(compiled, bytes)
+    return compiled
+
+
+def _always(text: bytes) -> Format:
+    return lambda _: text
+
+
+def _extension_commands(formatters: Iterable[extension_pb2.TypedExtensionConfig]) -> list[str]:
+    commands: list[str] = []
+    for index, extension in enumerate(formatters):
+        name = extension.typed_config.TypeName()
+        if name not in _EXTENSIONS:
+            fail(f"formatters[{index}].typed_config", f"the formatter extension {name or extension.name} is not supported", UNSUPPORTED)
+        commands += _EXTENSIONS[name]
+    return commands

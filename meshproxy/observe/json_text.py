@@ -1,0 +1,65 @@
+"""JSON text as bytes, escaped as Envoy's JSON formatter escapes it.
+
+Valid UTF-8 is passed on, only quotes, backslashes and control characters are escaped. Of a value that is not UTF-8 every special or non-ASCII byte is
+written as `\\u00XX` on its own, so that hostile bytes can neither end a string nor make the line unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+_SAFE = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')
+_escape = json.encoder.encode_basestring
+_BYTES = tuple(bytes((code,)) if code in _SAFE else b"\\u%04x" % code for code in range(256))
+
+_LIMIT = 512
+_quoted: dict[bytes | str, bytes] = {}
+#: The JSON string of a value seen before, or None. Hot code writes `known(value) or quote(value)`.
+known = _quoted.get
+
+
+def quote(value: bytes | str) -> bytes:
+    """A JSON string, with its quotes. `bytes` are UTF-8, or anything."""
+    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if not raw.translate(None, _SAFE):
+        text = b'"%b"' % raw
+    else:
+        try:
+            text = _escape(raw.decode()).encode()
+        except UnicodeDecodeError:
+            text = b'"%b"' % b"".join([_BYTES[code] for code in raw])
+    # Most values of a log recur (methods, hosts, agents); those that never do must not make the memo grow.
+    if len(_quoted) >= _LIMIT:
+        _quoted.clear()
+    _quoted[value] = text
+    return text
+
+
+def dump(value: Any) -> bytes:
+    """A plain value (None, bool, number, str, bytes, list, dict) as compact JSON with sorted keys. Anything else is written as its text."""
+    if value is None:
+        return b"null"
+    if value is True:
+        return b"true"
+    if value is False:
+        return b"false"
+    if isinstance(value, int):
+        return b"%d" % value
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, dict):
+        return b"{%b}" % b",".join([b"%b:%b" % (quote(key), dump(value[key])) for key in sorted(value)])
+    if isinstance(value, (list, tuple)):
+        return b"[%b]" % b",".join(map(dump, value))
+    return quote(value if isinstance(value, (bytes, str)) else str(value))
+
+
+def number(value: float) -> bytes:
+    """A number: whole ones without a fraction, others in the shortest form that reads back the same; null when it is not finite."""
+    if not math.isfinite(value):
+        return b"null"
+    if value.is_integer() and abs(value) < 2**63:
+        return b"%d" % int(value)
+    return repr(value).encode()

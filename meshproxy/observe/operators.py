@@ -1,0 +1,581 @@
+"""The command operators of format strings (`%DURATION%`, `%REQ(X?Y):Z%`), each as a Python expression over a stream `s`.
+
+`value_of` is the way in. Formats are compiled to Python functions (see `format`), so that an access log line costs attribute reads and one `%` operation.
+An expression may use the names that `Code` binds and the functions of `stream_values` under `v`.
+
+Source: Envoy's configuration/advanced/substitution_formatter; which operators take parameters or lengths, and what they answer when there is nothing, was
+found by asking Envoy 1.40.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from meshproxy.api.errors import UNSUPPORTED, ConfigError
+from meshproxy.observe import flags, json_text, stream_values
+from meshproxy.observe.time_format import ISO_MILLISECONDS, ISO_MILLISECONDS_LOCAL, compile_time
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What an operator evaluates to.
+
+    `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes.
+    """
+
+    kind: str
+    expression: str
+    optional: bool = True
+    length: int | None = None
+
+
+class Code:
+    """The function being generated: statements so far, and what its global names are bound to. Equal expressions are evaluated once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {
+            "v": stream_values,
+            "short": flags.short,
+            "long": flags.long,
+            "clock": clock,
+            "wall": wall,
+            "known": json_text.known,
+            "quote": json_text.quote,
+            "dump": json_text.dump,
+        }
+        self._locals: dict[str, str] = {}
+
+    def bind(self, value: Any) -> str:
+        """A global name for an object."""
+        name = f"k{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def local(self, expression: str) -> str:
+        """A local variable that holds the expression's value."""
+        name = self._locals.get(expression)
+        if name is None:
+            name = self._locals[expression] = self.fresh()
+            self.lines.append(f"{name} = {expression}")
+        return name
+
+    def fresh(self) -> str:
+        """A new local name."""
+        name = f"x{len(self._locals)}"
+        self._locals[name] = name
+        return name
+
+    def head(self, attribute: str) -> str:
+        """The lookup function of `s.request`, `s.response` or trailers, which finds nothing when there are none."""
+        key = f"lookup {attribute}"
+        name = self._locals.get(key)
+        if name is None:
+            name = self._locals[key] = self.fresh()
+            nothing = self.bind(_nothing)
+            # The index behind `get` is used directly: a dict's own `get` costs a quarter of a Python method.
+            self.lines += [
+                f"{name} = s.{attribute}",
+                f"if {name} is None:",
+                f"    {name} = {nothing}",
+                "else:",
+                f"    if {name}._index is None:",
+                f"        {name}.get(b'')",
+                f"    {name} = {name}._index.get",
+            ]
+        return name
+
+
+def _nothing(name: bytes) -> None:
+    """The lookup function of headers that are not there."""
+
+
+def value_of(code: Code, name: str, parameter: str, length: int | None, enabled: frozenset[str] = frozenset()) -> Value:
+    """The value of one command. ConfigError when there is no such command or its parameters are wrong. `enabled`: commands of configured extensions."""
+    simple = _SIMPLE.get(name)
+    if simple is not None:
+        if parameter or length is not None:
+            raise ConfigError(f"{name} does not take any parameters or length")
+        return simple
+    entry = _WITH_PARAMETERS.get(name)
+    if entry is None or (name in _OF_EXTENSIONS and name not in enabled):
+        if name in _UNSUPPORTED:
+            raise ConfigError.at("", f"%{name}% is not supported", UNSUPPORTED)
+        raise ConfigError(f"Not supported field in StreamInfo: {name}")
+    make, parameter_required, length_allowed = entry
+    if parameter_required and not parameter:
+        raise ConfigError(f"{name} requires parameters")
+    if length is not None and not length_allowed:
+        raise ConfigError(f"{name} does not allow length to be specified.")
+    value = make(code, parameter)
+    return value if length is None else replace(value, length=length)
+
+
+# -- commands without parameters
+
+
+def _text(expression: str, *, optional: bool = True) -> Value:
+    return Value("text", expression, optional)
+
+
+def _number(expression: str, *, optional: bool = False) -> Value:
+    return Value("int", expression, optional)
+
+
+def _between(start: str, end: str) -> Value:
+    return _number(f"v.between({start}, {end}, 1000)", optional=True)
+
+
+def _if_http(value: Value) -> Value:
+    return replace(value, expression=f"({value.expression} if s.protocol is not None else None)")
+
+
+def _simple() -> dict[str, Value]:
+    table = {
+        "REQUEST_HEADERS_BYTES": _number("v.request_header_map_bytes(s)"),
+        "RESPONSE_HEADERS_BYTES": _number("v.response_header_map_bytes(s)"),
+        "RESPONSE_TRAILERS_BYTES": _number("v.response_trailer_map_bytes(s)"),
+        "BYTES_RECEIVED": _number("s.bytes_received"),
+        "BYTES_SENT": _number("s.bytes_sent"),
+        "BYTES_RETRANSMITTED": _number("0"),
+        "PACKETS_RETRANSMITTED": _number("0"),
+        "UPSTREAM_WIRE_BYTES_SENT": _number("s.upstream_bytes_sent"),
+        "UPSTREAM_WIRE_BYTES_RECEIVED": _number("s.upstream_bytes_received"),
+        "DOWNSTREAM_WIRE_BYTES_SENT": _number("s.response_header_bytes + s.bytes_sent"),
+        "DOWNSTREAM_WIRE_BYTES_RECEIVED": _number("s.request_header_bytes + s.bytes_received"),
+        "PROTOCOL": _text("s.protocol"),
+        "UPSTREAM_PROTOCOL": _text("v.upstream_protocol(s)"),
+        "RESPONSE_CODE": _number("s.status"),
+        "RESPONSE_FLAGS": _text("short(s.flags)", optional=False),
+        "RESPONSE_FLAGS_LONG": _text("long(s.flags)", optional=False),
+        "CONNECTION_TERMINATION_DETAILS": _text("v.termination_details(s)"),
+        "DURATION": _number("int(((s.end or clock()) - s.start) * 1000)"),
+        "REQUEST_DURATION": _if_http(_between("s.start", "s.request_end")),
+        "REQUEST_TX_DURATION": _if_http(_between("s.start", "s.upstream_sent")),
+        "RESPONSE_DURATION": _if_http(_between("s.start", "s.upstream_first")),
+        "RESPONSE_TX_DURATION": _if_http(_between("s.upstream_first", "s.end")),
+        "ROUNDTRIP_DURATION": _number("None", optional=True),
+        "DOWNSTREAM_HANDSHAKE_DURATION": _number('v.between(s.start, getattr(s.connection, "handshake_end", 0.0), 1000)', optional=True),
+        "UPSTREAM_CONNECTION_POOL_READY_DURATION": _between("s.start", "s.upstream_start"),
+        "ROUTE_NAME": _text("v.route_name(s)"),
+        "VIRTUAL_CLUSTER_NAME": _text("v.virtual_cluster_name(s)"),
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT": _number("s.attempts"),
+        "UPSTREAM_HOST": _text("(None if s.host is None else s.host.address.text)"),
+        "UPSTREAM_HOST_NAME": _text("v.upstream_host_name(s.host)"),
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT": _text("v.upstream_host_name_without_port(s.host)"),
+        "UPSTREAM_HOSTS_ATTEMPTED": _text("v.hosts_attempted(s, v.host_address)"),
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT": _text("v.hosts_attempted(s, v.host_ip)"),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED": _text("v.hosts_attempted(s, v.upstream_host_name)"),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT": _text("v.hosts_attempted(s, v.upstream_host_name_without_port)"),
+        "UPSTREAM_CLUSTER": _text("v.cluster_name(s)"),
+        "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)"),
+        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("''", optional=False),
+        "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure or None)"),
+        "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.upstream is None else "Normal")'),
+        "UPSTREAM_LOCAL_CLOSE_REASON": _text("None"),
+        "UPSTREAM_CONNECTION_ID": _number("(0 if s.upstream is None else s.upstream.id)"),
+        "UPSTREAM_CONNECTION_IDS_ATTEMPTED": _text("v.upstream_connections_attempted(s)"),
+        "UPSTREAM_SERVER_NAME": _text("(None if s.upstream is None else s.upstream.server_name)"),
+        "DOWNSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.connection.transport_failure or None)"),
+        "DOWNSTREAM_LOCAL_CLOSE_REASON": _text("None"),
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE": _text('"Normal"', optional=False),
+        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID": _text("''", optional=False),
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID": _text("''", optional=False),
+        "CONNECTION_ID": _number("s.connection.id"),
+        "STREAM_ID": _text("v.stream_id(s)"),
+        "GRPC_STATUS_NUMBER": _number("v.grpc_status(s)", optional=True),
+        "TLS_JA3_FINGERPRINT": _text("None"),
+        "TLS_JA4_FINGERPRINT": _text("None"),
+        "HOSTNAME": _text(repr(socket.gethostname()), optional=False),
+        "LOCAL_REPLY_BODY": Value("bytes", 'getattr(s, "local_reply_body", b"")', False),
+        "FILTER_CHAIN_NAME": _text("(s.connection.filter_chain_name or None)"),
+        "ACCESS_LOG_TYPE": _text("v.access_log_type(s)", optional=False),
+        "UNIQUE_ID": _text("v.unique_id()", optional=False),
+        "TRACE_ID": _text('getattr(s, "trace_id", None)'),
+        "SPAN_ID": _text('getattr(s, "span_id", None)'),
+        "CUSTOM_FLAGS": _text('getattr(s, "custom_flags", "")', optional=False),
+    }
+    for direction, names in {
+        "UPSTREAM": ("upstream_header_bytes_sent", "upstream_header_bytes_received"),
+        "DOWNSTREAM": ("response_header_bytes", "request_header_bytes"),
+    }.items():
+        for way, name in zip(("SENT", "RECEIVED"), names, strict=True):
+            for form in ("", "DECOMPRESSED_"):
+                table[f"{direction}_{form}HEADER_BYTES_{way}"] = _number(f'getattr(s, "{name}", 0)')
+    for command, address in _ADDRESSES.items():
+        table[f"{command}_ADDRESS"] = _text(f"v.address_text({address})")
+        table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)
+    return table | _tls_commands()
+
+
+_ADDRESSES = {
+    "UPSTREAM_LOCAL": "v.upstream_local(s)",
+    "UPSTREAM_REMOTE": "v.upstream_remote(s)",
+    "DOWNSTREAM_REMOTE": "v.remote_address(s)",
+    "DOWNSTREAM_DIRECT_REMOTE": "s.connection.direct_remote",
+    "DOWNSTREAM_LOCAL": "s.connection.local",
+    "DOWNSTREAM_DIRECT_LOCAL": "s.connection.direct_local",
+}
+
+
+def _tls_commands() -> dict[str, Value]:
+    table: dict[str, Value] = {}
+    for direction, tls in (("DOWNSTREAM", "s.connection.tls"), ("UPSTREAM", "v.upstream_tls(s)")):
+        for field in ("version", "cipher", "session_id"):
+            table[f"{direction}_TLS_{field.upper()}"] = _text(f"v.tls_field({tls}, {field!r})")
+        kinds = ("ip", "dns", "uri", "email", "other") if direction == "DOWNSTREAM" else ("ip", "dns", "uri")
+        for side in ("peer", "local"):
+            for kind in kinds:
+                command = f"{direction}_{side.upper()}_{'OTHERNAME' if kind == 'other' else kind.upper()}_SAN"
+                table[command] = _text(f"v.certificate_field({tls}, '{side}_certificate', '{kind}_sans')")
+        fields = {"PEER_SUBJECT": "subject", "PEER_ISSUER": "issuer"}
+        if direction == "DOWNSTREAM":
+            fields |= {"PEER_SERIAL": "serial", "PEER_FINGERPRINT_256": "sha256", "PEER_FINGERPRINT_1": "sha1"}
+            table["DOWNSTREAM_LOCAL_SUBJECT"] = _text(f"v.certificate_field({tls}, 'local_certificate', 'subject')")
+        for command, field in fields.items():
+            table[f"{direction}_{command}"] = _text(f"v.certificate_field({tls}, 'peer_certificate', '{field}')")
+        table[f"{direction}_PEER_CERT"] = _text(f"v.certificate_pem({tls})")
+    return table
+
+
+_SIMPLE = _simple()
+
+# What Python's ssl module does not tell, and the expression language.
+_UNSUPPORTED = frozenset(
+    """
+    DOWNSTREAM_TLS_GROUP UPSTREAM_TLS_GROUP DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256 DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1 DOWNSTREAM_PEER_CHAIN_SERIALS
+    DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256 DOWNSTREAM_PEER_ISSUER_SERIAL CEL TYPED_CEL FILE_CONTENT SECRET UPSTREAM_FILTER_STATE
+    """.split()
+)
+_OF_EXTENSIONS = frozenset(("REQ_WITHOUT_QUERY",))
+
+
+# -- commands with parameters
+
+_PSEUDO = {":method": "method", ":path": "path", ":authority": "authority", "host": "authority", ":scheme": "scheme", ":protocol": "protocol"}
+_HEADER_NAME = re.compile(r":?[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _header_names(parameter: str) -> list[str]:
+    names = parameter.lower().split("?")
+    if len(names) > 2:
+        raise ConfigError(f"More than 1 alternative header specified in token: {parameter}")
+    names = [name for name in names if name]
+    if not all(_HEADER_NAME.fullmatch(name) for name in names):
+        raise ConfigError("Invalid header configuration. Format string contains invalid characters.")
+    return names
+
+
+def _first_of(code: Code, names: list[str], lookup: Callable[[Code, str], str]) -> str:
+    if not names:
+        return "None"
+    if len(names) == 1:
+        return lookup(code, names[0])
+    first, second = code.local(lookup(code, names[0])), code.local(lookup(code, names[1]))
+    return f"({second} if {first} is None else {first})"
+
+
+def _request_header(code: Code, name: str) -> str:
+    attribute = _PSEUDO.get(name)
+    if attribute is None:
+        return f"{code.head('request')}({name.encode()!r})"
+    request = code.local("s.request")
+    # An HTTP/1.0 request may have no authority, which counts as no header.
+    return f"(None if {request} is None else {request}.{attribute}{' or None' if attribute == 'authority' else ''})"
+
+
+def _response_header(code: Code, name: str) -> str:
+    if name == ":status":
+        return "(None if s.response is None else b'%d' % s.response.status)"
+    return f"{code.head('response')}({name.encode()!r})"
+
+
+def _trailer(code: Code, name: str) -> str:
+    return f"{code.head('response_trailers')}({name.encode()!r})"
+
+
+def _headers_of(lookup: Callable[[Code, str], str]) -> Callable[[Code, str], Value]:
+    return lambda code, parameter: Value("bytes", _first_of(code, _header_names(parameter), lookup))
+
+
+def _request_without_query(code: Code, parameter: str) -> Value:
+    return Value("bytes", f"v.without_query({_first_of(code, _header_names(parameter), _request_header)})")
+
+
+def _start_time(code: Code, parameter: str) -> Value:
+    return _time(code, parameter, "s.start_wall", local=False)
+
+
+def _start_time_local(code: Code, parameter: str) -> Value:
+    return _time(code, parameter, "s.start_wall", local=True)
+
+
+def _emit_time(code: Code, parameter: str) -> Value:
+    return _time(code, parameter, "wall()", local=False)
+
+
+def _emit_time_local(code: Code, parameter: str) -> Value:
+    return _time(code, parameter, "wall()", local=True)
+
+
+def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
+    render = compile_time(_time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS), local=local)
+    return Value("bytes", f"{code.bind(render)}({when})", optional=False)
+
+
+def _time_pattern(parameter: str) -> str:
+    if re.search(r"%[-_0^#]*[1-9]*[EO]?n", parameter):
+        raise ConfigError("Invalid header configuration. Format string contains newline.")
+    return parameter
+
+
+def _certificate_time(tls: str, field: str) -> Callable[[Code, str], Value]:
+    def make(code: Code, parameter: str) -> Value:
+        render = code.bind(compile_time(_time_pattern(parameter) or ISO_MILLISECONDS))
+        return Value("bytes", f"v.certificate_time({tls}, {field!r}, {render})")
+
+    return make
+
+
+_MOMENTS = {
+    "DS_RX_BEG": "s.start",
+    "DS_RX_END": "s.request_end",
+    "US_CX_BEG": "v.upstream_moment(s, 'start')",
+    "US_CX_END": "v.upstream_moment(s, 'connected')",
+    "US_HS_END": "v.upstream_moment(s, 'handshake_end')",
+    "US_TX_BEG": "s.upstream_start",
+    "US_TX_END": "s.upstream_sent",
+    "US_RX_BEG": "s.upstream_first",
+    "US_RX_BODY_BEG": "getattr(s, 'upstream_body_first', 0.0)",
+    "US_RX_END": "s.upstream_last",
+    "DS_TX_BEG": "s.response_start",
+    "DS_TX_END": "(0.0 if s.protocol is None else s.end)",
+    "DS_CX_BEG": "v.connection_moment(s, 'start')",
+    "DS_CX_END": "v.connection_moment(s, 'end')",
+}
+_UNITS = {"ms": 1000, "us": 1000000, "ns": 1000000000}
+
+
+def _common_duration(code: Code, parameter: str) -> Value:
+    parts = parameter.split(":")
+    if len(parts) not in (2, 3):
+        raise ConfigError(f"Invalid common duration configuration: {parameter}.")
+    unit = _UNITS.get(parts[2] if len(parts) == 3 else "ms")
+    if unit is None:
+        raise ConfigError(f"Invalid common duration precision: {parts[2]}.")
+    # Unknown names are points that filters may set; none of ours does.
+    start, end = (_MOMENTS.get(part, "0.0") for part in parts[:2])
+    return _number(f"v.between({start}, {end}, {unit})", optional=True)
+
+
+def _details(code: Code, parameter: str) -> Value:
+    return _text("(s.details or None)" if parameter == "ALLOW_WHITESPACES" else "v.details(s)")
+
+
+def _grpc_status(code: Code, parameter: str) -> Value:
+    if parameter == "NUMBER":
+        return _number("v.grpc_status(s)", optional=True)
+    if parameter not in ("", "CAMEL_STRING", "SNAKE_STRING"):
+        raise ConfigError(f"GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER. Got: {parameter}")
+    return _text(f"v.grpc_status_name(s, v.{'GRPC_SNAKE_NAMES' if parameter == 'SNAKE_STRING' else 'GRPC_NAMES'})")
+
+
+def _option(command: str, given: str, allowed: dict[str, str]) -> str:
+    """The expression for an option; the first allowed one is the default."""
+    chosen = allowed.get(given or next(iter(allowed)))
+    if chosen is None:
+        raise ConfigError(f"Invalid {command} option: '{given}', only {'/'.join(f'{name!r}' for name in allowed)} are allowed")
+    return chosen
+
+
+def _server_name(code: Code, parameter: str) -> Value:
+    which, _, source = parameter.partition(":")
+    host = _option("REQUESTED_SERVER_NAME", source, {"ORIG_OR_HOST": "v.any_host(s)", "HOST": "v.host(s)", "ORIG": "v.original_host(s)"})
+    return _text(
+        _option(
+            "REQUESTED_SERVER_NAME",
+            which,
+            {"SNI_ONLY": "v.server_name(s)", "SNI_FIRST": f"(v.server_name(s) or {host})", "HOST_FIRST": f"({host} or v.server_name(s))"},
+        )
+    )
+
+
+def _path(code: Code, parameter: str) -> Value:
+    query, _, source = parameter.partition(":")
+    path = _option("PATH", source, {"ORIG_OR_PATH": "v.any_path(s)", "ORIG": "v.original_path(s)", "PATH": "v.path(s)"})
+    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}))
+
+
+def _query_parameter(code: Code, parameter: str) -> Value:
+    return Value("bytes", f"v.query_parameter(s, {parameter.encode()!r})")
+
+
+def _query_parameters(code: Code, parameter: str) -> Value:
+    return Value("bytes", _option("QUERY_PARAMS", parameter, {"ORIG": "v.query(s)", "DECODED": "v.decoded_query(s)"}))
+
+
+def _address_without_port(address: str) -> Callable[[Code, str], Value]:
+    def make(code: Code, parameter: str) -> Value:
+        if re.fullmatch(r"[+-]?\d{1,9}", parameter.strip()):
+            return _text(f"v.address_masked({address}, {int(parameter)})")
+        return _text(f"v.address_without_port({address})")
+
+    return make
+
+
+def _environment(code: Code, parameter: str) -> Value:
+    return Value("bytes", repr(os.environ.get(parameter, "-").encode("utf-8", "surrogateescape")), optional=False)
+
+
+def _metadata(namespace_of: str) -> Callable[[Code, str], Value]:
+    """`namespace_of` is an expression with a hole for the namespace."""
+
+    def make(code: Code, parameter: str) -> Value:
+        namespace, *keys = parameter.split(":")
+        found = namespace_of.format(repr(namespace))
+        return Value("plain", f"v.dig({found}, {tuple(keys)!r})" if keys else found)
+
+    return make
+
+
+_METADATA = {
+    "DYNAMIC": "v.dynamic_metadata(s, {})",
+    "CLUSTER": "v.metadata_of(s.cluster, {})",
+    "ROUTE": "v.metadata_of(s.route, {})",
+    "UPSTREAM_HOST": "v.metadata_of(s.host, {})",
+    "LISTENER": "v.metadata_of(s.connection.listener, {})",
+    "LISTENER_FILTER_CHAIN": "v.metadata_of(v.filter_chain(s), {})",
+    "VIRTUAL_HOST": "v.metadata_of(v.virtual_host(s), {})",
+}
+
+
+def _any_metadata(code: Code, parameter: str) -> Value:
+    kind, _, rest = parameter.partition(":")
+    source = _METADATA.get(kind)
+    if source is None:
+        raise ConfigError(f"{kind} is not supported type of metadata")
+    return _metadata(source)(code, rest)
+
+
+def _filter_state(code: Code, parameter: str) -> Value:
+    key, _, rest = parameter.partition(":")
+    how, _, field = rest.partition(":")
+    if not key:
+        raise ConfigError("Invalid filter state configuration, key cannot be empty.")
+    if how not in ("", "PLAIN", "TYPED", "FIELD"):
+        raise ConfigError("Invalid filter state serialize type, only support PLAIN/TYPED/FIELD.")
+    if (how == "FIELD") != bool(field):
+        raise ConfigError("Invalid filter state serialize type, FIELD should be used with the field name.")
+    if how == "FIELD":
+        return _text(f"v.filter_state_field(s, {key!r}, {field!r})")
+    if how == "PLAIN":
+        return _text(f"v.filter_state_text(s, {key!r})")
+    return Value("plain", f"v.filter_state(s, {key!r})")
+
+
+def _coalesce(code: Code, parameter: str) -> Value:
+    try:
+        operators = json.loads(parameter)["operators"]
+    except ValueError as error:
+        raise ConfigError(f"COALESCE: failed to parse JSON configuration: {error}") from None
+    except (KeyError, TypeError):
+        raise ConfigError("COALESCE: JSON configuration must contain 'operators' array") from None
+    if not isinstance(operators, list):
+        raise ConfigError("COALESCE: JSON configuration must contain 'operators' array")
+    if not operators:
+        raise ConfigError("COALESCE: 'operators' array must not be empty")
+    chosen = code.fresh()
+    for index, entry in enumerate(operators):
+        try:
+            value = _coalesce_entry(code, entry)
+        except ConfigError as error:
+            raise ConfigError(f"COALESCE: failed to parse operator at index {index}: {error}") from None
+        text = as_bytes(code, value)
+        # Everything before the first operator is evaluated anyway: operators are cheap, and none has an effect.
+        code.lines.append(f"{chosen} = {text} or None" if index == 0 else f"{chosen} = {chosen} or {text} or None")
+    return Value("bytes", chosen)
+
+
+def _coalesce_entry(code: Code, entry: Any) -> Value:
+    if isinstance(entry, str):
+        return value_of(code, entry, "", None)
+    if not isinstance(entry, dict):
+        raise ConfigError("operator entry must be either a string (command name) or an object with 'command' field")
+    if not isinstance(entry.get("command"), str):
+        raise ConfigError("operator object must have 'command' field")
+    length = entry.get("max_length")
+    if length is not None and (not isinstance(length, int) or length <= 0):
+        raise ConfigError("'max_length' must be a positive integer")
+    return value_of(code, entry["command"], str(entry.get("param", "")), length)
+
+
+def as_bytes(code: Code, value: Value) -> str:
+    """A local variable with the value as the bytes that a text format shows, or None."""
+    cut = "" if value.length is None else f"[:{value.length}]"
+    if value.kind == "bytes" and not cut:
+        return code.local(value.expression)
+    source = code.local(value.expression)
+    if value.kind == "int":
+        shown = f"b'%d' % {source}"
+    elif value.kind == "bytes":
+        shown = source
+    elif value.kind == "text":
+        shown = f"{code.bind(encode)}({source})"
+    else:
+        shown = f"{code.bind(plain_bytes)}({source})"
+    if cut:
+        shown = f"({shown}){cut}"
+    return code.local(f"None if {source} is None else {shown}" if value.optional else shown)
+
+
+def encode(value: str | bytes) -> bytes:
+    """Text as bytes. Some values come from headers and are bytes already."""
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def plain_bytes(value: Any) -> bytes:
+    """Metadata in a text format: strings as they are, everything else as JSON."""
+    return encode(value) if isinstance(value, (str, bytes)) else json_text.dump(value)
+
+
+Maker = Callable[[Code, str], Value]
+# Command -> maker, whether a parameter is required, whether a length is allowed.
+_WITH_PARAMETERS: dict[str, tuple[Maker, bool, bool]] = {
+    **dict.fromkeys(("REQ", "REQUEST_HEADER"), (_headers_of(_request_header), True, True)),
+    **dict.fromkeys(("RESP", "RESPONSE_HEADER"), (_headers_of(_response_header), True, True)),
+    **dict.fromkeys(("TRAILER", "RESPONSE_TRAILER"), (_headers_of(_trailer), True, True)),
+    "REQ_WITHOUT_QUERY": (_request_without_query, True, True),
+    "START_TIME": (_start_time, False, False),
+    "START_TIME_LOCAL": (_start_time_local, False, False),
+    "EMIT_TIME": (_emit_time, False, False),
+    "EMIT_TIME_LOCAL": (_emit_time_local, False, False),
+    "COMMON_DURATION": (_common_duration, True, False),
+    "RESPONSE_CODE_DETAILS": (_details, False, False),
+    "GRPC_STATUS": (_grpc_status, False, False),
+    "REQUESTED_SERVER_NAME": (_server_name, False, False),
+    "PATH": (_path, False, True),
+    "QUERY_PARAM": (_query_parameter, True, True),
+    "QUERY_PARAMS": (_query_parameters, False, True),
+    "ENVIRONMENT": (_environment, True, True),
+    "METADATA": (_any_metadata, True, True),
+    "DYNAMIC_METADATA": (_metadata(_METADATA["DYNAMIC"]), True, True),
+    "CLUSTER_METADATA": (_metadata(_METADATA["CLUSTER"]), True, False),
+    "UPSTREAM_METADATA": (_metadata(_METADATA["UPSTREAM_HOST"]), True, False),
+    "FILTER_STATE": (_filter_state, True, True),
+    "COALESCE": (_coalesce, True, True),
+    **{f"{name}_ADDRESS_WITHOUT_PORT": (_address_without_port(address), False, False) for name, address in _ADDRESSES.items()},
+    **{
+        f"{direction}_PEER_CERT_V_{when}": (_certificate_time(tls, field), False, False)
+        for direction, tls in (("DOWNSTREAM", "s.connection.tls"), ("UPSTREAM", "v.upstream_tls(s)"))
+        for when, field in (("START", "not_before"), ("END", "not_after"))
+    },
+}
+
+COMMANDS = frozenset(_SIMPLE) | frozenset(_WITH_PARAMETERS)

@@ -1,0 +1,440 @@
+"""Answers to format operators that take more than reading an attribute: functions of a stream, called by compiled formats.
+
+`None` means that there is nothing to say (`-` in text, null in JSON). Each follows the operator of the same name in Envoy's substitution formatter.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote as percent_encode
+
+if TYPE_CHECKING:
+    from meshproxy.observe.stream_info import StreamInfo
+
+GRPC_NAMES = (
+    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied", "ResourceExhausted",
+    "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable", "DataLoss", "Unauthenticated",
+)  # fmt: skip
+GRPC_SNAKE_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+_GRPC_OF_HTTP = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+
+
+# -- the request and the response
+
+
+def stream_id(s: Any) -> str | bytes | None:
+    """The request id of an HTTP request; of a TCP connection, an id of its own that stays the same for all its log entries."""
+    if s.protocol is not None:
+        return None if s.request is None else s.request.get(b"x-request-id")
+    known = getattr(s, "stream_id", None)
+    if known is None:
+        known = s.stream_id = str(uuid.uuid4())
+    return known
+
+
+def unique_id() -> str:
+    """A new random identifier."""
+    return str(uuid.uuid4())
+
+
+def is_grpc(s: StreamInfo) -> bool:
+    """Whether the request is gRPC by its content type."""
+    value = None if s.request is None else s.request.get(b"content-type")
+    return value is not None and value.startswith(b"application/grpc") and (len(value) == 16 or value[16:17] in b"+;")
+
+
+def grpc_code(s: StreamInfo) -> int | None:
+    """The gRPC status: of the trailers, of the headers, or what the HTTP status stands for; -1 when it is no number."""
+    for head in (s.response_trailers, s.response):
+        value = None if head is None else head.get(b"grpc-status")
+        if value:
+            return int(value) if value.isdigit() and len(value) < 10 else -1
+    return _GRPC_OF_HTTP.get(s.status, 2) if s.status else None
+
+
+def grpc_status(s: StreamInfo) -> int | None:
+    """The gRPC status of a gRPC request; None for other requests."""
+    return grpc_code(s) if is_grpc(s) else None
+
+
+def grpc_status_name(s: StreamInfo, names: Sequence[str]) -> str | None:
+    """The gRPC status by name, or as digits when it has none."""
+    code = grpc_status(s)
+    if code is None:
+        return None
+    return names[code] if 0 <= code < len(names) else str(code)
+
+
+def details(s: StreamInfo) -> str | None:
+    """Response code details without white space."""
+    value = s.details
+    return None if not value else value.translate(_UNDERSCORES)
+
+
+_UNDERSCORES = {ord(space): "_" for space in " \t\n\v\f\r"}
+
+
+def termination_details(s: StreamInfo) -> str | None:
+    """Why the connection was closed for reasons below HTTP."""
+    return s.termination_details or s.connection.termination_details
+
+
+def server_name(s: StreamInfo) -> str | None:
+    """The SNI."""
+    return s.requested_server_name or s.connection.server_name or None
+
+
+def original_path(s: StreamInfo) -> bytes | None:
+    """The path before it was rewritten, if it was."""
+    return None if s.request is None else s.request.get(b"x-envoy-original-path")
+
+
+def path(s: StreamInfo) -> bytes | None:
+    """The path as it now is."""
+    return None if s.request is None else s.request.path
+
+
+def any_path(s: StreamInfo) -> bytes | None:
+    """The path that the client asked for."""
+    return original_path(s) or path(s)
+
+
+def original_host(s: StreamInfo) -> bytes | None:
+    """The host before it was rewritten, if it was."""
+    return None if s.request is None else s.request.get(b"x-envoy-original-host")
+
+
+def host(s: StreamInfo) -> bytes | None:
+    """The host as it now is."""
+    return None if s.request is None else s.request.authority or None
+
+
+def any_host(s: StreamInfo) -> bytes | None:
+    """The host that the client asked for."""
+    return original_host(s) or host(s)
+
+
+def without_query(value: bytes | None) -> bytes | None:
+    """A path without its query."""
+    return None if value is None else value.partition(b"?")[0]
+
+
+def query(s: StreamInfo) -> bytes | None:
+    """The query as it was sent; None when the path has none."""
+    value = path(s)
+    if value is None or b"?" not in value:
+        return None
+    return value.partition(b"?")[2]
+
+
+def query_parameter(s: StreamInfo, name: bytes) -> bytes | None:
+    """The first value of one parameter, decoded."""
+    value = query(s)
+    if not value:
+        return None
+    for part in value.split(b"&"):
+        key, _, text = part.partition(b"=")
+        if percent_decode(key) == name:
+            return percent_decode(text)
+    return None
+
+
+def percent_decode(value: bytes) -> bytes:
+    """Decode `%XX`; what is malformed stays as it is."""
+    if b"%" not in value:
+        return value
+    first, *parts = value.split(b"%")
+    return first + b"".join([_HEX.get(part[:2], b"%" + part[:2]) + part[2:] for part in parts])
+
+
+def decoded_query(s: StreamInfo) -> bytes | None:
+    """The query for reading: escapes of URL characters are decoded, of others kept, and percent signs that escape nothing are dropped."""
+    value = query(s)
+    if value is None or b"%" not in value:
+        return value
+    first, *parts = value.split(b"%")
+    out = [first]
+    last = len(parts) - 1
+    for position, part in enumerate(parts):
+        char = _HEX.get(part[:2])
+        if char is None:
+            out.append(b"%" + part if position == last and len(part) < 2 else part)
+        elif char in _URL_CHARACTERS:
+            out.append(char + part[2:])
+        else:
+            out.append(b"%" + part)
+    return b"".join(out)
+
+
+_HEX = {b"%c%c" % (high, low): bytes((int(chr(high) + chr(low), 16),)) for high in b"0123456789abcdefABCDEF" for low in b"0123456789abcdefABCDEF"}
+_URL_CHARACTERS = frozenset(
+    bytes((code,)) for code in b"!#$%&'()*+,-./0123456789:;=?@[]_`~abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)  # fmt: skip
+
+
+def access_log_type(s: Any) -> str:
+    """Which event the entry is for."""
+    return getattr(s, "access_log_type", "NotSet")
+
+
+def request_header_map_bytes(s: StreamInfo) -> int:
+    """Names and values of the request's headers, pseudo-headers included."""
+    r = s.request
+    if r is None:
+        return 0
+    pseudo = (7, r.method), (5, r.path), (10, r.authority), (7, r.scheme)
+    return sum(name + len(value) for name, value in pseudo if value) + _map_bytes(r.items)
+
+
+def response_header_map_bytes(s: StreamInfo) -> int:
+    """Names and values of the response's headers, `:status` included."""
+    return 0 if s.response is None else 10 + _map_bytes(s.response.items)
+
+
+def response_trailer_map_bytes(s: StreamInfo) -> int:
+    """Names and values of the response's trailers."""
+    return 0 if s.response_trailers is None else _map_bytes(s.response_trailers.items)
+
+
+def _map_bytes(items: Iterable[tuple[bytes, bytes]]) -> int:
+    return sum([len(name) + len(value) for name, value in items])
+
+
+# -- the route and the upstream
+
+
+def route_name(s: StreamInfo) -> str | None:
+    """The route's name."""
+    return (s.route.name or None) if s.route is not None else None
+
+
+def virtual_cluster_name(s: Any) -> str | None:
+    """The virtual cluster that the request counts for."""
+    return getattr(s, "virtual_cluster_name", None)
+
+
+def cluster_name(s: StreamInfo) -> str | None:
+    """The cluster's name in statistics."""
+    cluster = s.cluster
+    return None if cluster is None else getattr(cluster, "observability_name", None) or cluster.name
+
+
+def upstream_protocol(s: Any) -> str | None:
+    """What the upstream was spoken to with."""
+    if s.upstream is None or s.protocol is None:
+        return None
+    return getattr(s, "upstream_protocol", None) or "HTTP/1.1"
+
+
+def upstream_host_name(host: Any) -> str | None:
+    """A host's name, or its address when it has none."""
+    return None if host is None else host.hostname or host.address.text
+
+
+def upstream_host_name_without_port(host: Any) -> str | None:
+    """The same without a port."""
+    if host is None:
+        return None
+    name = host.hostname
+    if not name:
+        return address_without_port(host.address)
+    head, colon, port = name.rpartition(":")
+    return head if colon and port.isdigit() and (":" not in head or head.endswith("]")) else name
+
+
+def hosts_attempted(s: Any, render: Callable[[Any], str | None]) -> str | None:
+    """Every host that was tried, in order, rendered and joined."""
+    hosts = getattr(s, "attempted_hosts", None) or (() if s.host is None else (s.host,))
+    return ",".join([render(host) or "" for host in hosts]) or None
+
+
+def host_address(host: Any) -> str:
+    """`1.2.3.4:80`."""
+    return host.address.text
+
+
+def host_ip(host: Any) -> str | None:
+    """`1.2.3.4`."""
+    return address_without_port(host.address)
+
+
+def upstream_local(s: StreamInfo) -> Any:
+    """Our address of the upstream connection."""
+    return None if s.upstream is None else s.upstream.local
+
+
+def upstream_remote(s: StreamInfo) -> Any:
+    """The upstream's address of the upstream connection."""
+    return None if s.upstream is None else s.upstream.remote
+
+
+def upstream_connections_attempted(s: StreamInfo) -> str | None:
+    """Connection ids that were used."""
+    return None if s.upstream is None else str(s.upstream.id)
+
+
+# -- addresses
+
+
+def remote_address(s: StreamInfo) -> Any:
+    """The client as far as we trust what we are told: X-Forwarded-For and PROXY protocol included."""
+    return s.connection.remote if s.remote is None else s.remote
+
+
+def address_text(address: Any) -> str | None:
+    """An address with its port."""
+    return None if address is None else address.text
+
+
+def address_without_port(address: Any) -> str | None:
+    """An IP address; the path of a pipe."""
+    if address is None:
+        return None
+    return address.ip if address.kind == "ip" else address.path
+
+
+def address_masked(address: Any, length: int) -> str | None:
+    """An IP address' network in CIDR notation; None for a pipe."""
+    if address is None or address.kind != "ip":
+        return None
+    if length < 0:
+        return ""
+    ip = address.ip.partition("%")[0]
+    return str(ipaddress.ip_network((ip, min(length, 128 if ":" in ip else 32)), strict=False))
+
+
+def address_port(address: Any) -> int | None:
+    """A port; None for a pipe."""
+    return None if address is None or address.kind != "ip" else address.port
+
+
+# -- TLS
+
+
+def upstream_tls(s: StreamInfo) -> Any:
+    """TLS of the upstream connection."""
+    return None if s.upstream is None else s.upstream.tls
+
+
+def downstream_tls(s: StreamInfo) -> Any:
+    """TLS of the downstream connection."""
+    return s.connection.tls
+
+
+def tls_field(tls: Any, name: str) -> str | None:
+    """`version`, `cipher` or `session_id`."""
+    return None if tls is None else getattr(tls, name) or None
+
+
+def certificate_field(tls: Any, side: str, name: str) -> str | None:
+    """A text of the peer's or our own certificate; several SANs are joined by commas."""
+    certificate = None if tls is None else getattr(tls, side)
+    if certificate is None:
+        return None
+    value = getattr(certificate, name)
+    if isinstance(value, tuple):
+        value = ",".join([_san_text(item) for item in value])
+    return value or None
+
+
+def _san_text(value: str | bytes | tuple[str, bytes]) -> str:
+    if isinstance(value, bytes):
+        return str(ipaddress.ip_address(value))
+    return value if isinstance(value, str) else value[1].decode("utf-8", "surrogateescape")
+
+
+def certificate_pem(tls: Any) -> str | None:
+    """The peer's certificate as URL-encoded PEM."""
+    certificate = None if tls is None else tls.peer_certificate
+    return None if certificate is None else percent_encode(certificate.pem, safe="")
+
+
+def certificate_time(tls: Any, name: str, render: Callable[[float], bytes]) -> bytes | None:
+    """`not_before` or `not_after` of the peer's certificate."""
+    certificate = None if tls is None else tls.peer_certificate
+    return None if certificate is None else render(getattr(certificate, name))
+
+
+# -- durations
+
+
+def between(start: float, end: float, unit: int) -> int | None:
+    """From one point in time to another; None when one of them did not happen or they are the wrong way round."""
+    if not start or not end or end < start:
+        return None
+    return int((end - start) * unit)
+
+
+def upstream_moment(s: StreamInfo, name: str) -> float:
+    """A point in time of the upstream connection; 0.0 when it is not known."""
+    return 0.0 if s.upstream is None else getattr(s.upstream, name, 0.0)
+
+
+def connection_moment(s: StreamInfo, name: str) -> float:
+    """Start or end of a TCP session; 0.0 for an HTTP stream, whose connection outlives it."""
+    return 0.0 if s.protocol is not None else getattr(s, name)
+
+
+# -- metadata and filter state
+
+
+def dynamic_metadata(s: StreamInfo, namespace: str) -> Any:
+    """What filters noted on the stream; for TCP, what listener and network filters noted on the connection as well."""
+    metadata = s._metadata
+    if metadata is not None and namespace in metadata:
+        return metadata[namespace]
+    if s.protocol is not None or s.connection.metadata is None:
+        return None
+    return s.connection.metadata.get(namespace)
+
+
+def metadata_of(owner: Any, namespace: str) -> Any:
+    """Configured metadata of a route, cluster, host, virtual host or listener: plain dicts by namespace."""
+    metadata = None if owner is None else getattr(owner, "metadata", None)
+    return None if metadata is None else metadata.get(namespace)
+
+
+def virtual_host(s: StreamInfo) -> Any:
+    """The route's virtual host."""
+    return getattr(s.route, "virtual_host", None)
+
+
+def filter_chain(s: StreamInfo) -> Any:
+    """The connection's filter chain."""
+    return getattr(s.connection, "filter_chain", None)
+
+
+def dig(value: Any, keys: Sequence[str]) -> Any:
+    """Follow keys through nested dicts; None when there is no way."""
+    for key in keys:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def filter_state(s: StreamInfo, key: str) -> Any:
+    """A filter state object of the stream or of its connection."""
+    for owner in (s._filter_state, s.connection.filter_state):
+        if owner is not None and key in owner:
+            return owner[key]
+    return None
+
+
+def filter_state_text(s: StreamInfo, key: str) -> str | None:
+    """The object as plain text."""
+    value = filter_state(s, key)
+    return None if value is None else str(value)
+
+
+def filter_state_field(s: StreamInfo, key: str, field: str) -> str | None:
+    """One field of the object."""
+    value = filter_state(s, key)
+    found = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
+    return None if found is None else str(found)
