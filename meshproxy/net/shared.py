@@ -14,12 +14,10 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 _HEADER = 8  # one u64: cells in use
-_SPINS = 200  # about 100 us of trying, far longer than any holder needs unless the scheduler took its core away
 
 
 class Cells:
@@ -28,11 +26,12 @@ class Cells:
     `create` in main, `Cells(fd)` in a worker. Lives as long as its process; the memory is freed with the last descriptor.
     """
 
-    __slots__ = ("_counters", "_fd", "_known", "_map", "_names", "capacity", "values")
+    __slots__ = ("_counters", "_fd", "_known", "_map", "_names", "capacity", "patience", "values")
 
     def __init__(self, fd: int) -> None:
         size = os.fstat(fd).st_size
         self._fd = fd
+        self.patience = 1000  # tries to get a lock, about 1 ms in all; a holder needs 2 us unless the scheduler took its core away
         self._map = mmap.mmap(fd, size)
         self.capacity = (size - _HEADER) // 16
         view = memoryview(self._map)
@@ -57,7 +56,8 @@ class Cells:
         from xxhash import xxh3_64_intdigest  # workers without shared numbers do not load it
 
         name = xxh3_64_intdigest(key)
-        with self.locked(-1):
+        self.lock(-1)
+        try:
             used = struct.unpack_from("Q", self._map, 0)[0]
             for index in range(len(self._known), used):
                 self._known[self._names[index]] = index
@@ -69,6 +69,8 @@ class Cells:
             self._known[name] = used
             struct.pack_into("Q", self._map, 0, used + 1)
             return used
+        finally:
+            self.unlock(-1)
 
     def counter(self, key: bytes, worker_id: int, workers: int) -> Counter | None:
         """The counter named `key`, the same object for the same key; None when there are not enough free cells."""
@@ -83,20 +85,18 @@ class Cells:
             counter = self._counters[key] = Counter(self, indexes, worker_id)
         return counter
 
-    @contextmanager
-    def locked(self, index: int) -> Iterator[None]:
-        """Hold the lock of one cell (-1: of the names); see the module about what happens when it cannot be had."""
-        offset = index + 1
-        for _ in range(_SPINS):
+    def lock(self, index: int) -> None:
+        """Take the lock of one cell (-1: of the names); see the module about what happens when it cannot be had. `unlock` in a finally clause."""
+        for _ in range(self.patience):
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-                break
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index + 1)
+                return
             except BlockingIOError:
-                continue
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, offset)
+                os.sched_yield()
+
+    def unlock(self, index: int) -> None:
+        """Release what `lock` took; no-op if it could not."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index + 1)
 
 
 class Counter:
@@ -115,11 +115,15 @@ class Counter:
 
     def acquire(self, limit: int) -> bool:
         """Count one more unless that would be more than `limit`; whether it was counted."""
-        with self._cells.locked(self._indexes[0]):
+        cells = self._cells
+        cells.lock(self._indexes[0])
+        try:
             if self.total() >= limit:
                 return False
-            self._cells.values[self._own] += 1
+            cells.values[self._own] += 1
             return True
+        finally:
+            cells.unlock(self._indexes[0])
 
     def add(self, difference: int) -> None:
         """Count `difference` more (or less), whatever the limit."""

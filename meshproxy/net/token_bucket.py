@@ -5,7 +5,7 @@ now, at most `max_tokens`; taking some moves that time forward. So an idle bucke
 shared between workers.
 
 Envoy's bucket belongs to the process. With one worker so does ours. With several, the number is in a shared cell (`net.shared.Cells`) when the context
-has cells and the bucket has a key that all workers agree on; a decision then costs about 2 us more. Else each worker has an equal share of the bucket
+has cells and the bucket has a key that all workers agree on; a decision then costs two system calls more. Else each worker has an equal share of the bucket
 (rate divided by the number of workers, size divided and rounded up): right in sum when connections are spread evenly, stricter for a single connection.
 """
 
@@ -71,14 +71,18 @@ class SharedTokenBucket(TokenBucket):
 
     def consume(self, tokens: float = 1) -> bool:
         index = self._index
-        values = self._cells.values
-        with self._cells.locked(index):
+        cells = self._cells
+        values = cells.values
+        cells.lock(index)
+        try:
             now = self._clock()
             available = min(self.max_tokens, (now - values[index]) * self.fill_rate)
             if available + _ROUNDING < tokens:
                 return False
             values[index] = now - (available - tokens) / self.fill_rate
             return True
+        finally:
+            cells.unlock(index)
 
     def remaining(self) -> float:
         return min(self.max_tokens, (self._clock() - self._cells.values[self._index]) * self.fill_rate)
