@@ -182,7 +182,11 @@ def test_all_errors_at_once() -> None:
     text = "{policies: {a: {permissions: [{}], principals: [{}]}, b: {permissions: [{}]}}}"
     with pytest.raises(ConfigError) as caught:
         rbac_engine.compile_rules(proto("envoy.config.rbac.v3.RBAC", text))
-    assert [problem.path for problem in caught.value.problems] == ['policies["a"].permissions[0]', 'policies["a"].principals[0]', 'policies["b"].permissions[0]']
+    assert [problem.path for problem in caught.value.problems] == [
+        'policies["a"].permissions[0]',
+        'policies["a"].principals[0]',
+        'policies["b"].permissions[0]',
+    ]
 
 
 # -- the HTTP filter
@@ -327,7 +331,8 @@ FIRST_PORT = "{permissions: [{destination_port: 1}], principals: [{any: true}]}"
 def test_network_denied() -> None:
     ctx = network_context()
     filter = network(
-        f"rules: {{action: DENY, policies: {{my pol: {FIRST_PORT}, p 2: {ANY}}}}}, shadow_rules: {{policies: {{s1: {ANY}}}}}, shadow_rules_stat_prefix: sh_", ctx
+        f"rules: {{action: DENY, policies: {{my pol: {FIRST_PORT}, p 2: {ANY}}}}}, shadow_rules: {{policies: {{s1: {ANY}}}}}, shadow_rules_stat_prefix: sh_",
+        ctx,
     )
     conn = connection()
     assert filter.on_first_data(conn) is False

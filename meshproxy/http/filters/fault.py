@@ -10,6 +10,7 @@ filter's whole.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -191,8 +192,8 @@ class Limiter:
         """Seconds until the last of the next `size` bytes may go, in whole slices as Envoy's timer has them."""
         now = self._clock()
         self._free_at = max(self._free_at, now - 1.0) + size / self._rate
-        slices = -(-(self._free_at - now) // _SLICE)
-        return max(0.0, slices * _SLICE)
+        slices = math.ceil((self._free_at - now) / _SLICE - 1e-6)  # a rounding error is not one more slice
+        return max(0, slices) * _SLICE
 
 
 _SLICE = 0.05  # seconds
