@@ -21,7 +21,7 @@ _HEADERS = [
     (re.compile(rb"(?i)(\r\nx-envoy-upstream-service-time: )\d+"), rb"\1<ms>"),
 ]
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-([0-9a-f])[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
-_ADDRESS = re.compile(rb"127\.0\.0\.1([:_])(\d{4,5})")
+_ADDRESS = re.compile(rb"(127\.0\.0\.1[:_]|\r\n[Xx]-[Ff]orwarded-[Pp]ort: )(\d{4,5})")
 _LOG_TIMES = re.compile(r"\b(\w*ms)=(\d+)")
 
 
@@ -81,7 +81,7 @@ class Normaliser:
         return _ADDRESS.sub(self._port, data).decode("latin-1")
 
     def _port(self, found: re.Match[bytes]) -> bytes:
-        return b"127.0.0.1" + found[1] + f"<{self.ports.get(int(found[2]), 'port')}>".encode()
+        return found[1] + f"<{self.ports.get(int(found[2]), 'port')}>".encode()
 
     def line(self, line: str) -> str:
         """A line of an access log."""

@@ -98,7 +98,9 @@ class Proxy:
         return self.process is not None and self.process.poll() is None
 
     def stderr(self) -> str:
-        return (self.folder / "stderr").read_text(errors="replace")[-4000:]
+        """What the process wrote there, shortened in the middle."""
+        text = (self.folder / "stderr").read_text(errors="replace")
+        return text if len(text) < 4000 else f"{text[:2000]}\n...\n{text[-2000:]}"
 
     async def admin_raw(self, request: bytes, method: str = "GET") -> bytes:
         """One exchange on the admin port; the connection is kept."""

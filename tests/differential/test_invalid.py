@@ -75,7 +75,8 @@ CASES = [
     *[
         refused(f"coding_{name}", post(f"Transfer-Encoding: {value}", body=CHUNKS))
         for name, value in {
-            "identity": "identity", "gzip": "gzip", "gzip_chunked": "gzip, chunked", "chunked_identity": "chunked, identity", "chunked_twice": "chunked, chunked",
+            "identity": "identity", "gzip": "gzip", "gzip_chunked": "gzip, chunked", "chunked_identity": "chunked, identity",
+            "chunked_twice": "chunked, chunked",
             "x_chunked": "xchunked", "chunked_x": "chunkedx", "leading_comma": ",chunked", "trailing_comma": "chunked,", "parameter": "chunked;q=1",
             "quoted": '"chunked"', "vertical_tab": "\x0bchunked", "form_feed": "chunked\x0c", "nul": "chunked\0", "empty": "", "bel": "\x07chunked",
         }.items()
@@ -179,7 +180,9 @@ CASES = [
         for name, host in {
             "comma": "a.test, b.test",
             "space": "a. test", "slash": "a.test/x", "at": "user@a.test", "obs_text": "a\xe9.test", "bad_port": "a.test:x",
-            "two_ports": "a.test:80:80", "port_99999": "a.test:99999", "underscore": "a_b.test", "bracket": "[::1", "percent": "a%41.test", "trailing_dot": "a.test.", "quote": 'a".test', "query": "a.test?x", "hash": "a.test#x", "backslash": "a\\b",
+            "two_ports": "a.test:80:80",
+            "port_99999": "a.test:99999", "underscore": "a_b.test", "bracket": "[::1", "percent": "a%41.test",
+            "trailing_dot": "a.test.", "quote": 'a".test', "query": "a.test?x", "hash": "a.test#x", "backslash": "a\\b",
         }.items()
     ],
     # ---- CONNECT and asterisk
