@@ -32,15 +32,16 @@ _SURELY_SHALLOW = 30
 def to_message(value: Any, cls: type[_M]) -> _M:
     """The message that `value` describes. Raises ConfigError with everything that is wrong."""
     walk = Walk()
-    arguments = _plan(cls.DESCRIPTOR)(value, walk)
-    if walk.problems:
-        raise ConfigError(walk.problems)
-    message = cls(**arguments) if arguments.__class__ is dict else arguments
-    if walk.deepest > _SURELY_SHALLOW:
-        try:
+    try:
+        arguments = _plan(cls.DESCRIPTOR)(value, walk)
+        if walk.problems:
+            raise ConfigError(walk.problems)
+        message = cls(**arguments) if arguments.__class__ is dict else arguments
+        if walk.deepest > _SURELY_SHALLOW:
             cls.FromString(message.SerializeToString())
-        except DecodeError as error:
-            raise ConfigError("nested too deeply") from error
+    except DecodeError as error:
+        # Copies go through the binary form, which has a limit of its own.
+        raise ConfigError("nested too deeply") from error
     return message
 
 
@@ -167,10 +168,7 @@ def _convert_one(field: Any) -> Convert:
 def _repeated(field: Any) -> Convert:
     convert = _convert_one(field)
     exact = _exact(field)
-    if field.message_type is None:
-        null = 0 if field.enum_type is not None else field.default_value
-    else:
-        null = struct_pb2.Value(null_value=struct_pb2.NULL_VALUE) if field.message_type.full_name == "google.protobuf.Value" else None
+    null = _null_item(field)
 
     def run(value: Any, walk: Walk) -> list[Any]:
         if value.__class__ is not list:
@@ -181,7 +179,7 @@ def _repeated(field: Any) -> Convert:
             if item.__class__ is exact:
                 result.append(item)
             elif item is None:
-                result.append({} if null is None else null)
+                result.append(null)
             else:
                 stack.append(i)
                 result.append(convert(item, walk))
@@ -189,6 +187,13 @@ def _repeated(field: Any) -> Convert:
         return result
 
     return run
+
+
+def _null_item(field: Any) -> Any:
+    """What null in a list means: the default of an item."""
+    if field.message_type is not None:
+        return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE) if field.message_type.full_name == "google.protobuf.Value" else {}
+    return {FieldDescriptor.TYPE_STRING: "", FieldDescriptor.TYPE_BYTES: b"", FieldDescriptor.TYPE_BOOL: False}.get(field.type, 0)
 
 
 def _map(entry: Any) -> Convert:

@@ -22,7 +22,7 @@ from meshproxy.api.errors import INVALID, UNSUPPORTED, ConfigError, Problem, joi
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-MAX_DEPTH = 400  # Any inside Any inside Any is bounded by nothing else
+MAX_DEPTH = 160  # messages in messages; Any inside Any is bounded by nothing else, and a level costs a few frames of our stack
 
 _ANY = "google.protobuf.Any"
 _DURATION = "google.protobuf.Duration"

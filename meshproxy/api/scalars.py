@@ -108,7 +108,7 @@ def _real(limit: float) -> Convert:
         else:
             walk.report(f"expected a number, got {show(value)}")
             return 0.0
-        if abs(number) > limit:
+        if math.isinf(number) or abs(number) > limit:
             walk.report(f"{show(value)} is out of range")
             return 0.0
         return number
