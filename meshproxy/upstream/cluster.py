@@ -48,6 +48,7 @@ class Cluster:
         "_balancer",
         "_by_priority",
         "_close_on_change",
+        "_dry_run",
         "_ignores_health_on_removal",
         "_local_locality",
         "_locality_weights",
@@ -97,8 +98,13 @@ class Cluster:
         via_api: bool = False,
         default_bind: Any = None,
         local_hosts: Callable[[], HostSet | None] = lambda: None,
+        dry_run: bool = False,
     ) -> None:
-        """Compile an envoy.config.cluster.v3.Cluster. Raises ConfigError with everything that is wrong with it."""
+        """Compile an envoy.config.cluster.v3.Cluster. Raises ConfigError with everything that is wrong with it.
+
+        `dry_run`: only to look at it or to find its mistakes; it balances nothing and shares nothing.
+        """
+        self._dry_run = dry_run
         self.name: str = proto.name
         self.observability_name: str = proto.alt_stat_name or proto.name
         self.proto = proto
@@ -115,7 +121,7 @@ class Cluster:
             compiled = options.compile_options(proto, scope, default_bind)
         self._take(compiled)
         with problems.under("circuit_breakers"):
-            self.limits = limits.compile_limits(proto.circuit_breakers, self.name, context)
+            self.limits = limits.compile_limits(proto.circuit_breakers, self.name, context, share=not dry_run)
         deps = Deps(self.stats, scope, context.random, context.clock, runtime=context.runtime, local_hosts=local_hosts)
         with problems.under(""):
             self._balancer = balance.compile_balancer(proto, deps)
@@ -355,6 +361,8 @@ class Cluster:
         ]
         if isinstance(self._balancer, HashBalancer):
             check_weights(self.host_sets)
+        if self._dry_run:
+            return
         picker = self._balancer.rebuild(self.host_sets)
         self.pick = picker if self._original_dst is None else self._original_dst.pick
         stats = self.stats
@@ -387,7 +395,8 @@ class Cluster:
         return options.seconds(self.proto, "cleanup_interval", original_dst.CLEANUP_INTERVAL)
 
     def publish(self) -> None:
-        """Bring gauges up to date that are not kept per request."""
+        """Bring metrics up to date that are not kept per request."""
+        self.stats.settle()
         for limit in self.limits:
             limit.publish(self.stats.scope)
 

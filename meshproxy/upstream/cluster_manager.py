@@ -101,10 +101,8 @@ class ClusterManager:
         cluster = known.cluster = Cluster(proto, self.context, via_api=known.via_api, default_bind=self._bind, local_hosts=self._local_hosts(proto.name))
         if known.assignment is not None:
             cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
-            known.assignment = None
         if known.health is not None:
             cluster.set_health(known.health)
-            known.health = None
         cluster.on_immediate_failure = self._report_failure
         if cluster.outlier is not None:
             cluster.outlier.on_eject = self._report_ejection
@@ -168,21 +166,17 @@ class ClusterManager:
         known = self._known.get(name)
         if known is None:
             return
-        if known.cluster is None:
-            known.assignment = assignment if isinstance(assignment, bytes) else assignment.SerializeToString()
-            return
-        if isinstance(assignment, bytes):
-            assignment = endpoint_pb2.ClusterLoadAssignment.FromString(assignment)
-        known.cluster.update_endpoints(assignment)
+        known.assignment = assignment if isinstance(assignment, bytes) else assignment.SerializeToString()
+        if known.cluster is not None:
+            known.cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
 
     def set_health(self, name: str, flags: Mapping[str, int]) -> None:
         """Results of active health checks, see `Cluster.set_health`. Ignored for an unknown cluster."""
         known = self._known.get(name)
         if known is None:
             return
-        if known.cluster is None:
-            known.health = {**(known.health or {}), **flags}
-        else:
+        known.health = {**(known.health or {}), **flags}
+        if known.cluster is not None:
             known.cluster.set_health(flags)
 
     def eject(self, name: str, address: str) -> None:
@@ -216,6 +210,26 @@ class ClusterManager:
         for known in list(self._known.values()):
             if known.cluster is not None:
                 yield known.cluster
+
+    def inspect(self, name: str, context: Context) -> Cluster:
+        """A throw-away copy of a cluster of that name, with what is known of its endpoints and their health, compiled in another context."""
+        known = self._known[name]
+        cluster = Cluster(known.proto, context, via_api=known.via_api, default_bind=self._bind, dry_run=True)
+        if known.assignment is not None:
+            cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
+        if known.health is not None:
+            cluster.set_health(known.health)
+        return cluster
+
+    def load_assignments(self) -> Iterator[Any]:
+        """The present endpoints of every cluster as ClusterLoadAssignment messages."""
+        for name, known in self._known.items():
+            if known.assignment is not None:
+                yield endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)
+                continue
+            assignment = known.proto.load_assignment
+            assignment.cluster_name = assignment.cluster_name or name
+            yield assignment
 
     def publish(self) -> None:
         """Bring all gauges up to date. Call it before statistics are collected or shown."""
@@ -264,4 +278,4 @@ def validate(proto: Any, context: Context, config: Any = None) -> None:
         for index, group in enumerate(proto.load_assignment.endpoints):
             if group.priority > 0:
                 errors.fail(f"load_assignment.endpoints[{index}].priority", f"Unexpected non-zero priority for local cluster '{proto.name}'.")
-    Cluster(proto, context, default_bind=bind).close()
+    Cluster(proto, context, default_bind=bind, dry_run=True)

@@ -167,12 +167,15 @@ class SharedLimits(Limits):
 _RESOURCES = ("cx", "pending", "rq", "retries")
 
 
-def compile_limits(proto: Any, cluster_name: str, context: Context) -> tuple[Limits, Limits]:
-    """The limits of the default and of the high priority. `proto`: envoy.config.cluster.v3.CircuitBreakers. Raises ConfigError."""
-    return _compile(proto, 0, cluster_name, context), _compile(proto, 1, cluster_name, context)
+def compile_limits(proto: Any, cluster_name: str, context: Context, *, share: bool = True) -> tuple[Limits, Limits]:
+    """The limits of the default and of the high priority. `proto`: envoy.config.cluster.v3.CircuitBreakers. Raises ConfigError.
+
+    `share`: with several workers, count together with them.
+    """
+    return _compile(proto, 0, cluster_name, context, share), _compile(proto, 1, cluster_name, context, share)
 
 
-def _compile(proto: Any, priority: int, cluster_name: str, context: Context) -> Limits:
+def _compile(proto: Any, priority: int, cluster_name: str, context: Context, share: bool) -> Limits:
     values = _thresholds(proto, priority)
     per_host = next((entry for entry in proto.per_host_thresholds if entry.priority == priority), None)
     if per_host is not None:
@@ -183,7 +186,7 @@ def _compile(proto: Any, priority: int, cluster_name: str, context: Context) -> 
             values["max_cx_per_host"] = per_host.max_connections.value
     name = PRIORITIES[priority]
     _apply_runtime(values, f"circuit_breakers.{cluster_name}.{name}.", context)
-    if context.concurrency > 1:
+    if share and context.concurrency > 1:
         return _share(name, values, cluster_name, context)
     return Limits(name, **values)
 
