@@ -61,15 +61,15 @@ class Compiled:
         self.request = self.request_trailers = self.response = self.response_trailers = ()  # type: tuple[Mutate, ...]
         self.query: tuple[MutateQuery, ...] = ()
         with found.under("request_mutations"):
-            self.request = _compile_mutations(proto.request_mutations, request=True)
+            self.request = compile_mutations(proto.request_mutations, request=True)
         with found.under("query_parameter_mutations"):
             self.query = _compile_queries(proto.query_parameter_mutations)
         with found.under("response_mutations"):
-            self.response = _compile_mutations(proto.response_mutations)
+            self.response = compile_mutations(proto.response_mutations)
         with found.under("request_trailers_mutations"):
-            self.request_trailers = _compile_mutations(proto.request_trailers_mutations, request=True)
+            self.request_trailers = compile_mutations(proto.request_trailers_mutations, request=True)
         with found.under("response_trailers_mutations"):
-            self.response_trailers = _compile_mutations(proto.response_trailers_mutations)
+            self.response_trailers = compile_mutations(proto.response_trailers_mutations)
         found.raise_any()
 
 
@@ -144,7 +144,7 @@ def _trailers_hook(mutations: tuple[Mutate, ...]) -> Callable[[Any, Headers], No
 # -- headers ---------------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _compile_mutations(protos: Sequence[MutationProto], *, request: bool = False) -> tuple[Mutate, ...]:
+def compile_mutations(protos: Sequence[MutationProto], *, request: bool = False) -> tuple[Mutate, ...]:
     compiled = []
     for index, proto in enumerate(protos):
         with errors.under(f"[{index}]"):
