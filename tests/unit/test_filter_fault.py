@@ -127,7 +127,7 @@ def test_reset_while_delayed() -> None:
 def test_by_headers(headers: list[tuple[bytes, bytes]], status: int | None, grpc_status: int | None, slept: list[float]) -> None:
     filter, _, sleep = make(f"abort: {{header_abort: {{}}, {ALWAYS}}}, delay: {{header_delay: {{}}, {ALWAYS}}}")
     reply = result(filter, Stream(headers=headers))
-    assert (None, None) == (status, grpc_status) if reply is None else (reply.status, reply.grpc_status) == (status, grpc_status)
+    assert (status, grpc_status) == (None, None) if reply is None else (reply.status, reply.grpc_status) == (status, grpc_status)
     assert sleep.seconds == slept
 
 
@@ -256,7 +256,7 @@ def test_slow_response_saves_up_one_second_at_most() -> None:
 
 
 def test_slow_response_by_header() -> None:
-    filter, ctx, _ = make(f"response_rate_limit: {{header_limit: {{}}, {ALWAYS}}}")
+    filter, _ctx, _ = make(f"response_rate_limit: {{header_limit: {{}}, {ALWAYS}}}")
     for value, limited in ((b"5", True), (b"0", False), (b"x", False)):
         stream = Stream(headers=[(b"x-envoy-fault-throughput-response", value)])
         filter.request_headers(stream, True)

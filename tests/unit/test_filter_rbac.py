@@ -60,13 +60,17 @@ def matches(permission: str = "any: true", principal: str = "any: true", stream:
         ("requested_server_name: {exact: sni.example}", True),
         ("requested_server_name: {exact: other}", False),
         (
-            "uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, "
-            "path_template: '/a/{x}'}}",
+            (
+                "uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, "
+                "path_template: '/a/{x}'}}"
+            ),
             True,
         ),
         (
-            "uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, "
-            "path_template: '/b/*'}}",
+            (
+                "uri_template: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, "
+                "path_template: '/b/*'}}"
+            ),
             False,
         ),
     ],
