@@ -13,7 +13,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
-from meshproxy.api import convert, document, errors, messages, semantics, support
+from meshproxy.api import convert, document, messages, semantics, support
 from meshproxy.api.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def load(path: str | None = None, config_yaml: str = "") -> Bootstrap:
         raise ConfigError("no configuration: give a file (-c) or text (--config-yaml)")
     bootstrap = Bootstrap()
     if path:
-        with errors.under(f"{path}"):
-            data = _read(path)
-        bootstrap = _from_file(path, data)
+        bootstrap = _from_file(path, _read(path))
     if config_yaml:
         bootstrap.MergeFrom(parse(config_yaml))
     return bootstrap
@@ -80,28 +78,30 @@ def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError("not a file name") from error
+        raise ConfigError(f"{path!r} is not a file name") from error
 
 
 def _from_file(path: str, data: bytes) -> Bootstrap:
     lower = path.lower()
     if lower.endswith(".pb"):
-        return _from_binary(data)
+        return from_binary(data)
     if lower.endswith(".pb_text"):
-        return _from_text_format(data)
+        return from_text_format(data)
     return parse(data, json_only=lower.endswith(".json"))
 
 
-def _from_binary(data: bytes) -> Bootstrap:
+def from_binary(data: bytes) -> Bootstrap:
+    """The bootstrap of a serialised message. Raises ConfigError."""
     try:
         return Bootstrap.FromString(data)
     except DecodeError as error:
         raise ConfigError("not a serialised envoy.config.bootstrap.v3.Bootstrap") from error
 
 
-def _from_text_format(data: bytes) -> Bootstrap:
+def from_text_format(data: bytes) -> Bootstrap:
+    """The bootstrap of a message in protobuf's text format. Raises ConfigError."""
     try:
         text = data.decode()
         for name in _TEXT_TYPE.findall(text):
