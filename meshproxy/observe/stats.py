@@ -9,7 +9,7 @@ scopes share.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from meshproxy.observe import histogram as bins
@@ -87,6 +87,10 @@ class Histogram(Metric):
     @property
     def used(self) -> bool:
         return bool(self.cumulative)
+
+    def extend(self, values: Iterable[float]) -> None:
+        """Record several values."""
+        self._pending.extend(values)
 
     def drain(self) -> bins.Bins:
         """The bins of the values recorded since the last call."""
@@ -174,6 +178,8 @@ class Store:
 
     def __init__(self, accepts: Callable[[str], bool] | None = None) -> None:
         self.accepts = accepts
+        # Called before metrics are read: hot code may count in fewer places than there are metrics and settle the difference here.
+        self.collectors: list[Callable[[], None]] = []
         self._metrics: dict[str, Metric] = {}
         self._declared: dict[tuple[Kind, str], list[tuple[str, ...]]] = {}
         self._next_id = 0
@@ -241,8 +247,14 @@ class Store:
 
     # -- from worker to main
 
+    def collect(self) -> None:
+        """Bring the metrics up to date: run the collectors. Part of `deltas` and `flush`; call it before reading a store directly."""
+        for settle in self.collectors:
+            settle()
+
     def deltas(self) -> bytes:
         """A frame with everything that changed since the last call. Call it at least every few seconds: histograms keep their values until then."""
+        self.collect()
         counts: list[int] = []
         histograms: list[tuple[int, bins.Bins]] = []
         texts: list[tuple[int, str]] = []
@@ -314,6 +326,7 @@ class Store:
 
     def flush(self) -> None:
         """Start a new histogram interval: every `stats_flush_interval`."""
+        self.collect()
         for metric in self._metrics.values():
             if isinstance(metric, Histogram):
                 metric.flush()
@@ -353,6 +366,7 @@ class Store:
                             seen.add(name)
                         yield name
 
+    @property
     def metrics(self) -> Mapping[str, Metric]:
         """Live metrics by name. Read only."""
         return self._metrics

@@ -113,7 +113,7 @@ def test_declared_names_exist_without_metrics_and_reach_main() -> None:
     for number in range(3):
         worker.scope(f"cluster.{number}.").declare("counter", names)
     worker.counter("cluster.1.a").n += 1
-    assert len(worker.metrics()) == 1
+    assert len(worker.metrics) == 1
     expected = [f"cluster.{number}.{name}" for number in range(3) for name in names]
     assert sorted(worker.names("counter")) == expected
     main.merge(1, worker.deltas())
@@ -127,7 +127,7 @@ def test_declaring_for_a_thousand_clusters_costs_little() -> None:
     names = tuple(f"upstream_{number}" for number in range(100))
     for number in range(1000):
         store.scope(f"cluster.{number}.").declare("counter", names)
-    assert len(store.metrics()) == 0
+    assert len(store.metrics) == 0
     assert len(store.deltas()) < 60_000
 
 
