@@ -102,11 +102,13 @@ class Levels:
         self.apply()
 
     def apply(self) -> None:
-        """Tell the loggers."""
-        logging.getLogger("meshproxy").setLevel(LEVELS[self.by_component["main"]])
+        """Tell the loggers. One that would have its parent's level anyway is not made: most of Envoy's components have no counterpart here."""
+        common = self.by_component["main"]
+        logging.getLogger("meshproxy").setLevel(LEVELS[common])
         for component, level in self.by_component.items():
             for name in loggers_of(component):
-                logging.getLogger(name).setLevel(LEVELS[level])
+                if level != common or name in logging.root.manager.loggerDict:
+                    logging.getLogger(name).setLevel(LEVELS[level])
 
 
 def parse_component_levels(text: str) -> dict[str, str]:

@@ -189,7 +189,7 @@ class Supervisor:
             loop.run_forever()
         finally:
             self._close_listeners()
-            self._context.access_logs.close()
+            self._context.access_logs.flush()
         return self._status
 
     def _start(self) -> None:

@@ -209,7 +209,7 @@ class Worker:
 
     def _stop(self) -> None:
         """Flush what is buffered, tell main the last figures, and end."""
-        self._context.access_logs.close()
+        self._context.access_logs.flush()
         if not self._channel.closed:
             self._send_stats()
             self._channel.flush_blocking(1.0)
@@ -228,6 +228,10 @@ class Worker:
         self._channel.send(Kind.STATS, self._context.stats.deltas())
 
     def _collect(self, what: str) -> Any:
+        if what == "clusters":
+            from meshproxy.upstream import status
+
+            return status.snapshot(self._context.clusters)
         if what == "memory":
             from meshproxy.admin.info import memory_of_self
 
