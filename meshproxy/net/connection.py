@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.net.certificate import Certificate
@@ -30,10 +32,12 @@ class ConnectionInfo:
         "listener",  # net.listener.Listener | None
         "local",  # Address after original_dst or PROXY protocol
         "metadata",  # dict[str, dict] | None: dynamic metadata from listener and network filters
+        "on_closed",  # Callable[[ConnectionInfo], None] | None: the listener's; call `closed`
         "proxy_tlvs",  # dict[int, bytes] | None
         "remote",  # Address after PROXY protocol
         "server_name",  # SNI, lower case, or None
         "start",
+        "stream",  # StreamInfo | None: what the listener's access log shows of the connection, when the terminal filter keeps one for it
         "termination_details",  # str | None: why a filter closed it
         "tls",  # TlsInfo | None
         "transport_failure",  # str | None: why the transport socket failed (DOWNSTREAM_TRANSPORT_FAILURE_REASON)
@@ -57,12 +61,22 @@ class ConnectionInfo:
         self.termination_details: str | None = None
         self.transport_failure: str | None = None
         self.buffer_limit = DEFAULT_BUFFER_LIMIT
+        self.stream: Any = None
+        self.on_closed: Callable[[ConnectionInfo], None] | None = None
+
+    def closed(self) -> None:
+        """The connection has ended: for terminal filters that set `reports_close`, at the end of `connection_lost`. Only the first call counts."""
+        on_closed = self.on_closed
+        if on_closed is not None:
+            self.on_closed = None
+            on_closed(self)
 
     def __repr__(self) -> str:
         return f"<connection {self.id} {self.remote.text} -> {self.local.text}{' TLS' if self.tls else ''}>"
 
 
 DEFAULT_BUFFER_LIMIT = 1 << 20  # Envoy's default of per_connection_buffer_limit_bytes
+next_id = itertools.count().__next__  # connection ids, unique within a process: only logs read them
 
 
 class TlsInfo:
@@ -97,7 +111,10 @@ class TlsInfo:
         """The peer's leaf certificate, None when it presented none."""
         peer = self._peer
         if isinstance(peer, bool):
-            der = self._object.getpeercert(True)
+            try:
+                der = self._object.getpeercert(True)
+            except ValueError:  # the handshake failed before there was one
+                der = None
             peer = self._peer = Certificate(der) if der else None
         return peer
 

@@ -13,10 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from meshproxy.net.address import Address
+from meshproxy.net.connection import ConnectionInfo, next_id
 from meshproxy.net.tls_stats import failure_text
 
 if TYPE_CHECKING:
-    from meshproxy.net.address import Address
     from meshproxy.net.sockets import DialOptions
     from meshproxy.net.tls import UpstreamTls
 
@@ -80,6 +81,34 @@ async def connect(
         raise _failure(error, address) from error
 
 
+async def connect_socket(address: Address, *, timeout: float, options: DialOptions | None = None) -> socket.socket:
+    """A connected bare socket, within `timeout` seconds: for plaintext connections that are spliced. Raises DialError."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await open_socket(address, options)
+    except TimeoutError as error:
+        if error.errno is not None:
+            raise _failure(error, address) from error
+        raise DialError(CONNECT_TIMEOUT, "") from None
+    except OSError as error:
+        raise _failure(error, address) from error
+
+
+def describe(transport: asyncio.BaseTransport, address: Address) -> ConnectionInfo:
+    """What is known of a connection that was made to `address`: its local address and its TLS."""
+    name = transport.get_extra_info("sockname")
+    local = Address.from_sockaddr(address.family, name) if name else Address()
+    info = ConnectionInfo(next_id(), address, local, asyncio.get_running_loop().time())
+    ssl_object = transport.get_extra_info("ssl_object")
+    if ssl_object is not None:
+        info.transport_protocol = "tls"
+        owner = getattr(ssl_object.context, "owner", None)
+        if owner is not None:
+            info.tls = owner.describe(ssl_object)
+            info.server_name = ssl_object.server_hostname
+    return info
+
+
 async def open_socket(address: Address, options: DialOptions | None = None) -> socket.socket:
     """A connected non-blocking socket (for splicing and for TLS). No timeout of its own. Raises OSError."""
     sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -121,8 +150,8 @@ async def _adopt(
     server_name: str | None,
 ) -> tuple[asyncio.Transport, _Protocol]:
     if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)  # type: ignore[return-value]
-    return await loop.create_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)  # type: ignore[return-value]
+        return await loop.create_unix_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)
+    return await loop.create_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)
 
 
 # What connect() answers at once, as far as the error itself tells.

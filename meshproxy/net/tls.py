@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import UNSUPPORTED, fail, under
+from meshproxy.net.connection import TlsInfo
 from meshproxy.net.tls_config import HONOURS as _CONFIG_HONOURS
 from meshproxy.net.tls_config import compile_common, new_context
 from meshproxy.net.tls_stats import PeerRejected, TlsStats, failure_text
@@ -113,6 +114,11 @@ class _Tls:
     def certificates(self) -> list[tuple[str, Certificate]]:
         """Own leaf certificates with the paths they came from ('<inline>' for others): for /certs."""
         return [(item.path, item.leaf) for item in self.material.certificates]
+
+    def describe(self, ssl_object: ssl.SSLObject) -> TlsInfo:
+        """What logs and filters see of a finished handshake."""
+        certificates = self.material.certificates
+        return TlsInfo(ssl_object, certificates[0].leaf if certificates else None, self.verifies)
 
     @property
     def ca_certificates(self) -> list[tuple[str, Certificate]]:
@@ -241,7 +247,7 @@ class _ServerContexts:
         self._names: dict[str, ssl.SSLContext] = {}
         certificates = common.material.certificates
         anything = self._context(self._first_of_each_type(range(len(certificates))))
-        self.first = anything
+        self.first: ssl.SSLContext = anything
         by_name: dict[str, list[int]] = {}
         for at, item in enumerate(certificates):
             for name in item.names:
@@ -273,7 +279,7 @@ class _ServerContexts:
             self._memo[certificates] = context
         return context
 
-    def _select(self, ssl_object: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> int | None:
+    def _select(self, ssl_object: ssl.SSLObject, server_name: str | None, _context: ssl.SSLContext) -> int | None:
         if not server_name:
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME if self._proto.require_sni.value else None
         name = server_name.lower()

@@ -1,0 +1,176 @@
+"""Protocols that stand in front of a terminal filter's protocol for a while, or for its whole life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.net.tasks import spawn
+
+if TYPE_CHECKING:
+    from meshproxy.net.connection import ConnectionInfo
+
+
+class ClosingWatch(asyncio.Protocol):
+    """Passes everything on to `protocol` and reports the end of the connection to the listener: for terminal filters that do not do so themselves.
+
+    Without a protocol it drops what comes: the connection is being closed.
+    """
+
+    __slots__ = ("_conn", "_protocol", "_transport")
+
+    def __init__(self, conn: ConnectionInfo, protocol: Any) -> None:
+        self._conn = conn
+        self._protocol = protocol
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        if self._protocol is not None:
+            self._protocol.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._protocol is not None:
+            deliver(self._protocol, data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received() if self._protocol is not None else None
+
+    def pause_writing(self) -> None:
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._protocol is not None:
+            self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        try:
+            if self._protocol is not None:
+                self._protocol.connection_lost(error)
+        finally:
+            self._conn.closed()
+
+
+class Waiting(asyncio.Protocol):
+    """Holds a connection until its network filters have decided: keeps one read of what comes, and leaves the rest to the kernel."""
+
+    __slots__ = ("_conn", "_eof", "_held", "_transport")
+
+    def __init__(self, conn: ConnectionInfo, transport: Any) -> None:
+        self._conn = conn
+        self._transport = transport
+        self._held = b""
+        self._eof = False
+
+    def data_received(self, data: bytes) -> None:
+        # Pausing takes effect only once the transport reads: what it read first comes here.
+        self._held += data
+        self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._conn.closed()
+
+    def release(self, protocol: Any) -> None:
+        """Tell `protocol`, which has the transport by now, what came in the meantime."""
+        if self._held:
+            self._transport.resume_reading()
+            deliver(protocol, self._held)
+        if self._eof and not protocol.eof_received():
+            self._transport.close()
+
+
+class FirstDataGate(ClosingWatch):
+    """Asks network filters (`on_first_data`) before the first bytes reach the terminal filter; then it is out of the way if it can be.
+
+    The terminal filter knows of the connection from the start, as in Envoy: a server that speaks first is not held up.
+    """
+
+    __slots__ = ("_held", "_hooks", "_leaves", "_waiting")
+
+    def __init__(self, conn: ConnectionInfo, protocol: Any, hooks: tuple[Callable[..., Any], ...], leaves: bool) -> None:
+        super().__init__(conn, protocol)
+        self._hooks = hooks
+        self._leaves = leaves  # the terminal filter reports the end of the connection by itself
+        self._held: list[bytes] = []
+        self._waiting = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._hooks:
+            self._held.append(data)
+            if not self._waiting:
+                self._ask()
+        else:
+            deliver(self._protocol, data)
+
+    def eof_received(self) -> bool | None:
+        if self._waiting:
+            return True  # told again by the delivery below
+        return super().eof_received()
+
+    def _ask(self) -> None:
+        hooks, conn = self._hooks, self._conn
+        for at, hook in enumerate(hooks):
+            verdict = hook(conn)
+            if verdict is None:
+                continue
+            if verdict is False:
+                self._refuse()
+            else:
+                self._waiting = True
+                self._transport.pause_reading()
+                spawn("network filters", self._ask_later(verdict, hooks[at + 1 :]))
+            return
+        self._deliver()
+
+    async def _ask_later(self, verdict: Any, hooks: tuple[Callable[..., Any], ...]) -> None:
+        allowed = await verdict is not False and await allow(self._conn, hooks)
+        self._waiting = False
+        if self._transport.is_closing():
+            return
+        self._transport.resume_reading()
+        if allowed:
+            self._deliver()
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._held.clear()
+        self._transport.close()
+
+    def _deliver(self) -> None:
+        self._hooks = ()
+        if self._leaves:
+            self._transport.set_protocol(self._protocol)
+        held, self._held = self._held, []
+        for data in held:
+            deliver(self._protocol, data)
+
+
+async def allow(conn: ConnectionInfo, hooks: tuple[Callable[..., Any], ...]) -> bool:
+    """Ask network filters one after the other; False as soon as one refuses."""
+    for hook in hooks:
+        verdict = hook(conn)
+        if verdict is not None and verdict is not False:
+            verdict = await verdict
+        if verdict is False:
+            return False
+    return True
+
+
+def deliver(protocol: Any, data: bytes) -> None:
+    """Give bytes to a protocol of either kind."""
+    if not isinstance(protocol, asyncio.BufferedProtocol):
+        protocol.data_received(data)
+        return
+    while data:
+        buffer = memoryview(protocol.get_buffer(len(data)))
+        part = data[: len(buffer)]
+        buffer[: len(part)] = part
+        protocol.buffer_updated(len(part))
+        data = data[len(part) :]

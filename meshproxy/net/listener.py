@@ -1,0 +1,558 @@
+"""A listener in a worker: accepts connections, inspects them, finds their filter chain, hands them over.
+
+There are two ways to accept, chosen when the listener is compiled (docs/decisions/0003-accepting-connections.md). If every filter chain is plaintext, no
+listener filter must look at bytes first and no terminal filter wants the bare socket, uvloop accepts and reads by itself and Python hears of a connection
+once. Otherwise the listening sockets are watched here and every connection starts as a bare socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api.errors import Collector
+from meshproxy.net import sockets as net_sockets
+from meshproxy.net.address import Address
+from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT, ConnectionInfo, next_id
+from meshproxy.net.drain import Drain
+from meshproxy.net.filter_chain import FilterChain, NetworkContext
+from meshproxy.net.filter_chain_match import FilterChainMatcher
+from meshproxy.net.gates import ClosingWatch, FirstDataGate, Waiting, allow
+from meshproxy.net.inspect import Chain as InspectionChain
+from meshproxy.net.inspect import Inspection, TlsInspector
+from meshproxy.net.listener_stats import ListenerStats
+from meshproxy.net.sockets import bind
+from meshproxy.net.tasks import spawn
+from meshproxy.net.tls import Attempt, current_attempt, failure_text
+from meshproxy.observe import flags
+from meshproxy.observe.stream_info import StreamInfo
+
+if TYPE_CHECKING:
+    from meshproxy.context import Context
+
+__all__ = ["HONOURS", "Drain", "Listener", "ListenerRegistry", "bind"]
+
+HONOURS = {
+    "envoy.config.listener.v3.Listener": (
+        "name address additional_addresses stat_prefix filter_chains use_original_dst default_filter_chain per_connection_buffer_limit_bytes metadata"
+        " deprecated_v1 drain_type listener_filters listener_filters_timeout continue_on_listener_filters_timeout transparent freebind socket_options"
+        " tcp_fast_open_queue_length traffic_direction enable_reuse_port access_log tcp_backlog_size"
+        " max_connections_to_accept_per_socket_event bind_to_port ignore_global_conn_limit bypass_overload_manager"
+    ),
+    "envoy.config.listener.v3.Listener.DeprecatedV1": "bind_to_port",
+    "envoy.config.listener.v3.AdditionalAddress": "address socket_options",
+}
+
+log = logging.getLogger(__name__)
+
+_HANDSHAKE_TIMEOUT = 60.0  # seconds for a TLS handshake when transport_socket_connect_timeout is not set: half-open clients must not pile up
+_ACCEPT_BATCH = 64  # connections accepted in a row before other sockets have their turn
+_ACCEPT_PAUSE = 0.1  # seconds without accepting after the process ran out of descriptors
+
+
+class ListenerRegistry:
+    """The listeners of a worker by address, for `use_original_dst`: a redirected connection goes to the listener it was meant for."""
+
+    def __init__(self) -> None:
+        self._by_address: dict[Address, Listener] = {}
+
+    def add(self, listener: Listener) -> None:
+        """Known from now on under all its addresses."""
+        for address in listener.addresses:
+            self._by_address[address] = listener
+
+    def remove(self, listener: Listener) -> None:
+        """No longer known."""
+        self._by_address = {address: known for address, known in self._by_address.items() if known is not listener}
+
+    def find(self, address: Address) -> Listener | None:
+        """The listener of that address, or of all addresses with that port."""
+        found = self._by_address.get(address)
+        if found is None and address.kind == "ip":
+            found = self._by_address.get(Address("::" if address.is_v6 else "0.0.0.0", address.port))
+        return found
+
+
+class Listener:
+    """One listener of a worker. Owns its listening sockets and knows its open connections.
+
+    `addresses`: where it listens; ports as bound. `active`: connections it has now. `start` begins to accept, `stop_accepting` closes the listening
+    sockets, `drain` tells connections to end, `close` drops them.
+    """
+
+    def __init__(self, proto: Any, sockets: list[socket.socket], context: Context, registry: ListenerRegistry | None = None) -> None:
+        """Compile everything. `sockets`: from `bind`, one per address; empty for bind_to_port false. Raises ConfigError with paths relative to `proto`."""
+        self.proto = proto
+        self.context = context
+        self.name: str = proto.name
+        self._sockets = sockets
+        self._registry = registry
+        configured = net_sockets.addresses(proto)
+        self.addresses = [Address.from_sockaddr(sock.family, sock.getsockname()) for sock in sockets] or configured
+        prefix = f"listener.{proto.stat_prefix or configured[0].text}."
+        scope = context.stats.scope(prefix)
+        self.stats = ListenerStats(scope, f"worker_{context.worker_id}.")
+        self.buffer_limit = _buffer_limit(proto)
+        self.inbound: bool = proto.traffic_direction == 1
+        self.modify_only: bool = proto.drain_type == 1
+        self._timeout = proto.listener_filters_timeout.ToTimedelta().total_seconds() if proto.HasField("listener_filters_timeout") else 15.0
+        self._go_on_after_timeout: bool = proto.continue_on_listener_filters_timeout
+        self._hands_off: bool = proto.use_original_dst.value
+        self._batch: int = proto.max_connections_to_accept_per_socket_event.value or _ACCEPT_BATCH
+        self._limit_key = f"envoy.resource_limits.listener.{proto.name}.connection_limit"
+        self._limit = self._connection_limit()
+        network = NetworkContext(context, context.stats.scope(""), proto, scope.prefix)
+        errors = Collector()
+        self._inspection = self._compile_inspection(errors)
+        self._compile_chains(network, scope, errors)
+        self._logs = self._compile_logs(errors)
+        errors.raise_any()
+        self._loop: asyncio.AbstractEventLoop = context.loop
+        # -> what ends it: its transport, the terminal filter's session, or the bare socket during a handshake
+        self._connections: dict[ConnectionInfo, Any] = {}
+        self._inspections: dict[ConnectionInfo, Inspection] = {}  # those that wait for bytes
+        self._timeouts = context.timers.queue(self._timeout, _inspection_timed_out) if self._timeout else None
+        self._servers: list[asyncio.Server] = []
+        self._accepting = False
+        self._paused: asyncio.TimerHandle | None = None
+
+    # -- compiling
+
+    def _compile_inspection(self, errors: Collector) -> InspectionChain:
+        root = self.context.stats.scope("")
+        chain = InspectionChain((), root)
+        with errors.under("listener_filters"):
+            chain = InspectionChain(self.proto.listener_filters, root)
+        chains = self.proto.filter_chains
+        if any(entry.use_proxy_proto.value for entry in chains) and "ProxyProtocol" not in chain.type_names:
+            from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
+
+            from meshproxy.net.inspect import compile as compile_filter
+
+            chain.add(compile_filter(proxy_protocol_pb2.ProxyProtocol(), root), first=True)
+        if "TlsInspector" not in chain.type_names and any(_needs_tls_inspector(entry.filter_chain_match) for entry in chains):
+            log.warning("listener %s: filter chain match rules require TLS Inspector listener filter, but it isn't configured: adding it", self.name)
+            from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+
+            chain.add(TlsInspector(tls_inspector_pb2.TlsInspector(), root))
+        return chain
+
+    def _compile_chains(self, network: NetworkContext, scope: Any, errors: Collector) -> None:
+        compiled: list[tuple[Any, FilterChain]] = []
+        chains: list[FilterChain] = []
+        for at, proto in enumerate(self.proto.filter_chains):
+            with errors.under(f"filter_chains[{at}]"):
+                chain = FilterChain(proto, network, scope)
+                compiled.append((proto.filter_chain_match, chain))
+                chains.append(chain)
+        self._default: FilterChain | None = None
+        if self.proto.HasField("default_filter_chain"):
+            with errors.under("default_filter_chain"):
+                self._default = FilterChain(self.proto.default_filter_chain, network, scope)
+                chains.append(self._default)
+        elif not self.proto.filter_chains:
+            errors.add("filter_chains", "no filter chains specified")
+        if not errors.problems:
+            with errors.under("filter_chains"):
+                self._matcher: FilterChainMatcher[FilterChain] = FilterChainMatcher(compiled)
+        self.chains = chains
+        self.direct = (
+            not self._inspection.filters
+            and not self._hands_off
+            and not self.proto.HasField("max_connections_to_accept_per_socket_event")
+            and all(chain.tls is None and not chain.takes_socket for chain in chains)
+        )
+
+    def _compile_logs(self, errors: Collector) -> tuple[Any, ...]:
+        logs = []
+        for at, entry in enumerate(self.proto.access_log):
+            from meshproxy.observe import access_log  # workers that log nothing do not load it
+
+            with errors.under(f"access_log[{at}]"):
+                logs.append(access_log.compile(entry, self.context))
+        return tuple(logs)
+
+    def _connection_limit(self) -> int | None:
+        """This worker's share of the limit; None for no limit. It is read when the listener is compiled."""
+        runtime = self.context.runtime
+        limit = runtime.integer(self._limit_key, -1) if runtime is not None else -1
+        if limit < 0:
+            return None
+        workers = max(self.context.concurrency, 1)
+        return limit // workers + (self.context.worker_id < limit % workers)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        self._accepting = True
+        if self._registry is not None:
+            self._registry.add(self)
+        for sock, address in zip(self._sockets, self.addresses, strict=True):
+            if not self.direct:
+                self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
+                continue
+            protocol = _PlainConnection(self, sock.family, self._fixed_local(sock, address))
+            backlog = self.proto.tcp_backlog_size.value or net_sockets.DEFAULT_BACKLOG
+            make = self._loop.create_unix_server if sock.family == socket.AF_UNIX else self._loop.create_server
+            self._servers.append(await make(protocol, sock=sock, backlog=backlog))
+
+    def _fixed_local(self, sock: socket.socket, address: Address) -> Address | None:
+        """The local address of every connection, unless the listener listens on all addresses."""
+        if address.kind == "ip" and (address.ip in ("0.0.0.0", "::") or self.proto.transparent.value):
+            return None
+        return address
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets of this worker. Connections stay. New ones are refused once main has closed its copies too."""
+        if not self._accepting:
+            return
+        self._accepting = False
+        if self._registry is not None:
+            self._registry.remove(self)
+        if self._paused is not None:
+            self._paused.cancel()
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        if not self.direct:
+            for sock in self._sockets:
+                self._loop.remove_reader(sock.fileno())
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):  # the server closed it
+                sock.close()
+
+    def drain(self) -> None:
+        """Tell the connections to end: HTTP ones after their response, the others when they are closed."""
+        for chain in self.chains:
+            drain = getattr(chain.terminal, "drain_connections", None)
+            if drain is not None:
+                drain()
+
+    def close(self) -> None:
+        """Stop, and drop every connection."""
+        self.stop_accepting()
+        for inspection in self._inspections.values():
+            inspection.cancel()
+        self._inspections.clear()
+        for connection in list(self._connections.values()):
+            if isinstance(connection, socket.socket):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            elif connection is not None:
+                connection.abort()
+
+    @property
+    def active(self) -> int:
+        """Connections open now."""
+        return len(self._connections)
+
+    # -- accepting
+
+    def _accept(self, listening: socket.socket, local: Address | None) -> None:
+        accepted = 0
+        while accepted < self._batch:
+            try:
+                sock, peer = listening.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(listening, local, error)
+                    break
+                continue  # ECONNABORTED: it was gone before we came
+            accepted += 1
+            sock.setblocking(False)
+            self._admit(sock, peer, local)
+        if accepted:
+            self.stats.accepted_per_event.record(accepted)
+
+    def _pause(self, listening: socket.socket, local: Address | None, error: OSError) -> None:
+        log.warning("listener %s: cannot accept: %s; trying again in %.1f s", self.name, error.strerror, _ACCEPT_PAUSE)
+        self._loop.remove_reader(listening.fileno())
+        self._paused = self._loop.call_later(_ACCEPT_PAUSE, self._loop.add_reader, listening.fileno(), self._accept, listening, local)
+
+    def _admit(self, sock: socket.socket, peer: Any, local: Address | None) -> None:
+        if self._limit is not None and len(self._connections) + len(self._inspections) >= self._limit:
+            self.stats.downstream_cx_overflow.n += 1
+            sock.close()
+            return
+        family = sock.family
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        conn = ConnectionInfo(
+            next_id(),
+            Address.from_sockaddr(family, peer),
+            local if local is not None else Address.from_sockaddr(family, sock.getsockname()),
+            self.context.clock(),
+        )
+        self.take(conn, sock)
+
+    def take(self, conn: ConnectionInfo, sock: socket.socket, *, handed_off: bool = False) -> None:
+        """Serve an accepted socket: inspect it first, if there are listener filters. `handed_off`: another listener accepted it for us, and it stays here."""
+        conn.listener = self
+        conn.buffer_limit = self.buffer_limit
+        if not self._inspection.filters:
+            self._serve(conn, sock)
+            return
+        self.stats.downstream_pre_cx_active.n += 1
+        done = self._inspected_here if handed_off or not self._hands_off else self._inspected
+        inspection = Inspection(self._inspection, self.context, conn, sock, done, self._inspection_failed)
+        if not inspection.start():
+            self._inspections[conn] = inspection
+            if self._timeouts is not None:
+                self._timeouts.start(inspection, self.context.clock())
+
+    def _forget(self, conn: ConnectionInfo) -> None:
+        self.stats.downstream_pre_cx_active.n -= 1
+        inspection = self._inspections.pop(conn, None)
+        if inspection is not None and self._timeouts is not None:
+            self._timeouts.stop(inspection)
+
+    def _inspected_here(self, conn: ConnectionInfo, sock: socket.socket) -> None:
+        self._forget(conn)
+        self._serve(conn, sock)
+
+    def _inspected(self, conn: ConnectionInfo, sock: socket.socket) -> None:
+        self._forget(conn)
+        if conn.local is not conn.direct_local and self._registry is not None:
+            other = self._registry.find(conn.local)
+            if other is not None and other is not self:
+                other.take(conn, sock, handed_off=True)
+                return
+        self._serve(conn, sock)
+
+    def _inspection_failed(self, conn: ConnectionInfo, sock: socket.socket, why: str) -> None:
+        self._forget(conn)
+        stats = self.stats
+        if why == "remote":
+            stats.downstream_listener_filter_remote_close.n += 1
+        elif why == "error":
+            stats.downstream_listener_filter_error.n += 1
+        elif why == "timeout":
+            stats.downstream_pre_cx_timeout.n += 1
+        log.debug("listener %s: %r: closed by the listener filters: %s", self.name, conn, why)
+        sock.close()
+        if self._logs:
+            self._log(conn, 0)
+
+    # -- connections
+
+    def _serve(self, conn: ConnectionInfo, sock: socket.socket) -> None:
+        chain = self._matcher.find(conn) or self._default
+        if chain is None:
+            self._no_chain(conn)
+            sock.close()
+            return
+        self._opened(conn, chain, sock)
+        if chain.takes_socket and not chain.on_connection:
+            self._hand_over(conn, chain, sock)
+            return
+        spawn("downstream connection", self._adopt(conn, chain, sock))
+
+    async def _adopt(self, conn: ConnectionInfo, chain: FilterChain, sock: socket.socket) -> None:
+        """Give the socket to the event loop, through a TLS handshake if the chain has one."""
+        if chain.takes_socket:
+            if await allow(conn, chain.on_connection):
+                self._hand_over(conn, chain, sock)
+            else:
+                sock.close()
+                conn.closed()
+            return
+        tls = chain.tls
+        attempt = Attempt(sock)
+        try:
+            if tls is None:
+                await self._loop.connect_accepted_socket(lambda: _Accepted(self, conn, chain), sock)
+                return
+            current_attempt.set(attempt)
+            timeout = chain.handshake_timeout or _HANDSHAKE_TIMEOUT
+            await self._loop.connect_accepted_socket(lambda: _Accepted(self, conn, chain), sock, ssl=tls.context, ssl_handshake_timeout=timeout)
+        except OSError as error:  # SSLError is one
+            self._handshake_failed(conn, chain, attempt, error)
+            sock.close()
+
+    def _handshake_failed(self, conn: ConnectionInfo, chain: FilterChain, attempt: Attempt, error: OSError) -> None:
+        failure = failure_text(attempt.error or error)
+        if attempt.error is None and isinstance(error, ConnectionAbortedError) and chain.handshake_timeout:
+            self.stats.downstream_cx_transport_socket_connect_timeout.n += 1
+            failure = "connect timeout"
+            conn.termination_details = "transport socket timeout was reached"
+        conn.transport_failure = failure or None
+        if attempt.ssl_object is not None and conn.tls is None and chain.tls is not None:
+            conn.tls = chain.tls.describe(attempt.ssl_object)
+        log.info(
+            "listener %s: TLS handshake failed: peer %s, SNI %s, reason: %s",
+            self.name,
+            conn.remote.text,
+            conn.server_name or attempt.server_name or "-",
+            failure or "the peer closed the connection",
+        )
+        conn.closed()
+
+    def _hand_over(self, conn: ConnectionInfo, chain: FilterChain, sock: socket.socket) -> None:
+        """Give the bare socket to the terminal filter."""
+        session = chain.terminal.accept_socket(conn, sock)
+        if conn in self._connections:
+            self._connections[conn] = session
+
+    def _opened(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> None:
+        """Count a connection in. It has a filter chain from now on."""
+        conn.filter_chain_name = chain.name
+        conn.on_closed = functools.partial(self._closed, chain)
+        self._connections[conn] = transport
+        self.stats.opened()
+
+    def _closed(self, chain: FilterChain, conn: ConnectionInfo) -> None:
+        self._connections.pop(conn, None)
+        self.stats.closed((self.context.clock() - conn.start) * 1000)
+        for hook in chain.on_close:
+            hook(conn)
+        if self._logs:
+            self._log(conn, 0)
+
+    def _no_chain(self, conn: ConnectionInfo) -> None:
+        self.stats.no_filter_chain_match.n += 1
+        log.debug("listener %s: %r: no filter chain matches", self.name, conn)
+        conn.termination_details = "filter_chain_not_found"
+        if self._logs:
+            self._log(conn, flags.NR)
+
+    def _log(self, conn: ConnectionInfo, flag: int) -> None:
+        stream = conn.stream
+        if stream is None:
+            stream = StreamInfo()
+            stream.connection = conn
+            stream.start = conn.start
+            now = self.context.clock()
+            stream.start_wall = self.context.wall() - (now - conn.start)
+            stream.end = now
+            stream.termination_details = conn.termination_details
+            stream.requested_server_name = conn.server_name
+        stream.flags |= flag
+        for logger in self._logs:
+            logger.log(stream)
+
+    # -- connections that have a transport
+
+    def plain_connected(self, transport: Any, family: int, local: Address | None) -> None:
+        """uvloop accepted a plaintext connection."""
+        peer = transport.get_extra_info("peername")
+        name = transport.get_extra_info("sockname") if local is None else None
+        if (peer is None and family != socket.AF_UNIX) or (name is None and local is None):
+            transport.abort()  # gone before we came
+            return
+        if self._limit is not None and len(self._connections) >= self._limit:
+            self.stats.downstream_cx_overflow.n += 1
+            transport.abort()
+            return
+        conn = ConnectionInfo(
+            next_id(), Address.from_sockaddr(family, peer), local if local is not None else Address.from_sockaddr(family, name), self.context.clock()
+        )
+        conn.listener = self
+        conn.buffer_limit = self.buffer_limit
+        chain = self._matcher.find(conn) or self._default
+        if chain is None:
+            self._no_chain(conn)
+            transport.abort()
+            return
+        self._opened(conn, chain, transport)
+        self.connected(conn, chain, transport)
+
+    def connected(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> None:
+        """A connection is ready (its handshake done): let the network filters see it."""
+        self._connections[conn] = transport
+        if self.buffer_limit != DEFAULT_BUFFER_LIMIT:
+            transport.set_write_buffer_limits(self.buffer_limit, self.buffer_limit // 2)
+        for at, hook in enumerate(chain.on_connection):
+            verdict = hook(conn)
+            if verdict is None:
+                continue
+            if verdict is False:
+                transport.set_protocol(ClosingWatch(conn, None))
+                transport.close()
+            else:
+                waiting = Waiting(conn, transport)
+                transport.set_protocol(waiting)
+                spawn("network filters", self._connected_later(conn, chain, waiting, transport, verdict, at))
+            return
+        self._begin(conn, chain, transport)
+
+    async def _connected_later(self, conn: ConnectionInfo, chain: FilterChain, waiting: Waiting, transport: Any, verdict: Any, at: int) -> None:
+        allowed = await verdict is not False and await allow(conn, chain.on_connection[at + 1 :])
+        if transport.is_closing():
+            return
+        if not allowed:
+            transport.close()
+            return
+        waiting.release(self._begin(conn, chain, transport))
+
+    def _begin(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> Any:
+        protocol = chain.terminal.create_protocol(conn)
+        if chain.on_first_data:
+            protocol = FirstDataGate(conn, protocol, chain.on_first_data, chain.reports_close)
+        elif not chain.reports_close:
+            protocol = ClosingWatch(conn, protocol)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        return protocol
+
+    def __repr__(self) -> str:
+        return f"<listener {self.name} {', '.join(map(str, self.addresses))} active={self.active}>"
+
+
+class _PlainConnection(asyncio.Protocol):
+    """The first protocol of every connection that uvloop accepts: one object for all of them, because it has nothing to remember."""
+
+    __slots__ = ("_family", "_listener", "_local")
+
+    def __init__(self, listener: Listener, family: int, local: Address | None) -> None:
+        self._listener = listener
+        self._family = family
+        self._local = local
+
+    def __call__(self) -> _PlainConnection:
+        """The protocol factory."""
+        return self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._listener.plain_connected(transport, self._family, self._local)
+
+
+class _Accepted(asyncio.Protocol):
+    """The first protocol of a connection that was accepted here: it learns the outcome of the TLS handshake and makes way."""
+
+    __slots__ = ("_chain", "_conn", "_listener")
+
+    def __init__(self, listener: Listener, conn: ConnectionInfo, chain: FilterChain) -> None:
+        self._listener = listener
+        self._conn = conn
+        self._chain = chain
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls = self._chain.tls
+        if tls is not None:
+            self._conn.tls = tls.describe(transport.get_extra_info("ssl_object"))
+        self._listener.connected(self._conn, self._chain, transport)
+
+
+def _inspection_timed_out(inspection: Inspection) -> None:
+    listener: Listener = inspection.conn.listener
+    if listener._go_on_after_timeout:
+        listener.stats.downstream_pre_cx_timeout.n += 1
+    inspection.time_out(listener._go_on_after_timeout)
+
+
+def _needs_tls_inspector(match: Any) -> bool:
+    return match.transport_protocol == "tls" or (not match.transport_protocol and bool(match.server_names or match.application_protocols))
+
+
+def _buffer_limit(proto: Any) -> int:
+    if not proto.HasField("per_connection_buffer_limit_bytes"):
+        return DEFAULT_BUFFER_LIMIT
+    return proto.per_connection_buffer_limit_bytes.value or 1 << 62  # 0: no limit
