@@ -20,6 +20,7 @@ _HEADERS = [
     (re.compile(rb"(?i)(\r\ndate: )[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT"), rb"\1<date>"),
     (re.compile(rb"(?i)(\r\nx-envoy-upstream-service-time: )\d+"), rb"\1<ms>"),
 ]
+_REMAINING = re.compile(rb"(?i)(\r\nx-envoy-expected-rq-timeout-ms: )(\d{4,})")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-([0-9a-f])[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ADDRESS = re.compile(rb"(127\.0\.0\.1[:_]|\r\n[Xx]-[Ff]orwarded-[Pp]ort: )(\d{4,5})")
 _LOG_TIMES = re.compile(r"\b(\w*ms)=(\d+)")
@@ -77,6 +78,7 @@ class Normaliser:
     def bytes(self, data: bytes) -> str:
         for pattern, replacement in _HEADERS:
             data = pattern.sub(replacement, data)
+        data = _REMAINING.sub(_rounded, data)
         data = _UUID.sub(rb"<uuid \1>", data)
         return _ADDRESS.sub(self._port, data).decode("latin-1")
 
@@ -86,6 +88,11 @@ class Normaliser:
     def line(self, line: str) -> str:
         """A line of an access log."""
         return _LOG_TIMES.sub(r"\1=<ms>", self.bytes(line.encode()).encode("latin-1").decode("utf-8", "replace"))
+
+
+def _rounded(found: re.Match[bytes]) -> bytes:
+    """What is left of a timeout after a first try, without the milliseconds that the try took."""
+    return found[1] + str(-(-int(found[2]) // 100) * 100).encode()
 
 
 def stat_deltas(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
