@@ -74,14 +74,14 @@ def message_class(name: str) -> type[Message] | None:
 
 def _load(package: str, message: str) -> bool:
     """Import the generated module of `package` that defines the top-level `message`; False when there is none."""
+    if own.define(package, message):
+        return True
     if package.partition(".")[0] not in _ROOTS:
         return False
     if package == "google.protobuf":
         if message in _GOOGLE:
             importlib.import_module(f"google.protobuf.{_GOOGLE[message]}")
         return message in _GOOGLE
-    if own.define(package, message):
-        return True
     for folder in _folders(package):
         for file in sorted(folder.glob("*_pb2.py")):
             # Generated code keeps each message's place in the serialised file under its upper-case name.

@@ -1,15 +1,18 @@
 """Message types that xds-protos does not carry, defined here without generated code.
 
-PeakEwma has the name, fields and numbers of Envoy's contrib extension, so that one configuration drives both.
+PeakEwma has the name, fields and numbers of Envoy's contrib extension, so that one configuration drives both. The Python filter is our own: a `module` with
+the code and its `config` (a wrapper where a string would do, so that all fields are messages).
 """
 
 from __future__ import annotations
 
-from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, wrappers_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, struct_pb2, wrappers_pb2
 
 _DURATION = duration_pb2.Duration.DESCRIPTOR.full_name
 _UINT32 = wrappers_pb2.UInt32Value.DESCRIPTOR.full_name
 _DOUBLE = wrappers_pb2.DoubleValue.DESCRIPTOR.full_name
+_STRING = wrappers_pb2.StringValue.DESCRIPTOR.full_name
+_STRUCT = struct_pb2.Struct.DESCRIPTOR.full_name
 
 # (package, message) -> its message-typed fields in the order of their numbers.
 _MESSAGES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
@@ -19,6 +22,10 @@ _MESSAGES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
         ("max_samples_per_host", _UINT32),
         ("default_rtt", _DURATION),
         ("penalty_value", _DOUBLE),
+    ),
+    ("meshproxy.python.v1", "Filter"): (
+        ("module", _STRING),
+        ("config", _STRUCT),
     ),
 }
 
@@ -32,7 +39,7 @@ def define(package: str, message: str) -> bool:
         name=f"meshproxy/{package}.{message}.proto",
         package=package,
         syntax="proto3",
-        dependency=[duration_pb2.DESCRIPTOR.name, wrappers_pb2.DESCRIPTOR.name],
+        dependency=[duration_pb2.DESCRIPTOR.name, struct_pb2.DESCRIPTOR.name, wrappers_pb2.DESCRIPTOR.name],
     )
     proto = file.message_type.add(name=message)
     for number, (name, type_name) in enumerate(fields, 1):

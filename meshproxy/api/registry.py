@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.header_mutation.v3.HeaderMutation": "meshproxy.http.filters.header_mutation",
         f"{_E}filters.http.health_check.v3.HealthCheck": "meshproxy.http.filters.health_check",
         f"{_E}filters.http.buffer.v3.Buffer": "meshproxy.http.filters.buffer",
+        "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
     },
     "per-route filter configuration": {
         f"{_E}filters.http.rbac.v3.RBACPerRoute": "meshproxy.http.filters.rbac",
@@ -40,6 +41,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.cors.v3.CorsPolicy": "meshproxy.http.filters.cors",
         f"{_E}filters.http.header_mutation.v3.HeaderMutationPerRoute": "meshproxy.http.filters.header_mutation",
         f"{_E}filters.http.buffer.v3.BufferPerRoute": "meshproxy.http.filters.buffer",
+        "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
         "envoy.config.route.v3.FilterConfig": "meshproxy.http.routes",
     },
     "network filter": {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-
 from meshproxy.api import convert, document, messages
 from meshproxy.api.runtime import Layer, Runtime, parse_entry
 from meshproxy.codec.headers import RequestHead, ResponseHead
@@ -29,7 +28,7 @@ class Clock:
 
 
 class Drain:
-    failed = False
+    health_failed = False
 
 
 class Stream(StreamInfo):

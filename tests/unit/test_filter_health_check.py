@@ -70,7 +70,7 @@ def test_other_requests_pass() -> None:
 
 def test_failed() -> None:
     filter, ctx = make("pass_through_mode: false")
-    ctx.context.drain.failed = True
+    ctx.context.drain.health_failed = True
     reply, stream = check(filter)
     assert reply is not None
     assert (reply.status, reply.details, reply.flag) == (503, "health_check_failed", flags.LH)
@@ -78,7 +78,7 @@ def test_failed() -> None:
     assert check(filter, b"/other")[1].response.items == [FAILED]
     assert counters(ctx) == {"http.ing.health_check.request_total": 1, "http.ing.health_check.failed": 1}
     passing, ctx = make("pass_through_mode: true")
-    ctx.context.drain.failed = True
+    ctx.context.drain.health_failed = True
     reply, _ = check(passing)
     assert reply is not None
     assert reply.status == 503

@@ -98,7 +98,7 @@ class HealthCheck:
 
     def _failed(self) -> bool:
         drain = self._context.drain
-        return drain is not None and drain.failed
+        return drain is not None and drain.health_failed
 
     async def _answer_after_body(self, stream: Any) -> Reply:
         await stream.buffered_request(_BODY_LIMIT)
