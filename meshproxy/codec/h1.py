@@ -6,6 +6,11 @@ Parsers push what they read to their sink:
     on_data(data, end_stream)        never empty unless it ends the message
     on_trailers(trailers)            ends a chunked message that had trailers
 
+and, for what is by far the most common, in one call instead:
+
+    on_known(known_request)          a complete request without a body
+    on_whole(known_response, body)   a complete response with a body of known length
+
 A parser stops after each message (`done`) until `next_message()`: what a peer pipelined waits in `buffer`. Anything malformed raises `ProtocolError`
 out of `feed` and leaves the parser unusable; no other exception leaves it, and splitting the input differently changes neither the calls (data may be
 cut elsewhere) nor the error.
@@ -38,9 +43,15 @@ _LONE_LF = re.compile(rb"(?<!\r)\n").search
 _MAX_LENGTH = (1 << 63) - 1
 
 # Header names that change how a message is framed or connected; a head without any of them takes the short way.
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings"))
+_FRAMING = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings")
+)
+_FRAMING_RESPONSE = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
+_NO_BODY = frozenset((b"HEAD", b"CONNECT"))
 # Header fields whose values hardly ever repeat: remembering their lines would only push the others out.
-_UNIQUE = frozenset((b"x-request-id", b"traceparent", b"date", b"etag", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key", b"content-length", b"age", b"last-modified"))
+_UNIQUE = frozenset(
+    (b"x-request-id", b"traceparent", b"date", b"etag", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key", b"content-length", b"age", b"last-modified")
+)
 
 
 class ProtocolError(Exception):
@@ -55,6 +66,8 @@ class ProtocolError(Exception):
 class Sink(Protocol):
     """What a parser calls. See the module's docstring."""
 
+    def on_known(self, known: KnownRequest) -> None: ...
+    def on_whole(self, known: KnownResponse, body: bytes) -> None: ...
     def on_headers(self, head: Any, end_stream: bool) -> None: ...
     def on_data(self, data: bytes, end_stream: bool) -> None: ...
     def on_trailers(self, trailers: Headers) -> None: ...
@@ -143,10 +156,63 @@ _request_line = _request_lines.__getitem__
 _status_line = _status_lines.__getitem__
 
 
-class Options:
-    """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager."""
+class KnownRequest:
+    """A head without a body that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
 
-    __slots__ = ("absolute_url", "keep_case", "max_head_bytes", "max_headers", "trailers")
+    `items` and `index` are never changed; each request gets copies. `note` belongs to the sink, which may keep there what it concluded from the head.
+    """
+
+    __slots__ = ("authority", "index", "items", "method", "note", "path", "scheme")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.method = head.method
+        self.path = head.path
+        self.authority = head.authority
+        self.scheme = head.scheme
+        self.items = head.items.copy()
+        self.index = head._index.copy() if head._index is not None else dict(reversed(head.items))
+        self.note: Any = None
+
+
+class KnownResponse:
+    """A response's head with a content length and nothing else that matters for framing, parsed. `items` and `index` are never changed."""
+
+    __slots__ = ("index", "items", "length", "reason", "server_at", "status")
+
+    def __init__(self, head: ResponseHead, length: int) -> None:
+        assert head._index is not None
+        self.status = head.status
+        self.reason = head.reason
+        self.items = head.items.copy()
+        self.index = head._index.copy()
+        self.length = length
+        names = [name for name, _ in head.items]
+        self.server_at = names.index(b"server") if names.count(b"server") == 1 else -1  # where a proxy puts its own name
+
+
+class Heads(dict[bytes, Any]):
+    """The heads seen lately, by their bytes. A full memo is emptied: keeping an order would cost every request something."""
+
+    __slots__ = ("limit", "max_bytes")
+
+    def __init__(self, limit: int = 256, max_bytes: int = 2048) -> None:
+        super().__init__()
+        self.limit = limit
+        self.max_bytes = max_bytes
+
+    def remember(self, head: bytes, known: Any) -> None:
+        """Bounded: at most `limit` heads of at most `max_bytes`."""
+        if len(head) <= self.max_bytes:
+            if len(self) >= self.limit:
+                self.clear()
+            if self.limit:
+                self[head] = known
+
+
+class Options:
+    """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager. Parsers with the same options share their memo of heads."""
+
+    __slots__ = ("absolute_url", "heads", "keep_case", "max_head_bytes", "max_headers", "trailers")
 
     def __init__(
         self,
@@ -162,16 +228,18 @@ class Options:
         self.absolute_url = absolute_url
         self.trailers = trailers
         self.keep_case = keep_case
+        self.heads = Heads(0 if keep_case else 256)
 
 
 class _Parser:
     """What both directions share: the buffer, and bodies."""
 
-    __slots__ = ("_feeding", "buffer", "case", "options", "remaining", "sink", "state", "trailer_lines")
+    __slots__ = ("_feeding", "buffer", "case", "heads", "options", "remaining", "sink", "state", "trailer_lines")
 
     def __init__(self, sink: Sink, options: Options) -> None:
         self.sink = sink
         self.options = options
+        self.heads = options.heads
         self.state = HEAD
         self.buffer = b""
         self.remaining = 0
@@ -337,7 +405,11 @@ class _Parser:
 
 
 class RequestParser(_Parser):
-    """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection."""
+    """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection.
+
+    A bodiless HTTP/1.1 request that asks nothing of the connection comes as `sink.on_known(KnownRequest)` in place of `on_headers`: the connection stays, the
+    message is complete, and the next one may be a repetition that is not parsed at all.
+    """
 
     __slots__ = ("expect_continue", "keep_alive", "upgrade")
 
@@ -346,6 +418,16 @@ class RequestParser(_Parser):
         self.keep_alive = True
         self.expect_continue = False
         self.upgrade: bytes | None = None
+
+    def feed(self, data: bytes) -> None:
+        # HOT: a client that repeats itself, and sends one request at a time.
+        if self.state == HEAD and not self.buffer and not self._feeding:
+            known = self.heads.get(data)
+            if known is not None:
+                self.state = DONE
+                self.sink.on_known(known)
+                return
+        _Parser.feed(self, data)
 
     def _head(self, data: bytes) -> bytes:
         if data[:1] in b"\r\n":
@@ -388,7 +470,12 @@ class RequestParser(_Parser):
             self.upgrade = None
             if method != b"CONNECT":
                 self.state = DONE
-                self.sink.on_headers(head, True)
+                if version == 11:
+                    known = KnownRequest(head)
+                    self.heads.remember(data if end == len(data) else data[:end], known)
+                    self.sink.on_known(known)
+                else:
+                    self.sink.on_headers(head, True)
             else:
                 self.state = TUNNEL
                 self.sink.on_headers(head, False)
@@ -460,7 +547,10 @@ class RequestParser(_Parser):
             if length is not None or version == 10 or len(head.get_all(b"transfer-encoding")) > 1:
                 raise ProtocolError("http1.codec_error")
             if coding.lower() != b"chunked":
-                raise ProtocolError("http1.invalid_transfer_encoding" if _TOKEN(coding) is None else "http1.unsupported_transfer_encoding", 400 if b"," in coding or _TOKEN(coding) is None else 501)
+                raise ProtocolError(
+                    "http1.invalid_transfer_encoding" if _TOKEN(coding) is None else "http1.unsupported_transfer_encoding",
+                    400 if b"," in coding or _TOKEN(coding) is None else 501,
+                )
             self.state = CHUNK_SIZE
             return False
         if length is not None:
@@ -476,7 +566,10 @@ class RequestParser(_Parser):
 
 
 class ResponseParser(_Parser):
-    """The client side. Call `expect(method)` before each response; `keep_alive` is known after `on_headers`."""
+    """The client side. Call `expect(method)` before each response; `keep_alive` is known after `on_headers`.
+
+    A whole response in one piece whose head is known comes as `sink.on_whole(KnownResponse, body)`, in place of `on_headers` and `on_data`.
+    """
 
     __slots__ = ("keep_alive", "method", "tunnel")
 
@@ -485,6 +578,18 @@ class ResponseParser(_Parser):
         self.method = b"GET"
         self.keep_alive = True
         self.tunnel = False
+
+    def feed(self, data: bytes) -> None:
+        # HOT: a response whose head was seen lately and whose body came with it.
+        if self.state == HEAD and not self.buffer:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self.heads.get(data[:end])
+            if known is not None and len(data) - end == known.length and self.method not in _NO_BODY:
+                self.state = DONE
+                self.keep_alive = True
+                self.sink.on_whole(known, data[end:])
+                return
+        _Parser.feed(self, data)
 
     def expect(self, method: bytes, *, tunnel: bool = False) -> None:
         """The request that the next response answers. `tunnel`: it asked for an upgrade, so 101 starts a tunnel; CONNECT does with any 2xx."""
@@ -510,10 +615,20 @@ class ResponseParser(_Parser):
         if self.options.keep_case:
             self._remember_case(lines)
         length = index.get(b"content-length")
-        if length is not None and status >= 200 and b"transfer-encoding" not in index and b"connection" not in index and status != 204 and status != 304 and self.method not in (b"HEAD", b"CONNECT"):
+        if (
+            length is not None
+            and status >= 200
+            and b"transfer-encoding" not in index
+            and b"connection" not in index
+            and status != 204
+            and status != 304
+            and self.method not in (b"HEAD", b"CONNECT")
+        ):
             # By far the most common response.
             self.keep_alive = version == 11
             self.remaining = remaining = int(length) if len(length) < 18 and length.isdigit() and len(index) == len(items) else content_length(head)
+            if version == 11 and len(index) == len(items) and _FRAMING_RESPONSE.isdisjoint(index):
+                self.heads.remember(data[:end], KnownResponse(head, remaining))
             if remaining:
                 self.state = LENGTH
                 self.sink.on_headers(head, False)

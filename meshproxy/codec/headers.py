@@ -111,12 +111,14 @@ class RequestHead(Headers):
         path: bytes,
         authority: bytes = b"",
         items: list[Pair] | None = None,
+        index: dict[bytes, bytes] | None = None,
         *,
         scheme: bytes = b"http",
         version: int = 11,
     ) -> None:
+        """`index`: first values by name, when the caller has them already and hands them over."""
         self.items = [] if items is None else items
-        self._index = None
+        self._index = index
         self.method = method
         self.path = path
         self.authority = authority
@@ -177,9 +179,17 @@ class ResponseHead(Headers):
 
     __slots__ = ("reason", "status", "version")
 
-    def __init__(self, status: int, items: list[Pair] | None = None, *, version: int = 11, reason: bytes | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        items: list[Pair] | None = None,
+        index: dict[bytes, bytes] | None = None,
+        *,
+        version: int = 11,
+        reason: bytes | None = None,
+    ) -> None:
         self.items = [] if items is None else items
-        self._index = None
+        self._index = index
         self.status = status
         self.version = version
         self.reason = reason

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1
-from meshproxy.codec.h1 import ProtocolError, RequestParser
+from meshproxy.codec.h1 import KnownRequest, ProtocolError, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
@@ -27,6 +27,7 @@ _CHUNKED = (b"transfer-encoding", b"chunked")
 _NO_LENGTH = (b"content-length", b"0")
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
+_NEVER = float("inf")
 LOW_VERSION = Reply(426, b"Upgrade Required", details="low_version", close=True)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -35,6 +36,7 @@ class ServerConnection(asyncio.Protocol):
     """One downstream connection of an HTTP connection manager. Owns its stream and its parser."""
 
     __slots__ = (
+        "_additions",
         "_check_at",
         "_chunked",
         "_closing",
@@ -71,7 +73,8 @@ class ServerConnection(asyncio.Protocol):
         self._paused = False
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._check_at = 0.0
+        self._check_at = _NEVER  # when the idle timer fires
+        self._additions: Any = None
 
     # -- the transport's calls
 
@@ -124,6 +127,7 @@ class ServerConnection(asyncio.Protocol):
             (self.stats.downstream_cx_destroy_local_active_rq if local else self.stats.downstream_cx_destroy_remote_active_rq).n += 1
             stream.on_reset(flags.DC, "downstream_remote_disconnect")
         self.manager.connection_closed(self, local)
+        self.info.closed()
 
     def pause_writing(self) -> None:
         if self.stream is not None:
@@ -149,6 +153,32 @@ class ServerConnection(asyncio.Protocol):
 
     # -- the parser's calls
 
+    def on_known(self, known: KnownRequest) -> None:
+        """HOT: a complete request without a body, of which everything that its head says by itself is known."""
+        manager = self.manager
+        plain = known.note
+        if plain is None:
+            plain = known.note = manager.preparer.is_plain(known)
+        head = RequestHead(known.method, known.path, known.authority, known.items.copy(), known.index.copy(), scheme=known.scheme)
+        if not plain or manager.has_stream_timers or manager.max_requests or self.headers_timer is not None:
+            self.on_headers(head, True)
+            return
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        stream = self.stream = Stream(manager, self, head, now)
+        stream.request_ended = True
+        stream.request_end = now
+        self.requests += 1
+        manager.rq_started += 1
+        if self._check_at > now + manager.stream_idle_timeout:
+            self._watch_streams()
+        additions = self._additions
+        if additions is None:
+            additions = self._additions = manager.preparer.additions(self.info)
+        manager.complete_head(stream, head, additions)
+        stream.begin(True)
+
     def on_headers(self, head: RequestHead, end_stream: bool) -> None:
         manager = self.manager
         now = manager.clock()
@@ -157,47 +187,42 @@ class ServerConnection(asyncio.Protocol):
         if self.headers_timer is not None:
             self.headers_timer.cancel()
             self.headers_timer = None
-        stream = Stream()
-        stream.manager = manager
-        stream.codec = self
-        stream.connection = self.info
-        stream.request = head
-        stream.start = stream.last_active = now
+        stream = self.stream = Stream(manager, self, head, now)
         if end_stream:
             stream.request_ended = True
             stream.request_end = now
-        self.stream = stream
         self.requests += 1
-        stats = self.stats
-        stats.downstream_rq_total.n += 1
-        stats.downstream_rq_http1_total.n += 1
-        stats.downstream_rq_active.n += 1
+        manager.rq_started += 1
         parser = self.parser
         if not parser.keep_alive:
             self._closing = True
-        if manager.stream_idle_timeout and self._check_at > now + manager.stream_idle_timeout:
-            self._watch(manager.stream_idle_timeout)
+        if self._check_at > now + manager.stream_idle_timeout:
+            self._watch_streams()
         if head.version == 10:
             stream.protocol = "HTTP/1.0"
             if not manager.accept_http_10:
                 stream.local_reply(LOW_VERSION)
                 return
         if manager.max_requests and self.requests >= manager.max_requests:
-            stats.downstream_cx_max_requests_reached.n += 1
+            self.stats.downstream_cx_max_requests_reached.n += 1
             self._closing = True
         if manager.has_stream_timers:
             manager.start_timers(stream)
         if parser.upgrade is not None or head.method == b"CONNECT":
             stream.upgrade = parser.upgrade or b"CONNECT"
         if parser.expect_continue and not end_stream and not manager.proxy_100_continue:
-            stats.downstream_rq_1xx.n += 1
-            stats.downstream_rq_completed.n += 1
+            self.stats.downstream_rq_1xx.n += 1
+            self.stats.downstream_rq_completed.n += 1
             self.transport.write(_CONTINUE)
-        reply = manager.prepare(stream)
+        reply = manager.preparer.prepare(stream)
         if reply is not None:
             stream.local_reply(reply)
             return
         stream.begin(end_stream)
+
+    def _watch_streams(self) -> None:
+        if self.manager.stream_idle_timeout:
+            self._watch(self.manager.stream_idle_timeout)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         stream = self.stream
@@ -256,6 +281,22 @@ class ServerConnection(asyncio.Protocol):
         stream.response_start = manager.clock() if manager.logs_times else 0.0
         if end_stream:
             self.flush()
+
+    def send_whole(self, stream: Stream, head: ResponseHead, body: bytes) -> None:
+        """HOT: encode a whole response with a content length and write it."""
+        request = stream.request
+        manager = self.manager
+        if self._closing or stream.close_connection or manager.codec_special or not stream.request_ended or request.version != 11 or manager.drain_active():  # type: ignore[union-attr]
+            self.send_headers(stream, head, not body)
+            if body:
+                self.send_data(body, True)
+            return
+        out = h1.encode_response_head(head.status, head.items)
+        stream.response_header_bytes = len(out)
+        if body:
+            out += body
+        self.stats.downstream_cx_tx_bytes_total.n += len(out)
+        self.transport.write(out)
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Encode body data."""
@@ -435,7 +476,7 @@ class ServerConnection(asyncio.Protocol):
                 self._close(delayed=False)
                 return
         else:
-            self._check_at = 0.0
+            self._check_at = _NEVER
             return
         self._watch(left)
 

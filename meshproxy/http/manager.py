@@ -57,6 +57,7 @@ class HttpConnectionManager:
     """What connections and streams share. Attributes read per request are plain values, decided here."""
 
     terminal = True
+    reports_close = True
 
     def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
         context = self.context = network.context
@@ -81,7 +82,11 @@ class HttpConnectionManager:
         self.header_case = header_case.compile(options.header_case)
         self.keeps_reason = options.forwards_reason
         self.logs_times = False
-        self.prepare = RequestHeadPreparer(options.head, context.random).prepare
+        self.preparer = RequestHeadPreparer(options.head, context.random)
+        self.complete_head = self.preparer.complete
+        self.rq_started = 0  # settled into the counters when statistics are collected, as `_by_status` is
+        self._by_status: dict[int, int] = {}
+        self._settled = 0
         self._server: Pair = (b"server", options.server_name)
         self._server_transformation = options.server_header_transformation
         self._via = options.head.via
@@ -92,6 +97,7 @@ class HttpConnectionManager:
         # -- the parts
         with errors.under("route_config"):
             self.routes = RouteTable(proto.route_config, context)
+        self.match = self.routes.match
         self._replies = local_reply.compile(proto, context)
         self._logs = tuple(self._compile_logs(proto))
         self.logs_times = bool(self._logs)
@@ -100,8 +106,11 @@ class HttpConnectionManager:
         self._plain_chain = self._build(None)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[ServerConnection] = set()
+        self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
+        self._drain = context.drain
         if context.drain is not None:
             context.drain.register(self)
+        context.stats.collectors.append(self.settle)
 
     # -- compiling
 
@@ -113,7 +122,7 @@ class HttpConnectionManager:
         for position, entry in enumerate(proto.http_filters):
             with errors.under(f"http_filters[{position}].typed_config"):
                 config = registry.unpack(entry.typed_config)
-                module = registry.module(entry.typed_config.type_url if config is None else registry.type_url(config))
+                module = registry.module(registry.type_url(entry.typed_config), "http filter")
                 compiled = module.compile(config, self._filter_context)
             last = position == count - 1
             if getattr(module, "TERMINAL", False) != last:
@@ -212,15 +221,8 @@ class HttpConnectionManager:
         now = self.clock()
         if now >= self.next_second:
             self.tick(now)
-        stream = Stream()
-        stream.manager = self
-        stream.codec = codec
-        stream.connection = codec.info
-        stream.request = self.options.unknown_request()
-        stream.start = stream.last_active = now
-        self.stats.downstream_rq_total.n += 1
-        self.stats.downstream_rq_active.n += 1
-        return stream
+        self.rq_started += 1
+        return Stream(self, codec, self.options.unknown_request(), now)
 
     def admit(self, stream: Stream) -> Reply | None:
         """What a route may say about a stream before its filters run: upgrades, and an idle timeout of its own."""
@@ -306,21 +308,39 @@ class HttpConnectionManager:
         return self._replies.render(stream, reply)
 
     def stream_done(self, stream: Stream) -> None:
-        """Count and log a stream that has ended."""
+        """HOT: count and log a stream that has ended."""
         now = stream.end = self.clock()
-        stats = self.stats
-        stats.downstream_rq_active.n -= 1
-        stats.downstream_rq_time.record((now - stream.start) * 1000)
+        self.stats.downstream_rq_time.record((now - stream.start) * 1000)
         status = stream.status
-        if status:
-            for counter in stats.by_class[status // 100]:
-                counter.n += 1
+        try:
+            self._by_status[status] += 1
+        except KeyError:
+            self._by_status[status] = 1
         if stream.tunnel:
-            stats.downstream_cx_upgrades_active.n -= 1
+            self.stats.downstream_cx_upgrades_active.n -= 1
         for hook in stream.chain.complete:
             hook(stream)
         for log in self._logs:
             log.log(stream)
+
+    def settle(self) -> None:
+        """Before statistics are collected: spread what requests counted in one place over all the counters that it means."""
+        stats = self.stats
+        started = self.rq_started - self._settled
+        self._settled = self.rq_started
+        stats.downstream_rq_total.n += started
+        stats.downstream_rq_http1_total.n += started
+        finished = 0
+        for status, count in self._by_status.items():
+            finished += count
+            for counter in stats.by_class[status // 100]:
+                counter.n += count
+        self._by_status.clear()
+        stats.downstream_rq_active.n += started - finished
+
+    def drain_active(self) -> bool:
+        """Whether a drain is going on."""
+        return self._drain is not None and self._drain.active
 
 
 __all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile", "h1"]

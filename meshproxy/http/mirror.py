@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1
+from meshproxy.codec.h1 import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.upstream.pool import Pool
 
@@ -34,6 +35,7 @@ def start(route: Route, stream: Stream, router: Router) -> Mirrors | None:
             continue
         assert stream.request is not None
         head = stream.request.copy()
+        policy.change(stream, head)
         if policy.shadow_suffix:
             head.authority = _with_suffix(head.authority)
         copies.append((cluster, head))
@@ -127,6 +129,10 @@ class _Copy:
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
         self._cluster.stats.charge(503)
         self._stop()
+
+    def on_response_whole(self, known: KnownResponse, body: bytes) -> None:
+        self._cluster.stats.charge(known.status)
+        self._done()
 
     def on_response_headers(self, head: ResponseHead, end_stream: bool) -> None:
         if head.status >= 200:

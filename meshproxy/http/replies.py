@@ -49,7 +49,9 @@ NO_HEALTHY_UPSTREAM = Reply(503, b"no healthy upstream", details="no_healthy_ups
 MAINTENANCE = Reply(503, b"maintenance mode", details="maintenance_mode", flag=flags.UO, headers=OVERLOADED)
 MAINTENANCE_PLAIN = Reply(503, b"maintenance mode", details="maintenance_mode", flag=flags.UO)
 DROP_OVERLOAD = Reply(503, b"drop overload", details="drop_overload", flag=flags.DO, headers=((b"x-envoy-drop-overload", b"true"),))
-UNCONDITIONAL_DROP_OVERLOAD = Reply(503, b"drop overload", details="unconditional_drop_overload", flag=flags.UDO, headers=((b"x-envoy-unconditional-drop-overload", b"true"),))
+UNCONDITIONAL_DROP_OVERLOAD = Reply(
+    503, b"drop overload", details="unconditional_drop_overload", flag=flags.UDO, headers=((b"x-envoy-unconditional-drop-overload", b"true"),)
+)
 UPGRADE_FAILED = Reply(403, details="upgrade_failed")
 MISSING_HOST = Reply(400, details="missing_host_header")
 PAYLOAD_TOO_LARGE = Reply(413, b"Payload Too Large", details="request_payload_too_large")

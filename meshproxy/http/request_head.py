@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from binascii import hexlify
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from meshproxy.http.paths import PathOptions, normalise
 from meshproxy.net.address import Address, canonical_ip
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h1 import KnownRequest
     from meshproxy.http.stream import Stream
     from meshproxy.net.connection import ConnectionInfo
 
@@ -41,7 +43,13 @@ _INTERNAL_ONLY = (
     b"x-envoy-retriable-header-names",
     b"x-envoy-original-url",
 )
-_EDGE_ONLY = (b"x-envoy-decorator-operation", b"x-envoy-downstream-service-cluster", b"x-envoy-downstream-service-node", b"x-envoy-original-path", b"x-envoy-original-host")
+_EDGE_ONLY = (
+    b"x-envoy-decorator-operation",
+    b"x-envoy-downstream-service-cluster",
+    b"x-envoy-downstream-service-node",
+    b"x-envoy-original-path",
+    b"x-envoy-original-host",
+)
 _WATCHED = frozenset(
     (
         *_HOP_BY_HOP,
@@ -58,11 +66,24 @@ _WATCHED = frozenset(
         b"x-envoy-external-address",
     )
 )
-_XFP_HTTP = (b"x-forwarded-proto", b"http")
-_XFP_HTTPS = (b"x-forwarded-proto", b"https")
 _URL = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//[^\s]*|/[^\s]*|about:blank").fullmatch
 # What a connection nominates in Connection is removed, but these are the mesh's own and not the client's to remove.
-_NOT_NOMINABLE = frozenset((b"host", b"authorization", b"cookie", b"content-length", b"content-type", b"te", b"close", b"keep-alive", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"))
+_NOT_NOMINABLE = frozenset(
+    (
+        b"host",
+        b"authorization",
+        b"cookie",
+        b"content-length",
+        b"content-type",
+        b"te",
+        b"close",
+        b"keep-alive",
+        b"upgrade",
+        b"x-forwarded-for",
+        b"x-forwarded-proto",
+        b"x-forwarded-host",
+    )
+)
 
 MISSING_HOST = Reply(400, details="missing_host_header", close=True)
 MISSING_PATH = Reply(404, details="missing_path_rejected", close=True)
@@ -87,8 +108,8 @@ class RequestIds:
             high = self._random.getrandbits(60)
             self._prefix = b"%08x-%04x-4%03x-" % (high >> 28, high >> 12 & 0xFFFF, high & 0xFFF)
         self._left -= 1
-        low = self._random.getrandbits(62)
-        return b"%b%04x-%012x" % (self._prefix, 0x8000 | low >> 48, low & 0xFFFFFFFFFFFF)
+        low = self._random.getrandbits(62) | 0x8000000000000000
+        return self._prefix + hexlify(low.to_bytes(8, "big"), b"-", 6)  # ssss-nnnnnnnnnnnn: grouped from the right
 
 
 class RequestHeadOptions:
@@ -119,6 +140,53 @@ class RequestHeadOptions:
         self.proxy_100_continue = False
 
 
+class Additions:
+    """What plain requests from one address get: constant pairs, and what to do about the request id."""
+
+    __slots__ = ("generates_id", "index", "internal", "pairs", "replaces_id", "scheme")
+
+    def __init__(self, connection: ConnectionInfo, options: RequestHeadOptions) -> None:
+        pairs: list[Pair] = []
+        self.internal = False
+        edge = False
+        if options.use_remote_address:
+            remote = connection.remote
+            address = _ip_bytes(remote, options.ipv4_mapped)
+            self.internal = options.internal is not None and options.internal(remote)
+            edge = not self.internal
+            if not options.skip_xff_append and address:
+                pairs.append((b"x-forwarded-for", address))
+        tls = connection.tls is not None
+        pairs.append((b"x-forwarded-proto", b"https" if tls else b"http"))
+        if self.internal:
+            pairs.append((b"x-envoy-internal", b"true"))
+        elif edge and address:
+            pairs.append((b"x-envoy-external-address", address))
+        self.pairs = tuple(pairs)
+        self.index = dict(pairs)
+        self.scheme = options.scheme_override or (b"https" if tls else b"http")
+        self.generates_id = options.generate_request_id
+        self.replaces_id = edge and not options.preserve_external_request_id
+
+
+class _AdditionsMemo:
+    """Additions by address and TLS; bounded."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, bool], Additions] = {}
+
+    def get(self, ip: str, tls: bool) -> Additions | None:
+        return self._made.get((ip, tls))
+
+    def make(self, connection: ConnectionInfo, options: RequestHeadOptions) -> Additions:
+        if len(self._made) >= 1024:
+            self._made.clear()
+        made = self._made[connection.remote.ip, connection.tls is not None] = Additions(connection, options)
+        return made
+
+
 class RequestHeadPreparer:
     """Compiled `RequestHeadOptions`."""
 
@@ -130,10 +198,11 @@ class RequestHeadPreparer:
         self._plain = not (options.via or options.user_agent or options.underscores != "allow" or options.append_x_forwarded_port)
         self._plain_path = options.paths.is_plain
         self._internal_only = frozenset(options.internal_only)
+        self._additions = _AdditionsMemo()
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
 
     def prepare(self, stream: Stream) -> Reply | None:
-        """Make `stream.request` what the filters and the router may see; a Reply refuses it."""
+        """Make `stream.request` what the filters and the router may see; a Reply refuses it. `complete` alone does for a plain head."""
         head = stream.request
         assert head is not None
         if not head.authority and (reply := self._missing_host(head)) is not None:
@@ -149,45 +218,43 @@ class RequestHeadPreparer:
         index = head._index
         if not self._plain or index is None or not _WATCHED.isdisjoint(index) or (self._internal_only and not self._internal_only.isdisjoint(index)):
             return self._carefully(stream, head)
-        options = self.options
-        items = head.items
-        connection = stream.connection
-        if options.use_remote_address:
-            address = _ip_bytes(connection.remote, options.ipv4_mapped)
-            if not options.skip_xff_append and address:
-                items.append((b"x-forwarded-for", address))
-                index[b"x-forwarded-for"] = address
-            if connection.tls is None:
-                items.append(_XFP_HTTP)
-                index[b"x-forwarded-proto"] = b"http"
-            else:
-                items.append(_XFP_HTTPS)
-                index[b"x-forwarded-proto"] = b"https"
-                head.scheme = b"https"
-            if options.internal is None or not options.internal(connection.remote):
-                if address:
-                    items.append((b"x-envoy-external-address", address))
-                    index[b"x-envoy-external-address"] = address
-                if options.generate_request_id:
-                    if b"x-request-id" not in index:
-                        value = index[b"x-request-id"] = self.new_id()
-                        items.append((b"x-request-id", value))
-                    elif not options.preserve_external_request_id:
-                        head.set(b"x-request-id", self.new_id())
-                return None
-            stream.is_internal = True
-            head.add(b"x-envoy-internal", b"true")
-        elif connection.tls is None:
-            items.append(_XFP_HTTP)
-            index[b"x-forwarded-proto"] = b"http"
-        else:
-            items.append(_XFP_HTTPS)
-            index[b"x-forwarded-proto"] = b"https"
-            head.scheme = b"https"
-        if options.generate_request_id and b"x-request-id" not in index:
-            value = index[b"x-request-id"] = self.new_id()
-            items.append((b"x-request-id", value))
+        self.complete(stream, head, self.additions(stream.connection))
         return None
+
+    def is_plain(self, known: KnownRequest) -> bool:
+        """Whether a head needs no more than `complete`: then all its repetitions can go straight there."""
+        return bool(
+            self._plain
+            and known.authority
+            and not self._strips_host
+            and known.path[:1] == b"/"
+            and self._plain_path(known.path)
+            and _WATCHED.isdisjoint(known.index)
+            and self._internal_only.isdisjoint(known.index)
+        )
+
+    def additions(self, connection: ConnectionInfo) -> Additions:
+        """What every plain request of a connection gets."""
+        made = self._additions.get(connection.remote.ip, connection.tls is not None)
+        if made is None:
+            made = self._additions.make(connection, self.options)
+        return made
+
+    def complete(self, stream: Stream, head: RequestHead, additions: Additions) -> None:
+        """HOT: the end of a plain head: forwarded headers and request id."""
+        index = head._index
+        assert index is not None
+        items = head.items
+        items += additions.pairs
+        index.update(additions.index)
+        head.scheme = additions.scheme
+        stream.is_internal = additions.internal
+        if additions.generates_id:
+            if b"x-request-id" not in index:
+                value = index[b"x-request-id"] = self.new_id()
+                items.append((b"x-request-id", value))
+            elif additions.replaces_id:
+                head.set(b"x-request-id", self.new_id())
 
     # -- the steps of the long way
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1
+from meshproxy.codec.h1 import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import mirror, replies, retry, timeouts
 from meshproxy.http.replies import OVERLOADED, Reply
@@ -38,6 +39,7 @@ HONOURS = {
     ),
 }
 
+_CONTROL = timeouts.CONTROL_HEADERS
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _NO_LENGTH = (b"content-length", b"0")
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
@@ -80,6 +82,7 @@ class Router:
         self.suppress = proto.suppress_envoy_headers
         self.dynamic_stats = proto.dynamic_stats.value if proto.HasField("dynamic_stats") else True
         self.respect_expected = proto.respect_expected_rq_timeout
+        self.charges_plainly = self.dynamic_stats  # what `Attempt.on_response_whole` counts itself
         self.suppress_grpc_failures = proto.suppress_grpc_request_failure_code_stats
         self._strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
@@ -110,19 +113,32 @@ class Router:
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
         forwarding = Forwarding(self, stream, route, cluster)
-        host = cluster.pick(forwarding.lb_context()) if cluster.needs_context or route.needs_lb_context else cluster.pick(None)
+        host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
         if host is None:
             cluster.stats.upstream_cx_none_healthy.n += 1
             forwarding.charge(503, None)
             return replies.NO_HEALTHY_UPSTREAM
-        global_s, per_try_s = timeouts.prepare(route, stream, self)
-        forwarding.timeout = global_s
-        forwarding.per_try_timeout = per_try_s
+        index = head._index
+        if index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index):
+            forwarding.hedges = retry.hedges(route, head)
+            forwarding.timeout, forwarding.per_try_timeout = timeouts.prepare(route, stream, self)
+        else:
+            forwarding.hedges = route.hedge_on_per_try_timeout
+            forwarding.timeout = route.timeout
+            forwarding.per_try_timeout = route.per_try_timeout
+            expected = route.expected_timeout
+            if expected is not None and not self.suppress:
+                index[b"x-envoy-expected-rq-timeout-ms"] = expected
+                head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
+        stream.host = host
         if route.finalize_request is not None:
-            stream.host = host  # host rewriting may want to know it
             route.finalize_request(stream)
-        if route.retry is not None or b"x-envoy-retry-on" in head or b"x-envoy-retry-grpc-on" in head:
+            index = head._index
+        if index is None or not retry.REQUEST_HEADERS.isdisjoint(index):
             forwarding.retry = retry.start(route, head, cluster, self.random, self.context.runtime)
+            forwarding.retries = forwarding.retry is not None
+        else:
+            forwarding.retries = route.retry is not None
         if route.mirrors and head.method != b"CONNECT":
             forwarding.mirrors = mirror.start(route, stream, self)
         stream.forwarding = forwarding
@@ -142,6 +158,9 @@ class Router:
         if queue is None:
             queue = self._timeouts[seconds] = self.context.timers.queue(seconds, Forwarding.on_timeout)
         return queue
+
+
+_NOTHING: list[bytes] = []  # the body of requests without one; never appended to
 
 
 class Attempt:
@@ -179,20 +198,39 @@ class Attempt:
             self.on_connected(connection)
 
     def on_connected(self, connection: Any) -> None:
-        """The pool has a connection for us."""
+        """HOT: the pool has a connection for us."""
         self.connection = connection
         owner = self.owner
         stream = self.stream
-        stream.upstream = connection
-        now = owner.router.clock()
-        if not stream.upstream_start:
-            stream.upstream_start = now
+        stream._upstream = connection
         head = stream.request
         assert head is not None
         connection.parser.method = head.method
+        if owner.plain:
+            # The head is all there is, and goes as it is.
+            self.sent_all = True
+            out = h1.encode_request_head(head.method, head.path, head.authority, head.items)
+            now = stream.upstream_sent = stream.last_active if not owner.is_retry and not owner.waited else owner.router.clock()
+        else:
+            out = self._first_bytes(head)
+            now = owner.router.clock()
+            if self.sent_all:
+                stream.upstream_sent = now
+        if not stream.upstream_start:
+            stream.upstream_start = now
+        if owner.per_try_timeout and owner.ended:
+            self.start_per_try_timer()
+        size = len(out)
+        stream.upstream_bytes_sent += size
+        connection.stats.upstream_cx_tx_bytes_total.n += size
+        connection.transport.write(out)
+
+    def _first_bytes(self, head: RequestHead) -> bytes:
+        """The head, and as much of the body as is here."""
+        owner = self.owner
         out = owner.encode_head(head)
         body = owner.body
-        if body:
+        if body and not (owner.tunnel and not self.stream.tunnel):
             out += b"".join(owner.framed(chunk) for chunk in body)
             self.sent = len(body)
             if not owner.keeps_body:
@@ -201,13 +239,10 @@ class Attempt:
         if owner.ended:
             out += owner.trailer_bytes
             self.sent_all = True
-            stream.upstream_sent = now
-        if owner.per_try_timeout and owner.ended:
-            self.start_per_try_timer()
         if owner.paused_for_connection:
             owner.paused_for_connection = False
-            stream.resume_request()
-        self._write(out)
+            self.stream.resume_request()
+        return out
 
     def send(self, data: bytes, last: bool) -> None:
         """More of the body, framed."""
@@ -265,6 +300,80 @@ class Attempt:
         if end_stream and self.sent_all:
             self._let_go()
         self.owner.on_attempt_headers(self, head, end_stream)
+
+    def on_response_whole(self, known: KnownResponse, body: bytes) -> None:
+        """HOT: a complete response in one piece."""
+        owner = self.owner
+        stream = self.stream
+        status = known.status
+        head = ResponseHead(status, known.items.copy(), known.index.copy(), reason=known.reason)
+        connection = self.connection
+        if not self.sent_all or not owner.plain or (owner.retries and (status >= 400 or owner.retry is not None)) or owner.attempts is not None:
+            self.on_response_headers(head, not body)
+            if body and not self.abandoned:
+                self.on_response_data(body, True)
+            return
+        router = owner.router
+        now = router.clock()
+        # The connection is free as soon as its parser is done.
+        self.connection = None
+        connection.request = None
+        connection.idle_since = now
+        pool = connection.pool
+        pool.limits.rq -= 1
+        host = pool.host
+        host.rq_active -= 1
+        self.responded = owner.done = True
+        if self._per_try_timer is not None:
+            self._per_try_timer.cancel()
+            self._per_try_timer = None
+        queue = owner._queue
+        if queue is not None:
+            owner._queue = None
+            del queue.started[owner]
+        cluster = owner.cluster
+        if cluster.outlier is not None:
+            cluster.outlier.result(host, status)
+        index = head._index
+        if cluster.checks_health and b"x-envoy-immediate-health-check-fail" in index:  # type: ignore[operator]
+            cluster.fail_immediately(host)
+        elapsed = now - stream.request_end
+        if not router.suppress:
+            milliseconds = int(elapsed * 1000)
+            pair = _SERVICE_TIMES[milliseconds] if milliseconds < 256 else (b"x-envoy-upstream-service-time", b"%d" % milliseconds)
+            if b"x-envoy-upstream-service-time" in index:  # type: ignore[operator]
+                head.set(*pair)
+            else:
+                head.items.append(pair)
+                index[b"x-envoy-upstream-service-time"] = pair[1]  # type: ignore[index]
+        if router.charges_plainly and not host.canary and owner.route.virtual_cluster is None and b"x-envoy-upstream-canary" not in index:  # type: ignore[operator]
+            key = status, stream.is_internal, False, ""
+            codes = cluster.stats._codes
+            try:
+                codes[key] += 1
+            except KeyError:
+                codes[key] = 1
+            if status >= 500:
+                host.rq_error += 1
+            cluster.stats.charge_time(elapsed * 1000, stream.is_internal)
+        else:
+            owner.charge(status, host, head)
+            if router.dynamic_stats and not stream.health_check:
+                cluster.stats.charge_time(elapsed * 1000, stream.is_internal)
+        if status < 500:
+            host.rq_success += 1
+        stream.upstream_first = stream.upstream_last = now
+        stream.details = "via_upstream"
+        route = owner.route
+        if route.include_attempt_count_in_response:
+            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
+        if cluster.observes_latency:
+            cluster.observe(host, now - stream.upstream_start)
+        stream.response = head
+        if route.finalize_response is not None:
+            route.finalize_response(stream)
+        stream.server_at = known.server_at
+        stream.send_whole(head, body)
 
     def on_response_data(self, data: bytes, end_stream: bool) -> None:
         """Response body."""
@@ -343,44 +452,51 @@ class Forwarding(Attempt):
         "cluster",
         "done",
         "ended",
-        "expect_time",
-        "internal_redirects",
+        "hedges",
         "is_retry",
         "keeps_body",
         "mirrors",
         "paused_for_connection",
         "pending_retries",
         "per_try_timeout",
+        "plain",
+        "retries",
         "retry",
         "route",
         "router",
         "timeout",
         "trailer_bytes",
         "tunnel",
+        "waited",
         "winner",
     )
 
     def __init__(self, router: Router, stream: Stream, route: Route, cluster: Cluster) -> None:
-        Attempt.__init__(self, self, stream)
+        # All in one place, for every request comes here: first what every attempt has.
+        self.owner = self
+        self.stream = stream
+        self.connection = self.pool = self.host = None
+        self.sent = 0
+        self.sent_all = self.responded = self.retried = self.abandoned = False
+        self._per_try_timer = self._idle_timer = None
         self.router = router
         self.route = route
         self.cluster = cluster
-        self.timeout = 0.0
-        self.per_try_timeout = 0.0
-        self.retry: Any = None
+        self.timeout = self.per_try_timeout = 0.0
+        self.retry: retry.RetryState | None = None  # made when the first decision is due, unless headers ask for retries
+        self.retries = False  # whether there may be retries
+        self.hedges = False
         self.mirrors: Any = None
-        self.body: list[bytes] = []
+        self.body: list[bytes] = _NOTHING
         self.body_size = 0
-        self.keeps_body = False
-        self.chunked = False
+        self.plain = False  # no body, no tunnel, nothing that rewrites the head on its way out
+        self.waited = False  # a connection had to be made or waited for
+        self.keeps_body = self.chunked = self.tunnel = self.is_retry = self.paused_for_connection = False
         self.ended = False  # the request is complete
         self.done = False  # nothing more comes from upstream
-        self.is_retry = False
-        self.tunnel = False
         self.winner: Attempt | None = None  # the attempt whose response is passed on
         self.attempts: list[Attempt] | None = None  # all tries in flight, when there is or may be more than one
         self.pending_retries = 0
-        self.paused_for_connection = False
         self.trailer_bytes = b""
         self._queue: TimeoutQueue | None = None
         self._retry_timer: Any = None
@@ -417,24 +533,39 @@ class Forwarding(Attempt):
     # -- the request
 
     def begin(self, host: Host, end_stream: bool) -> None:
-        """Send the head; `end_stream`: that is all."""
+        """HOT: send the head; `end_stream`: that is all."""
         stream = self.stream
-        head = stream.request
-        assert head is not None
         stream.attempts = 1
-        if self.retry is not None or self.mirrors is not None:
-            self.keeps_body = True
-        self.tunnel = stream.upgrade is not None
-        if end_stream:
+        self.keeps_body = self.retries or self.mirrors is not None
+        cluster = self.cluster
+        if stream.upgrade is not None:
+            self.tunnel = True
+        elif end_stream:
             self.ended = True
-            if self.timeout:
-                queue = self._queue = self.router._timeouts.get(self.timeout) or self.router.timeout_queue(self.timeout)
-                queue.start(self, stream.request_end)
+            head = stream.request
+            self.plain = cluster.header_case is None and (head.method in _BODILESS or b"content-length" in head)  # type: ignore[union-attr,operator]
+            timeout = self.timeout
+            if timeout:
+                queue = self._queue = self.router._timeouts.get(timeout) or self.router.timeout_queue(timeout)
+                if queue.handle is None:
+                    queue.start(self, stream.request_end)
+                else:
+                    queue.started[self] = stream.request_end
             if self.mirrors is not None:
                 self.mirrors.finish()
-        elif not self.tunnel and b"content-length" not in head:
+        elif b"content-length" not in stream.request:  # type: ignore[operator]
             self.chunked = True
-        self.try_host(host)
+        pools_of_host = host.pools
+        pool = None if pools_of_host is None or cluster.auto_sni else pools_of_host.get(self.route.priority)
+        if pool is None:
+            pool = self.pool_for(host)
+        self.host = host
+        self.pool = pool
+        connection = pool.acquire(self)
+        if connection is not None:
+            self.on_connected(connection)
+        else:
+            self.waited = True
 
     def encode_head(self, head: RequestHead) -> bytes:
         """The head for HTTP/1.1."""
@@ -492,6 +623,8 @@ class Forwarding(Attempt):
 
     def _keep(self, data: bytes) -> None:
         if data:
+            if self.body is _NOTHING:
+                self.body = []
             self.body.append(data)
             self.body_size += len(data)
         limit = min(self.stream.manager.buffer_limit, self.route.buffer_limit)
@@ -500,7 +633,7 @@ class Forwarding(Attempt):
         if self.keeps_body:
             self.keeps_body = False
             self.cluster.stats.retry_or_shadow_abandoned.n += 1
-            self.retry = None
+            self._end_retries()
             if self.mirrors is not None:
                 self.mirrors.cancel()
                 self.mirrors = None
@@ -536,7 +669,7 @@ class Forwarding(Attempt):
     def on_informational(self, attempt: Attempt, head: ResponseHead) -> None:
         """100 to 199 but 101."""
         self.charge(head.status, attempt.host)
-        self.retry = None
+        self._end_retries()
         self.stream.informational(head)
 
     def on_switching(self, attempt: Attempt, head: ResponseHead) -> None:
@@ -570,7 +703,7 @@ class Forwarding(Attempt):
             cluster.fail_immediately(host)
         if self.tunnel and stream.request is not None and stream.request.method == b"CONNECT" and status < 300:
             stream.tunnel = True
-        if self.retry is not None and self._retry_response(attempt, head, end_stream):
+        if self.retries and self._retry_response(attempt, head, end_stream):
             return
         self.winner = attempt
         if self.attempts is not None:
@@ -626,8 +759,7 @@ class Forwarding(Attempt):
             if cluster.observes_latency:
                 cluster.observe(attempt.host, now - stream.upstream_start)
         if self.retry is not None:
-            self.retry.finish()
-            self.retry = None
+            self._end_retries()
 
     def charge(self, status: int, host: Host | None, head: ResponseHead | None = None) -> None:
         """Count a response code for the cluster, and an error for the host."""
@@ -652,8 +784,8 @@ class Forwarding(Attempt):
         host = attempt.host
         if reason is not pools.OVERFLOW and cluster.outlier is not None and host is not None:
             cluster.outlier.local_failure(host, "connect_failed" if reason in (pools.CONNECT_FAILURE, pools.CONNECT_TIMEOUT) else "reset")
-        if self.retry is not None and not attempt.responded and not attempt.retried:
-            verdict = self.retry.should_retry_reset(reason, request_sent=attempt.sent_all or attempt.sent > 0 or bool(stream.upstream_bytes_sent))
+        if self.retries and not attempt.responded and not attempt.retried and not stream.response_started:
+            verdict = self.retry_state().should_retry_reset(reason, request_sent=attempt.sent_all or attempt.sent > 0 or bool(stream.upstream_bytes_sent))
             if self._start_retry(attempt, verdict):
                 if host is not None:
                     host.rq_error += 1
@@ -736,7 +868,7 @@ class Forwarding(Attempt):
         """A try took too long: retry, hedge, or give up."""
         cluster = self.cluster
         host = attempt.host
-        if self.retry is not None and self.retry.hedges:
+        if self.hedges and self.retries:
             self._hedge(attempt)
             return
         (cluster.stats.upstream_rq_per_try_timeout if details == "upstream_per_try_timeout" else cluster.stats.upstream_rq_per_try_idle_timeout).n += 1
@@ -747,8 +879,8 @@ class Forwarding(Attempt):
         responded = attempt.responded
         sent = attempt.connection is not None
         attempt.cancel()
-        if self.retry is not None and not responded:
-            verdict = self.retry.should_retry_reset(pools.LOCAL_RESET, request_sent=sent)
+        if self.retries and not responded:
+            verdict = self.retry_state().should_retry_reset(pools.LOCAL_RESET, request_sent=sent)
             if self._start_retry(attempt, verdict):
                 if host is not None:
                     host.rq_error += 1
@@ -763,7 +895,7 @@ class Forwarding(Attempt):
             self.cluster.outlier.local_failure(attempt.host, "timeout")
         if self.stream.response_started or attempt.retried:
             return
-        verdict = self.retry.should_hedge()
+        verdict = self.retry_state().should_hedge()
         if verdict == retry.RETRY:
             attempt.retried = True
             if self.attempts is None:
@@ -778,10 +910,11 @@ class Forwarding(Attempt):
     # -- retries
 
     def _retry_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> bool:
+        state = self.retry_state()
         if attempt.retried:
-            verdict = retry.NO_LIMIT if self.retry.would_retry_headers(head) else retry.NO
+            verdict = retry.NO_LIMIT if state.would_retry_headers(head) else retry.NO
         else:
-            verdict = self.retry.should_retry_headers(head)
+            verdict = state.should_retry_headers(head)
             if verdict == retry.RETRY:
                 host = attempt.host
                 if host is not None:
@@ -804,6 +937,20 @@ class Forwarding(Attempt):
                 return True
         return False
 
+    def retry_state(self) -> retry.RetryState:
+        """The state of this request's retries, made when it is first needed: most requests succeed."""
+        state = self.retry
+        if state is None:
+            policy = self.route.retry
+            state = self.retry = retry.RetryState(policy, self.cluster, self.route.priority, self.router.random, self.router.context.runtime, self.stream.request)
+        return state
+
+    def _end_retries(self) -> None:
+        self.retries = False
+        if self.retry is not None:
+            self.retry.finish()
+            self.retry = None
+
     def _start_retry(self, attempt: Attempt, verdict: int) -> bool:
         """Begin the back-off when `verdict` allows; otherwise note why not."""
         stream = self.stream
@@ -817,9 +964,9 @@ class Forwarding(Attempt):
         self.pending_retries += 1
         context = self.lb_context()
         if attempt.host is not None:
-            self.retry.on_host_attempted(attempt.host)
+            self.retry_state().on_host_attempted(attempt.host)
         context.attempt = stream.attempts
-        delay = self.retry.backoff()
+        delay = self.retry_state().backoff()
         self._retry_timer = self.router.context.loop.call_later(delay, self._do_retry)
         return True
 
@@ -837,7 +984,7 @@ class Forwarding(Attempt):
             head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
         if self.timeout and not self.router.suppress and b"x-envoy-expected-rq-timeout-ms" in head:
             timeouts.refresh_expected(head, self, self.router.clock())
-        host = self.retry.pick(self.cluster, self.lb_context())
+        host = self.retry_state().pick(self.cluster, self.lb_context())
         if host is None:
             self.cluster.stats.upstream_cx_none_healthy.n += 1
             self.charge(503, None)
@@ -878,9 +1025,7 @@ class Forwarding(Attempt):
                 attempt.cancel()
         self._cancel_retry()
         self.attempts = None
-        if self.retry is not None:
-            self.retry.finish()
-            self.retry = None
+        self._end_retries()
 
     # -- the downstream
 
@@ -910,8 +1055,7 @@ class Forwarding(Attempt):
         for attempt in self.attempts or (self,):
             attempt.cancel()
         if self.retry is not None:
-            self.retry.finish()
-            self.retry = None
+            self._end_retries()
         if self.mirrors is not None and not self.ended:
             self.mirrors.cancel()
 
@@ -922,6 +1066,7 @@ class Forwarding(Attempt):
             queue.started.pop(self, None)
 
 
+_SERVICE_TIMES = [(b"x-envoy-upstream-service-time", b"%d" % milliseconds) for milliseconds in range(256)]
 _GRPC_TO_HTTP = {0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 13: 500, 14: 503, 15: 500, 16: 401}
 
 

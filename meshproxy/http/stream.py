@@ -34,29 +34,82 @@ _HEADERS, _DATA, _TRAILERS = range(3)
 class Stream(StreamInfo):
     """A downstream request in flight. Filters see this object; see `docs/filters.md`."""
 
-    codec: ServerConnection
-    manager: HttpConnectionManager
-    chain: Chain = EMPTY
-    forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
+    # What every request sets or reads is a slot, filled in __init__; the rest are defaults of this class and its base, and cost a stream nothing.
+    __slots__ = (
+        "_request_hold",
+        "_response_hold",
+        "_timers",
+        "attempts",
+        "bytes_received",
+        "bytes_sent",
+        "chain",
+        "close_connection",
+        "cluster",
+        "codec",
+        "connection",
+        "details",
+        "end",
+        "ended",
+        "flags",
+        "forwarding",
+        "host",
+        "is_internal",
+        "last_active",
+        "manager",
+        "request",
+        "request_end",
+        "request_ended",
+        "response",
+        "response_header_bytes",
+        "response_start",
+        "response_started",
+        "route",
+        "start",
+        "status",
+        "tunnel",
+        "upgrade",
+        "upstream_bytes_received",
+        "upstream_bytes_sent",
+        "upstream_first",
+        "upstream_last",
+        "upstream_sent",
+        "upstream_start",
+    )
+
     protocol: str | None = "HTTP/1.1"
-    request_ended: bool = False  # the downstream has sent everything
-    response_started: bool = False  # response headers went to the codec
-    ended: bool = False
-    upgrade: bytes | None = None  # the upgrade that was asked for and allowed
-    tunnel: bool = False  # after a successful upgrade or CONNECT: bytes, no messages
-    last_active: float = 0.0
-    close_connection: bool = False  # close the downstream connection after this response
-    is_internal: bool = False
     health_check: bool = False
     idle_timeout: float = 0.0
-    traced: bool = False
-
+    local_reply_body: bytes = b""
+    _upstream: Any = None
     _locals: dict[Any, Any] | None = None
-    _request_hold: _Hold | None = None
-    _response_hold: _Hold | None = None
-    _buffering: _Buffering | None = None
-    _held_response: ResponseHead | None = None
-    _timers: list[Any] | None = None
+
+    def __init__(self, manager: HttpConnectionManager, codec: ServerConnection, head: RequestHead, now: float) -> None:
+        self.manager = manager
+        self.codec = codec
+        self.connection = codec.info
+        self.request: RequestHead | None = head
+        self.response: ResponseHead | None = None
+        self.start = self.last_active = now
+        self.request_end = 0.0
+        self.upstream_start = self.upstream_sent = self.upstream_first = self.upstream_last = self.response_start = self.end = 0.0
+        self.chain = EMPTY
+        self.route: Any = None
+        self.cluster: Any = None
+        self.host: Any = None
+        self.forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
+        self.details: str | None = None
+        self.status = self.flags = self.attempts = 0
+        self.bytes_received = self.bytes_sent = self.upstream_bytes_sent = self.upstream_bytes_received = self.response_header_bytes = 0
+        self.request_ended = False  # the downstream has sent everything
+        self.response_started = False  # response headers went to the codec
+        self.ended = False
+        self.upgrade: bytes | None = None  # the upgrade that was asked for; b"CONNECT" for that method
+        self.tunnel = False  # after a successful upgrade or CONNECT: bytes, no messages
+        self.close_connection = False  # close the downstream connection after this response
+        self.is_internal = False
+        self._request_hold: _Hold | None = None
+        self._response_hold: _Hold | None = None
+        self._timers: list[Any] | None = None
 
     # -- what filters use
 
@@ -89,7 +142,7 @@ class Stream(StreamInfo):
 
     def clear_route_cache(self) -> None:
         """Choose the route anew, after a filter changed what routes look at. The filters that run are those of the first choice, as in Envoy."""
-        self.route = self.manager.routes.match(self)
+        self.route = self.manager.match(self)
 
     async def buffered_request(self, limit: int) -> bool:
         """Wait until the whole request body is here; False when it is over `limit` bytes. For filters that hold the stream in `request_headers`."""
@@ -113,11 +166,11 @@ class Stream(StreamInfo):
     # -- the request comes in
 
     def begin(self, end_stream: bool) -> None:
-        """Run a request whose head was prepared through its route's filters to the router."""
+        """HOT: run a request whose head was prepared through its route's filters to the router."""
         manager = self.manager
-        route = self.route = manager.routes.match(self)
+        route = self.route = manager.match(self)
         chain = self.chain = manager.chains.get(route) or manager.compile_chain(route)
-        if self.upgrade is not None or route is not None and route.idle_timeout is not None:
+        if self.upgrade is not None or (route is not None and route.idle_timeout is not None):
             reply = manager.admit(self)
             if reply is not None:
                 self.local_reply(reply)
@@ -125,26 +178,29 @@ class Stream(StreamInfo):
         hooks = chain.request_headers
         if hooks:
             self._request_headers(0, end_stream)
-        else:
-            self._route_request(end_stream)
+            return
+        reply = manager.router.start(self, end_stream)
+        if reply is not None:
+            self.local_reply(reply)
 
     def _request_headers(self, position: int, end_stream: bool) -> None:
+        # HOT
         hooks = self.chain.request_headers
-        count = len(hooks)
-        while position < count:
-            result = hooks[position](self, end_stream)
+        for hook in hooks[position:] if position else hooks:
             position += 1
+            result = hook(self, end_stream)
             if result is not None:
-                if self._intercept(result, lambda _: self._request_headers(position, end_stream)):
-                    return
-        self._route_request(end_stream)
-
-    def _route_request(self, end_stream: bool) -> None:
+                self._hold_headers(result, position, end_stream)
+                return
         if self.ended:
             return
         reply = self.manager.router.start(self, end_stream)
         if reply is not None:
             self.local_reply(reply)
+
+    def _hold_headers(self, result: Any, position: int, end_stream: bool) -> None:
+        # A function of its own: the closure would make the variables of the hot loop cells.
+        self._intercept(result, lambda _: self._request_headers(position, end_stream))
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """Request body from the codec."""
@@ -286,6 +342,24 @@ class Stream(StreamInfo):
         if end_stream:
             self._response_complete()
 
+    def send_whole(self, head: ResponseHead, body: bytes) -> None:
+        """HOT: a complete response from the router in one piece."""
+        chain = self.chain
+        if chain.response_headers or chain.response_data or self._response_hold is not None:
+            self.send_headers(head, not body)
+            if body and not self.ended:
+                self.send_data(body, True)
+            return
+        if self.ended:
+            return
+        self.response = head
+        self.status = head.status
+        self.response_started = True
+        self.bytes_sent = len(body)
+        self.manager.finish_response_head(self, head)
+        self.codec.send_whole(self, head, body)
+        self.finish()
+
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Response body from the router."""
         hold = self._response_hold
@@ -400,11 +474,14 @@ class Stream(StreamInfo):
             Reply(504 if self.request_ended else 408, body.encode(), details=details, flag=flag, grpc_status=grpc_status, close=not self.request_ended)
         )
 
+    @property
+    def upstream(self) -> Any:  # type: ignore[override]
+        """The upstream connection's addresses and TLS (net.connection.ConnectionInfo), or None: made from the connection when somebody asks."""
+        connection = self._upstream
+        return None if connection is None else connection.info
+
     def _response_complete(self) -> None:
-        if not self.ended:
-            if self.forwarding is not None and not self.forwarding.done:
-                self.forwarding.abandon()
-            self.finish()
+        self.finish()
 
     def finish(self) -> None:
         """The stream is over: release what it holds, count it, log it. Once."""

@@ -2,7 +2,7 @@
 
 A timer of the event loop per request costs more than most of what else a request does. Timeouts of one duration expire in the order in which they were
 started, so one loop timer for the oldest is enough: `TimeoutQueue` keeps the others in insertion order. Starting and stopping a timeout are one dict
-operation, and code on the hot path may do them on `started` directly.
+operation, and code on the hot path does them on `started` directly while `handle` is not None.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TimeoutQueue:
     Starting an item again while it runs does not move its place: stop it first. Items are hashed, so use objects that compare by identity.
     """
 
-    __slots__ = ("_clock", "_handle", "_loop", "on_expired", "seconds", "started")
+    __slots__ = ("_clock", "_loop", "handle", "on_expired", "seconds", "started")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], seconds: float, on_expired: Callable[[Any], None]) -> None:
         self._loop = loop
@@ -28,27 +28,27 @@ class TimeoutQueue:
         self.seconds = seconds
         self.on_expired = on_expired
         self.started: dict[Any, float] = {}
-        self._handle: asyncio.TimerHandle | None = None
+        self.handle: asyncio.TimerHandle | None = None
 
     def start(self, item: Any, now: float) -> None:
         """`now`: the clock's present time, which the caller mostly has at hand."""
         self.started[item] = now
-        if self._handle is None:
-            self._handle = self._loop.call_later(self.seconds, self._tick)
+        if self.handle is None:
+            self.handle = self._loop.call_later(self.seconds, self._tick)
 
     def stop(self, item: Any) -> None:
         """No-op for an item that is not running."""
         self.started.pop(item, None)
 
     def _tick(self) -> None:
-        self._handle = None
+        self.handle = None
         started = self.started
         horizon = self._clock() - self.seconds
         while started:
             item = next(iter(started))
             at = started[item]
             if at > horizon + 0.0005:  # half a millisecond of rounding in the loop's timer
-                self._handle = self._loop.call_later(at - horizon, self._tick)
+                self.handle = self._loop.call_later(at - horizon, self._tick)
                 return
             del started[item]
             self.on_expired(item)
@@ -56,9 +56,9 @@ class TimeoutQueue:
     def close(self) -> None:
         """Forget all items."""
         self.started.clear()
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle = None
 
 
 class Timers:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.json_format import MessageToDict
 
 from meshproxy.api import errors
-from meshproxy.upstream import balance, endpoints, limits, options, original_dst, outlier
+from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.balance import Deps, LbContext, Picker
 from meshproxy.upstream.balance import config as balance_config
 from meshproxy.upstream.balance.hashing import HashBalancer, check_weights
 from meshproxy.upstream.endpoints import Assignment, Policy
 from meshproxy.upstream.host import Host, HostSet, Locality
-from meshproxy.upstream.options import ORIGINAL_DST, ClusterOptions
+from meshproxy.upstream.options import LOGICAL_DNS, ORIGINAL_DST, ClusterOptions
 from meshproxy.upstream.original_dst import OriginalDst
 from meshproxy.upstream.stats import ClusterStats
 
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["HONOURS", "Cluster", "Host", "LbContext"]
 
-HONOURS = {**options.HONOURS, **endpoints.HONOURS, **limits.HONOURS, **balance_config.HONOURS, **original_dst.HONOURS, **outlier.HONOURS}
+HONOURS = {
+    **options.HONOURS,
+    **endpoints.HONOURS,
+    **limits.HONOURS,
+    **balance_config.HONOURS,
+    **original_dst.HONOURS,
+    **outlier.HONOURS,
+    **discovery.HONOURS,
+    **health.HONOURS,
+}
 
 Drops = Callable[[random.Random], "str | None"]
 
@@ -126,6 +135,9 @@ class Cluster:
         with problems.under(""):
             self._balancer = balance.compile_balancer(proto, deps)
         self._compile_outlier(proto, problems)
+        if proto.health_checks and dry_run:
+            with problems.under(""):
+                health.check_config(proto.health_checks)
         common = proto.common_lb_config
         self.checks_health = bool(proto.health_checks)
         self._warm_hosts: bool = self.checks_health and common.ignore_new_hosts_until_first_hc
@@ -233,6 +245,8 @@ class Cluster:
         Raises ConfigError and changes nothing when the assignment is wrong.
         """
         assignment = endpoints.parse(proto, self)
+        if self.options.type == LOGICAL_DNS and self._move_logical_host(assignment):
+            return True
         result = endpoints.merge(
             self._by_priority,
             assignment,
@@ -253,6 +267,14 @@ class Cluster:
             self.stats.membership_change.n += 1
         self._rebuild()
         self._dismiss(result.removed)
+        return True
+
+    def _move_logical_host(self, assignment: Assignment) -> bool:
+        """A LOGICAL_DNS cluster has one host whose address changes under it: new connections go there, the others stay."""
+        old, new = self.hosts, endpoints.all_hosts(assignment.hosts)
+        if len(old) != 1 or len(new) != 1:
+            return False
+        old[0].address = new[0].address
         return True
 
     def adopt(self, added: Iterable[Host], removed: Iterable[Host]) -> None:
@@ -397,6 +419,7 @@ class Cluster:
     def publish(self) -> None:
         """Bring metrics up to date that are not kept per request."""
         self.stats.settle()
+        self.stats.upstream_rq_active.n = sum(limit.rq for limit in self.limits)
         for limit in self.limits:
             limit.publish(self.stats.scope)
 

@@ -16,7 +16,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1 import DONE, HEAD, Options, ProtocolError, ResponseParser
+from meshproxy.codec.h1 import DONE, HEAD, KnownResponse, Options, ProtocolError, ResponseParser
 from meshproxy.codec.headers import Headers, ResponseHead
 from meshproxy.net import dial, tasks
 from meshproxy.net.connection import ConnectionInfo
@@ -100,6 +100,9 @@ class Http1Connection(asyncio.Protocol):
             return
         if parser.state == DONE:
             self._response_done()
+
+    def on_whole(self, known: KnownResponse, body: bytes) -> None:
+        self.request.on_response_whole(known, body)
 
     def on_headers(self, head: ResponseHead, end_stream: bool) -> None:
         if self.request is not None:
@@ -247,8 +250,15 @@ class Pool:
                 self.stats.upstream_rq_active_overflow.n += 1
                 request.on_pool_failure(OVERFLOW, None)
                 return None
+            # As in `_attach`. upstream_rq_active follows from the limits when statistics are collected.
             connection = idle.pop()
-            self._attach(connection, request)
+            connection.request = request
+            limits.rq += 1
+            self.stats.upstream_rq_total.n += 1
+            host = self.host
+            host.rq_total += 1
+            host.rq_active += 1
+            connection.served += 1
             return connection
         self._enqueue(request)
         return None
@@ -256,9 +266,7 @@ class Pool:
     def _attach(self, connection: Http1Connection, request: Any) -> None:
         connection.request = request
         self.limits.rq += 1
-        stats = self.stats
-        stats.upstream_rq_total.n += 1
-        stats.upstream_rq_active.n += 1
+        self.stats.upstream_rq_total.n += 1
         host = self.host
         host.rq_total += 1
         host.rq_active += 1
@@ -267,7 +275,6 @@ class Pool:
     def detach(self, connection: Http1Connection) -> None:
         """A request is over (or gave up); its connection may still be reading the end of the response."""
         self.limits.rq -= 1
-        self.stats.upstream_rq_active.n -= 1
         self.host.rq_active -= 1
 
     def release(self, connection: Http1Connection) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.upstream import limits
 
 if TYPE_CHECKING:
-    from meshproxy.observe.stats import Counter, Histogram, Scope
+    from meshproxy.observe.stats import Scope
 
 COUNTERS = (
     "assignment_stale",
@@ -137,8 +137,6 @@ _KINDS = {
     **dict.fromkeys(HISTOGRAMS + _LATER_HISTOGRAMS, "histogram"),
 }
 
-Category = tuple["Counter", ...]
-
 
 def declare(scope: Scope) -> None:
     """Make every name known, at the cost of three references."""
@@ -154,8 +152,8 @@ class ClusterStats:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self._codes: dict[tuple[int, bool, bool, str], Category] = {}
-        self._rq_times: dict[tuple[bool, bool, str], tuple[Histogram, ...]] = {}
+        self._codes: dict[tuple[int, bool, bool, str], int] = {}
+        self._rq_times: dict[tuple[bool, bool, str], list[float]] = {}
 
     def __getattr__(self, name: str) -> Any:
         # Only for a slot that is still empty: make the metric, and never come here again for it.
@@ -173,34 +171,39 @@ class ClusterStats:
         setattr(self, name, metric)
         return metric
 
-    def code(self, status: int, internal: bool = False, canary: bool = False, zone: str = "") -> Category:
-        """The counters that a response counts in: upstream_rq_completed, _<class>xx and _<status>, plain, and for internal or external, canary, zone.
+    def charge(self, status: int, internal: bool = False, canary: bool = False, zone: str = "") -> None:
+        """Count one final response: upstream_rq_completed, _<class>xx and _<status>, plain, and for internal or external, canary, zone.
 
-        `zone` is `<from>.<to>` when both are known. Hot code: `for counter in stats.code(status): counter.n += 1`.
+        `zone` is `<from>.<to>` when both are known. Counted in one place and spread over the counters by `settle`.
         """
         key = status, internal, canary, zone
-        counters = self._codes.get(key)
-        if counters is None:
+        try:
+            self._codes[key] += 1
+        except KeyError:
+            self._codes[key] = 1
+
+    def charge_time(self, milliseconds: float, internal: bool = False, canary: bool = False, zone: str = "") -> None:
+        """Record the time from the end of a request to the end of its response, in the same variants."""
+        try:
+            self._rq_times[internal, canary, zone].append(milliseconds)
+        except KeyError:
+            self._rq_times[internal, canary, zone] = [milliseconds]
+
+    def settle(self) -> None:
+        """Spread what was charged since the last call over the metrics. Part of `Cluster.publish`."""
+        for (status, internal, canary, zone), count in self._codes.items():
             names = ["upstream_rq_completed", f"upstream_rq_{status}"]
             if 100 <= status < 600:
                 names.insert(1, f"upstream_rq_{status // 100}xx")
-            counters = tuple(self.scope.counter(prefix + name) for prefix in _categories(internal, canary, zone) for name in names)
-            self._codes[key] = counters
-        return counters
-
-    def charge(self, status: int, internal: bool = False, canary: bool = False, zone: str = "") -> None:
-        """Count one final response."""
-        for counter in self._codes.get((status, internal, canary, zone)) or self.code(status, internal, canary, zone):
-            counter.n += 1
-
-    def charge_time(self, milliseconds: float, internal: bool = False, canary: bool = False, zone: str = "") -> None:
-        """Record the time from the end of a request to the end of its response."""
-        key = internal, canary, zone
-        histograms = self._rq_times.get(key)
-        if histograms is None:
-            histograms = self._rq_times[key] = tuple(self.scope.histogram(prefix + "upstream_rq_time") for prefix in _categories(internal, canary, zone))
-        for histogram in histograms:
-            histogram.record(milliseconds)
+            for prefix in _categories(internal, canary, zone):
+                for name in names:
+                    self.scope.counter(prefix + name).n += count
+        self._codes.clear()
+        for (internal, canary, zone), times in self._rq_times.items():
+            if times:
+                for prefix in _categories(internal, canary, zone):
+                    self.scope.histogram(prefix + "upstream_rq_time").extend(times)
+                times.clear()
 
     def charge_prefixed(self, prefix: str, status: int) -> None:
         """Count a response under a prefix of its own (`retry.`, an alternative statistics name), without internal, canary and zone variants."""

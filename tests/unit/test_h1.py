@@ -21,6 +21,14 @@ class Recorder:
         else:
             self.events.append(("response", head.status, tuple(head.items), end_stream))
 
+    def on_known(self, known):
+        self.events.append(("request", known.method, known.path, known.authority, tuple(known.items), True))
+
+    def on_whole(self, known, body):
+        self.events.append(("response", known.status, tuple(known.items), not body))
+        if body:
+            self.events.append(("data", body, True))
+
     def on_data(self, data, end_stream):
         last = self.events[-1]
         if last[0] == "data" and not last[2]:
