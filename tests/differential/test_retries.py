@@ -181,7 +181,7 @@ CASES = [
     then_good("header_from_internal_client", "off", FAIL, "x-envoy-retry-on: 5xx", INTERNAL, on="internal"),
     then_good("header_unknown_policy", "off", FAIL, "x-envoy-retry-on: whatever", INTERNAL, on="internal"),
     then_good("header_adds_to_policy", "reset", FAIL, "x-envoy-retry-on: gateway-error", INTERNAL, on="internal"),
-    Case("header_max_retries", get("/", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 3", INTERNAL, host="off.test"), FAIL, on="internal"),
+    Case("header_max_retries", get("/", "x-envoy-retry-on: 5xx", "x-envoy-max-retries: 3", INTERNAL, host="reset.test"), FAIL, on="internal"),
     Case("header_max_retries_over_policy", get("/", "x-envoy-max-retries: 0", INTERNAL, host="three.test"), FAIL, on="internal"),
     then_good(
         "header_status_codes", "off", status(418), "x-envoy-retry-on: retriable-status-codes", "x-envoy-retriable-status-codes: 400,418", INTERNAL,

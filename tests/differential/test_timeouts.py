@@ -127,7 +127,8 @@ CASES = [
     *[
         silent(f"grpc_timeout_{value}_{host}", req("POST", "/", *GRPC, f"grpc-timeout: {value}", host=f"{host}.test"))
         for value, host in [
-            ("80m", "grpc_max"), ("9S", "grpc_max"), ("80m", "grpc_old"), ("9S", "grpc_old"), ("0m", "grpc_old"), ("200m", "grpc_offset"), ("80000u", "grpc_max"),
+            ("80m", "grpc_max"), ("9S", "grpc_max"), ("80m", "grpc_old"), ("9S", "grpc_old"), ("0m", "grpc_old"), ("200m", "grpc_offset"),
+            ("80000u", "grpc_max"),
         ]
     ],
     Case(
