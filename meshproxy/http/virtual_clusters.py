@@ -43,11 +43,12 @@ class VirtualClusters:
         return _OTHER
 
     def charge(self, stream: StreamInfo, status: int) -> None:
-        """Count a response."""
-        key = self(stream), status
+        """Count a response, and note the name for access logs."""
+        name = stream.__dict__["virtual_cluster_name"] = self(stream)
+        key = name, status
         counters = self._counters.get(key)
         if counters is None:
-            scope = self._stats.scope(f"{self._prefix}{key[0]}.")
+            scope = self._stats.scope(f"{self._prefix}{name}.")
             names = ("upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}")
             counters = self._counters[key] = tuple(scope.counter(name) for name in names)
         for counter in counters:
