@@ -10,37 +10,14 @@ _LISTENER = "envoy.config.listener.v3."
 _ROUTE = "envoy.config.route.v3."
 
 HONOURS = {
-    f"{_BOOTSTRAP}Bootstrap": (
-        "node static_resources cluster_manager stats_config stats_flush_interval stats_flush_on_admin layered_runtime admin"
-        " typed_dns_resolver_config default_regex_engine"
-    ),
+    f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_flush_interval layered_runtime admin default_regex_engine",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
     f"{_CORE}Node": "id cluster metadata locality user_agent_name user_agent_version user_agent_build_version",
     f"{_CORE}Locality": "region zone sub_zone",
     f"{_CORE}Metadata": "filter_metadata",
-    f"{_CORE}TransportSocket": "name typed_config",
     f"{_CORE}TypedExtensionConfig": "name typed_config",
-    f"{_LISTENER}Listener": (
-        "name address additional_addresses stat_prefix filter_chains use_original_dst default_filter_chain per_connection_buffer_limit_bytes metadata"
-        " deprecated_v1 drain_type listener_filters listener_filters_timeout continue_on_listener_filters_timeout transparent freebind socket_options"
-        " tcp_fast_open_queue_length traffic_direction connection_balance_config reuse_port enable_reuse_port access_log tcp_backlog_size bind_to_port"
-        " ignore_global_conn_limit"
-    ),
-    f"{_LISTENER}Listener.DeprecatedV1": "bind_to_port",
-    f"{_LISTENER}Listener.ConnectionBalanceConfig": "exact_balance",
-    f"{_LISTENER}Listener.ConnectionBalanceConfig.ExactBalance": "",
-    f"{_LISTENER}AdditionalAddress": "address socket_options",
-    f"{_LISTENER}FilterChain": "filter_chain_match filters metadata transport_socket transport_socket_connect_timeout name",
-    f"{_LISTENER}FilterChainMatch": (
-        "destination_port prefix_ranges direct_source_prefix_ranges source_type source_prefix_ranges source_ports server_names transport_protocol"
-        " application_protocols"
-    ),
-    f"{_LISTENER}Filter": "name typed_config",
-    f"{_LISTENER}ListenerFilter": "name typed_config filter_disabled",
-    f"{_LISTENER}ListenerFilterChainMatchPredicate": "or_match and_match not_match any_match destination_port_range",
-    f"{_LISTENER}ListenerFilterChainMatchPredicate.MatchSet": "rules",
     "envoy.type.v3.Int32Range": "start end",
     "envoy.type.v3.Percent": "value",
 }
@@ -57,7 +34,6 @@ KIND_OF_FIELD = {
     f"{_CLUSTER}Cluster.typed_dns_resolver_config": "DNS resolver",
     f"{_CLUSTER}LoadBalancingPolicy.Policy.typed_extension_config": "load balancing policy",
     "envoy.extensions.clusters.dns.v3.DnsCluster.typed_dns_resolver_config": "DNS resolver",
-    f"{_BOOTSTRAP}Bootstrap.typed_dns_resolver_config": "DNS resolver",
     f"{_BOOTSTRAP}Bootstrap.default_regex_engine": "regex engine",
     f"{_CORE}Http1ProtocolOptions.HeaderKeyFormat.stateful_formatter": "header formatter",
     f"{_CORE}SubstitutionFormatString.formatters": "formatter",
