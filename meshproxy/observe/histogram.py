@@ -60,48 +60,46 @@ def count(bins: Bins) -> int:
 
 
 def total(bins: Bins) -> float:
-    """The approximate sum of all values: each counts as the middle of its bin."""
+    """The approximate sum of all values. Each counts as the point of its bin where a uniform distribution over all scales has its mean."""
     result = 0.0
     for key in sorted(bins):
         left, width = bounds(key)
-        result += (left + width / 2.0) * bins[key]
+        if left:
+            result += (left + width * (left / (left + left + width))) * bins[key]
     return result
 
 
 def quantiles(bins: Bins, wanted: Sequence[float] = QUANTILES) -> list[float]:
-    """The values at the ascending fractions `wanted`, interpolated inside their bins; NaN for all of them when there are no values."""
+    """The values at the ascending fractions `wanted`; NaN for all of them when there are no values.
+
+    A quantile is a sample, not a point between two; the n samples of a bin are thought to divide it into n + 1 equal parts.
+    """
     ordered = sorted(bins)
     everything = count(bins)
     if not everything:
         return [math.nan] * len(wanted)
     result: list[float] = []
     position = 0
-    left, width = bounds(ordered[0])
     lower, upper = 0, bins[ordered[0]]
     for fraction in wanted:
-        rank = everything * fraction
-        while position < len(ordered) - 1 and upper < rank:
+        rank = max(1, math.ceil(everything * fraction))
+        while upper < rank:
             position += 1
-            left, width = bounds(ordered[position])
             lower = upper
             upper += bins[ordered[position]]
-        if rank == lower:
-            result.append(left)
-        elif rank == upper:
-            result.append(left + width)
-        else:
-            result.append(left + (rank - lower) / (upper - lower) * width)
+        left, width = bounds(ordered[position])
+        result.append(left + (rank - lower) / (upper - lower + 1) * width)
     return result
 
 
 def cumulative(bins: Bins, buckets: Sequence[float] = DEFAULT_BUCKETS) -> list[int]:
-    """For each upper bound, how many values are in bins that end at or below it."""
-    ends = sorted((sum(bounds(key)), bins[key]) for key in bins)
+    """For each upper bound, how many values are in bins that begin at or below it: of whole numbers, those that are at most the bound."""
+    begins = [(bounds(key)[0], bins[key]) for key in sorted(bins)]
     result: list[int] = []
     position = running = 0
     for bucket in buckets:
-        while position < len(ends) and ends[position][0] <= bucket:
-            running += ends[position][1]
+        while position < len(begins) and begins[position][0] <= bucket:
+            running += begins[position][1]
             position += 1
         result.append(running)
     return result

@@ -1,0 +1,90 @@
+"""The store in the Prometheus text format, with Envoy's names and tags.
+
+Source: source/server/admin/prometheus_stats in Envoy; prometheus.io, exposition formats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from meshproxy.api.errors import ConfigError
+from meshproxy.observe import histogram as bins
+from meshproxy.observe.stats import Histogram, Kind, Store
+from meshproxy.observe.stats_render import EVERYTHING, Selection, selected
+
+if TYPE_CHECKING:
+    from meshproxy.observe.tags import StatsConfig, Tag
+
+CONTENT_TYPE = "text/plain; version=0.0.4"
+
+_UNSAFE = re.compile(r"[^a-zA-Z0-9_]")
+# Kind -> the type that Prometheus is told. It knows no texts: they are gauges with the text as a label.
+_TYPES: dict[Kind, str] = {"counter": "counter", "gauge": "gauge", "text": "gauge", "histogram": "histogram"}
+
+
+def render_prometheus(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> str:
+    """All stats in groups of one name: counters, gauges, text readouts (if asked for), histograms.
+
+    ConfigError holds the text of the 400 answer when the histograms are wanted in a form that Prometheus does not have.
+    """
+    summary = selection.histogram_buckets in ("summary", "none")
+    if selection.histogram_buckets not in ("", "cumulative") and not summary:
+        raise ConfigError("unsupported prometheus histogram bucket mode")
+    out: list[str] = []
+    for kind, shown in _TYPES.items():
+        if kind not in selection.kinds or (kind == "text" and not selection.text_readouts):
+            continue
+        groups: dict[str, list[tuple[str, list[Tag], int | str | Histogram]]] = {}
+        for name, metric in selected(store, replace(selection, kinds=(kind,))):
+            base, tags = config.tagged(name)
+            groups.setdefault(base, []).append((name, tags, metric))
+        for base in sorted(groups, key=_parts):
+            metric_name = "envoy_" + _UNSAFE.sub("_", base)
+            out.append(f"# TYPE {metric_name} {'summary' if summary and kind == 'histogram' else shown}\n")
+            for name, tags, metric in sorted(groups[base], key=lambda entry: _parts(entry[0])):
+                if isinstance(metric, Histogram):
+                    out += _summary(metric_name, tags, metric) if summary else _histogram(metric_name, tags, metric, config.buckets(name))
+                elif isinstance(metric, str):
+                    out.append(f"{metric_name}{{{_labels([*tags, ('text_value', metric)])}}} 0\n")
+                else:
+                    out.append(f"{metric_name}{{{_labels(tags)}}} {metric}\n")
+    return "".join(out)
+
+
+def _parts(name: str) -> list[str]:
+    return name.split(".")
+
+
+def _labels(tags: Iterable[Tag]) -> str:
+    return ",".join([f'{_UNSAFE.sub("_", name)}="{_escape(value)}"' for name, value in tags])
+
+
+def _escape(value: str) -> str:
+    if "\\" in value or '"' in value or "\n" in value:
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value
+
+
+def _histogram(name: str, tags: list[Tag], metric: Histogram, buckets: tuple[float, ...]) -> list[str]:
+    counts = bins.cumulative(metric.cumulative, buckets)
+    lines = [f"{name}_bucket{{{_labels([*tags, ('le', _exact(bound))])}}} {count}\n" for bound, count in zip(buckets, counts, strict=True)]
+    lines.append(f"{name}_bucket{{{_labels([*tags, ('le', '+Inf')])}}} {bins.count(metric.cumulative)}\n")
+    return lines + _sum_and_count(name, tags, metric)
+
+
+def _summary(name: str, tags: list[Tag], metric: Histogram) -> list[str]:
+    pairs = zip(bins.QUANTILES, bins.quantiles(metric.interval), strict=True)
+    lines = [f"{name}{{{_labels([*tags, ('quantile', f'{fraction:g}')])}}} {_exact(value)}\n" for fraction, value in pairs]
+    return lines + _sum_and_count(name, tags, metric)
+
+
+def _sum_and_count(name: str, tags: list[Tag], metric: Histogram) -> list[str]:
+    labels = _labels(tags)
+    return [f"{name}_sum{{{labels}}} {_exact(bins.total(metric.cumulative))}\n", f"{name}_count{{{labels}}} {bins.count(metric.cumulative)}\n"]
+
+
+def _exact(number: float) -> str:
+    return f"{number:.32g}"
