@@ -44,7 +44,9 @@ class Kind(IntEnum):
     RUNTIME = 13  # marshal {key: value; "" removes}: the admin layer
     REOPEN_LOGS = 14
     COLLECT = 15  # text: what to report; answered with marshalled data
-    REPLY = 16  # answer to the request with the same id
+    FAILED = 16  # worker -> main: marshal (cluster, address text): a response said that its host is out of service
+    EJECTED = 17  # worker -> main -> the other workers: marshal (cluster, address text): outlier detection ejected a host
+    REPLY = 18  # answer to the request with the same id
 
 
 class ChannelClosed(Exception):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meshproxy.logs import Handler, Levels
     from meshproxy.net.address import Address
     from meshproxy.observe.stats import Store
+    from meshproxy.observe.tags import StatsConfig
 
 SCRAPE_DEADLINE = 0.25  # seconds that a scrape waits for the workers; what they have not said by then is a second old at most
 
@@ -81,6 +82,7 @@ class Server:
     admin_address: Address | None = None
     started: float = field(default_factory=time.monotonic)
     started_wall: float = field(default_factory=time.time)
+    stats_config: StatsConfig = None  # type: ignore[assignment]  # set by the supervisor before anybody asks
     initialized: bool = False
     health_failed: bool = False
     terminating: bool = False

@@ -26,11 +26,15 @@ from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.shared import Cells
 from meshproxy.net.tasks import spawn
+from meshproxy.observe.tags import StatsConfig
 from meshproxy.server import Listener, Server
 from meshproxy.server_stats import ServerStats
+from meshproxy.upstream.discovery import Discovery
 from meshproxy.workers import Events, Pool, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meshproxy.cli import Options
 
 log = logging.getLogger("meshproxy.main")
@@ -110,7 +114,7 @@ class Supervisor:
         self._status = 0
         self._ending = False
         self._endpoints: dict[str, bytes] = {}  # cluster -> the last frame, for workers that start later
-        self._health: dict[str, bytes] = {}
+        self._health: dict[str, dict[str, int]] = {}  # cluster -> address -> flags
         self._all_ready = asyncio.Event()
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
@@ -118,7 +122,7 @@ class Supervisor:
             self._loop,
             lambda index, channel_socket: worker.run(plan, index, channel_socket),
             plan.descriptors,
-            Events(on_ready=self._on_ready, on_stats=self._on_stats, on_gone=self._on_gone, on_idle=self._on_idle, replay=self._replay),
+            Events(on_ready=self._on_ready, on_stats=self._on_stats, on_gone=self._on_gone, on_message=self._on_message, replay=self._replay),
         )
         worker.add_clusters(self._context, bootstrap)
         self._server = Server(
@@ -136,9 +140,11 @@ class Supervisor:
             listeners=plan.listeners,
             concurrency=plan.concurrency,
         )
+        self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None)
         self._stats = ServerStats(self._server)
         self._server.prepare_scrape = self._prepare_scrape
         self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
+        self._discovery = Discovery(self._context.clusters, self._context, on_endpoints=self._on_endpoints, on_health=self._on_health)
         self._admin = self._bind(bootstrap)
 
     def _bind(self, bootstrap: Any) -> AdminListener | None:
@@ -216,7 +222,9 @@ class Supervisor:
 
     async def _initialise(self) -> None:
         """Wait for what must be there before traffic: workers that have compiled, first answers of DNS, first health checks."""
+        self._discovery.start()
         await self._all_ready.wait()
+        await self._discovery.wait_initialised()
         self._pool.broadcast(Kind.START)
         self._server.initialized = True
         self._stats.initialized()
@@ -261,8 +269,8 @@ class Supervisor:
         assert channel is not None
         for frame in self._endpoints.values():
             channel.send(Kind.ENDPOINTS, frame)
-        for frame in self._health.values():
-            channel.send(Kind.HEALTH, frame)
+        for entry in self._health.items():
+            channel.send(Kind.HEALTH, marshal.dumps(entry))
         if server.runtime.overrides:
             channel.send(Kind.RUNTIME, marshal.dumps(server.runtime.overrides))
         if server.health_failed:
@@ -274,13 +282,35 @@ class Supervisor:
         if server.terminating:
             channel.send(Kind.LEAVE)
 
+    def _on_message(self, one: Worker, kind: Kind, body: bytes) -> None:
+        if kind is Kind.IDLE:
+            one.idle = True
+            if all(each.idle or not each.pid for each in self._pool.workers):
+                log.info("drained")
+                self._exit()
+        elif kind is Kind.FAILED:
+            self._discovery.failed_immediately(*marshal.loads(body))
+        elif kind is Kind.EJECTED:
+            self._pool.broadcast(kind, body, but=one)
+            self._discovery.ejected(*marshal.loads(body))
+
+    # -- what main finds out -----------------------------------------------------------------------------------------------------------------------------
+
+    def _on_endpoints(self, cluster: str, assignment: bytes) -> None:
+        frame = self._endpoints[cluster] = marshal.dumps((cluster, assignment))
+        self._pool.broadcast(Kind.ENDPOINTS, frame)
+
+    def _on_health(self, cluster: str, flags: Mapping[str, int]) -> None:
+        self._health.setdefault(cluster, {}).update(flags)
+        self._pool.broadcast(Kind.HEALTH, marshal.dumps((cluster, dict(flags))))
+
+    # -- the end -----------------------------------------------------------------------------------------------------------------------------------------
+
     def _reap(self) -> None:
         for pid, code in process.reap():
             self._pool.on_exit(pid, code)
         if self._ending and not self._pool.alive:
             self._loop.stop()
-
-    # -- the end -----------------------------------------------------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """SIGTERM: accept no more, let requests finish, end when no connection is left or the drain time is over. A second SIGTERM ends at once."""
@@ -294,11 +324,6 @@ class Supervisor:
         for listener in server.listeners:
             listener.stop()
         self._loop.call_later(self._options.drain_time_s, self._exit)
-
-    def _on_idle(self, one: Worker) -> None:
-        if self._server.terminating and all(each.idle or not each.pid for each in self._pool.workers):
-            log.info("drained")
-            self._exit()
 
     def _exit(self) -> None:
         """SIGINT, /quitquitquit, the end of a drain: stop the workers, then main."""

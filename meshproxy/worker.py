@@ -67,7 +67,13 @@ class Plan:
 
 def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: Plan, worker_id: int) -> Context:
     """The surroundings of a compilation. Raises ConfigError."""
-    stats = Store()
+    accepts = None
+    if bootstrap.HasField("stats_config"):
+        from meshproxy.observe.tags import StatsConfig
+
+        with errors.under("stats_config"):
+            accepts = StatsConfig(bootstrap.stats_config).accepts
+    stats = Store(accepts)
     context = Context(loop=loop, stats=stats, timers=None, worker_id=worker_id, concurrency=plan.concurrency, node=plan.node)  # type: ignore[arg-type]
     context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
     context.cells = plan.cells
@@ -146,7 +152,10 @@ class Worker:
             Kind.LOG_LEVEL: lambda body: plan.levels.update(marshal.loads(body)),
             Kind.RUNTIME: lambda body: context.runtime.modify(marshal.loads(body)),
             Kind.REOPEN_LOGS: self._reopen_logs,
+            Kind.EJECTED: lambda body: context.clusters.eject(*marshal.loads(body)),
         }
+        context.clusters.on_immediate_failure = lambda cluster, address: self._channel.send(Kind.FAILED, marshal.dumps((cluster, address)))
+        context.clusters.on_eject = lambda cluster, address: self._channel.send(Kind.EJECTED, marshal.dumps((cluster, address)))
         self._channel.send(Kind.READY)
         self._loop.call_later(STATS_INTERVAL, self._tick)
 

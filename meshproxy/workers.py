@@ -45,7 +45,7 @@ class Events:
     on_ready: Callable[[Worker], None]
     on_stats: Callable[[Worker, bytes], None]
     on_gone: Callable[[Worker], None]
-    on_idle: Callable[[Worker], None]
+    on_message: Callable[[Worker, Kind, bytes], None]  # everything else
     replay: Callable[[Worker], None]  # send a new worker what happened before it
 
 
@@ -99,9 +99,8 @@ class Pool:
         elif kind is Kind.READY:
             worker.ready = True
             self._events.on_ready(worker)
-        elif kind is Kind.IDLE:
-            worker.idle = True
-            self._events.on_idle(worker)
+        else:
+            self._events.on_message(worker, kind, body)
 
     def _on_eof(self, worker: Worker) -> None:
         # A worker that closed its end is finished, even if its process hangs: SIGCHLD tells the rest.
@@ -155,10 +154,10 @@ class Pool:
 
     # -- talk ------------------------------------------------------------------------------------------------------------------------------------------
 
-    def broadcast(self, kind: Kind, body: bytes = b"") -> None:
-        """Tell every worker."""
+    def broadcast(self, kind: Kind, body: bytes = b"", *, but: Worker | None = None) -> None:
+        """Tell every worker (`but` one)."""
         for worker in self.workers:
-            if worker.channel is not None:
+            if worker.channel is not None and worker is not but:
                 worker.channel.send(kind, body)
 
     async def gather(self, kind: Kind, body: bytes = b"", *, timeout: float) -> list[bytes]:
