@@ -211,7 +211,7 @@ class Rig:
 
     async def _finish(self, outcome: Outcome, case: Case) -> None:
         """Wait until the proxy is quiet, then take down what it did."""
-        await self._quiet(outcome, "downstream_cx_active", "downstream_rq_active")
+        await self._quiet(outcome, "downstream_cx_active", "downstream_rq_active", "upstream_rq_active")
         outcome.upstream = {
             name: [{**seen, "got": self.normaliser.bytes(seen["got"].encode("latin-1"))} for seen in upstream.seen()]
             for name, upstream in self.upstreams.items()
