@@ -37,8 +37,8 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
     Raises NotClientHelloError as soon as the bytes cannot be one, and TooLargeError when `max_size` bytes are there and the message is not over.
     """
     message = bytearray()
+    declared = at = 0  # bytes that the records so far say they carry; where the next one begins
     needed = 4
-    at = 0
     while len(message) < needed:
         header = data[at : at + 5]
         if (header and header[0] != _HANDSHAKE) or (len(header) > 1 and header[1] != 3):
@@ -49,6 +49,7 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
         if not 0 < length <= 1 << 14:
             raise NotClientHelloError("a record's length is out of range")
         message += data[at + 5 : at + 5 + length]
+        declared += length
         at += 5 + length
         if message and message[0] != _CLIENT_HELLO:
             raise NotClientHelloError("not a ClientHello")
@@ -56,10 +57,10 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
             needed = 4 + int.from_bytes(message[1:4], "big")
             if needed > 4 + MAX_SIZE:
                 raise NotClientHelloError("the message is larger than any ClientHello")
-        if at > len(data) and len(message) < needed:
+            if declared > needed:
+                raise NotClientHelloError("more than the ClientHello in its record")
+        if at > len(data):
             return _more(data, max_size)
-    if len(message) > needed:
-        raise NotClientHelloError("bytes after the ClientHello in its record")
     server_name, alpn = _body(_Reader(bytes(message[4:])))
     return ClientHello(server_name, alpn, at)
 

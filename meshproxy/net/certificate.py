@@ -147,8 +147,7 @@ class _Fields:
     __slots__ = ("issuer", "not_after", "not_before", "sans", "serial", "spki", "subject")
 
     def __init__(self, der: bytes) -> None:
-        certificate = _children(_only(der, 0x30))
-        tbs = list(_elements(next(certificate)[1]))
+        tbs = list(_elements(_only(_only(der, 0x30), 0x30)))
         if tbs and tbs[0][0] == 0xA0:  # [0] EXPLICIT version
             del tbs[0]
         if len(tbs) < 6:
@@ -269,7 +268,10 @@ def _time(tag: int, value: bytes) -> int:
     if tag not in (0x17, 0x18) or len(digits) != 14 or text[-1] != "Z" or not (digits.isascii() and digits.isdigit()):
         raise DerError("a time is malformed")
     year, rest = int(digits[:4]), [int(digits[at : at + 2]) for at in range(4, 14, 2)]
-    return calendar.timegm((year, *rest, 0, 0, 0))
+    try:
+        return calendar.timegm((year, *rest, 0, 0, 0))
+    except ValueError:  # the 13th month
+        raise DerError("a time does not exist") from None
 
 
 def _length_bytes(length: int) -> bytes:

@@ -339,7 +339,7 @@ class Listener:
         log.debug("listener %s: %r: closed by the listener filters: %s", self.name, conn, why)
         sock.close()
         if self._logs:
-            self._log(conn, 0)
+            self._log(conn)
 
     # -- connections
 
@@ -414,16 +414,15 @@ class Listener:
         for hook in chain.on_close:
             hook(conn)
         if self._logs:
-            self._log(conn, 0)
+            self._log(conn)
 
     def _no_chain(self, conn: ConnectionInfo) -> None:
         self.stats.no_filter_chain_match.n += 1
         log.debug("listener %s: %r: no filter chain matches", self.name, conn)
-        conn.termination_details = "filter_chain_not_found"
         if self._logs:
-            self._log(conn, flags.NR)
+            self._log(conn, flags.NR, "filter_chain_not_found")
 
-    def _log(self, conn: ConnectionInfo, flag: int) -> None:
+    def _log(self, conn: ConnectionInfo, flag: int = 0, details: str | None = None) -> None:
         stream = conn.stream
         if stream is None:
             stream = StreamInfo()
@@ -434,6 +433,9 @@ class Listener:
             stream.end = now
             stream.termination_details = conn.termination_details
             stream.requested_server_name = conn.server_name
+            stream._metadata = conn.metadata
+            stream._filter_state = conn.filter_state
+            stream.details = details
         stream.flags |= flag
         for logger in self._logs:
             logger.log(stream)

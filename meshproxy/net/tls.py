@@ -77,7 +77,8 @@ class HandshakeObject(ssl.SSLObject):
     def do_handshake(self) -> None:
         try:
             super().do_handshake()
-            self.context.owner.finish(self)  # type: ignore[attr-defined]
+            if self.outgoing is not None:  # else it was finished before
+                self.context.owner.finish(self)  # type: ignore[attr-defined]
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
@@ -215,7 +216,8 @@ def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:
     if proto.disable_stateful_session_resumption and common.minimum < ssl.TLSVersion.TLSv1_3:
         fail("disable_stateful_session_resumption", "it is only honoured together with tls_minimum_protocol_version TLSv1_3", UNSUPPORTED)
     tls = DownstreamTls(common, TlsStats(scope), None)  # type: ignore[arg-type]  # set in the next line
-    tls.context = _ServerContexts(tls, proto, common).first
+    with under("common_tls_context"):
+        tls.context = _ServerContexts(tls, proto, common).first
     return tls
 
 
