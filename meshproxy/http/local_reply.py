@@ -101,7 +101,7 @@ class _Mapper:
     __slots__ = ("applies", "body", "format", "mutate", "status")
 
     def __init__(self, proto: Any, context: Context) -> None:
-        from meshproxy.http.header_mutations import compile_response_mutations
+        from meshproxy.http.header_mutations import compile_mutation
         from meshproxy.observe import access_filters
 
         with errors.under("filter"):
@@ -112,10 +112,7 @@ class _Mapper:
             with errors.under("body"):
                 self.body = datasource.read(proto.body)
         self.format = _compile_format(proto.body_format_override, "body_format_override") if proto.HasField("body_format_override") else None
-        self.mutate: Callable[[Any, ResponseHead], None] | None = None
-        if proto.headers_to_add:
-            with errors.under("headers_to_add"):
-                self.mutate = compile_response_mutations(proto.headers_to_add)
+        self.mutate: Callable[[Any, ResponseHead], None] | None = compile_mutation(proto.headers_to_add, (), "headers", request=False)  # type: ignore[assignment]
 
 
 def compile(proto: Any, context: Context) -> LocalReplies:
