@@ -175,9 +175,9 @@ class CookieMethod:
         known = pending.get(self.name)
         if known is not None:
             return known[0]
+        # The same for all requests of a connection, so that several at once get the same cookie.
         connection = stream.connection
-        remote = stream.remote or connection.remote
-        value = b"%016x" % _hash(f"{remote.text}{connection.local.text}".encode())
+        value = b"%016x" % _hash(f"{connection.remote.text}{connection.local.text}".encode())
         pending[self.name] = value, self.name + b'="' + value + b'"' + self._tail
         return value
 

@@ -99,7 +99,7 @@ class Route:
         "metadata_match",  # dict for subset load balancing, or None
         "mirrors",
         "name",
-        "needs_lb_context",
+        "needs_lb_context",  # whatever the cluster says of itself: it has a metadata match. A cluster that hashes says so itself (`needs_hash`)
         "per_try_idle_timeout",
         "per_try_timeout",
         "per_try_timeout_ms",  # as configured, even where the route's timeout is shorter
@@ -257,7 +257,7 @@ class _Compiler:
         path = compile_path_rewrite(action, self._match, runtime)
         host = compile_host_rewrite(action, runtime)
         self._finalizers(route, request, response, path, host)
-        route.needs_lb_context = route.hash is not None or route.metadata_match is not None
+        route.needs_lb_context = route.metadata_match is not None
         self._clusters(route, action, request, response, path, host)
 
     def _finalizers(self, route: Route, request: Any, response: Any, path: PathRewrite | None, host: HostRewrite | None) -> None:
@@ -406,9 +406,9 @@ def response_finalizer(mutate: Any, *, sets_cookies: bool = False) -> Finalize |
     def finalize(stream: StreamInfo) -> None:
         head = stream.response
         assert head is not None
+        set_new_cookies(stream, head)
         if mutate is not None:
             mutate(stream, head)
-        set_new_cookies(stream, head)
 
     return finalize
 
