@@ -52,7 +52,7 @@ _OPERATORS = (eq, ge, le, ne)  # ComparisonFilter.Op
 _UNKNOWN_GRPC_STATUS = 2
 
 
-def compile_filter(proto: accesslog_pb2.AccessLogFilter, context: Context) -> Predicate:
+def compile(proto: accesslog_pb2.AccessLogFilter, context: Context) -> Predicate:
     """A predicate of the stream that is to be logged. ConfigError relative to `proto`."""
     kind = proto.WhichOneof("filter_specifier")
     if kind is None:
@@ -138,7 +138,7 @@ def _several(proto: accesslog_pb2.AndFilter | accesslog_pb2.OrFilter, context: C
     tests = []
     for index, one in enumerate(proto.filters):
         with under(f"filters[{index}]"):
-            tests.append(compile_filter(one, context))
+            tests.append(compile(one, context))
     return tuple(tests)
 
 

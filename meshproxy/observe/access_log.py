@@ -85,7 +85,7 @@ def compile(proto: accesslog_pb2.AccessLog, context: Context) -> AccessLog:
     accepts = None
     if proto.HasField("filter"):
         with under("filter"):
-            accepts = access_filters.compile_filter(proto.filter, context)
+            accepts = access_filters.compile(proto.filter, context)
     return AccessLog(render, sink, accepts, typed=b"ACCESS_LOG_TYPE" in proto.typed_config.value or _asks_type(proto.filter))
 
 

@@ -17,8 +17,8 @@ from google.protobuf import struct_pb2
 
 from meshproxy.api import datasource
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
-from meshproxy.observe import json_text, operators
-from meshproxy.observe.operators import Code, Value
+from meshproxy.observe import codegen, json_text, operators
+from meshproxy.observe.codegen import Code, Value
 
 if TYPE_CHECKING:
     from envoy.config.core.v3 import extension_pb2, substitution_format_string_pb2
@@ -98,7 +98,7 @@ class Compiler:
         if all(isinstance(segment, bytes) for segment in segments):
             return b"".join(segments)  # type: ignore[arg-type]
         code.lines.append(f"return {_concatenation(code, segments, b'' if omit_empty else b'-')}")
-        return _function(code)
+        return code.function()
 
     def header_value(self, text: str) -> bytes | Format:
         """The value of a header. Missing values are empty, and what could end the header line early becomes a space (RFC 9110 section 5.5)."""
@@ -111,7 +111,7 @@ class Compiler:
         safe = code.bind(_UNSAFE_IN_HEADERS)
         code.lines.append(f"if b'\\n' in {value} or b'\\r' in {value} or b'\\0' in {value}: {value} = {value}.translate({safe})")
         code.lines.append(f"return {value}")
-        return _function(code)
+        return code.function()
 
     def json(self, fields: struct_pb2.Struct, *, omit_empty: bool = False) -> Format:
         """A JSON object as one line. A string that is one command keeps the type of its value; missing values are null, or left out."""
@@ -123,7 +123,7 @@ class Compiler:
             template, arguments = self._object(code, fields)
             line = _percent(template + b"\n", arguments)
             code.lines.append(f"return {line}")
-        return _function(code)
+        return code.function()
 
     def _code(self) -> Code:
         return Code(self._clock, self._wall)
@@ -223,7 +223,7 @@ def _concatenation(code: Code, segments: list[Segment], empty: bytes) -> str:
             template.append(b"%d")
             arguments.append(segment.expression)
         else:
-            name = operators.as_bytes(code, segment)
+            name = codegen.as_bytes(code, segment)
             if segment.optional:
                 name = code.local(f"{empty!r} if {name} is None else {name}")
             template.append(b"%b")
@@ -253,14 +253,14 @@ def _json_of(code: Code, value: Value, name: str) -> str:
     if value.kind == "plain":
         return f"dump({name})" if value.length is None else f"dump({code.bind(_cut)}({name}, {value.length}))"
     if value.length is not None:
-        name = f"{code.bind(operators.encode)}({name})[:{value.length}]"
+        name = f"{code.bind(codegen.encode)}({name})[:{value.length}]"
         return f"quote({name})"
     return f"(known({name}) or quote({name}))"
 
 
 def _cut(value: Any, length: int) -> Any:
     """Metadata shortened: strings only, structures are never cut."""
-    return operators.encode(value)[:length] if isinstance(value, str) else value
+    return codegen.encode(value)[:length] if isinstance(value, str) else value
 
 
 def constant(value: struct_pb2.Value) -> bytes:
@@ -275,14 +275,6 @@ def _literal(text: bytes) -> bytes:
 
 def _percent(template: bytes, arguments: list[str]) -> str:
     return f"{template!r} % ({', '.join(arguments)}{',' if len(arguments) == 1 else ''})"
-
-
-def _function(code: Code) -> Format:
-    body = "\n".join(f"    {line}" for line in code.lines)
-    names = dict(code.names)
-    exec(compile(f"def render(s):\n{body}\n", "<format>", "exec"), names)  # our own text: parameters of commands appear in it as literals only
-    render: Format = names["render"]
-    return render
 
 
 def _colons(match: re.Match[str]) -> str:

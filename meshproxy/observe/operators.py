@@ -1,7 +1,6 @@
 """The command operators of format strings (`%DURATION%`, `%REQ(X?Y):Z%`), each as a Python expression over a stream `s`.
 
-`value_of` is the way in. Formats are compiled to Python functions (see `format`), so that an access log line costs attribute reads and one `%` operation.
-An expression may use the names that `Code` binds and the functions of `stream_values` under `v`.
+`value_of` is the way in; what expressions may say is in `codegen`.
 
 Source: Envoy's configuration/advanced/substitution_formatter; which operators take parameters or lengths, and what they answer when there is nothing, was
 found by asking Envoy 1.40.
@@ -13,88 +12,13 @@ import json
 import os
 import re
 import socket
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
-from meshproxy.observe import flags, json_text, stream_values
+from meshproxy.observe.codegen import Code, Value, as_bytes
 from meshproxy.observe.time_format import ISO_MILLISECONDS, ISO_MILLISECONDS_LOCAL, compile_time
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What an operator evaluates to.
-
-    `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes.
-    """
-
-    kind: str
-    expression: str
-    optional: bool = True
-    length: int | None = None
-
-
-class Code:
-    """The function being generated: statements so far, and what its global names are bound to. Equal expressions are evaluated once."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
-        self.lines: list[str] = []
-        self.names: dict[str, Any] = {
-            "v": stream_values,
-            "short": flags.short,
-            "long": flags.long,
-            "clock": clock,
-            "wall": wall,
-            "known": json_text.known,
-            "quote": json_text.quote,
-            "dump": json_text.dump,
-        }
-        self._locals: dict[str, str] = {}
-
-    def bind(self, value: Any) -> str:
-        """A global name for an object."""
-        name = f"k{len(self.names)}"
-        self.names[name] = value
-        return name
-
-    def local(self, expression: str) -> str:
-        """A local variable that holds the expression's value."""
-        name = self._locals.get(expression)
-        if name is None:
-            name = self._locals[expression] = self.fresh()
-            self.lines.append(f"{name} = {expression}")
-        return name
-
-    def fresh(self) -> str:
-        """A new local name."""
-        name = f"x{len(self._locals)}"
-        self._locals[name] = name
-        return name
-
-    def head(self, attribute: str) -> str:
-        """The lookup function of `s.request`, `s.response` or trailers, which finds nothing when there are none."""
-        key = f"lookup {attribute}"
-        name = self._locals.get(key)
-        if name is None:
-            name = self._locals[key] = self.fresh()
-            nothing = self.bind(_nothing)
-            # The index behind `get` is used directly: a dict's own `get` costs a quarter of a Python method.
-            self.lines += [
-                f"{name} = s.{attribute}",
-                f"if {name} is None:",
-                f"    {name} = {nothing}",
-                "else:",
-                f"    if {name}._index is None:",
-                f"        {name}.get(b'')",
-                f"    {name} = {name}._index.get",
-            ]
-        return name
-
-
-def _nothing(name: bytes) -> None:
-    """The lookup function of headers that are not there."""
 
 
 def value_of(code: Code, name: str, parameter: str, length: int | None, enabled: frozenset[str] = frozenset()) -> Value:
@@ -202,13 +126,11 @@ def _simple() -> dict[str, Value]:
         "SPAN_ID": _text('getattr(s, "span_id", None)'),
         "CUSTOM_FLAGS": _text('getattr(s, "custom_flags", "")', optional=False),
     }
-    for direction, names in {
-        "UPSTREAM": ("upstream_header_bytes_sent", "upstream_header_bytes_received"),
-        "DOWNSTREAM": ("response_header_bytes", "request_header_bytes"),
-    }.items():
-        for way, name in zip(("SENT", "RECEIVED"), names, strict=True):
-            for form in ("", "DECOMPRESSED_"):
-                table[f"{direction}_{form}HEADER_BYTES_{way}"] = _number(f'getattr(s, "{name}", 0)')
+    for form in ("", "DECOMPRESSED_"):
+        table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number('getattr(s, "upstream_header_bytes_sent", 0)')
+        table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number('getattr(s, "upstream_header_bytes_received", 0)')
+        table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number("v.response_header_lines_bytes(s)")
+        table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("s.request_header_bytes")
     for command, address in _ADDRESSES.items():
         table[f"{command}_ADDRESS"] = _text(f"v.address_text({address})")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)
@@ -514,35 +436,6 @@ def _coalesce_entry(code: Code, entry: Any) -> Value:
     if length is not None and (not isinstance(length, int) or length <= 0):
         raise ConfigError("'max_length' must be a positive integer")
     return value_of(code, entry["command"], str(entry.get("param", "")), length)
-
-
-def as_bytes(code: Code, value: Value) -> str:
-    """A local variable with the value as the bytes that a text format shows, or None."""
-    cut = "" if value.length is None else f"[:{value.length}]"
-    if value.kind == "bytes" and not cut:
-        return code.local(value.expression)
-    source = code.local(value.expression)
-    if value.kind == "int":
-        shown = f"b'%d' % {source}"
-    elif value.kind == "bytes":
-        shown = source
-    elif value.kind == "text":
-        shown = f"{code.bind(encode)}({source})"
-    else:
-        shown = f"{code.bind(plain_bytes)}({source})"
-    if cut:
-        shown = f"({shown}){cut}"
-    return code.local(f"None if {source} is None else {shown}" if value.optional else shown)
-
-
-def encode(value: str | bytes) -> bytes:
-    """Text as bytes. Some values come from headers and are bytes already."""
-    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-
-
-def plain_bytes(value: Any) -> bytes:
-    """Metadata in a text format: strings as they are, everything else as JSON."""
-    return encode(value) if isinstance(value, (str, bytes)) else json_text.dump(value)
 
 
 Maker = Callable[[Code, str], Value]

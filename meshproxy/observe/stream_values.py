@@ -197,6 +197,11 @@ def response_header_map_bytes(s: StreamInfo) -> int:
     return 0 if s.response is None else 10 + _map_bytes(s.response.items)
 
 
+def response_header_lines_bytes(s: StreamInfo) -> int:
+    """What the response's header lines take on the wire, without the status line."""
+    return 0 if s.response is None else sum([len(name) + len(value) + 4 for name, value in s.response.items])
+
+
 def response_trailer_map_bytes(s: StreamInfo) -> int:
     """Names and values of the response's trailers."""
     return 0 if s.response_trailers is None else _map_bytes(s.response_trailers.items)
