@@ -20,14 +20,14 @@ _PROC_FDS = "/proc/self/fd"
 
 
 class Lifeline:
-    """A pipe whose writing end only main holds: when main is gone, however it went, the kernel kills every worker that holds the reading end.
+    """A pipe between main and one worker, whose writing end only main holds: when main is gone, however it went, the kernel kills the worker.
 
-    A worker arms it with `arm`. It needs neither the worker's event loop to be alive nor ctypes for prctl(PR_SET_PDEATHSIG), which would also be bound to the
-    thread that forked.
+    It needs neither the worker's event loop to be alive nor ctypes for prctl(PR_SET_PDEATHSIG), which would also be bound to the thread that forked. One
+    for each worker: the owner of the signal belongs to the open pipe, not to the descriptor.
     """
 
     def __init__(self) -> None:
-        self.read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def arm(self) -> None:
         """In the worker: die by SIGKILL as soon as the writing end is closed everywhere."""
@@ -42,14 +42,12 @@ class Lifeline:
         if gone:  # main went between the fork and here: no signal will come
             os._exit(1)
 
-    def close(self) -> None:
-        """In main, for tests: cut it."""
-        os.close(self.read_fd)
-        os.close(self._write_fd)
 
+def fork(run: Callable[[], None], keep: Collection[int]) -> tuple[int, int]:
+    """Fork a child that calls `run` and exits. It keeps the standard streams and the descriptors in `keep`.
 
-def fork(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> int:
-    """Fork a child that calls `run` and exits; returns its process id. The child keeps standard streams and the descriptors in `keep`."""
+    Returns its process id and a descriptor that keeps it alive: to be closed when the child has ended.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     # Objects made so far are moved out of the collector's sight on both sides: a collection in the child would write to (and so copy) every shared page.
@@ -57,10 +55,12 @@ def fork(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> 
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    lifeline = Lifeline()
     pid = os.fork()
     if pid == 0:
         _be_child(run, keep, lifeline)
-    return pid
+    os.close(lifeline.read_fd)
+    return pid, lifeline.write_fd
 
 
 def _be_child(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> NoReturn:

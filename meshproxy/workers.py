@@ -30,6 +30,7 @@ class Worker:
 
     index: int
     pid: int = 0
+    lifeline: int = -1  # descriptor without which the process dies
     channel: Channel | None = None
     started: float = 0.0
     ready: bool = False
@@ -68,7 +69,6 @@ class Pool:
         self._run_worker = run_worker
         self._keep = keep
         self._events = events
-        self._lifeline = process.Lifeline()
         self._stopping = False
 
     # -- life ------------------------------------------------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class Pool:
         def run() -> None:
             self._run_worker(index, theirs)
 
-        worker.pid = process.fork(run, {theirs.fileno(), *self._keep(index)}, self._lifeline)
+        worker.pid, worker.lifeline = process.fork(run, {theirs.fileno(), *self._keep(index)})
         theirs.close()
         worker.started = time.monotonic()
         worker.ready = worker.idle = False
@@ -113,6 +113,7 @@ class Pool:
         if worker is None:
             return  # an orphan that we inherited as PID 1
         worker.pid = 0
+        os.close(worker.lifeline)
         worker.ready = False
         if worker.channel is not None:
             worker.channel.close()

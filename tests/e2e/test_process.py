@@ -1,0 +1,274 @@
+"""Life and death of the processes: main and its workers, signals, crashes, draining."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.proxy import ADMIN, HELLO, Proxy, Upstream, alive, children, cluster, get, listener, refused, wait_until
+
+pytestmark = pytest.mark.slow
+STATIC = ADMIN + "static_resources:\n  listeners:"
+
+
+@pytest.fixture
+def upstream():
+    service = Upstream()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def slow(tmp_path, upstream):
+    """A proxy in front of a service that answers when told to, and answers /hello itself."""
+    routes = "{match: {path: /hello}, direct_response: {status: 200}}, {match: {prefix: /}, route: {cluster: up}}"
+    with Proxy(tmp_path, STATIC + listener(0, routes) + "  clusters:" + cluster("up", upstream.port), "--concurrency", "2", "--drain-time-s", "8") as proxy:
+        yield proxy
+
+
+def test_a_killed_worker_is_replaced_within_a_second_under_load(tmp_path):
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "2") as proxy:
+        port = proxy.port()
+        before = proxy.workers()
+        assert len(before) == 2
+        stop = threading.Event()
+
+        def load() -> tuple[int, int]:
+            good = bad = 0
+            while not stop.is_set():
+                try:
+                    good += get(port) == (200, "hello")
+                except (OSError, http.client.HTTPException):
+                    bad += 1  # the connection was in the worker's hands when it died
+            return good, bad
+
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(load) for _ in range(4)]
+            wait_until(lambda: proxy.stat("http.l1.downstream_rq_total") > 50)
+            os.kill(before[0], signal.SIGKILL)
+            killed = time.monotonic()
+            new = wait_until(lambda: [pid for pid in proxy.workers() if pid not in before], 5)
+            served = proxy.stat("listener.127.0.0.1_[0-9]+.worker_0.downstream_cx_total")
+            wait_until(lambda: proxy.stat("listener.127.0.0.1_[0-9]+.worker_0.downstream_cx_total") > served, 5)
+            took = time.monotonic() - killed
+            stop.set()
+            outcomes = [run.result(10) for run in runs]
+        assert took < 1.0, f"the new worker served after {took:.2f} s"
+        assert len(new) == 1
+        assert sum(bad for _, bad in outcomes) <= 8  # two each at most: accepted ones and those being accepted
+        assert proxy.stat("server.worker_restarts") == 1
+        assert "ended with signal SIGKILL" in proxy.stderr
+
+
+def test_workers_die_with_main_even_when_they_hang(tmp_path):
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "2") as proxy:
+        workers = proxy.workers()
+        os.kill(workers[0], signal.SIGSTOP)  # as stuck as can be; SIGKILL still ends it
+        proxy.signal(signal.SIGKILL)
+        proxy.wait_exit()
+        wait_until(lambda: not any(map(alive, workers)), 2)
+
+
+def test_sigterm_lets_requests_finish_and_accepts_no_more(slow, upstream):
+    port = slow.port()
+    idle = socket.create_connection(("127.0.0.1", port))
+    idle.sendall(b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(get, port, "/slow", 10)
+        assert upstream.arrived.acquire(timeout=5)
+        slow.signal(signal.SIGTERM)
+        wait_until(lambda: refused(port), 2)
+        assert slow.admin("GET", "/ready") == (503, "DRAINING\n")
+        idle.settimeout(2)
+        assert idle.recv(100) == b"", "an idle connection is closed at once"
+        assert slow.process.poll() is None
+        upstream.release.set()
+        assert request.result(5) == (200, "done")
+    assert slow.wait_exit(3) == 0
+    idle.close()
+
+
+def test_the_drain_time_ends_a_drain(tmp_path, upstream):
+    config = STATIC + listener(0, "{match: {prefix: /}, route: {cluster: up}}") + "  clusters:" + cluster("up", upstream.port)
+    with Proxy(tmp_path, config, "--concurrency", "1", "--drain-time-s", "1") as proxy, ThreadPoolExecutor(1) as pool:
+        request = pool.submit(get, proxy.port(), "/slow", 10)
+        assert upstream.arrived.acquire(timeout=5)
+        started = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_exit(5) == 0
+        assert 0.9 < time.monotonic() - started < 4
+        with pytest.raises((OSError, http.client.HTTPException)):
+            request.result(5)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
+def test_impatience_ends_at_once(slow, upstream, signals):
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(get, slow.port(), "/slow", 10)
+        assert upstream.arrived.acquire(timeout=5)
+        for number in signals:
+            slow.signal(number)
+            time.sleep(0.05)
+        assert slow.wait_exit(3) == 0
+        with pytest.raises((OSError, http.client.HTTPException)):
+            request.result(5)
+
+
+def test_sigterm_without_connections_ends_at_once(slow):
+    workers = slow.workers()
+    slow.signal(signal.SIGTERM)
+    assert slow.wait_exit(2) == 0
+    assert not any(map(alive, workers))
+
+
+def test_hang_up_is_ignored_and_workers_ignore_the_terminal(slow):
+    slow.signal(signal.SIGHUP)
+    for worker in slow.workers():
+        os.kill(worker, signal.SIGINT)
+        os.kill(worker, signal.SIGTERM)
+    assert get(slow.port(), "/hello")[0] == 200
+    assert slow.process.poll() is None
+    assert slow.stat("server.worker_restarts") == 0
+
+
+def test_sigusr1_opens_logs_again(tmp_path):
+    log = tmp_path / "app.log"
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "1", "--log-path", str(log)) as proxy:
+        log.rename(tmp_path / "app.log.1")
+        proxy.signal(signal.SIGUSR1)
+        wait_until(log.exists, 2)
+        os.kill(proxy.workers()[0], signal.SIGKILL)
+        wait_until(lambda: "SIGKILL" in log.read_text(), 2)
+
+
+def test_a_replacement_knows_what_happened_before_it(tmp_path):
+    health = """- name: health
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck
+              pass_through_mode: false
+              headers: [{name: ":path", string_match: {exact: /health}}]"""
+    with Proxy(tmp_path, STATIC + listener(0, HELLO, filters=health), "--concurrency", "1") as proxy:
+        port = proxy.port()
+        assert get(port, "/health")[0] == 200
+        proxy.admin("POST", "/healthcheck/fail")
+        wait_until(lambda: get(port, "/health")[0] == 503, 2)
+        [worker] = proxy.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: proxy.stat("server.worker_restarts") == 1 and proxy.workers(), 2)
+        assert get(port, "/health")[0] == 503
+
+
+def test_counters_of_a_dead_worker_stay_and_its_gauges_go(tmp_path):
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "1") as proxy:
+        held = socket.create_connection(("127.0.0.1", proxy.port()))
+        held.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        held.recv(1000)
+        assert proxy.stat("http.l1.downstream_cx_active") == 1
+        os.kill(proxy.workers()[0], signal.SIGKILL)
+        wait_until(lambda: proxy.stat("server.worker_restarts") == 1, 2)
+        assert proxy.stat("http.l1.downstream_cx_active") == 0
+        assert proxy.stat("http.l1.downstream_rq_total") == 1
+        held.close()
+
+
+def test_a_worker_keeps_nothing_of_mains(tmp_path):
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "2") as proxy:
+        port = proxy.port()
+        admin_port = int(proxy.address_file.read_text().rpartition(":")[2])
+        watcher = socket.create_connection(("127.0.0.1", admin_port))  # open while the next worker is forked
+        watcher.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
+        watcher.recv(1000)
+        os.kill(proxy.workers()[0], signal.SIGKILL)
+        wait_until(lambda: proxy.stat("server.worker_restarts") == 1 and len(proxy.workers()) == 2, 2)
+        wait_until(lambda: get(port)[0] == 200, 2)
+        ours = _local_ports()
+        for worker in proxy.workers():
+            listening = [ours[inode] for inode in _inodes(worker) if inode in ours]
+            assert listening == [port], "a worker has its own listening socket, and neither its sibling's nor admin's"
+        watcher.close()
+
+
+def _inodes(pid):
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return [link[8:-1] for link in links if link.startswith("socket:[")]
+
+
+def _local_ports():
+    """Inode -> local port, of TCP sockets that listen or are connected."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9]: int(row[1].rpartition(":")[2], 16) for row in rows}
+
+
+def test_drain_listeners_stops_inbound_ones_only(tmp_path):
+    config = STATIC + listener(0, HELLO, name="in", extra="traffic_direction: INBOUND") + listener(0, HELLO, name="out", extra="traffic_direction: OUTBOUND")
+    with Proxy(tmp_path, config, "--concurrency", "2") as proxy:
+        inbound, outbound = proxy.port("in"), proxy.port("out")
+        assert proxy.admin("POST", "/drain_listeners?inboundonly") == (200, "OK\n")
+        wait_until(lambda: refused(inbound), 2)
+        assert get(outbound)[0] == 200
+        assert "in::" not in proxy.admin("GET", "/listeners")[1]
+        os.kill(proxy.workers()[0], signal.SIGKILL)  # its replacement must not bring the listener back
+        wait_until(lambda: proxy.stat("server.worker_restarts") == 1 and len(proxy.workers()) == 2, 2)
+        assert refused(inbound)
+        wait_until(lambda: get(outbound)[0] == 200, 2)
+
+
+def test_quitquitquit_answers_and_ends(slow):
+    assert slow.admin("POST", "/quitquitquit") == (200, "OK\n")
+    assert slow.wait_exit(3) == 0
+
+
+def test_unix_sockets_are_removed_at_the_end(tmp_path):
+    path = tmp_path / "s.sock"
+    config = STATIC + listener(0, HELLO).replace("{socket_address: {address: 127.0.0.1, port_value: 0}}", f"{{pipe: {{path: {path}}}}}")
+    with Proxy(tmp_path, config, "--concurrency", "1") as proxy:
+        assert path.is_socket()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait_exit(3) == 0
+    assert not path.exists()
+
+
+def test_init_only_starts_and_ends(tmp_path):
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--mode", "init_only", "--concurrency", "2", wait=False) as proxy:
+        assert proxy.wait_exit() == 0
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a pid namespace")
+def test_as_pid_1_it_reaps_orphans_and_obeys_signals(tmp_path):
+    import sys
+
+    # unshare's child is PID 1 of its namespace, as in a container.
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "meshproxy"]
+    with Proxy(tmp_path, STATIC + listener(0, HELLO), "--concurrency", "1", command=command) as proxy:
+        [main] = children(proxy.process.pid)
+        assert "NSpid:" in Path(f"/proc/{main}/status").read_text()
+        orphan = "import os\nif os.fork() == 0: os._exit(0)\n"
+        subprocess.run(["nsenter", "--target", str(main), "--pid", sys.executable, "-c", orphan], check=True, timeout=10)
+        wait_until(lambda: _zombies_of(main) == [], 2)
+        assert get(proxy.port())[0] == 200
+        os.kill(main, signal.SIGTERM)
+        assert proxy.wait_exit(3) == 0
+
+
+def _zombies_of(pid):
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] == "Z":
+                found.append(int(entry.name))
+    return found
