@@ -49,9 +49,7 @@ _FRAMING = frozenset(
 _FRAMING_RESPONSE = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
 _NO_BODY = frozenset((b"HEAD", b"CONNECT"))
 # Header fields whose values hardly ever repeat: remembering their lines would only push the others out.
-_UNIQUE = frozenset(
-    (b"x-request-id", b"traceparent", b"date", b"etag", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key", b"content-length", b"age", b"last-modified")
-)
+_UNIQUE = frozenset((b"x-request-id", b"traceparent", b"tracestate", b"etag", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key"))
 
 
 class ProtocolError(Exception):
@@ -615,14 +613,20 @@ class ResponseParser(_Parser):
         if self.options.keep_case:
             self._remember_case(lines)
         length = index.get(b"content-length")
+        connection = index.get(b"connection")
+        if connection is not None and connection.lower() == b"keep-alive" and version == 11 and len(index) == len(items):
+            # What HTTP/1.1 means anyway; many servers say it all the same.
+            del index[b"connection"]
+            items = head.items = [pair for pair in items if pair[0] != b"connection"]
+            connection = None
         if (
             length is not None
             and status >= 200
+            and connection is None
             and b"transfer-encoding" not in index
-            and b"connection" not in index
             and status != 204
             and status != 304
-            and self.method not in (b"HEAD", b"CONNECT")
+            and self.method not in _NO_BODY
         ):
             # By far the most common response.
             self.keep_alive = version == 11
