@@ -6,6 +6,7 @@ each; what is learnt about them meanwhile (endpoints, health) is kept with them 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -16,7 +17,6 @@ from meshproxy.upstream import endpoints, stats
 from meshproxy.upstream.cluster import Cluster
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator, Mapping
 
     from meshproxy.context import Context
@@ -53,6 +53,8 @@ class ClusterManager:
         # Tells main what only a worker can see: (cluster, host address).
         self.on_immediate_failure: Callable[[str, str], None] | None = None
         self.on_eject: Callable[[str, str], None] | None = None
+        self.waiting: set[str] = set()  # clusters that discovery has not heard of yet
+        self._warm = asyncio.Event()
         self._active = context.stats.scope("cluster_manager.").gauge("active_clusters", shared=True)
 
     def add(self, proto: Any, via_api: bool = False) -> bool:
@@ -187,6 +189,24 @@ class ClusterManager:
             for host in cluster.hosts:
                 if host.address.text == address:
                     cluster.outlier.adopt(host)
+
+    # -- warming, in main
+
+    def waiting_for(self) -> set[str]:
+        """The clusters whose names are not resolved, or whose hosts are not checked, for the first time."""
+        return set(self.waiting)
+
+    def warmed(self, name: str) -> None:
+        """There is a first answer for that cluster."""
+        self.waiting.discard(name)
+        if not self.waiting:
+            self._warm.set()
+
+    async def wait_warm(self) -> None:
+        """Wait until no cluster is waiting."""
+        while self.waiting:
+            self._warm.clear()
+            await self._warm.wait()
 
     # -- looking
 

@@ -109,6 +109,13 @@ def number(proto: Any, field: str, default: int) -> int:
     return int(getattr(proto, field).value) if proto.HasField(field) else default
 
 
+def discovery_options(proto: Any) -> ClusterOptions:
+    """Only what discovery needs to know: `type` and `dns`."""
+    options = ClusterOptions()
+    _discovery(proto, options)
+    return options
+
+
 def _discovery(proto: Any, options: ClusterOptions) -> None:
     if proto.WhichOneof("cluster_discovery_type") == "cluster_type":
         with errors.under("cluster_type.typed_config"):

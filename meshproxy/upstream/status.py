@@ -96,7 +96,7 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
 def collect(manager: ClusterManager, snapshots: Iterable[Snapshot], accepts: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Status]]:
     """(name, status) of every cluster that `accepts` wants. Clusters that nobody uses are compiled for the moment, one at a time."""
     used = merge(snapshots)
-    scratch = replace(manager.context, loop=None, stats=Store())
+    scratch = replace(manager.context, stats=Store())
     for name in manager.names():
         if accepts(name):
             yield name, used.get(name) or statistics(manager.inspect(name, scratch))
