@@ -80,7 +80,7 @@ def _simple() -> dict[str, Value]:
         "RESPONSE_FLAGS": _text("short(s.flags)", optional=False),
         "RESPONSE_FLAGS_LONG": _text("long(s.flags)", optional=False),
         "CONNECTION_TERMINATION_DETAILS": _text("v.termination_details(s)"),
-        "DURATION": _number("int(((s.end or clock()) - s.start) * 1000)"),
+        "DURATION": _number("int(((s.end or clock()) - s.start) * 1000 + 1e-4)"),
         "REQUEST_DURATION": _if_http(_between("s.start", "s.request_end")),
         "REQUEST_TX_DURATION": _if_http(_between("s.start", "s.upstream_sent")),
         "RESPONSE_DURATION": _if_http(_between("s.start", "s.upstream_first")),

@@ -373,7 +373,8 @@ def between(start: float, end: float, unit: int) -> int | None:
     """From one point in time to another; None when one of them did not happen or they are the wrong way round."""
     if not start or not end or end < start:
         return None
-    return int((end - start) * unit)
+    # Differences of floats may fall just short of the whole number that was meant.
+    return int((end - start) * unit + 1e-4)
 
 
 def upstream_moment(s: StreamInfo, name: str) -> float:
