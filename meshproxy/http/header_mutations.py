@@ -91,6 +91,12 @@ def _append(head: Headers, name: bytes, value: bytes, single: frozenset[bytes]) 
     head.add(name, value)
 
 
+def _overwrite(head: Headers, name: bytes, value: bytes) -> None:
+    """Replace a header. The new line stands at the end, as Envoy has it."""
+    head.remove(name)
+    head.add(name, value)
+
+
 def _compile_option(option: base_pb2.HeaderValueOption) -> tuple[bytes, Value, int, bool]:
     """Name, value, what to do, and whether an empty value counts."""
     header = option.header
@@ -121,7 +127,7 @@ def _single_constant(name: bytes, value: Value, action: int, keep_empty: bool, s
     if not isinstance(value, bytes) or not (value or keep_empty):
         return None
     if action == OVERWRITE:
-        return lambda stream, head: head.set(name, value)
+        return lambda stream, head: _overwrite(head, name, value)
     if action == APPEND and name not in single:
         return lambda stream, head: head.add(name, value)
     return None
@@ -157,7 +163,7 @@ class _Mutation:
             elif head.get(name) is not None:
                 overwrites.append((name, text))
         for name, text in overwrites:
-            head.set(name, text)
+            _overwrite(head, name, text)
         for name, text in appends:
             _append(head, name, text, self._single)
 

@@ -71,11 +71,12 @@ def _formatted(status: int, body: bytes, proto: Any) -> Answer:
     with under("body_format"):
         text = compile_substitution_format(proto)
     content_type = proto.content_type.encode() or (b"application/json" if proto.WhichOneof("format") == "json_format" else b"text/plain")
+    # A reply is text/plain unless it says otherwise.
+    headers = () if content_type == b"text/plain" else ((b"content-type", content_type),)
     has_location = status == 201 or 300 <= status < 400
 
     def answer(stream: StreamInfo) -> Reply:
         stream.local_reply_body = body  # type: ignore[attr-defined]  # what %LOCAL_REPLY_BODY% stands for
-        headers = ((b"content-type", content_type),)
         return Reply(status, text(stream), details=_DETAILS, headers=(*_location(stream), *headers) if has_location else headers)
 
     return answer

@@ -23,16 +23,17 @@ _OTHER = "other"
 class VirtualClusters:
     """Those of one virtual host; callable: the name of a stream's virtual cluster, `other` when none matches.
 
-    Statistics: `vhost.<virtual host>.vcluster.<name>.upstream_rq_{completed,Nxx,NNN}`.
+    Statistics: `vhost.<virtual host>.vcluster.<name>.upstream_rq_{total,completed,Nxx,NNN,...}`.
     """
 
-    __slots__ = ("_counters", "_entries", "_prefix", "_stats")
+    __slots__ = ("_counters", "_entries", "_prefix", "_responses", "_stats")
 
     def __init__(self, virtual_host: str, entries: list[tuple[str, HeaderPredicate]], stats: Any) -> None:
         self._entries = entries
         self._stats = stats
         self._prefix = f"vhost.{virtual_host}.vcluster."
-        self._counters: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self._responses: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self._counters: dict[tuple[str, str], Any] = {}
 
     def __call__(self, stream: StreamInfo) -> str:
         head = stream.request
@@ -43,16 +44,30 @@ class VirtualClusters:
         return _OTHER
 
     def charge(self, stream: StreamInfo, status: int) -> None:
-        """Count a response, and note the name for access logs."""
-        name = stream.__dict__["virtual_cluster_name"] = self(stream)
-        key = name, status
-        counters = self._counters.get(key)
+        """Count a response."""
+        key = self._name(stream), status
+        counters = self._responses.get(key)
         if counters is None:
-            scope = self._stats.scope(f"{self._prefix}{name}.")
+            scope = self._stats.scope(f"{self._prefix}{key[0]}.")
             names = ("upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}")
-            counters = self._counters[key] = tuple(scope.counter(name) for name in names)
+            counters = self._responses[key] = tuple(scope.counter(name) for name in names)
         for counter in counters:
             counter.n += 1
+
+    def count(self, stream: StreamInfo, what: str) -> None:
+        """Count `upstream_rq_total` (a try), `upstream_rq_timeout`, `upstream_rq_retry` and the like."""
+        key = self._name(stream), what
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._stats.scope(f"{self._prefix}{key[0]}.").counter(what)
+        counter.n += 1
+
+    def _name(self, stream: StreamInfo) -> str:
+        """The stream's virtual cluster, decided once and noted for access logs."""
+        name: str | None = stream.__dict__.get("virtual_cluster_name")
+        if name is None:
+            name = stream.__dict__["virtual_cluster_name"] = self(stream)
+        return name
 
 
 def compile_virtual_clusters(virtual_host: str, protos: Iterable[route_components_pb2.VirtualCluster], context: Context) -> VirtualClusters | None:

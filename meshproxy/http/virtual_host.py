@@ -172,7 +172,7 @@ class VirtualHost:
         problems.raise_any()
 
     def _make_ssl_redirect(self) -> Route:
-        route = Route(self, "ssl_redirect", REDIRECT)
+        route = Route(self, action=REDIRECT)
         route.reply = https_redirect
         return route
 

@@ -148,7 +148,7 @@ def test_nothing_to_do_is_none():
 
 
 def test_append_actions():
-    items = [(b"a", b"1"), (b"b", b"1"), (b"c", b"1"), (b"c", b"2")]
+    items = [(b"b", b"1"), (b"a", b"1"), (b"c", b"1"), (b"c", b"2")]
     add = [
         option("a", "2"),
         option("B", "2", "OVERWRITE_IF_EXISTS_OR_ADD"),
@@ -592,9 +592,10 @@ def test_virtual_clusters():
     one = stream(method=b"POST")
     names.charge(one, 503)
     names.charge(one, 503)
+    names.count(one, "upstream_rq_total")
     assert one.virtual_cluster_name == "posts"
     scope = ctx.stats.scope("vhost.host.vcluster.posts.")
-    assert [scope.counter(name).n for name in ("upstream_rq_completed", "upstream_rq_5xx", "upstream_rq_503")] == [2, 2, 2]
+    assert [scope.counter(f"upstream_rq_{name}").n for name in ("completed", "5xx", "503", "total")] == [2, 2, 2, 1]
     assert only_route("a").virtual_cluster is None
 
 
