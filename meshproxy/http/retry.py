@@ -230,10 +230,7 @@ def hedges(route: Route, head: RequestHead) -> bool:
 
 
 class RetryState:
-    """The retries of one request. Counts them in the cluster's statistics and holds its place in the cluster's retry limit until `finish`.
-
-    `hedges` is for whoever handles the per-try timeout.
-    """
+    """The retries of one request. Counts them in the cluster's statistics and holds its place in the cluster's retry limit until `finish`."""
 
     __slots__ = (
         "_active",
@@ -247,7 +244,6 @@ class RetryState:
         "_runtime",
         "_stats",
         "_tried",
-        "hedges",
         "left",
         "response_headers",
         "retry_on",
@@ -266,7 +262,6 @@ class RetryState:
         self._rate_limit_ms = 0  # what a response asked for
         self._active = False  # a retry is under way and counted in the limits
         self._tried: list[Host] = []
-        self.hedges = False
         self.left = policy.num_retries
         self.retry_on = policy.retry_on
         self.status_codes = policy.status_codes

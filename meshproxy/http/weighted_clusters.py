@@ -31,7 +31,7 @@ HONOURS = {
 Choose = Callable[["StreamInfo"], "Route"]
 
 _MAX_WEIGHT = (1 << 32) - 1
-_MAX_NAMES = 1024  # clusters remembered for one cluster_header
+_MAX_NAMES = 1 << 16  # clusters remembered for one cluster_header
 
 
 def stable_random(context: Context) -> Callable[[StreamInfo], int]:
