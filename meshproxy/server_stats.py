@@ -22,7 +22,7 @@ _COUNTERS = """
 """.split()
 _GAUGES = """
     listener_manager.total_filter_chains_draining listener_manager.total_listeners_active listener_manager.total_listeners_draining
-    listener_manager.total_listeners_warming listener_manager.workers_started runtime.admin_overrides_active
+    listener_manager.total_listeners_warming listener_manager.workers_pinned listener_manager.workers_started runtime.admin_overrides_active
     runtime.deprecated_feature_seen_since_process_start runtime.num_keys runtime.num_layers server.compilation_settings.fips_mode server.concurrency
     server.days_until_first_cert_expiring server.hot_restart_epoch server.live server.memory_allocated server.memory_heap_size
     server.memory_physical_size server.parent_connections server.seconds_until_first_ocsp_response_expiring server.state server.stats_recent_lookups

@@ -21,7 +21,7 @@ async def clusters(request: Request, server: Server) -> Response:
     try:
         search = re2.compile(pattern, options).search
     except re2.error:
-        return Response("Invalid re2 regex\n", 400)
+        return Response("Invalid re2 regex", 400)
     snapshots = await server.collect("clusters")
     statuses = status.collect(server.clusters, snapshots, lambda name: not pattern or search(name) is not None)
     if request.query.get("format") == "json":

@@ -20,6 +20,7 @@ from meshproxy.api import registry
 if TYPE_CHECKING:
     from meshproxy.server import Server
 
+_HEALTHY = 1  # envoy.config.core.v3.HealthStatus
 Accepts = Callable[[str], bool]
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
@@ -134,10 +135,24 @@ def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
 
 def _endpoints(server: Server, accepts: Accepts) -> Any:
     section = config_dump_shared_pb2.EndpointsConfigDump()
-    for assignment in server.clusters.load_assignments() if server.clusters is not None else ():
+    for assignment in sorted(server.clusters.load_assignments(), key=lambda one: one.cluster_name):
         if accepts(assignment.cluster_name):
-            section.static_endpoint_configs.add().endpoint_config.Pack(assignment)
+            section.static_endpoint_configs.add().endpoint_config.Pack(_as_envoy_shows(assignment))
     return section
+
+
+def _as_envoy_shows(assignment: Any) -> Any:
+    """With the fields that Envoy fills in from its hosts."""
+    factor = assignment.policy.overprovisioning_factor
+    factor.value = factor.value or 140
+    for group in assignment.endpoints:
+        group.locality.SetInParent()
+        group.load_balancing_weight.SetInParent()
+        for host in group.lb_endpoints:
+            host.health_status = host.health_status or _HEALTHY
+            host.load_balancing_weight.value = host.load_balancing_weight.value or 1
+            host.endpoint.health_check_config.SetInParent()
+    return assignment
 
 
 def _stamp(entry: Any, server: Server) -> None:

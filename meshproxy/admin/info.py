@@ -20,12 +20,12 @@ def ready(request: Request, server: Server) -> Response:
 
 def hot_restart_version(request: Request, server: Server) -> Response:
     """/hot_restart_version."""
-    return Response(f"{cli.HOT_RESTART_VERSION}\n")
+    return Response(cli.HOT_RESTART_VERSION)
 
 
 def contention(request: Request, server: Server) -> Response:
     """/contention: workers share no locks."""
-    return Response("Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.\n")
+    return Response("Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.")
 
 
 def init_dump(request: Request, server: Server) -> Response:
@@ -121,6 +121,8 @@ def _command_line(server: Server) -> Any:
         enable_fine_grain_logging=options.enable_fine_grain_logging,
         socket_path=options.socket_path,
         enable_core_dump=options.enable_core_dump,
+        skip_hot_restart_on_no_parent=options.skip_hot_restart_on_no_parent,
+        skip_hot_restart_parent_stats=options.skip_hot_restart_parent_stats,
     )
     message.file_flush_interval.FromMilliseconds(options.file_flush_interval_msec)
     message.drain_time.FromSeconds(options.drain_time_s)

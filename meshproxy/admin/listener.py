@@ -13,8 +13,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from meshproxy.admin import endpoints
 from meshproxy.admin.message import Request, Response
 from meshproxy.api import errors
+from meshproxy.codec.headers import ResponseHead
 from meshproxy.http.manager import HttpConnectionManager
-from meshproxy.http.replies import Reply
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.connection import ConnectionInfo
@@ -107,12 +107,11 @@ class AdminRouter:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def start(self, stream: Stream, end_stream: bool) -> Reply | None:
+    def start(self, stream: Stream, end_stream: bool) -> None:
         """Take over a request; the answer comes when its body is here and the endpoint is done."""
         exchange = stream.forwarding = _Exchange(self._server, stream)
         if end_stream:
             exchange.answer()
-        return None
 
 
 class _Exchange:
@@ -169,6 +168,10 @@ class _Exchange:
             return
         self.done = True
         body = response.body if isinstance(response.body, bytes) else response.body.encode("utf-8", "surrogateescape")
-        headers = ((b"content-type", response.content_type.encode()), *_COMMON)
-        self._stream.local_reply(Reply(response.status, body, details="admin_filter_response", headers=headers))
-        self._stream.codec.flush()
+        stream = self._stream
+        stream.details = "admin_filter_response"
+        length = b"%d" % len(body)
+        stream.send_headers(ResponseHead(response.status, [(b"content-type", response.content_type.encode()), *_COMMON, (b"content-length", length)]), not body)
+        if body and not stream.ended:
+            stream.send_data(body, True)
+        stream.codec.flush()

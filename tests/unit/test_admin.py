@@ -380,8 +380,8 @@ async def test_memory_adds_up_all_processes(server, ask):
 @pytest.mark.parametrize(
     ("method", "path", "status", "text"),
     [
-        ("GET", "/hot_restart_version", 200, "disabled\n"),
-        ("GET", "/contention", 200, "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.\n"),
+        ("GET", "/hot_restart_version", 200, "disabled"),
+        ("GET", "/contention", 200, "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing."),
         ("GET", "/init_dump", 200, "{}\n"),
         ("GET", "/certs", 200, '{\n "certificates": []\n}\n'),
         ("POST", "/heapprofiler", 501, "The current build does not support heap profiler"),

@@ -1,0 +1,116 @@
+"""Bad input at the start: one clear message each, exit status 1, nothing listening."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.proxy import ADMIN, HELLO, ROOT, Proxy, listener, refused
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments, config=None, folder=None):
+    """Exit status, standard output and standard error of a run that ends by itself."""
+    if config is not None:
+        path = folder / "config.yaml"
+        path.write_text(config)
+        arguments = ("-c", str(path), *arguments)
+    done = subprocess.run([sys.executable, "-m", "meshproxy", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_validate_says_ok(tmp_path):
+    status, out, err = run("--mode", "validate", config=ADMIN, folder=tmp_path)
+    assert (status, out, err) == (0, f"configuration '{tmp_path / 'config.yaml'}' OK\n", "")
+
+
+def test_every_problem_is_reported_at_once_with_its_path(tmp_path):
+    config = """
+static_resources:
+  clusters:
+  - {name: a, connect_timeout: -1s}
+  - {name: "", connect_timeout: 1s}
+  - {name: b, type: MAGIC}
+  listeners:
+  - {name: l, address: {socket_address: {address: 127.0.0.1, port_value: 99999}}}
+"""
+    status, _, err = run("--mode", "validate", config=config, folder=tmp_path)
+    assert status == 1
+    lines = err.splitlines()
+    assert lines[0] == f"error initializing configuration '{tmp_path / 'config.yaml'}':"
+    assert any(line.startswith("static_resources.clusters[2].type: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["-c", "/no/such/file.yaml"], "cannot read /no/such/file.yaml: No such file or directory"),
+        ([], "no configuration: give a file (-c) or text (--config-yaml)"),
+        (["--config-yaml", "{"], "1"),
+        (["--config-yaml", "nonsense: 1"], "nonsense: "),
+        (["--config-yaml", "{}", "-l", "bogus"], "invalid log level specified 'bogus'"),
+        (["--config-yaml", "{}", "--component-log-level", "foo:debug"], "invalid component specified 'foo'"),
+        (["--config-yaml", "{}", "--log-path", "/no/such/dir/x.log"], "cannot open log file '/no/such/dir/x.log': No such file or directory"),
+    ],
+)
+def test_one_clear_message(flags, why):
+    status, out, err = run(*flags)
+    assert status == 1
+    assert out == ""
+    assert why in err
+    assert "Traceback" not in err
+
+
+def test_a_port_in_use_is_named_and_nothing_listens(tmp_path):
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        port, other = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        config = ADMIN + "static_resources:\n  listeners:" + listener(other, HELLO, name="fine") + listener(port, HELLO, name="taken")
+        status, _, err = run(config=config, folder=tmp_path)
+        assert status == 1
+        assert f"static_resources.listeners[1].address: cannot bind '127.0.0.1:{port}': Address already in use" in err
+        assert refused(other)
+
+
+def test_an_admin_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = run(config=ADMIN.replace("port_value: 0", f"port_value: {port}"), folder=tmp_path)
+    assert status == 1
+    assert f"admin.address: cannot bind '127.0.0.1:{port}': Address already in use" in err
+
+
+def test_a_missing_cluster_is_named(tmp_path):
+    config = "static_resources:\n  listeners:" + listener(0, "{match: {prefix: /}, route: {cluster: nowhere}}")
+    status, _, err = run(config=config, folder=tmp_path)
+    assert status == 1
+    assert "routes[0].route.cluster" in err
+    assert "nowhere" in err
+
+
+def test_unsupported_fields_are_errors_or_warnings(tmp_path):
+    config = ADMIN + "static_resources:\n  clusters:\n  - {name: a, connect_timeout: 1s, track_cluster_stats: {timeout_budgets: true}}\n"
+    status, _, err = run("--mode", "validate", config=config, folder=tmp_path)
+    assert status == 1
+    assert "static_resources.clusters[0].track_cluster_stats" in err
+    status, out, err = run("--mode", "validate", "--unsupported", "warn", config=config, folder=tmp_path)
+    assert status == 0
+    assert "OK" in out
+    assert "warning" in err
+    assert "static_resources.clusters[0].track_cluster_stats" in err
+
+
+def test_inline_yaml_is_merged_over_the_file(tmp_path):
+    with Proxy(tmp_path, ADMIN, "--config-yaml", "{node: {id: inline}}", "--service-cluster", "flag", "--concurrency", "1") as proxy:
+        info = proxy.admin("GET", "/server_info")[1]
+        assert '"id": "inline"' in info
+        assert '"cluster": "flag"' in info
