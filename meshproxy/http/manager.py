@@ -104,6 +104,9 @@ class HttpConnectionManager:
         self.router: router.Router
         self._filters = self._compile_filters(proto)
         self._plain_chain = self._build(None)
+        if context.loop is None:  # a dry run: what a worker compiles when it first needs it is compiled now, for its mistakes
+            with errors.under("route_config"):
+                self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[ServerConnection] = set()
         self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
@@ -160,7 +163,8 @@ class HttpConnectionManager:
                 continue
             compiled = entry.filter
             if configs and hasattr(entry.module, "specialise"):
-                compiled = entry.module.specialise(entry.filter, configs, self._filter_context)
+                with errors.under(f'typed_per_filter_config["{entry.name}"]'):
+                    compiled = entry.module.specialise(entry.filter, configs, self._filter_context)
                 if compiled is not None:
                     compiled.name = entry.name
             if compiled is not None:

@@ -155,8 +155,8 @@ class VirtualHost:
         entry = self._entries[order] = path.matches, head_test, stream_test, route
         return entry
 
-    def check(self) -> None:
-        """Compile everything, keep nothing. Raises a ConfigError with all problems, paths relative to the virtual host."""
+    def check(self, also: Callable[[Route], object] | None = None) -> None:
+        """Compile everything, keep nothing; call `also` with each route. Raises a ConfigError with all problems, paths relative to the virtual host."""
         problems = Collector()
         with problems.under(""):
             self.compile()
@@ -168,7 +168,9 @@ class VirtualHost:
                         path = compile_path_match(proto.match, context.runtime)
                         compile_head_test(proto.match, context.runtime)
                         compile_stream_test(proto.match, context, stable_random(context))
-                    compile_route(proto, path, self)
+                    route = compile_route(proto, path, self)
+                    if also is not None:
+                        also(route)
         problems.raise_any()
 
     def _make_ssl_redirect(self) -> Route:
@@ -195,7 +197,7 @@ class VirtualHost:
         """Few routes: one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if b"?" in path or b"#" in path:
+        if path.find(b"?") >= 0 or path.find(b"#") >= 0:  # not `in`, which for bytes first fails to take its operand for a number
             path = strip_query(path)
         if self._sanitise is not None:
             path = self._sanitise(path)
@@ -211,7 +213,7 @@ class VirtualHost:
         """Many routes: those that the index gives, one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if b"?" in path or b"#" in path:
+        if path.find(b"?") >= 0 or path.find(b"#") >= 0:  # not `in`, which for bytes first fails to take its operand for a number
             path = strip_query(path)
         if self._sanitise is not None:
             path = self._sanitise(path)
