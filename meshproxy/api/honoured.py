@@ -15,11 +15,15 @@ HONOURS = {
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
     f"{_CORE}Node": "id cluster metadata locality user_agent_name user_agent_version user_agent_build_version",
+    f"{_CORE}BuildVersion": "version metadata",
     f"{_CORE}Locality": "region zone sub_zone",
     f"{_CORE}Metadata": "filter_metadata",
+    f"{_CORE}RuntimeUInt32": "default_value runtime_key",
     f"{_CORE}TypedExtensionConfig": "name typed_config",
     "envoy.type.v3.Int32Range": "start end",
     "envoy.type.v3.Percent": "value",
+    "envoy.type.v3.SemanticVersion": "major_number minor_number patch",
+    "xds.core.v3.CidrRange": "address_prefix prefix_len",
 }
 
 # Full name of a field -> the kind of extension (a key of registry.KINDS) in its Any, or in the Any of the message in it.

@@ -234,6 +234,9 @@ def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
         root = "/".join(part for part in (disk.symlink_root, disk.subdirectory, service_cluster if disk.append_service_cluster else "") if part)
         if not root:
             errors.fail("disk_layer.symlink_root", "must not be empty")
+        if disk.symlink_root and not Path(disk.symlink_root).parent.is_dir():
+            # The link may come later; where it will be must exist, for Envoy watches it.
+            errors.fail("disk_layer.symlink_root", f"the directory {Path(disk.symlink_root).parent} does not exist")
         values = {}
         try:
             _walk_disk(Path(root), "", 1, values)

@@ -141,6 +141,7 @@ def test_missing_disk_layer_is_empty_and_counted():
         ([{"name": "a", "static_layer": {"x": None}}], "layers[0].static_layer.x: a runtime value must be"),
         ([{"name": "a", "rtds_layer": {"name": "x"}}], "layers[0].rtds_layer: is not supported"),
         ([{"name": "a", "disk_layer": {}}], "layers[0].disk_layer.symlink_root: must not be empty"),
+        ([{"name": "a", "disk_layer": {"symlink_root": "/nonexistent/x"}}], "layers[0].disk_layer.symlink_root: the directory /nonexistent does not exist"),
     ],
 )
 def test_rejected_layers(layers, expected):

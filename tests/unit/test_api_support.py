@@ -133,6 +133,19 @@ def test_no_declaration_is_out_of_reach():
         assert fields <= set(messages.descriptor(name).fields_by_name), name
 
 
+def test_what_is_honoured_has_honoured_contents():
+    """A field that is honoured while nobody declares the message in it would reject everything set there."""
+    for module in support.all_modules():
+        importlib.import_module(module)
+    declared = support.Support().declared()
+    for name, fields in declared.items():
+        for field in (messages.descriptor(name).fields_by_name[field] for field in fields):
+            inner = field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                inner = inner.fields_by_name["value"].message_type
+            assert inner is None or inner.full_name.startswith("google.protobuf.") or inner.full_name in declared, f"{name}.{field.name}"
+
+
 def test_kinds_of_fields_exist():
     for path, kind in honoured.KIND_OF_FIELD.items():
         message, _, field = path.rpartition(".")
