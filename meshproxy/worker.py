@@ -13,6 +13,8 @@ import marshal
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import uvloop  # by main already, so that workers share its pages
+
 from meshproxy import process
 from meshproxy.api import errors
 from meshproxy.api.runtime import Runtime
@@ -109,8 +111,6 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
 
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
     """The life of a worker process, from just after the fork to its end."""
-    import uvloop
-
     process.name_process(f"meshproxy:{index}")
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
