@@ -97,6 +97,8 @@ class Sink:
     def __init__(self, sinks: Sinks, descriptor: int, path: str) -> None:
         self._sinks = sinks
         self.path = path  # empty for a standard stream
+        self._descriptor = -1
+        self._poll: Any = None
         self._buffer: list[bytes] = []
         self._size = 0
         self._scheduled = False
@@ -164,7 +166,7 @@ class Sink:
 
     def _use(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._poll: Any = None
+        self._poll = None
         try:
             mode = os.fstat(descriptor).st_mode
         except OSError:  # standard output may be closed

@@ -32,6 +32,7 @@ HONOURS = {
 Tag = tuple[str, str]
 # The tag's value and which part of the name goes, or None.
 Extract = Callable[[str], tuple[str, int, int] | None]
+_Extractor = tuple[str, str, Extract]  # tag, a text that every matching name contains, how to get it
 
 _VALUE = r"[^\.]+"
 _ADDRESS = r"(?:(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[[_a-fA-F\d]+\])_\d+)"
@@ -92,7 +93,9 @@ _TOKENS: tuple[tuple[str, str], ...] = (
 )
 
 
-_LITERAL_START = re.compile(r"\^\w+\\\.")
+_CLUSTER = "envoy.cluster_name"
+_CACHE_LIMIT = 4096
+_LITERAL_START = re.compile(r"\^(\w+)\\\.")
 
 
 class StatsConfig:
@@ -102,9 +105,13 @@ class StatsConfig:
         self.accepts: Callable[[str], bool] | None = None if proto is None else _compile_matcher(proto)
         self._buckets: list[tuple[Callable[[bytes], bool], tuple[float, ...]]] = []
         # Envoy first tries patterns that may match any name, then those that begin with a literal part; this is the order in which tags are shown.
-        self._anywhere: list[tuple[str, Extract]] = []
-        self._prefixed: list[tuple[str, Extract]] = []
-        if proto is None or not proto.HasField("use_all_default_tags") or proto.use_all_default_tags.value:
+        self._anywhere: list[_Extractor] = []
+        self._prefixed: dict[str, list[_Extractor]] = {}
+        # Envoy's own patterns see the same in every cluster's names but for the cluster's: what they find is kept by the rest of the name.
+        defaults = proto is None or not proto.HasField("use_all_default_tags") or proto.use_all_default_tags.value
+        self._uniform = defaults and (proto is None or not proto.stats_tags)
+        self._of_clusters: dict[str, tuple[str, list[Tag]]] = {}
+        if defaults:
             self._add_defaults(None)
         if proto is not None:
             for index, specifier in enumerate(proto.stats_tags):
@@ -116,12 +123,28 @@ class StatsConfig:
 
     def tagged(self, name: str) -> tuple[str, list[Tag]]:
         """The name without its tags, and the tags in the order in which they are shown."""
+        if not self._uniform or not name.startswith("cluster."):
+            return self._extract(name)
+        cluster, dot, rest = name[8:].partition(".")
+        if not cluster or not dot:
+            return self._extract(name)
+        known = self._of_clusters.get(rest)
+        if known is None:
+            if len(self._of_clusters) >= _CACHE_LIMIT:
+                self._of_clusters.clear()
+            known = self._of_clusters[rest] = self._extract(f"cluster.x.{rest}")
+        base, tags = known
+        return base, [(tag, cluster) if tag == _CLUSTER else (tag, value) for tag, value in tags]
+
+    def _extract(self, name: str) -> tuple[str, list[Tag]]:
         tags: list[Tag] = []
         taken: set[str] = set()
         cuts: list[tuple[int, int]] = []
-        for extractors in (self._anywhere, self._prefixed):
-            for tag, extract in extractors:
-                found = None if tag in taken else extract(name)
+        for extractors in (self._anywhere, self._prefixed.get(name.partition(".")[0], ())):
+            for tag, contained, extract in extractors:
+                if contained not in name or tag in taken:
+                    continue
+                found = extract(name)
                 if found is not None:
                     value, start, end = found
                     taken.add(tag)
@@ -140,7 +163,7 @@ class StatsConfig:
         tag = specifier.tag_name
         if specifier.WhichOneof("tag_value") == "fixed_value":
             value = specifier.fixed_value
-            self._anywhere.append((tag, lambda _: (value, 0, 0)))
+            self._anywhere.append((tag, "", lambda _: (value, 0, 0)))
         elif specifier.regex:
             self._add_pattern(tag, specifier.regex, _compile_regex(specifier.regex))
         elif not self._add_defaults(tag):
@@ -155,14 +178,22 @@ class StatsConfig:
                 found = True
         for tag, tokens in _TOKENS:
             if wanted in (None, tag):
-                target = self._anywhere if tokens[0] in "$*" else self._prefixed
-                target.append((tag, _by_tokens(tokens.split("."))))
+                parts = tokens.split(".")
+                first = parts[0] if parts[0] not in "$*" else ""
+                contained = next((f".{part}." for part in parts[1:-1] if part not in "$*"), "")
+                self._place(first, (tag, contained, _by_tokens(parts)))
                 found = True
         return found
 
     def _add_pattern(self, tag: str, pattern: str, compiled: Any, contained: str = "", excluded: str = "") -> None:
-        target = self._prefixed if _LITERAL_START.match(pattern) else self._anywhere
-        target.append((tag, _by_pattern(compiled, contained, excluded)))
+        literal = _LITERAL_START.match(pattern)
+        self._place(literal[1] if literal else "", (tag, contained, _by_pattern(compiled, excluded)))
+
+    def _place(self, first: str, extractor: _Extractor) -> None:
+        if first:
+            self._prefixed.setdefault(first, []).append(extractor)
+        else:
+            self._anywhere.append(extractor)
 
 
 def _compile_regex(pattern: str) -> Any:
@@ -175,12 +206,10 @@ def _compile_regex(pattern: str) -> Any:
     return compiled
 
 
-def _by_pattern(pattern: Any, contained: str, excluded: str) -> Extract:
+def _by_pattern(pattern: Any, excluded: str) -> Extract:
     group = 2 if pattern.groups > 1 else 1
 
     def extract(name: str) -> tuple[str, int, int] | None:
-        if contained not in name:
-            return None
         match = pattern.search(name)
         if match is None or match.start(1) < 0:
             return None

@@ -229,6 +229,7 @@ def test_configured_tags() -> None:
         "cluster.external.upstream_rq",
         [("envoy.response_code", "200"), ("fixed", "fv"), ("envoy.cluster_name", "up"), ("my.tag", "up")],
     )
+    assert config(use_all_default_tags=False).tagged("cluster.up.upstream_rq_200") == ("cluster.up.upstream_rq_200", [])
     few = config(use_all_default_tags=False, stats_tags=[{"tag_name": "envoy.cluster_name"}])
     assert few.tagged("cluster.up.upstream_rq_200") == ("cluster.upstream_rq_200", [("envoy.cluster_name", "up")])
 
