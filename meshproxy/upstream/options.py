@@ -46,6 +46,7 @@ HONOURS = {
 }
 
 STATIC, STRICT_DNS, LOGICAL_DNS, EDS, ORIGINAL_DST = range(5)  # envoy.config.cluster.v3.Cluster.DiscoveryType
+_TYPE_NAMES = ("envoy.cluster.static", "envoy.cluster.strict_dns", "envoy.cluster.logical_dns", "envoy.cluster.eds", "envoy.cluster.original_dst")
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TCP_OPTIONS = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"
 _DNS_CLUSTER = "envoy.extensions.clusters.dns.v3.DnsCluster"
@@ -124,6 +125,11 @@ def _discovery(proto: Any, options: ClusterOptions) -> None:
         options.type = LOGICAL_DNS if options.dns.all_addresses_in_single_endpoint else STRICT_DNS
     else:
         options.type = proto.type
+    if proto.common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing and options.type != STRICT_DNS:
+        errors.fail(
+            "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing",
+            f"Cannot use hostname for consistent hashing loadbalancing for cluster of type: '{_TYPE_NAMES[options.type]}'",
+        )
     if options.type == EDS:
         errors.fail("type", "EDS clusters are not supported", UNSUPPORTED)
     if options.type == ORIGINAL_DST:

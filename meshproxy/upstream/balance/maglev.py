@@ -68,14 +68,25 @@ class Maglev:
     def choose(self, hash: int, attempt: int) -> Host | None:
         """The host of the entry that `hash` falls into."""
         hosts = self._hosts
-        if not hosts:
-            return None
+        if len(hosts) < 2:
+            return self._single()
         table = self._table
         if table is None:
             table = self._table = self._fill()
         if attempt > 0:
             hash ^= MAX_HASH - attempt + 1
         return hosts[table[hash % self._size]]
+
+    def _single(self) -> Host | None:
+        if not self._hosts:
+            return None
+        self._gauge(1, 1)  # a table of one host has one entry, says Envoy
+        return self._hosts[0]
+
+    def _gauge(self, fewest: int, most: int) -> None:
+        if self._scope is not None:
+            self._scope.gauge("maglev_lb.min_entries_per_host", shared=True).n = fewest
+            self._scope.gauge("maglev_lb.max_entries_per_host", shared=True).n = most
 
     def _fill(self) -> array[int]:
         size = self._size
@@ -106,9 +117,7 @@ class Maglev:
                 filled += 1
                 if filled == size:
                     break
-        if self._scope is not None:
-            self._scope.gauge("maglev_lb.min_entries_per_host", shared=True).n = min(counts)
-            self._scope.gauge("maglev_lb.max_entries_per_host", shared=True).n = max(counts)
+        self._gauge(min(counts), max(counts))
         return array("H" if len(weights) <= 0xFFFF else "L", owner)
 
 

@@ -1,0 +1,135 @@
+"""The real Envoy as an oracle for load balancing: which host it picks for a request, without any host being there.
+
+Nobody listens at the hosts' addresses; the local reply to the refused connection carries `%UPSTREAM_HOST%`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+BINARY = shutil.which("envoy", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+_START_SECONDS = 20.0
+
+
+class Envoy:
+    """One Envoy process that knows some clusters; requests to `/<cluster>` go there, hashed by the header x-hash if there is one."""
+
+    def __init__(self, clusters: list[dict[str, Any]], *, node: dict[str, Any] | None = None, manager: dict[str, Any] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        admin_path = folder / "admin"
+        config = {
+            "node": {"id": "n", "cluster": "n", **(node or {})},
+            "admin": {"address": _address("127.0.0.1", 0)},
+            "static_resources": {"clusters": clusters, "listeners": [_listener([one["name"] for one in clusters])]},
+        }
+        if manager:
+            config["cluster_manager"] = manager
+        (folder / "envoy.json").write_text(json.dumps(config))
+        self._process = subprocess.Popen(
+            [
+                str(BINARY),
+                "-c",
+                str(folder / "envoy.json"),
+                "-l",
+                "critical",
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "--admin-address-path",
+                str(admin_path),
+            ]
+        )
+        try:
+            self._wait(admin_path)
+        except BaseException:
+            self._stop()
+            raise
+        self._admin = admin_path.read_text()
+        listener = json.loads(self.admin("/listeners?format=json"))["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
+        self._socket = socket.create_connection(("127.0.0.1", listener))
+        self._file = self._socket.makefile("rb")
+
+    def _wait(self, path: Path) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not (path.exists() and path.read_text()):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("Envoy did not start")
+            time.sleep(0.02)
+        while _get(f"http://{path.read_text()}/ready") != "LIVE\n":
+            if time.monotonic() > deadline:
+                raise RuntimeError("Envoy did not become live")
+            time.sleep(0.02)
+
+    def admin(self, path: str) -> str:
+        return _get(f"http://{self._admin}{path}")
+
+    def stat(self, name: str) -> int:
+        return int(json.loads(self.admin(f"/stats?format=json&filter=^{name}$"))["stats"][0]["value"])
+
+    def pick(self, cluster: str, hash_value: str | None = None) -> str | None:
+        """The address of the host that Envoy picks, or None."""
+        header = "" if hash_value is None else f"x-hash: {hash_value}\r\n"
+        self._socket.sendall(f"GET /{cluster} HTTP/1.1\r\nhost: x\r\n{header}\r\n".encode())
+        length, picked = 0, None
+        while (line := self._file.readline()) not in (b"\r\n", b""):
+            name, _, value = line.decode().partition(":")
+            if name == "content-length":
+                length = int(value)
+            elif name == "x-picked":
+                picked = value.strip()
+        self._file.read(length)
+        return None if picked in (None, "-") else picked
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def _get(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+
+
+def _address(ip: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": ip, "port_value": port}}
+
+
+def _listener(names: list[str]) -> dict[str, Any]:
+    routes = [{"match": {"path": f"/{name}"}, "route": {"cluster": name, "hash_policy": [{"header": {"header_name": "x-hash"}}]}} for name in names]
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "h",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "v",
+                    "domains": ["*"],
+                    "routes": routes,
+                    "response_headers_to_add": [{"header": {"key": "x-picked", "value": "%UPSTREAM_HOST%"}}],
+                }
+            ]
+        },
+        "http_filters": [{"name": "r", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+    }
+    return {"name": "l", "address": _address("127.0.0.1", 0), "filter_chains": [{"filters": [{"name": "h", "typed_config": manager}]}]}
