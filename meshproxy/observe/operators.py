@@ -100,7 +100,7 @@ def _simple() -> dict[str, Value]:
         "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT": _text("v.hosts_attempted(s, v.upstream_host_name_without_port)"),
         "UPSTREAM_CLUSTER": _text("v.cluster_name(s)"),
         "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)"),
-        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("''", optional=False),
+        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("(None if s.upstream is None else '')"),
         "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure or None)"),
         "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.upstream is None else "Normal")'),
         "UPSTREAM_LOCAL_CLOSE_REASON": _text("None"),
@@ -209,8 +209,8 @@ def _request_header(code: Code, name: str) -> str:
     if attribute is None:
         return f"{code.head('request')}({name.encode()!r})"
     request = code.local("s.request")
-    # An HTTP/1.0 request may have no authority, which counts as no header.
-    return f"(None if {request} is None else {request}.{attribute}{' or None' if attribute == 'authority' else ''})"
+    # A request line that could not be read leaves them empty, and HTTP/1.0 may have no authority: all that counts as no header.
+    return f"(None if {request} is None else {request}.{attribute} or None)"
 
 
 def _response_header(code: Code, name: str) -> str:

@@ -97,7 +97,7 @@ def original_path(s: StreamInfo) -> bytes | None:
 
 def path(s: StreamInfo) -> bytes | None:
     """The path as it now is."""
-    return None if s.request is None else s.request.path
+    return None if s.request is None else s.request.path or None
 
 
 def any_path(s: StreamInfo) -> bytes | None:
@@ -186,7 +186,7 @@ def access_log_type(s: Any) -> str:
 def request_header_map_bytes(s: StreamInfo) -> int:
     """Names and values of the request's headers, pseudo-headers included."""
     r = s.request
-    if r is None:
+    if r is None or not r.method:  # the request line could not be read
         return 0
     pseudo = (7, r.method), (5, r.path), (10, r.authority), (7, r.scheme)
     return sum(name + len(value) for name, value in pseudo if value) + _map_bytes(r.items)
@@ -333,8 +333,10 @@ def downstream_tls(s: StreamInfo) -> Any:
 
 
 def tls_field(tls: Any, name: str) -> str | None:
-    """`version`, `cipher` or `session_id`."""
-    return None if tls is None else getattr(tls, name) or None
+    """`version`, `cipher` or `session_id`; TLS 1.3 has no session ids that a peer would know."""
+    if tls is None or (name == "session_id" and tls.version == "TLSv1.3"):
+        return None
+    return getattr(tls, name) or None
 
 
 def certificate_field(tls: Any, side: str, name: str) -> str | None:

@@ -245,6 +245,7 @@ def test_commands(command: str, expected: Any) -> None:
         ("%UPSTREAM_CONNECTION_ID%", 0),
         ("%UPSTREAM_CONNECTION_IDS_ATTEMPTED%", None),
         ("%UPSTREAM_DETECTED_CLOSE_TYPE%", None),
+        ("%UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID%", None),
         ("%UPSTREAM_SERVER_NAME%", None),
         ("%DOWNSTREAM_REMOTE_ADDRESS%", "127.0.0.1:45102"),
         ("%ROUTE_NAME%", None),
@@ -320,7 +321,7 @@ def certificate(name: str) -> Any:
 def test_tls(direction: str, command: str, expected: str | None) -> None:
     stream = Stream()
     tls: Any = SimpleNamespace(
-        version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", session_id="", peer_certificate=certificate("peer"), local_certificate=certificate("own")
+        version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", session_id="ab", peer_certificate=certificate("peer"), local_certificate=certificate("own")
     )
     if direction == "DOWNSTREAM":
         stream.connection.tls = tls
@@ -600,3 +601,17 @@ def test_unsupported_formatter_extensions() -> None:
     extension = {"name": "cel", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.formatter.cel.v3.Cel"}}
     with pytest.raises(ConfigError, match=r"formatters\[0\].typed_config: the formatter extension"):
         substitution(text_format="x", formatters=[extension])
+
+
+def test_tls_session_ids() -> None:
+    stream = Stream()
+    tls = SimpleNamespace(version="TLSv1.2", session_id="ab")
+    stream.connection.tls = tls  # type: ignore[assignment]
+    assert typed("%DOWNSTREAM_TLS_SESSION_ID%", stream) == "ab"
+
+
+def test_a_request_that_could_not_be_read_has_no_line() -> None:
+    stream = Stream(request=RequestHead(b"", b""), status=400)
+    for command in ("%REQ(:METHOD)%", "%REQ(:PATH)%", "%REQ(x?:PATH)%", "%PATH%", "%PATH(NQ:PATH)%", "%QUERY_PARAMS%"):
+        assert typed(command, stream) is None
+    assert typed("%REQUEST_HEADERS_BYTES%", stream) == 0
