@@ -43,7 +43,7 @@ HONOURS = {
         "cluster cluster_header weighted_clusters cluster_not_found_response_code metadata_match prefix_rewrite regex_rewrite path_rewrite_policy"
         " path_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex host_rewrite append_x_forwarded_host timeout"
         " idle_timeout retry_policy request_mirror_policies priority rate_limits include_vh_rate_limits hash_policy max_grpc_timeout grpc_timeout_offset"
-        " upgrade_configs hedge_policy max_stream_duration"
+        " upgrade_configs hedge_policy max_stream_duration cors"
     ),
     f"{_P}.RouteAction.UpgradeConfig": "upgrade_type enabled connect_config",
     f"{_P}.RouteAction.UpgradeConfig.ConnectConfig": "allow_post",
@@ -78,6 +78,7 @@ class Route:
         "cluster_name",  # '' when the request names none
         "cluster_not_found_status",
         "connect_config",  # proto of upgrade_configs[].connect_config, or None
+        "cors",  # the CorsPolicy protos of the route and its virtual host; the cors filter compiles them
         "decorator",  # (operation, propagate) or None
         "expected_timeout",  # constant x-envoy-expected-rq-timeout-ms, or None
         "filter_configs",  # tuple[dict[str, FilterOverride], ...], least specific first
@@ -140,6 +141,7 @@ class Route:
     metadata_match: dict[str, Any] | None
     upgrades: dict[str, bool] | None
     rate_limits: Sequence[Any]
+    cors: tuple[Any, ...]
     decorator: tuple[str, bool] | None
     connect_config: Any
 
@@ -152,7 +154,7 @@ class Route:
         self.choose = self.select_cluster = self.hash = self.retry = self.reply = None
         self.finalize_request = self.finalize_response = None
         self.filter_configs = self.mirrors = ()
-        self.rate_limits = ()
+        self.rate_limits = self.cors = ()
         self.include_vh_rate_limits = False
         self.metadata = {}
         self.metadata_match = self.upgrades = self.decorator = self.connect_config = None
@@ -248,6 +250,7 @@ class _Compiler:
             with under("rate_limits"):
                 rate_limits.RateLimitPolicy(action.rate_limits, self._context)  # the filter compiles them; mistakes are to be found now
         route.include_vh_rate_limits = action.include_vh_rate_limits.value
+        self._cors(route, action)
         with under("hash_policy"):
             route.hash = compile_hash_policy(action.hash_policy, runtime)
         route.mirrors = compile_mirrors(action.request_mirror_policies, self._context) or self._host.mirrors
@@ -259,6 +262,14 @@ class _Compiler:
         self._finalizers(route, request, response, path, host)
         route.needs_lb_context = route.metadata_match is not None
         self._clusters(route, action, request, response, path, host)
+
+    def _cors(self, route: Route, action: route_components_pb2.RouteAction) -> None:
+        route.cors = tuple(policy for policy in (action.cors if action.HasField("cors") else None, self._host.cors) if policy is not None)
+        if route.cors:
+            from meshproxy.http.filters.cors import Policy  # few routes have these deprecated fields
+
+            with under("cors"):
+                Policy(route.cors, self._context)  # mistakes are to be found now
 
     def _finalizers(self, route: Route, request: Any, response: Any, path: PathRewrite | None, host: HostRewrite | None) -> None:
         route.finalize_request = request_finalizer(request, path, host, append_forwarded=route.append_x_forwarded_host, keep_original=self._insert_original)

@@ -29,7 +29,11 @@ HONOURS = {
     "envoy.config.route.v3.VirtualHost": (
         "name domains routes require_tls virtual_clusters rate_limits request_headers_to_add request_headers_to_remove response_headers_to_add"
         " response_headers_to_remove typed_per_filter_config include_request_attempt_count include_attempt_count_in_response retry_policy hedge_policy"
-        " include_is_timeout_retry_header per_request_buffer_limit_bytes request_body_buffer_limit request_mirror_policies metadata"
+        " include_is_timeout_retry_header per_request_buffer_limit_bytes request_body_buffer_limit request_mirror_policies metadata cors"
+    ),
+    "envoy.config.route.v3.CorsPolicy": (
+        "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled shadow_enabled"
+        " allow_private_network_access forward_not_matching_preflights"
     ),
 }
 
@@ -54,6 +58,7 @@ class VirtualHost:
         "_sanitise",
         "_ssl_redirect",
         "buffer_limit",
+        "cors",
         "domains",
         "filter_configs",
         "has_body_limit",
@@ -107,6 +112,7 @@ class VirtualHost:
         self.hedge_policy = proto.hedge_policy if proto.HasField("hedge_policy") else None
         self.mirrors: tuple[MirrorPolicy, ...] = compile_mirrors(proto.request_mirror_policies, context) or table.mirrors
         self.virtual_clusters: VirtualClusters | None = compile_virtual_clusters(proto.name, proto.virtual_clusters, context)
+        self.cors = proto.cors if proto.HasField("cors") else None
         self.rate_limits: Sequence[Any] = proto.rate_limits or ()
         if proto.rate_limits:
             with under("rate_limits"):

@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 ROUTE_TYPE_URLS = ("type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",)
-_POLICY_FIELDS = (
-    "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled shadow_enabled "
-    "allow_private_network_access forward_not_matching_preflights"
-)
 HONOURS = {
     "envoy.extensions.filters.http.cors.v3.Cors": "",
-    "envoy.extensions.filters.http.cors.v3.CorsPolicy": _POLICY_FIELDS,
-    "envoy.config.route.v3.CorsPolicy": _POLICY_FIELDS,
+    "envoy.extensions.filters.http.cors.v3.CorsPolicy": (
+        "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled shadow_enabled "
+        "allow_private_network_access forward_not_matching_preflights"
+    ),
 }
 
 _STATS = ("origin_valid", "origin_invalid")
