@@ -17,6 +17,7 @@ from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
 
 QUIET_LIMIT_S = 4.0
+SCENARIO_LIMIT_S = 20.0
 PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 
 
@@ -169,10 +170,11 @@ class Rig:
             upstream.begin(_play_of(case, name), self.signals)
         try:
             if callable(case.steps):
-                outcome.client = await case.steps(self)
+                async with asyncio.timeout(SCENARIO_LIMIT_S):
+                    outcome.client = await case.steps(self)
             else:
                 await self._run_script(case, outcome)
-        except (OSError, AssertionError, proxies.ProxyError) as error:
+        except (OSError, AssertionError, TimeoutError, proxies.ProxyError) as error:
             outcome.trouble.append(f"{type(error).__name__}: {error}")
         for wire in self._clients:
             wire.close()

@@ -1,0 +1,131 @@
+"""Upgrade and CONNECT: when a connection becomes a tunnel, what is forwarded, how it ends."""
+
+from typing import Any
+
+from tests.differential.harness import (
+    Case,
+    Close,
+    Echo,
+    Eof,
+    HalfClose,
+    Head,
+    Reset,
+    Response,
+    Signal,
+    Until,
+    Wait,
+    answer,
+    bootstrap,
+    check_cases,
+    cluster,
+    filter_,
+    get,
+    http,
+    req,
+)
+
+
+def vhost(name: str, *, match: dict | None = None, **route: Any) -> dict:
+    return {"name": name, "domains": [f"{name}.test", f"{name}.test:*"], "routes": [{"match": match or {"prefix": "/"}, "route": {"cluster": "a", **route}}]}
+
+
+CONNECT = {"connect_matcher": {}}
+HOSTS = [
+    vhost("plain"),
+    vhost("on", upgrade_configs=[{"upgrade_type": "websocket"}]),
+    vhost("off", upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}]),
+    vhost("other", upgrade_configs=[{"upgrade_type": "foo/1"}]),
+    vhost("rewritten", upgrade_configs=[{"upgrade_type": "websocket"}], prefix_rewrite="/ws/"),
+    vhost("short", upgrade_configs=[{"upgrade_type": "websocket"}], timeout="0.1s"),
+    vhost("idle", upgrade_configs=[{"upgrade_type": "websocket"}], idle_timeout="0.1s"),
+    vhost("mirrored", upgrade_configs=[{"upgrade_type": "websocket"}], request_mirror_policies=[{"cluster": "b"}]),
+    vhost("retried", upgrade_configs=[{"upgrade_type": "websocket"}], retry_policy={"retry_on": "5xx"}),
+    vhost("connect", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
+    vhost("terminate", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}]),
+    vhost("terminate-dead", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}], cluster="dead"),
+    vhost("connect-denied", match=CONNECT),
+]
+CONFIG = bootstrap(
+    http("main", HOSTS),
+    http("websocket", HOSTS, upgrade_configs=[{"upgrade_type": "websocket"}]),
+    http("websocket_off", HOSTS, upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}]),
+    http("connect", HOSTS, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
+    http(
+        "own_filters",
+        HOSTS,
+        filters=[filter_("fault", abort={"http_status": 418, "percentage": {"numerator": 100}})],
+        upgrade_configs=[{"upgrade_type": "websocket", "filters": [filter_("router")]}],
+    ),
+    clusters=[cluster("a"), cluster("b"), cluster("dead")],
+)
+
+
+def ws(host: str, *lines: str, upgrade: str = "websocket", path: str = "/chat") -> bytes:
+    handshake = ["Connection: Upgrade", f"Upgrade: {upgrade}", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
+    return get(path, *handshake, *lines, host=f"{host}.test")
+
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+ACCEPT = [Head(), SWITCH, Echo()]
+END = b"\r\n\r\n"
+
+
+def tunnel(name: str, host: str, *, on: str = "main", up: list | None = None, request: bytes | None = None, **fields: Any) -> Case:
+    """Upgrade, an echo, and the client ends."""
+    return Case(name, [request or ws(host), Until(END), b"hello", Until(b"hello"), b"again", Until(b"again"), Close()], up or ACCEPT, on=on, **fields)
+
+
+def connect(host: str, *lines: str) -> bytes:
+    return "\r\n".join([f"CONNECT {host}.test:443 HTTP/1.1", f"Host: {host}.test:443", *lines, "", ""]).encode()
+
+
+CASES = [
+    Case("not_enabled", ws("plain"), then="open"),
+    Case("not_enabled_for_this_type", ws("other")),
+    tunnel("enabled_by_manager", "plain", on="websocket"),
+    tunnel("enabled_by_route", "on"),
+    Case("disabled_by_route", ws("off"), on="websocket"),
+    Case("disabled_by_manager", ws("plain"), on="websocket_off"),
+    tunnel("enabled_by_route_over_manager", "on", on="websocket_off"),
+    tunnel("upper_case", "plain", on="websocket", request=ws("plain", upgrade="WebSocket")),
+    tunnel("connection_list", "plain", on="websocket", request=get("/chat", "Connection: keep-alive, Upgrade", "Upgrade: websocket", host="plain.test")),
+    tunnel("path_rewritten", "rewritten"),
+    tunnel("not_mirrored", "mirrored"),
+    tunnel("other_type", "other", request=ws("other", upgrade="foo/1"), up=[Head(), SWITCH.replace(b"websocket\r\nsec", b"foo/1\r\nsec"), Echo()]),
+    tunnel("manager_filters_do_not_run", "plain", on="own_filters"),
+    Case("upgrade_header_without_connection", get("/", "Upgrade: websocket", host="on.test"), [Head(), answer()]),
+    Case("connection_upgrade_without_header", get("/", "Connection: upgrade", host="on.test"), [Head(), answer()]),
+    Case("several_types", ws("on", upgrade="foo, websocket"), [Head(), answer()]),
+    Case("upstream_refuses", ws("on"), [Head(), answer("403 No", b"no")], then="leave", skip=("stats",)),
+    Case("upstream_refuses_with_close", ws("on"), [Head(), answer("400 No", b"no", connection="close"), Close()], then="closed"),
+    Case("upstream_answers_200", ws("on"), [Head(), answer()], then="leave", skip=("stats",)),
+    Case("upstream_closes_instead", ws("on"), [Head(), Close()], then="leave"),
+    Case("upstream_503_is_retried", ws("retried"), [Head(), answer("503 X", b"")], then="leave"),
+    Case("route_timeout_before_101", ws("short"), [Head(), Eof()], then="leave"),
+    Case("route_timeout_does_not_end_tunnel", [ws("short"), Until(END), Wait("late"), b"hello", Until(b"hello"), Close()],
+         [Head(), SWITCH, Signal("late"), Until(b"hello"), b"hello", Eof()]),
+    Case("idle_tunnel_ends", [ws("idle"), Until(END)], ACCEPT, then="closed"),
+    Case("upstream_ends_tunnel", [ws("on"), Until(END), b"bye", Until(b"goodbye")], [Head(), SWITCH, Until(b"bye"), b"goodbye", Close()], then="closed"),
+    Case("upstream_resets_tunnel", [ws("on"), Until(END), b"bye"], [Head(), SWITCH, Until(b"bye"), Reset()], then="closed"),
+    Case("client_resets_tunnel", [ws("on"), Until(END), b"bye", Wait("got"), Reset()], [Head(), SWITCH, Until(b"bye"), Signal("got"), Eof()]),
+    Case("upstream_half_close", [ws("on"), Until(END), b"bye", Until(b"last")], [Head(), SWITCH, Until(b"bye"), b"last", HalfClose(), Eof()], then="closed"),
+    Case("data_with_101", [ws("on"), Until(b"first"), b"x", Until(b"x"), Close()], [Head(), SWITCH + b"first", Echo()]),
+    Case("data_before_101", [ws("on") + b"early", Until(END), Until(b"early"), Close()], ACCEPT, skip=("stats", "log"),
+         note="early bytes are held back until the upstream accepts (CVE-2026-73548)"),
+    Case("post_upgrade_with_body", [req("POST", "/", "Connection: Upgrade", "Upgrade: websocket", host="on.test", body=b"hello"), Response("POST")],
+         [Head(), answer("400 No", b"")], then="leave", skip=("stats",)),
+    Case("connect_to_a_name_with_underscore", [connect("a_b"), Response("CONNECT")], then="closed"),
+    # ---- CONNECT
+    Case("connect_refused", [connect("plain"), Response("CONNECT")], then="closed"),
+    Case("connect_not_allowed_by_route", [connect("connect-denied"), Response("CONNECT")], then="closed"),
+    tunnel("connect_forwarded", "connect", on="connect", request=connect("connect"), up=[Head(), b"HTTP/1.1 200 OK\r\n\r\n", Echo()]),
+    tunnel("connect_enabled_by_route", "connect", request=connect("connect"), up=[Head(), b"HTTP/1.1 200 OK\r\n\r\n", Echo()]),
+    Case("connect_refused_by_upstream", [connect("connect"), Response("CONNECT")], [Head(), answer("403 No", b"")], then="leave"),
+    tunnel("connect_terminated", "terminate", request=connect("terminate"), up=[Echo()]),
+    Case("connect_terminated_upstream_speaks_first", [connect("terminate"), Until(END), b"x", Until(b"banner"), Close()], [Until(b"x"), b"banner", Eof()]),
+    Case("connect_terminated_upstream_closes", [connect("terminate"), Until(END), b"bye", Until(b"last")], [Until(b"bye"), b"last", Close()], then="closed"),
+    Case("connect_terminated_dead", [connect("terminate-dead"), Response("CONNECT")], then="leave"),
+    Case("connect_with_content_length", [connect("connect", "Content-Length: 5") + b"hello", Response("CONNECT")], then="closed"),
+]  # fmt: skip
+
+test_case = check_cases(CASES)
