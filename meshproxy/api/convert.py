@@ -85,28 +85,31 @@ class _Message:
         if value.__class__ is not dict:
             walk.report(f"expected a mapping with the fields of {self._descriptor.full_name}, got {show(value)}")
             return {}
-        if walk.too_deep():
+        if len(walk.stack) > walk.deepest and walk.too_deep():
             return {}
         fields = self._fields or self._compile()
         stack = walk.stack
         result: dict[str, Any] = {}
-        oneofs: dict[str, str] | None = None
+        oneofs: tuple[str, ...] = ()
         for key, item in value.items():
             field = fields.get(key)
             if field is None:
                 self._unknown(key, walk)
                 continue
             name, exact, convert, oneof, null = field
+            if item.__class__ is exact and oneof is None and name not in result:
+                result[name] = item
+                continue
             if item is None and not null:
                 continue
             if name in result:
                 walk.report("the field is there twice, under both of its spellings", name)
             if oneof is not None:
-                if oneofs is None:
-                    oneofs = {}
-                other = oneofs.setdefault(oneof, name)
-                if other != name:
-                    walk.report(f"cannot be set together with {other}: one of them must go", name)
+                if oneof in oneofs:
+                    other = next(one.name for one in fields.values() if one.oneof == oneof and one.name in result)
+                    if other != name:
+                        walk.report(f"cannot be set together with {other}: one of them must go", name)
+                oneofs += (oneof,)
             if item.__class__ is exact:
                 result[name] = item
             else:
@@ -174,6 +177,7 @@ def _repeated(field: Any) -> Convert:
         if value.__class__ is not list:
             value = [value]
         stack = walk.stack
+        stack.append(0)
         result = []
         for i, item in enumerate(value):
             if item.__class__ is exact:
@@ -181,9 +185,9 @@ def _repeated(field: Any) -> Convert:
             elif item is None:
                 result.append(null)
             else:
-                stack.append(i)
+                stack[-1] = i
                 result.append(convert(item, walk))
-                stack.pop()
+        stack.pop()
         return result
 
     return run
@@ -229,7 +233,8 @@ def _map(entry: Any) -> Convert:
 def _wrapper(descriptor: Any) -> Convert:
     field = descriptor.fields_by_name["value"]
     convert = _convert_one(field)
-    return lambda value, walk: {"value": convert(value, walk)}
+    exact = _exact(field)
+    return lambda value, walk: {"value": value if value.__class__ is exact else convert(value, walk)}
 
 
 def _duration(value: Any, walk: Walk) -> dict[str, int]:

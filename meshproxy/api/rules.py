@@ -141,7 +141,7 @@ class _Plan:
         self._descriptor = descriptor
         self._checker = checker
         self._always: list[_Check] | None = None
-        self._set: dict[int, _Check] = {}
+        self._set: dict[Any, _Check] = {}  # field descriptor -> check; there is one descriptor object of a field
         self._unsupported = False
 
     def __call__(self, message: Any, walk: _Walk) -> None:
@@ -159,7 +159,7 @@ class _Plan:
             check_unset(message, walk)
         checks = self._set
         for field, value in message.ListFields():
-            check_set = checks.get(field.number)
+            check_set = checks.get(field)
             if check_set is not None:
                 check_set(value, walk)
 
@@ -184,7 +184,7 @@ class _Plan:
                 if honoured is not None and field.name not in honoured:
                     check_set = _unsupported_field(field.name, check_set)
             if check_set is not None:
-                self._set[field.number] = check_set
+                self._set[field] = check_set
         return always
 
     def _compile_field(self, field: Any, always: list[_Check]) -> _Check | None:
