@@ -10,7 +10,7 @@ _LISTENER = "envoy.config.listener.v3."
 _ROUTE = "envoy.config.route.v3."
 
 HONOURS = {
-    f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_flush_interval layered_runtime admin default_regex_engine",
+    f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
