@@ -30,17 +30,18 @@ Mutation = Callable[["StreamInfo", "Headers"], None]
 # Headers that exist once in Envoy's header maps: a further value is joined by a comma. Found by adding two values of each to messages through Envoy 1.40.
 _SINGLE_REQUEST = frozenset(
     b"""
-    accept accept-encoding access-control-request-headers access-control-request-method authentication authorization cache-control content-encoding
+    accept accept-encoding access-control-request-headers access-control-request-method authentication authorization cache-control cdn-loop content-encoding
     content-type grpc-accept-encoding grpc-timeout if-match if-modified-since if-none-match if-range if-unmodified-since origin pragma proxy-status referer
     user-agent via x-client-trace-id x-envoy-attempt-count x-envoy-decorator-operation x-envoy-downstream-service-cluster x-envoy-downstream-service-node
-    x-envoy-expected-rq-timeout-ms x-envoy-external-address x-envoy-force-trace x-envoy-ip-tags x-envoy-is-timeout-retry x-envoy-original-host
+    x-envoy-expected-rq-timeout-ms x-envoy-external-address x-envoy-force-trace x-envoy-internal x-envoy-ip-tags x-envoy-is-timeout-retry x-envoy-original-host
     x-envoy-original-path x-envoy-original-url x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-timeout-ms x-forwarded-client-cert x-forwarded-for
     x-forwarded-host x-forwarded-port x-forwarded-proto x-request-id
     """.split()
 )
 _SINGLE_RESPONSE = frozenset(
     b"""
-    access-control-allow-credentials access-control-allow-origin age cache-control content-encoding content-type date etag expires grpc-message grpc-status
+    access-control-allow-credentials access-control-allow-headers access-control-allow-methods access-control-allow-origin
+    access-control-expose-headers access-control-max-age age cache-control content-encoding content-type date etag expires grpc-message grpc-status
     last-modified location proxy-status server vary via x-envoy-attempt-count x-envoy-decorator-operation x-envoy-degraded
     x-envoy-immediate-health-check-fail x-envoy-ratelimited x-envoy-upstream-canary x-envoy-upstream-healthchecked-cluster x-envoy-upstream-service-time
     x-request-id
