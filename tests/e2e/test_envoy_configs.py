@@ -33,7 +33,7 @@ def validate(path: str | None = None, config_yaml: str = "") -> list[str]:
     """What `--mode validate` does: load, check, compile. Returns the problems as `path: why`."""
 
     def dry_run(message) -> None:
-        worker.dry_run(message, worker.Plan(b"", message.node, Options(), 1, None, None))
+        worker.dry_run(message, worker.Plan(bootstrap=b"", node=message.node, options=Options(), concurrency=1, levels=None, log_handler=None))
 
     try:
         bootstrap.validate(path, config_yaml, dry_run=dry_run)
