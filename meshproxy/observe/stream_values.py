@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ipaddress
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent_encode
@@ -34,12 +33,14 @@ def stream_id(s: Any) -> str | bytes | None:
         return None if s.request is None else s.request.get(b"x-request-id")
     known = getattr(s, "stream_id", None)
     if known is None:
-        known = s.stream_id = str(uuid.uuid4())
+        known = s.stream_id = unique_id()
     return known
 
 
 def unique_id() -> str:
     """A new random identifier."""
+    import uuid  # few formats ask, and it is 128 KiB in each worker
+
     return str(uuid.uuid4())
 
 
