@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshproxy.api import errors, matchers
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.codec import h1
+from meshproxy.codec.headers import ResponseHead
 from meshproxy.net import dial
 from meshproxy.upstream.health import Outcome, Settings, Target
 from meshproxy.upstream.host import metadata_dict
 from meshproxy.upstream.options import ClusterOptions, compile_options, number
 
 if TYPE_CHECKING:
-    from meshproxy.codec.headers import Headers, Pair, ResponseHead
+    from meshproxy.codec.headers import Headers, Pair
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
 
@@ -257,8 +258,10 @@ class _HttpConnection(asyncio.Protocol):
 
     async def ask(self, method: bytes, request: bytes) -> tuple[ResponseHead, bytes]:
         """Send a request and wait for the whole answer. Raises ConnectionError, ProtocolError."""
-        if self.parser.state == h1.DONE:
-            self.parser.state = h1.HEAD
+        if self.parser.buffer:
+            raise ConnectionResetError("the host sent what nobody asked for")
+        if self.parser.done:
+            self.parser.next_message()
         self.parser.expect(method)
         self._head, self._body = None, b""
         self._answer = asyncio.get_running_loop().create_future()
@@ -284,21 +287,18 @@ class _HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._answer is not None:
             self.parser.keep_alive = False
-            try:
-                self.parser.feed_eof()
-            except h1.ProtocolError as error:
-                self._fail(error)
+            self.parser.feed_eof()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
         self._fail(error if isinstance(error, ConnectionError) else ConnectionResetError("closed by the host"))
 
-    def on_whole(self, known: Any, body: bytes) -> None:
-        self.on_headers(known.head, False)
-        self.on_data(body, True)
+    def on_whole(self, known: h1.KnownResponse, body: bytes) -> None:
+        self._head, self._body = ResponseHead(known.status, known.items.copy()), body[: self._limit]
+        self._done()
 
-    def on_known(self, known: Any) -> None:
+    def on_known(self, known: h1.KnownRequest) -> None:
         raise AssertionError("only a request parser knows requests")
 
     def on_headers(self, head: ResponseHead, end_stream: bool) -> None:
