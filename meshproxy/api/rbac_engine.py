@@ -42,6 +42,7 @@ HONOURS = {
     "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config": "san_matcher any_validated_client_certificate",
 }
 
+_QUESTION_MARK, _HASH = b"?#"
 ALLOW, DENY, LOG = range(3)  # envoy.config.rbac.v3.RBAC.Action
 
 
@@ -228,14 +229,31 @@ def _common(kind: str, value: Any, network: bool) -> Compiled:
             header = matchers.compile_header(value)
             return lambda info: header(info.request)
         case "url_path":
-            path = matchers.compile_path(value)
-            return lambda info: info.request is not None and path(info.request.path)
+            return _url_path(value, network)
         case "metadata":
             metadata = matchers.compile_metadata(value)
             return lambda info: metadata(info.metadata)
         case "sourced_metadata":
             return _sourced_metadata(value)
     raise ConfigError.at("", "is not supported", UNSUPPORTED)
+
+
+def _url_path(proto: Any, network: bool) -> Compiled:
+    if proto.WhichOneof("rule") is None:
+        errors.fail("path", "must be set")
+    with errors.under("path"):
+        matches = matchers.compile_string(proto.path)
+    if network:
+        return False
+
+    def url_path(info: Any) -> bool:
+        # As matchers.compile_path, without its call: this is most policies' whole cost. (An int in bytes is ten times as fast as bytes in bytes.)
+        path = info.request.path
+        if _QUESTION_MARK in path or _HASH in path:
+            path = matchers.strip_query(path)
+        return matches(path)
+
+    return url_path
 
 
 def _listed(parts: Sequence[Any], field: str) -> Sequence[Any]:

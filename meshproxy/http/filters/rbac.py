@@ -98,19 +98,18 @@ class Rbac:
         self.shadow = shadow
 
     def request_headers(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
-        metadata: dict[str, str] = {}
+        shadow = self.shadow
+        metadata = {} if shadow is None else shadow.decide(stream).metadata.copy()
         reply = None
-        if self.shadow is not None:
-            metadata.update(self.shadow.decide(stream).metadata)
         if self.rules is not None:
             verdict = self.rules.decide(stream)
             reply = verdict.reply
             metadata.update(verdict.metadata)
-        known = stream.metadata.get(METADATA)
-        if known is None:
-            stream.metadata[METADATA] = metadata
+        everything = stream.metadata
+        if METADATA in everything:
+            everything[METADATA].update(metadata)
         else:
-            known.update(metadata)
+            everything[METADATA] = metadata
         return reply
 
 
