@@ -6,6 +6,7 @@ flag says ends up in `Options`, which main and the workers read.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -261,10 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if isinstance(options, str):
         print(options)
         sys.exit(0)
+    # Importing makes no garbage worth a collection; `launch` turns the collector on again.
+    gc.disable()
     # Only now: --help and mistakes are answered without loading the proxy.
-    from meshproxy import supervisor
+    from meshproxy import launch
 
-    status = supervisor.run(options)
+    status = launch.run(options)
     sys.stdout.flush()
     sys.stderr.flush()
     # Nothing of value happens in interpreter shutdown, and it would touch every shared page.

@@ -1,4 +1,4 @@
-"""Processes: forking a worker so that it keeps nothing it must not keep, and so that it cannot outlive main.
+"""Processes: forking a worker so that it keeps nothing it must not keep, and so that it cannot outlive main; and errands for children.
 
 `fork` is used from main's running event loop as well: the child shares main's pages (modules, protos, compiled tables), which is what makes a worker
 cheap, but none of main's descriptors. Everything here is for one thread: main has no other that holds locks when it forks, except resolver threads, and
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import marshal
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _PROC_FDS = "/proc/self/fd"
 
@@ -51,9 +52,6 @@ def fork(run: Callable[[], None], keep: Collection[int]) -> tuple[int, int]:
     sys.stdout.flush()
     sys.stderr.flush()
     # Objects made so far are moved out of the collector's sight on both sides: a collection in the child would write to (and so copy) every shared page.
-    # Garbage goes first, also what an earlier freeze hid.
-    gc.unfreeze()
-    gc.collect()
     gc.freeze()
     lifeline = Lifeline()
     pid = os.fork()
@@ -61,6 +59,46 @@ def fork(run: Callable[[], None], keep: Collection[int]) -> tuple[int, int]:
         _be_child(run, keep, lifeline)
     os.close(lifeline.read_fd)
     return pid, lifeline.write_fd
+
+
+class Errand:
+    """Work done by a short-lived child, so that its memory goes with it and this process can do something else meanwhile.
+
+    `work` returns plain data (what `marshal` takes); `result` waits for it. What the child printed is printed; its failure raises RuntimeError here.
+    """
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _run_errand(work, write_fd)
+        os.close(write_fd)
+
+    def result(self) -> Any:
+        """What `work` returned."""
+        with os.fdopen(self._read_fd, "rb") as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(self._pid, 0)
+        if status:
+            raise RuntimeError(f"a child process failed: {os.waitstatus_to_exitcode(status)}")
+        return marshal.loads(data)
+
+
+def _run_errand(work: Callable[[], Any], write_fd: int) -> NoReturn:
+    status = 1
+    try:
+        data = marshal.dumps(work())
+        with os.fdopen(write_fd, "wb") as pipe:
+            pipe.write(data)
+        status = 0
+    except BaseException:  # noqa: BLE001  nothing may return into the parent's stack
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _be_child(run: Callable[[], None], keep: Collection[int], lifeline: Lifeline) -> NoReturn:

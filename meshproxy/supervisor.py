@@ -12,19 +12,16 @@ import logging
 import marshal
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import logs, process, worker
+from meshproxy import process, worker
 from meshproxy.admin import certs
 from meshproxy.admin.listener import AdminListener
-from meshproxy.api import bootstrap as bootstraps
 from meshproxy.api import errors
 from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
-from meshproxy.net.shared import Cells
 from meshproxy.net.tasks import spawn
 from meshproxy.observe.tags import StatsConfig
 from meshproxy.server import Listener, Server
@@ -35,72 +32,12 @@ from meshproxy.workers import Events, Pool, Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshproxy.cli import Options
 
 log = logging.getLogger("meshproxy.main")
 
 FLUSH_INTERVAL = 5.0  # seconds of a histogram interval, unless the bootstrap says otherwise
 START_ATTEMPTS = 3  # crashes in a row of a worker that never got ready, after which a start is given up
 _INBOUND = 1  # envoy.config.core.v3.TrafficDirection
-
-
-def run(options: Options) -> int:
-    """The life of a proxy; returns the exit status."""
-    try:
-        levels, handler = _set_up_logs(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
-        bootstrap, plan = _load(options, levels, handler)
-        if options.mode == "validate":
-            print(f"configuration '{options.config_path}' OK")
-            return 0
-        supervisor = Supervisor(bootstrap, plan)
-    except ConfigError as error:
-        print(f"error initializing configuration '{options.config_path}':\n{error}", file=sys.stderr)
-        return 1
-    del bootstrap  # its serialised form is enough
-    return supervisor.serve()
-
-
-def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
-    pattern = options.log_format or logs.DEFAULT_FORMAT
-    if options.log_format_escaped:
-        pattern = pattern.replace("%v", "%_")
-    try:
-        return logs.set_up(logs.parse_level(options.log_level), options.component_log_level, pattern, options.log_path or None)
-    except OSError as error:
-        raise ConfigError(f"cannot open log file '{options.log_path}': {error.strerror}") from error
-
-
-def _load(options: Options, levels: logs.Levels, handler: logs.Handler) -> tuple[Any, worker.Plan]:
-    """The bootstrap, checked in every way that needs no socket. Raises ConfigError with all problems."""
-    concurrency = options.concurrency or process.cpu_count()
-    plan = worker.Plan(b"", None, options, concurrency, levels, handler)
-
-    def dry_run(bootstrap: Any) -> None:
-        plan.node = _node(bootstrap.node, options)
-        worker.dry_run(bootstrap, plan)
-
-    bootstrap, warnings = bootstraps.validate(options.config_path or None, options.config_yaml, unsupported=options.unsupported, dry_run=dry_run)
-    for problem in warnings:
-        log.warning("not honoured: %s", problem)
-    plan.bootstrap = bootstrap.SerializeToString()
-    plan.cells = Cells.create() if concurrency > 1 else None
-    return bootstrap, plan
-
-
-def _node(configured: Any, options: Options) -> Any:
-    """The bootstrap's node, with what the command line says about it."""
-    node = type(configured)()
-    node.CopyFrom(configured)
-    node.id = options.service_node or node.id
-    node.cluster = options.service_cluster or node.cluster
-    if options.service_zone:
-        node.locality.zone = options.service_zone
-    node.user_agent_name = "meshproxy"
-    return node
 
 
 class Supervisor:

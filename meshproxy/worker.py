@@ -49,12 +49,12 @@ GC_THRESHOLDS = (50_000, 20, 100)
 class Plan:
     """What a worker inherits from main by being forked. `listeners` are main's, with each worker's sockets."""
 
-    bootstrap: bytes  # serialised envoy.config.bootstrap.v3.Bootstrap
-    node: Any  # envoy.config.core.v3.Node
     options: Options
     concurrency: int
     levels: Levels
     log_handler: Handler
+    bootstrap: bytes = b""  # serialised envoy.config.bootstrap.v3.Bootstrap
+    node: Any = None  # envoy.config.core.v3.Node
     cells: Cells | None = None
     listeners: list[server.Listener] = field(default_factory=list)
 
@@ -114,10 +114,11 @@ def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
     process.name_process(f"meshproxy:{index}")
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
+    gc.disable()
     Worker(plan, index, channel_socket, loop)
-    gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     loop.run_forever()
 
 

@@ -6,6 +6,7 @@ See docs/decisions/0001-process-model.md.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -80,6 +81,10 @@ class Pool:
 
     def _fork(self, worker: Worker) -> None:
         worker.restart = None
+        if worker.crashes:
+            # Whatever main threw away since the last time must not be frozen along, in this process for ever and in the new one.
+            gc.unfreeze()
+            gc.collect()
         ours, theirs = channel.pair()
         index = worker.index
 

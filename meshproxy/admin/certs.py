@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.descriptor import FieldDescriptor
-
 from meshproxy.admin.message import JSON, Request, Response, to_json
 from meshproxy.api import datasource, registry
 from meshproxy.api.errors import ConfigError
@@ -101,19 +99,19 @@ def _read(source: Any) -> list[tuple[str, Certificate]]:
         return []
 
 
-def _contexts(message: Any) -> Iterator[Any]:
-    """Every CommonTlsContext inside `message`, also within Any."""
-    name = message.DESCRIPTOR.full_name
-    if name == "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext":
-        yield message
-        return
-    if name == "google.protobuf.Any":
-        # Only what may hold a TLS context is worth unpacking.
-        if "tls" in message.type_url.lower():
-            yield from _contexts(registry.unpack(message))
-        return
-    for descriptor, value in message.ListFields():
-        if descriptor.type != FieldDescriptor.TYPE_MESSAGE or descriptor.message_type.GetOptions().map_entry:
-            continue
-        for inner in value if descriptor.is_repeated else (value,):
-            yield from _contexts(inner)
+def _contexts(bootstrap: Any) -> Iterator[Any]:
+    """Every CommonTlsContext of the listeners and clusters."""
+    for listener in bootstrap.static_resources.listeners:
+        for chain in (*listener.filter_chains, listener.default_filter_chain):
+            yield from _inside(chain)
+    for cluster in bootstrap.static_resources.clusters:
+        yield from _inside(cluster)
+        for match in cluster.transport_socket_matches:
+            yield from _inside(match)
+
+
+def _inside(holder: Any) -> Iterator[Any]:
+    if holder.HasField("transport_socket"):
+        config = registry.unpack(holder.transport_socket.typed_config)
+        if "common_tls_context" in config.DESCRIPTOR.fields_by_name:
+            yield config.common_tls_context
