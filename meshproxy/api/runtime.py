@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from envoy.type.v3 import percent_pb2
 
-from meshproxy.api import convert, document, errors
+from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED, Collector, ConfigError
 
 if TYPE_CHECKING:
@@ -226,6 +226,8 @@ def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
     if kind == "static_layer":
         values: dict[str, Entry] = {}
         with errors.under("static_layer"):
+            from meshproxy.api import convert  # only where there is a layer: it is much code for every worker to hold
+
             for key, value in convert.from_struct(proto.static_layer).items():
                 _flatten(key, value, values)
         return Layer(proto.name, values), True
@@ -272,6 +274,8 @@ def _walk_disk(folder: Path, prefix: str, depth: int, values: dict[str, Entry]) 
 
 def parse_entry(text: str) -> Entry:
     """The value that a file or `/runtime_modify` gives as text. Raises ConfigError when it is not YAML."""
+    from meshproxy.api import document
+
     return _entry(document.parse(text), text)
 
 

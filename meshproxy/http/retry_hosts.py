@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.json_format import MessageToDict
-
 from meshproxy.api import registry
 from meshproxy.api.errors import under
 from meshproxy.upstream.balance.priority import availability
@@ -52,6 +50,8 @@ def _compile(message: Any) -> Predicate:
         return _was_tried
     if name == _OMIT_CANARY:
         return _is_canary
+    from google.protobuf.json_format import MessageToDict  # large, and seldom needed
+
     labels: dict[str, Any] = MessageToDict(message.metadata_match).get("filterMetadata", {}).get(_LB, {})
     return _OmitMetadata(labels)
 

@@ -10,8 +10,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.json_format import MessageToDict
-
 from meshproxy.api import errors
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
@@ -434,6 +432,8 @@ class Cluster:
 
     def config_json(self) -> dict[str, Any]:
         """The configuration as JSON-like data."""
+        from google.protobuf.json_format import MessageToDict  # large, and seldom needed
+
         return MessageToDict(self.proto, preserving_proto_field_name=True)
 
     def __repr__(self) -> str:

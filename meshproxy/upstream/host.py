@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from google.protobuf.json_format import MessageToDict
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -190,6 +188,10 @@ def _is_canary(metadata: dict[str, Any] | None) -> bool:
 
 def metadata_dict(message: Any) -> dict[str, Any]:
     """`envoy.config.core.v3.Metadata` as plain data: filter namespace -> JSON-like dict."""
+    if not message.filter_metadata:
+        return {}
+    from google.protobuf.json_format import MessageToDict  # large: only where there is metadata
+
     return {name: MessageToDict(struct) for name, struct in message.filter_metadata.items()}
 
 
