@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from meshproxy.api.errors import ConfigError
-from meshproxy.http import replies
 from meshproxy.http.filters import buffer, health_check
 from meshproxy.http.replies import Reply
 from meshproxy.observe import flags
@@ -163,10 +162,13 @@ def test_buffer_waits_for_the_body() -> None:
 
 
 def test_buffer_refuses_what_is_too_long() -> None:
-    filter = buffer.compile(proto(BUFFER, "{max_request_bytes: 5}"), context())
+    ctx = context()
+    filter = buffer.compile(proto(BUFFER, "{max_request_bytes: 5}"), ctx)
     stream = Stream(body=b"abcdef")
-    assert run(filter.request_headers(stream, False)) is replies.PAYLOAD_TOO_LARGE
+    reply = run(filter.request_headers(stream, False))
+    assert (reply.status, reply.body, reply.details, reply.close) == (413, b"Payload Too Large", "request_payload_too_large", True)
     assert stream.request.items == []
+    assert counters(ctx) == {"http.ing.downstream_rq_too_large": 1}
 
 
 def test_buffer_of_a_route() -> None:
