@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
-from meshproxy.upstream.balance import Deps, LbContext, Picker
+from meshproxy.upstream.balance import Balancer, Deps, LbContext, Picker
 from meshproxy.upstream.balance import config as balance_config
+from meshproxy.upstream.balance.cluster_provided import ClusterProvided
 from meshproxy.upstream.balance.hashing import HashBalancer, check_weights
 from meshproxy.upstream.endpoints import Assignment, Policy
 from meshproxy.upstream.host import Host, HostSet, Locality
@@ -123,13 +124,14 @@ class Cluster:
         self.on_immediate_failure: Callable[[Host], None] | None = None  # tells main's health checker
         self._metadata: dict[str, Any] | None = None
         problems = errors.Collector()
-        compiled = ClusterOptions()
+        compiled = ClusterOptions(type=options.STRICT_DNS if proto.HasField("cluster_type") else proto.type)
         with problems.under(""):
             compiled = options.compile_options(proto, scope, default_bind)
         self._take(compiled)
         with problems.under("circuit_breakers"):
             self.limits = limits.compile_limits(proto.circuit_breakers, self.name, context, share=not dry_run)
-        deps = Deps(self.stats, scope, context.random, context.clock, runtime=context.runtime, local_hosts=local_hosts)
+        deps = Deps(self.stats, scope, context.random, context.clock, active=self._active_requests, runtime=context.runtime, local_hosts=local_hosts)
+        self._balancer: Balancer = ClusterProvided()  # so that endpoints are checked as well when the policy is wrong
         with problems.under(""):
             self._balancer = balance.compile_balancer(proto, deps)
         self._compile_outlier(proto, problems)
@@ -222,6 +224,9 @@ class Cluster:
         self.set_flags(host, hosts.FAILED_ACTIVE_HC | hosts.EXCLUDED_VIA_IMMEDIATE_HC_FAIL)
         if self.on_immediate_failure is not None:
             self.on_immediate_failure(host)
+
+    def _active_requests(self) -> int:
+        return sum(limit.rq for limit in self.limits)
 
     # -- hosts and their health
 
@@ -417,7 +422,7 @@ class Cluster:
     def publish(self) -> None:
         """Bring metrics up to date that are not kept per request."""
         self.stats.settle()
-        self.stats.upstream_rq_active.n = sum(limit.rq for limit in self.limits)
+        self.stats.upstream_rq_active.n = self._active_requests()
         for limit in self.limits:
             limit.publish(self.stats.scope)
 

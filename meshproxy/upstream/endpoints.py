@@ -102,8 +102,10 @@ def _host(
     address_of: Callable[[Any], Address],
 ) -> Host:
     inner = endpoint.endpoint
-    with errors.under("endpoint.address"):
+    try:
         address = address_of(inner.address)
+    except ConfigError as error:
+        raise error.under("endpoint.address") from error
     check = None
     if inner.HasField("health_check_config"):
         check = inner.health_check_config

@@ -74,6 +74,7 @@ class Deps:
     random: random.Random
     clock: Callable[[], float]
     panic_threshold: int = 50  # percent
+    active: Callable[[], int] = field(default=lambda: 0)  # active requests of the whole cluster
     runtime: Any = None  # api.runtime.Runtime or None
     locality: LocalityConfig | None = None
     # () -> host set of the cluster that this proxy belongs to (cluster_manager.local_cluster_name), for zone-aware routing

@@ -51,6 +51,7 @@ class HashBalancer:
         self._panic_threshold = deps.panic_threshold
         self._locality_weighted = locality_weighted
         self._balance_factor = balance_factor
+        self._active = deps.active
         self._state = PriorityState([100], [0], [False])
         self._host_sets: Sequence[HostSet] = ()
         self._tables: list[Table] = []
@@ -65,7 +66,7 @@ class HashBalancer:
             weights = normalise(host_set, state.panic[host_set.priority], self._locality_weighted)
             table = self._build(weights)
             if self._balance_factor and weights:
-                table = Bounded(table, weights, self._balance_factor, self._stats)
+                table = Bounded(table, weights, self._balance_factor, self._active)
             self._tables.append(table)
         return self._pick_only if len(host_sets) == 1 and not state.panic[0] else self._pick
 
@@ -120,14 +121,14 @@ class Bounded:
     depends on the hash (arXiv 1608.01350 with the random jumps of arXiv 1908.08762).
     """
 
-    __slots__ = ("_factor", "_hosts", "_stats", "_table", "_weights")
+    __slots__ = ("_active", "_factor", "_hosts", "_table", "_weights")
 
-    def __init__(self, table: Table, weights: Weights, factor: int, stats: Any) -> None:
+    def __init__(self, table: Table, weights: Weights, factor: int, active: Callable[[], int]) -> None:
         self._table = table
         self._hosts = weights
         self._weights = {id(host): weight for host, weight in weights}
         self._factor = factor
-        self._stats = stats
+        self._active = active
 
     def choose(self, hash: int, attempt: int) -> Host | None:
         """See `Table.choose`."""
@@ -149,7 +150,7 @@ class Bounded:
         return best
 
     def _overload(self, host: Host, weight: float) -> float:
-        slots = ((self._stats.upstream_rq_active.n + 1) * self._factor + 99) // 100
+        slots = ((self._active() + 1) * self._factor + 99) // 100
         return host.rq_active / max(math.ceil(slots * weight), 1)
 
     def _order(self, hash: int) -> Sequence[tuple[Host, float]]:
