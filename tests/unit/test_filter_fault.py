@@ -168,6 +168,14 @@ def test_max_active_faults() -> None:
     assert filter.request_headers(Stream(), True) is not None
 
 
+def test_faults_of_all_routes_count_together() -> None:
+    ctx = context()
+    one, _, _ = make(f"{ABORT}, max_active_faults: 1", ctx)
+    other, _, _ = make(f"{ABORT}, max_active_faults: 1", ctx)
+    assert one.request_headers(Stream(), True) is not None
+    assert other.request_headers(Stream(), True) is None
+
+
 def test_counters_of_the_downstream_cluster() -> None:
     of_cluster = [(b"x-envoy-downstream-service-cluster", b"dc")]
     filter, ctx, _ = make(ABORT)

@@ -239,7 +239,7 @@ class Fault:
         self._scope.declare("gauge", _GAUGES)
         self._counters = {name: self._scope.counter(name) for name in _COUNTERS}
         self._gauge = self._scope.gauge("active_faults")
-        self._active, self._share = shared.counter_for(context.context, b"fault:" + context.stat_prefix.encode())
+        self._active, self._share = _active_faults(context)
         self._clusters: set[str] = set()
 
     # -- hooks
@@ -374,6 +374,16 @@ def compile(proto: HTTPFault, context: FilterContext) -> Fault | None:
 def specialise(base: Fault | None, overrides: list[HTTPFault], context: FilterContext) -> Fault | None:
     """The filter for a route: the most specific override, whole."""
     return compile(overrides[-1], context)
+
+
+def _active_faults(context: FilterContext) -> tuple[shared.Counter | shared.LocalCounter, int]:
+    """The count that `max_active_faults` limits: one for all fault filters under a stat prefix, those of routes included, as it is one gauge."""
+    common = context.context.shared
+    key = ("active faults", context.stat_prefix)
+    found = common.get(key)
+    if found is None:
+        found = common[key] = shared.counter_for(context.context, b"fault:" + context.stat_prefix.encode())
+    return found
 
 
 def _part(proto: HTTPFault, field: str, cls: Callable[[Any, str, FilterContext], Any], key: str, context: FilterContext) -> Any:
