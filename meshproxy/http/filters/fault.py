@@ -15,9 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format
-
-from meshproxy.api import errors, matchers, runtime
+from meshproxy.api import convert, errors, matchers, runtime
 from meshproxy.http.replies import Reply
 from meshproxy.net import shared
 from meshproxy.observe import flags
@@ -232,7 +230,7 @@ class Fault:
         self._http_status_key = proto.abort_http_status_runtime or "fault.http.abort.http_status"
         self._grpc_status_key = proto.abort_grpc_status_runtime or "fault.http.abort.grpc_status"
         self._cluster_stats = not proto.disable_downstream_cluster_stats
-        self._metadata = json_format.MessageToDict(proto.filter_metadata)
+        self._metadata = convert.from_struct(proto.filter_metadata)
 
         self._scope = context.scope.scope("fault.")
         self._scope.declare("counter", _COUNTERS)

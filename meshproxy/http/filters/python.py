@@ -129,4 +129,4 @@ def _load(name: str) -> Callable[[dict[str, Any], FilterContext], Any]:
         raise ConfigError.at("module", f"cannot load {name!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
         errors.fail("module", f"{name!r} is not callable")
-    return found  # type: ignore[no-any-return]
+    return found
