@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from meshproxy import __version__
-
-ENVOY_VERSION = "1.40.0"  # the Envoy whose behaviour is ours
-HOT_RESTART_VERSION = "disabled"
+from meshproxy.version import HOT_RESTART_VERSION, version_line
 
 
 @dataclass(slots=True)
@@ -216,18 +213,6 @@ def _unknown(argument: str) -> str:
     close = difflib.get_close_matches(name, [*_BY_NAME, *_OTHERS], n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}?" if close else "; see --help"
     return f"unknown flag {name}{hint}"
-
-
-def version_line() -> str:
-    """Like Envoy's: program, then revision/version/status/type/TLS library."""
-    import ssl
-
-    return f"meshproxy  version: {version(ssl.OPENSSL_VERSION.split()[0])}"
-
-
-def version(tls_library: str = "OpenSSL") -> str:
-    """`<revision>/<version>/<status>/<build type>/<TLS library>` as in /server_info; the revision is the Envoy version whose behaviour is ours."""
-    return f"envoy-{ENVOY_VERSION}/{__version__}/Clean/RELEASE/{tls_library}"
 
 
 def help_text() -> str:

@@ -150,7 +150,7 @@ def open_fds() -> list[int]:
 
 def reap() -> list[tuple[int, int]]:
     """(pid, exit code as `os.waitstatus_to_exitcode`) of every child that ended: our workers and, as PID 1 of a container, orphans that we inherited."""
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

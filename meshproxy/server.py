@@ -110,14 +110,6 @@ class Server:
 
         return bootstrap_pb2.Bootstrap.FromString(self.bootstrap_bytes)
 
-    def days_until_first_certificate_expires(self, default: int) -> int:
-        """Whole days; `default` when there is no certificate."""
-        if not self.certificates:
-            return default
-        from meshproxy.admin.certs import days_until_first_expires
-
-        return days_until_first_expires(self.certificates, time.time(), default)
-
     # -- changes -----------------------------------------------------------------------------------------------------------------------------------------
 
     def drain_listeners(self, *, inbound_only: bool, graceful: bool, keep_listeners: bool) -> None:

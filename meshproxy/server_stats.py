@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from meshproxy.admin.certs import days_until_first_expires
 from meshproxy.admin.info import memory_of_self
-from meshproxy.cli import ENVOY_VERSION
+from meshproxy.version import ENVOY_VERSION
 
 if TYPE_CHECKING:
     from meshproxy.server import Server
@@ -65,8 +67,8 @@ class ServerStats:
         memory = memory_of_self()
         active = sum(not listener.stopped for listener in server.listeners)
         connections = sum(
-            metric.n
-            for name, metric in server.stats.metrics.items()
+            server.stats.value(name)
+            for name in server.stats.metrics
             if name.startswith("listener.") and name.endswith(".downstream_cx_active") and ".worker_" not in name
         )
         for name, value in {
@@ -77,7 +79,7 @@ class ServerStats:
             "server.memory_heap_size": memory.get("heap_size", 0),
             "server.memory_physical_size": memory.get("total_physical_bytes", 0),
             "server.total_connections": connections,
-            "server.days_until_first_cert_expiring": server.days_until_first_certificate_expires(_NO_CERTIFICATE),
+            "server.days_until_first_cert_expiring": days_until_first_expires(server.certificates, time.time(), _NO_CERTIFICATE),
             "server.workers_restarting": server.concurrency - server.workers_ready if server.initialized else 0,
             "listener_manager.total_listeners_active": active,
             "runtime.num_keys": len(server.runtime),

@@ -112,7 +112,7 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
     """The life of a worker process, from just after the fork to its end."""
     process.name_process(f"meshproxy:{index}")
-    loop = uvloop.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()  # type: ignore[no-untyped-call]
     asyncio.set_event_loop(loop)
     gc.disable()
     Worker(plan, index, channel_socket, loop)

@@ -80,11 +80,10 @@ def collect(bootstrap: Any) -> list[Bundle]:
         for certificate in context.tls_certificates:
             bundle.chains += _read(certificate.certificate_chain)[:1]
         which = context.WhichOneof("validation_context_type")
-        validation = getattr(context, which) if which else None
-        if which == "combined_validation_context":
-            validation = validation.default_validation_context
-        if which in ("validation_context", "combined_validation_context") and validation.HasField("trusted_ca"):
-            bundle.authorities += _read(validation.trusted_ca)
+        if which in ("validation_context", "combined_validation_context"):
+            validation = context.validation_context if which == "validation_context" else context.combined_validation_context.default_validation_context
+            if validation.HasField("trusted_ca"):
+                bundle.authorities += _read(validation.trusted_ca)
         if bundle.chains or bundle.authorities:
             bundles.append(bundle)
     return bundles

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import cli
 from meshproxy.admin.message import JSON, Request, Response, message_to_json, to_json
 from meshproxy.logs import DEFAULT_FORMAT
 from meshproxy.server import State
+from meshproxy.version import HOT_RESTART_VERSION, version
 
 if TYPE_CHECKING:
     from meshproxy.server import Server
@@ -20,7 +20,7 @@ def ready(request: Request, server: Server) -> Response:
 
 def hot_restart_version(request: Request, server: Server) -> Response:
     """/hot_restart_version."""
-    return Response(cli.HOT_RESTART_VERSION)
+    return Response(HOT_RESTART_VERSION)
 
 
 def contention(request: Request, server: Server) -> Response:
@@ -76,9 +76,9 @@ def server_info(request: Request, server: Server) -> Response:
     from envoy.admin.v3 import server_info_pb2
 
     info = server_info_pb2.ServerInfo(
-        version=cli.version(),
+        version=version(),
         state=int(server.state),
-        hot_restart_version=cli.HOT_RESTART_VERSION,
+        hot_restart_version=HOT_RESTART_VERSION,
         command_line_options=_command_line(server),
         node=server.node,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshproxy import __version__, cli
+from meshproxy.version import ENVOY_VERSION
 
 
 def test_flags_have_envoys_meanings():
@@ -67,7 +68,7 @@ def test_version_is_a_line_like_envoys():
     name, _, version = line.partition("  version: ")
     revision, number, status, build, tls = version.split("/")
     assert (name, number, status, build, tls) == ("meshproxy", __version__, "Clean", "RELEASE", "OpenSSL")
-    assert cli.ENVOY_VERSION in revision
+    assert ENVOY_VERSION in revision
 
 
 def test_help_names_every_flag_with_its_meaning():
