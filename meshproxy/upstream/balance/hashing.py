@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshproxy.api import errors
 from meshproxy.upstream.balance.priority import PriorityState, choose, priority_state
