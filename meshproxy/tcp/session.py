@@ -151,7 +151,7 @@ class Session(StreamInfo):
         now = self._connected_at = self._clock()
         stats.upstream_cx_connect_ms.record((now - started) * 1000)
         if cluster.outlier is not None:
-            cluster.outlier.connected(host)
+            cluster.outlier.connected(host, final=True)
         return True
 
     def _attempt_failed(self, error: dial.DialError) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.codec import header_case
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.balance import Balancer, Deps, LbContext, Picker
@@ -169,7 +170,7 @@ class Cluster:
         self.auto_sni = compiled.auto_sni
         self.auto_san_validation = compiled.auto_san_validation
         self.auto_sni_header = compiled.auto_sni_header.encode() or b":authority"
-        self.header_case: Callable[[Any, Any], Any] | None = None
+        self.header_case = header_case.compile(compiled.header_style)
 
     def _compile_outlier(self, proto: Any, problems: errors.Collector) -> None:
         self.outlier: outlier.Detector | None = None

@@ -241,13 +241,15 @@ class Detector:
         if monitor.failures_local == self._consecutive_local:
             self._consecutive(monitor, LOCAL_ORIGIN_FAILURE)
 
-    def connected(self, host: Host) -> None:
-        """A connection for a request is there. Only needs to be said when `split` is set."""
+    def connected(self, host: Host, *, final: bool = False) -> None:
+        """A connection for a request is there. For HTTP it only needs to be said when `split` is set; `final`: that is all there is to say (TCP)."""
         if self.split:
             monitor = host.outlier
             monitor.local.total += 1
             monitor.local.success += 1
             monitor.failures_local = 0
+        elif final:
+            self.result(host, 200)
 
     def _failed(self, monitor: Monitor, status: int) -> None:
         if 502 <= status <= 504:

@@ -97,6 +97,15 @@ def test_split_mode_keeps_local_failures_apart():
     assert count(cluster, "enforced_consecutive_local_origin_failure") == 1
 
 
+def test_a_tcp_connection_is_a_success():
+    cluster, _ = make(consecutive_5xx=2)
+    for _ in range(3):
+        cluster.outlier.local_failure(cluster.hosts[0], "connect_failed")
+        cluster.outlier.connected(cluster.hosts[0], final=True)
+    assert ejected(cluster) == []
+    assert cluster.hosts[0].outlier.external.total == 6
+
+
 def test_a_host_comes_back_after_base_time_times_its_ejections():
     cluster, clock = make(base_ejection_time="30s", interval="10s")
     host = cluster.hosts[0]
