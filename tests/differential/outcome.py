@@ -14,7 +14,7 @@ SECTIONS = ("client", "fate", "upstream", "log", "stats", "trouble")
 _UNSTABLE = re.compile(
     r"(_bytes|bytes_total|_bytes_buffered|_time|_ms)$|uptime|^http\.admin\.|^listener\.admin\.|^server\.|^main_thread\.|^filesystem\.|^runtime\.|^listener_manager\."
     r"|^workers\.|^thread|^dns\.|^cluster_manager\.|^envoy\.|\.watchdog|update_no_rebuild$|^overload\.|^tls_inspector\.bytes|\.lb_recalculate_zone_structures$"
-    r"|default_total_match_count$|^wasm|\.upstream_rq_time|_ssl\.|\.http1_|\.assignment_",
+    r"|default_total_match_count$|^wasm|\.upstream_rq_time|_ssl\.|\.http1_|flow_control_|\.assignment_",
 )
 _HEADERS = [
     (re.compile(rb"(?i)(\r\ndate: )[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT"), rb"\1<date>"),

@@ -160,6 +160,13 @@ class Rig:
         wire.close()
         return response
 
+    async def proxy_quiet(self) -> None:
+        """Wait until the proxy has dealt with what it was told; for scenarios that go on after a client has left."""
+        last: dict[str, int] = {}
+        while stat_deltas(last, stats := await self.proxy.stats()):
+            last = stats
+            await asyncio.sleep(0.01)
+
     # ---- cases ---------------------------------------------------------------------------------------------------------------------------------------
 
     async def run(self, case: Case) -> Outcome:
