@@ -30,6 +30,7 @@ from meshproxy.upstream import cluster_manager
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from meshproxy import server
     from meshproxy.cli import Options
@@ -112,7 +113,7 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
     """The life of a worker process, from just after the fork to its end."""
     process.name_process(f"meshproxy:{index}")
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()  # type: ignore[no-untyped-call]
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     gc.disable()
     Worker(plan, index, channel_socket, loop)
@@ -141,7 +142,7 @@ class Worker:
             for proto, sockets in zip(bootstrap.static_resources.listeners, plan.sockets(index), strict=True)
         ]
         self._channel = Channel(channel_socket, loop, self._on_message, self._stop)
-        self._handlers = {
+        self._handlers: dict[Kind, Callable[[bytes], object]] = {
             Kind.START: self._start,
             Kind.ENDPOINTS: self._endpoints,
             Kind.HEALTH: self._health,
