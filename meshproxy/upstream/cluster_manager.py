@@ -13,7 +13,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from meshproxy.api import errors
-from meshproxy.upstream import endpoints, stats
+from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ class ClusterManager:
                 return False
             self.remove(name)
         self._known[name] = _Known(serialised, via_api)
-        stats.declare(self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}."))
+        scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
+        stats.declare(scope)
+        if proto.HasField("outlier_detection"):
+            outlier.declare(scope)
         self._active.n = len(self._known)
         return True
 

@@ -18,6 +18,7 @@ from meshproxy.upstream.host import FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshproxy.observe.stats import Scope
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.host import Host
 
@@ -92,6 +93,12 @@ _ENFORCING = {
     FAILURE_PERCENTAGE: "enforcing_failure_percentage",
     LOCAL_FAILURE_PERCENTAGE: "enforcing_failure_percentage_local_origin",
 }
+
+
+def declare(scope: Scope) -> None:
+    """Make the names of a cluster's statistics known."""
+    scope.declare("counter", _COUNTERS)
+    scope.declare("gauge", _GAUGES)
 
 
 class Rate:
@@ -174,9 +181,7 @@ class Detector:
         self._monitors: dict[int, Monitor] = {}
         self.on_eject: Callable[[Host], None] | None = None
         self.averages = {SUCCESS_RATE: (-1.0, -1.0), LOCAL_SUCCESS_RATE: (-1.0, -1.0)}  # (average, ejection threshold) of success rates in percent
-        scope = self._scope = cluster.stats.scope
-        scope.declare("counter", _COUNTERS)
-        scope.declare("gauge", _GAUGES)
+        self._scope = cluster.stats.scope
         self._active = 0
 
     def _read_settings(self) -> None:

@@ -56,8 +56,8 @@ class Envoy:
             self._stop()
             raise
         self._admin = admin_path.read_text()
-        listener = json.loads(self.admin("/listeners?format=json"))["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
-        self._socket = socket.create_connection(("127.0.0.1", listener))
+        self.port = json.loads(self.admin("/listeners?format=json"))["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
+        self._socket = socket.create_connection(("127.0.0.1", self.port))
         self._file = self._socket.makefile("rb")
 
     def _wait(self, path: Path) -> None:
@@ -90,6 +90,18 @@ class Envoy:
                 picked = value.strip()
         self._file.read(length)
         return None if picked in (None, "-") else picked
+
+    def hold(self, cluster: str, hash_value: str) -> socket.socket:
+        """Send a request to hosts that never answer, on a connection of its own, which keeps the request open."""
+        one = socket.create_connection(("127.0.0.1", self.port))
+        one.sendall(f"GET /{cluster} HTTP/1.1\r\nhost: x\r\nx-hash: {hash_value}\r\n\r\n".encode())
+        return one
+
+    def active(self, cluster: str) -> dict[str, int]:
+        """The active requests of each host."""
+        prefix = f"{cluster}::"
+        parts = [line.split("::") for line in self.admin("/clusters").splitlines() if line.startswith(prefix) and "::rq_active::" in line]
+        return {address: int(count) for _, address, _, count in parts}
 
     def close(self) -> None:
         self._file.close()

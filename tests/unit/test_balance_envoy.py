@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -125,6 +127,27 @@ def test_hash_policies_pick_the_same_host(envoy, name):
     cluster = _cluster(name)
     values = [f"user-{index}" for index in range(250)]
     assert [_pick(cluster, value) for value in values] == [envoy.pick(name, value) for value in values]
+
+
+def test_bounded_load_goes_the_same_way():
+    """The order in which a hot key overflows from host to host depends only on its hash."""
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)]
+        hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in silent]
+        weighted = [up.endpoint(address, load_balancing_weight=weight) for address, weight in zip(hosts, (1, 2, 1, 3, 1), strict=True)]
+        hashing = {"consistent_hashing_lb_config": {"hash_balance_factor": 130}}
+        config = up.static(up.group(*weighted), name="bounded", lb_policy="RING_HASH", common_lb_config=hashing)
+        one = stack.enter_context(closing(Envoy([config])))
+        cluster = up.cluster(config)
+        for index in range(40):
+            value = f"key-{index % 3}"
+            host = cluster.pick(LbContext(xxh64_intdigest(value.encode())))
+            host.rq_active += 1
+            cluster.limits[0].rq += 1
+            stack.enter_context(one.hold("bounded", value))
+            while sum((active := one.active("bounded")).values()) <= index:
+                pass
+            assert active == {host.address.text: host.rq_active for host in cluster.hosts}
 
 
 @pytest.mark.parametrize("name", ["ring", "ring_weights", "ring_sizes", "ring_tiny", "ring_large", "ring_one"])
