@@ -110,6 +110,7 @@ class Rig:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.pki / "server.pem", self.pki / "server.key")
             context.set_alpn_protocols(["http/1.1"])
+            context.sni_callback = _remember_sni
             if name.startswith("mtls"):
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self.pki / "ca.pem")
@@ -270,6 +271,10 @@ class Rig:
         self.proxy.stop()
         await asyncio.sleep(0)
         self._folder.cleanup()
+
+
+def _remember_sni(connection: Any, server_name: str | None, _context: ssl.SSLContext) -> None:
+    connection.server_name_seen = server_name
 
 
 class _End:

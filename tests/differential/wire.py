@@ -363,8 +363,15 @@ class Upstream:
                 continue
 
     def seen(self) -> list[dict[str, str]]:
-        """What came on each connection and whether the proxy has ended it."""
-        return [{"got": wire.received.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"} for wire in self.connections]
+        """What came on each connection, for which SNI, and whether the proxy has ended it."""
+        return [self._seen(wire) for wire in self.connections]
+
+    @staticmethod
+    def _seen(wire: Wire) -> dict[str, str]:
+        seen = {"got": wire.received.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
+        if wire.tls:
+            seen["sni"] = str(getattr(wire.transport.get_extra_info("ssl_object"), "server_name_seen", None))
+        return seen
 
     def end_case(self) -> None:
         """Drop every connection that is still open."""
