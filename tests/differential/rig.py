@@ -168,6 +168,13 @@ class Rig:
             last = stats
             await asyncio.sleep(0.01)
 
+    async def wait_lines(self, file: str, count: int) -> str:
+        """The text of a log file in the proxy's folder once it has so many lines."""
+        path = self.folder / file
+        while not path.exists() or path.read_text().count("\n") < count:
+            await asyncio.sleep(0.01)
+        return path.read_text()
+
     # ---- cases ---------------------------------------------------------------------------------------------------------------------------------------
 
     async def run(self, case: Case) -> Outcome:

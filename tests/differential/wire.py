@@ -43,7 +43,8 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self.tls = transport.get_extra_info("ssl_object") is not None
+        self.ssl_object = transport.get_extra_info("ssl_object")
+        self.tls = self.ssl_object is not None
         if self._on_connection:
             self._on_connection(self)
 
@@ -370,7 +371,7 @@ class Upstream:
     def _seen(wire: Wire) -> dict[str, str]:
         seen = {"got": wire.received.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
         if wire.tls:
-            seen["sni"] = str(getattr(wire.transport.get_extra_info("ssl_object"), "server_name_seen", None))
+            seen["sni"] = str(getattr(wire.ssl_object, "server_name_seen", None))
         return seen
 
     def end_case(self) -> None:
