@@ -59,6 +59,8 @@ def _lines(value: Any, indent: str = "  ") -> list[str]:
         text = value.decode("latin-1") if isinstance(value, bytes) else value
         if len(text) > 5000:
             return [f"{indent}{len(text)} bytes, hash {hash(text)}"]
+        if text.count("|") > 10:  # a log line with many fields: one each line, so that a diff shows the one that differs
+            text = text.replace("|", "|\n")
         return [indent + repr(line)[1:-1] for line in text.splitlines(keepends=True)]
     return [f"{indent}{value}"]
 
