@@ -1,0 +1,123 @@
+"""Requests, and the programs that send them: wrk for saturation, `sender` for exact numbers of requests and for fixed rates."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.errors import BenchmarkError, Missing
+from benchmarks.processes import ROOT
+from benchmarks.proxies import HOST
+
+SCRIPT = ROOT / "benchmarks" / "wrk.lua"
+
+# Eleven headers as a browser behind an authenticating gateway sends them; with their values, 600 bytes.
+ELEVEN_HEADERS = (
+    f"Host: {HOST}",
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36",
+    "Accept: application/json, text/plain, */*",
+    "Accept-Encoding: gzip, deflate, br",
+    "Accept-Language: en-GB,en;q=0.9,de;q=0.8",
+    "Authorization: Bearer eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJib29raW5nIn0.c2lnbmF0dXJlLW9mLXNpeHR5LWZvdXItYnl0ZXMtaW4tYmFzZTY0LXVybA",
+    "Cookie: session=4f1c2a9e7b604d1f9c3e; theme=dark; consent=all",
+    "Content-Type: application/json",
+    "X-Tenant: acme",
+    "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "Cache-Control: no-cache",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One kind of request, over `connections` keep-alive connections (new ones for every request if it says `Connection: close`).
+
+    In `path` and `headers`, `$n` is a number of twelve hexadecimal digits that never comes twice, and `$r` a random one below `limit`, printed by `digits`.
+    """
+
+    path: str = "/"
+    headers: tuple[str, ...] = (f"Host: {HOST}",)
+    method: str = "GET"
+    body_bytes: int = 0
+    connections: int = 64
+    limit: int = 1
+    digits: str = "%d"
+
+    def template(self) -> bytes:
+        """The request, with `$n` and `$r` still in it."""
+        lines = [f"{self.method} {self.path} HTTP/1.1", *self.headers]
+        if self.body_bytes:
+            lines.append(f"Content-Length: {self.body_bytes}")
+        return "\r\n".join([*lines, "", ""]).encode() + b"x" * self.body_bytes
+
+
+MINIMAL = Load()
+ELEVEN = Load(path="/api/orders", headers=ELEVEN_HEADERS)
+VARYING = Load(
+    path="/api/orders/$n?page=1",
+    headers=(
+        *(line for line in ELEVEN_HEADERS if not line.startswith("traceparent")),
+        "X-Request-Id: 7f1c2d3e-4b5a-4c6d-8e9f-$n",
+        "traceparent: 00-0af7651916cd43dd8448$n-b7ad6b7169203331-01",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a load generator saw. Times are microseconds, `seconds` how long it ran."""
+
+    requests: int
+    seconds: float
+    p50_us: float
+    p99_us: float
+
+
+@functools.cache
+def _wrk() -> str:
+    path = shutil.which("wrk")
+    if path is None:
+        raise Missing("wrk is not installed (Debian: apt-get install wrk)")
+    return path
+
+
+def saturate(load: Load, port: int, seconds: float, folder: Path, *, tls: bool = False) -> Outcome:
+    """As many requests as the proxy takes, for so many seconds (at least one: wrk counts whole ones). Raises BenchmarkError if any failed."""
+    file = folder / "request"
+    file.write_bytes(load.template())
+    url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
+    duration = max(1, round(seconds))
+    command = [_wrk(), "-t1", f"-c{load.connections}", f"-d{duration}s", "--timeout", "10s", "-s", str(SCRIPT), url, "--"]
+    output = processes.run([*command, str(file), str(random.getrandbits(40)), str(load.limit), load.digits], limit_s=duration + 30)
+    line = next((line for line in output.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        raise BenchmarkError(f"wrk said nothing that we understand:\n{output}")
+    result = json.loads(line.removeprefix("RESULT "))
+    failed = {kind: count for kind, count in result.pop("errors").items() if count}
+    if failed or not result["requests"]:
+        raise BenchmarkError(f"requests failed: {failed or 'none was answered'}")
+    return Outcome(**result)
+
+
+def exactly(load: Load, port: int, requests: int, limit_s: float) -> Outcome:
+    """So many requests, not one more, each connection sending its next one as soon as it has its answer."""
+    return _sender(load, port, limit_s, requests=requests)
+
+
+def at_rate(load: Load, port: int, rate: float, seconds: float) -> Outcome:
+    """So many requests a second at even intervals, whatever the proxy does; latencies count from when a request was due.
+
+    Raises BenchmarkError if the sender itself could not keep the pace.
+    """
+    return _sender(load, port, seconds + 30, rate=rate, seconds=seconds)
+
+
+def _sender(load: Load, port: int, limit_s: float, **what: float) -> Outcome:
+    job = {"port": port, "template": load.template().decode(), "connections": load.connections, "limit": load.limit, "digits": load.digits, **what}
+    output = processes.run([sys.executable, "-m", "benchmarks.sender"], limit_s=limit_s, input=json.dumps(job))
+    return Outcome(**json.loads(output))
