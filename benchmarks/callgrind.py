@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import load as loads
-from benchmarks.configs import Spec
 from benchmarks.errors import BenchmarkError, Missing
-from benchmarks.load import Load
 from benchmarks.proxies import Kind, Proxy
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.load import Load
+    from benchmarks.configs import Spec
 
 _LIMIT_S = 120.0
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)

@@ -112,7 +112,7 @@ def exactly(load: Load, port: int, requests: int, limit_s: float) -> Outcome:
 def at_rate(load: Load, port: int, rate: float, seconds: float) -> Outcome:
     """So many requests a second at even intervals, whatever the proxy does; latencies count from when a request was due.
 
-    Raises BenchmarkError if the sender itself could not keep the pace.
+    A proxy that cannot keep up has latencies that grow and grow; if the sender itself cannot, BenchmarkError is raised.
     """
     return _sender(load, port, seconds + 30, rate=rate, seconds=seconds)
 

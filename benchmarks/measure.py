@@ -32,7 +32,7 @@ def cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MB (10^6 bytes) of all processes together.
+    """MB (2^20 bytes) of all processes together.
 
     `pss`: proportional set size, as the kernel adds it up. `alone`: the same, as it were if no other process on the machine mapped the same files; for an
     interpreter that other programs use too, such as this harness, that is the honest figure. `pss_anon`: anonymous memory, pages shared by main and workers
@@ -56,7 +56,7 @@ def memory(pids: Iterable[int]) -> Memory:
         for mapping, resident in _file_mappings(pid):
             files[mapping] = max(files.get(mapping, 0), resident)
     alone = totals["Pss_Anon"] + totals["Pss_Shmem"] + sum(files.values())
-    return Memory(*(value * 1024 / 1e6 for value in (totals["Pss"], alone, totals["Pss_Anon"], totals["Anonymous"])))
+    return Memory(*(value / 1024 for value in (totals["Pss"], alone, totals["Pss_Anon"], totals["Anonymous"])))
 
 
 def _file_mappings(pid: int) -> Iterable[tuple[tuple[str, str], int]]:

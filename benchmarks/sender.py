@@ -18,7 +18,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 _PLACE = re.compile(r"\$([nr])")
@@ -26,7 +26,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNK = 1 << 18
 _STALL_S = 60.0  # without any event
 _CLOCK_MONOTONIC = 1
-_LATE_S = 0.1  # a sender that is this late at the end did not keep its rate
+_BUSY = 0.9  # of a core: a sender that needs more measures itself
 
 
 class SenderError(Exception):
@@ -130,7 +130,7 @@ class Sender:
                         left -= 1
 
     def send_at(self, rate: float, seconds: float) -> None:
-        """Open loop: `rate` requests a second, evenly. Raises SenderError if it ends late."""
+        """Open loop: `rate` requests a second, evenly."""
         render, connections, latencies = self._render, self._connections, self.latencies
         interval = 1 / rate
         total = int(rate * seconds)
@@ -155,9 +155,6 @@ class Sender:
             while waiting and free:
                 free.popleft().send(render(), waiting.popleft())
         timer.close()
-        late = monotonic() - start - seconds
-        if late > _LATE_S:
-            raise SenderError(f"{rate:.0f} requests a second were too many: {late * 1000:.0f} ms late after {seconds} s")
 
 
 class _Timer:
@@ -194,6 +191,8 @@ def main() -> None:
         sender.send_at(job["rate"], job["seconds"])
     seconds = monotonic() - start
     sender.close()
+    if "rate" in job and process_time() > _BUSY * seconds:
+        raise SenderError(f"{job['rate']:.0f} requests a second are too many for this sender")
     latencies = sorted(sender.latencies)
     p50, p99 = (percentile(latencies, share) * 1e6 for share in (0.5, 0.99))
     print(json.dumps({"requests": len(latencies), "seconds": seconds, "p50_us": p50, "p99_us": p99}))

@@ -1,0 +1,236 @@
+"""What is measured, as data, and the bars that meshproxy has to reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from benchmarks.configs import Spec
+from benchmarks.load import ELEVEN, MINIMAL, VARYING, Load
+from benchmarks.proxies import HOST
+
+OURS, ENVOY, NGINX, HAPROXY = "meshproxy", "envoy", "nginx", "haproxy"
+ALL = (OURS, ENVOY, NGINX, HAPROXY)
+BOTH = (OURS, ENVOY)
+
+
+class How(Enum):
+    """The kinds of measurement; `runner` has a function for each."""
+
+    HTTP = auto()  # wrk at saturation, in turn
+    RATE = auto()  # a fixed rate of half of Envoy's saturation, in turn
+    TCP_BULK = auto()
+    TCP_SMALL = auto()
+    START = auto()  # started again and again, each time alone: ready time and memory
+    MEMORY = auto()  # each alone: idle, then under load
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of a scenario for each proxy; `label` tells the lines of one proxy apart."""
+
+    spec: Spec
+    load: Load = MINIMAL
+    label: str = ""
+
+    def key(self, proxy: str) -> str:
+        """The line's name in results."""
+        return f"{proxy}, {self.label}" if self.label else proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A limit for a metric of meshproxy, absolute or (`versus` a proxy, or another line) as the median of paired ratios. `stretch`: hoped for, not owed."""
+
+    text: str
+    metric: str
+    case: str = OURS
+    versus: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+    stretch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`seconds` of load a turn, `rounds` turns of each line. `instructions`: proxies whose instructions are counted under callgrind, if perf cannot."""
+
+    name: str
+    title: str
+    about: str
+    how: How
+    cases: tuple[Case, ...]
+    proxies: tuple[str, ...] = BOTH
+    seconds: float = 3
+    rounds: int = 3
+    instructions: tuple[str, ...] = ()
+    bars: tuple[Bar, ...] = ()
+
+
+def _per_core(at_least: float, versus: str = ENVOY, *, stretch: bool = False) -> Bar:
+    return Bar(f"requests per second per core, against {versus}", "per_core", versus=versus, at_least=at_least, stretch=stretch)
+
+
+def _instructions(at_most: float, *, stretch: bool = False) -> Bar:
+    return Bar("user instructions per request", "user_instructions", at_most=at_most, stretch=stretch)
+
+
+def _routes_flat(many: str, few: str) -> Bar:
+    return Bar(f"user instructions per request, {many} against {few}", "user_instructions", f"{OURS}, {many}", f"{OURS}, {few}", at_most=1.2)
+
+
+def _memory(case: str, pss: float, anonymous: float, *, stretch: bool = False) -> tuple[Bar, ...]:
+    name = case.partition(", ")[2]
+    return (
+        Bar(f"PSS as if alone, MB, {name}", "alone", case, at_most=pss, stretch=stretch),
+        Bar(f"anonymous memory, MB, {name}", "pss_anon", case, at_most=anonymous, stretch=stretch),
+    )
+
+
+_HOST = "host-$r.mesh.test"
+_PREFIX = "/service-$r/items/17"
+_SMALL, _LARGE = "small configuration", "1,000 clusters"
+_TEN_HOSTS, _MANY_HOSTS, _TEN_PREFIXES, _MANY_PREFIXES = "10 hosts", "10,000 hosts", "10 prefixes", "10,000 prefixes"
+
+SCENARIOS = (
+    Scenario(
+        "minimal",
+        "HTTP/1.1, minimal",
+        "Keep-alive, a request with a Host header only, 128 bytes back; connection manager, one route with a retry policy, router.",
+        How.HTTP,
+        (Case(Spec()),),
+        ALL,
+        instructions=BOTH,
+        bars=(_instructions(60e3), _instructions(45e3, stretch=True), _per_core(2.0), _per_core(1.0, HAPROXY, stretch=True)),
+    ),
+    Scenario(
+        "mesh",
+        "HTTP/1.1, mesh set and 11 headers",
+        "The same with eleven request headers and all that a sidecar does to a request (benchmarks/configs/mesh.yaml). nginx and HAProxy only forward.",
+        How.HTTP,
+        (Case(Spec("mesh"), ELEVEN),),
+        ALL,
+        instructions=BOTH,
+        bars=(_instructions(110e3), _instructions(80e3, stretch=True), _per_core(2.0), _per_core(1.0, HAPROXY, stretch=True)),
+    ),
+    Scenario(
+        "varying",
+        "HTTP/1.1, mesh set, every request different",
+        "A path, request id and traceparent that never come twice: what a memory of earlier requests cannot answer.",
+        How.HTTP,
+        (Case(Spec("mesh"), VARYING),),
+        instructions=BOTH,
+    ),
+    Scenario(
+        "bodies",
+        "64 KiB both ways",
+        "POST with a body of 64 KiB, answered by 64 KiB.",
+        How.HTTP,
+        (Case(Spec(), Load(method="POST", path="/blob", body_bytes=65536)),),
+        ALL,
+        seconds=2,
+    ),
+    Scenario(
+        "tls",
+        "TLS, keep-alive",
+        "The minimal request over TLS 1.3 connections that stay (ECDSA P-256 certificate).",
+        How.HTTP,
+        (Case(Spec(tls=True)),),
+        ALL,
+        bars=(_per_core(2.0),),
+    ),
+    Scenario(
+        "tls-new",
+        "TLS, a new connection for every request",
+        "The minimal request with `Connection: close`: handshake, request, close.",
+        How.HTTP,
+        (Case(Spec(tls=True), Load(headers=(f"Host: {HOST}", "Connection: close"))),),
+        ALL,
+        seconds=2,
+        bars=(_per_core(0.6), _per_core(0.8, stretch=True)),
+    ),
+    Scenario(
+        "tcp-bulk",
+        "TCP, one bulk stream",
+        "One connection, as many bytes as go through.",
+        How.TCP_BULK,
+        (Case(Spec("tcp")),),
+        (OURS, ENVOY, HAPROXY),
+        seconds=2,
+        rounds=5,
+        bars=(Bar("CPU per GB, against envoy", "cpu_s_per_gb", versus=ENVOY, at_most=0.5),),
+    ),
+    Scenario(
+        "tcp-small",
+        "TCP, small messages",
+        "64 bytes there, 64 bytes back, on 64 connections at once.",
+        How.TCP_SMALL,
+        (Case(Spec("tcp")),),
+        (OURS, ENVOY, HAPROXY),
+        seconds=2,
+    ),
+    Scenario(
+        "workers",
+        "One and two workers",
+        "The mesh set, with one worker on one core, and with two workers on both cores, which they then share with the load: the CPU columns count.",
+        How.HTTP,
+        (Case(Spec("mesh"), ELEVEN, "1 worker"), Case(Spec("mesh", workers=2), ELEVEN, "2 workers")),
+        seconds=2,
+    ),
+    Scenario(
+        "routes",
+        "10,000 routes against 10",
+        "Distinct virtual hosts, and prefix routes in one virtual host; requests hit all of them at random.",
+        How.HTTP,
+        (
+            Case(Spec(hosts=10), Load(headers=(f"Host: {_HOST}",), limit=10), _TEN_HOSTS),
+            Case(Spec(hosts=10_000), Load(headers=(f"Host: {_HOST}",), limit=10_000), _MANY_HOSTS),
+            Case(Spec(prefixes=10), Load(path=_PREFIX, limit=10, digits="%05d"), _TEN_PREFIXES),
+            Case(Spec(prefixes=10_000), Load(path=_PREFIX, limit=10_000, digits="%05d"), _MANY_PREFIXES),
+        ),
+        seconds=2,
+        instructions=(OURS,),
+        bars=(_routes_flat(_MANY_HOSTS, _TEN_HOSTS), _routes_flat(_MANY_PREFIXES, _TEN_PREFIXES)),
+    ),
+    Scenario(
+        "start",
+        "Start: ready time and idle memory",
+        "From the start of the process (on both cores) to its first answer, and memory a second later; small, and with 1,000 clusters of 10 endpoints each.",
+        How.START,
+        (Case(Spec(), label=_SMALL), Case(Spec(clusters=1000), label=_LARGE)),
+        seconds=1,
+        rounds=5,
+        bars=(
+            Bar(f"ready after start, ms, {_SMALL}", "ready_ms", f"{OURS}, {_SMALL}", at_most=200),
+            Bar(f"ready after start, ms, {_LARGE}", "ready_ms", f"{OURS}, {_LARGE}", at_most=400),
+            *_memory(f"{OURS}, {_SMALL}", 45, 35),
+            *_memory(f"{OURS}, {_LARGE}", 60, 50),
+            *_memory(f"{OURS}, {_SMALL}", 35, 25, stretch=True),
+            *_memory(f"{OURS}, {_LARGE}", 45, 35, stretch=True),
+        ),
+    ),
+    Scenario(
+        "memory",
+        "Memory under load",
+        "The mesh set: idle, then while 64 connections are saturated. Each proxy alone.",
+        How.MEMORY,
+        (Case(Spec("mesh"), ELEVEN),),
+        ALL,
+        rounds=1,
+    ),
+    Scenario(
+        "latency",
+        "Latency at a fixed rate",
+        "Half of the rate at which Envoy is saturated, open loop, 64 connections; latencies count from when a request was due.",
+        How.RATE,
+        (Case(Spec(), MINIMAL, "minimal"), Case(Spec("mesh"), ELEVEN, "mesh set")),
+        (OURS, ENVOY, HAPROXY),
+        seconds=4,
+        bars=tuple(
+            Bar(f"{metric.removesuffix('_us')}, {label}, against envoy", metric, f"{OURS}, {label}", f"{ENVOY}, {label}", at_most=1.0)
+            for label in ("minimal", "mesh set")
+            for metric in ("p50_us", "p99_us")
+        ),
+    ),
+)
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
