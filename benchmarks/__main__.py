@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, report
+from benchmarks import plots, processes, report
 from benchmarks.runner import Run
 from benchmarks.scenarios import BY_NAME, SCENARIOS
 
@@ -29,6 +30,7 @@ def main() -> int:
         return 0
     # Ended from outside, leave the `with` blocks, which end what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.sched_setaffinity(0, [processes.LOAD_CPU])
     out = _folder(options)
     stored = out / "results.json"
     results: dict[str, Any] = json.loads(stored.read_text())["scenarios"] if stored.exists() else {}

@@ -13,15 +13,15 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import load as loads
 from benchmarks.errors import BenchmarkError, Missing
 from benchmarks.proxies import Kind, Proxy
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.load import Load
     from benchmarks.configs import Spec
+    from benchmarks.load import Load
 
 _LIMIT_S = 120.0
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
@@ -34,8 +34,8 @@ class Bursts:
     """How many requests: to warm up, and in the two bursts that are counted."""
 
     warm_up: int = 1000
-    small: int = 1000
-    big: int = 4000
+    small: int = 500
+    big: int = 2500
 
 
 def available() -> bool:
@@ -53,7 +53,7 @@ def instructions_per_request(kind: Kind, spec: Spec, load: Load, backend_port: i
     with Proxy(kind, spec, backend_port, folder / "proxy", wrapper=wrapper, env={"PYTHONHASHSEED": "0"}) as proxy:
         workers = proxy.workers()
         counter = _Counter(folder, workers)
-        loads.exactly(load, proxy.port, bursts.warm_up, _LIMIT_S)
+        loads.exactly(load, proxy.port, max(bursts.warm_up, load.limit), _LIMIT_S)
         for pid in workers:
             counter.tell(pid, "instrumentation on")
         counts = []

@@ -37,7 +37,8 @@ ELEVEN_HEADERS = (
 class Load:
     """One kind of request, over `connections` keep-alive connections (new ones for every request if it says `Connection: close`).
 
-    In `path` and `headers`, `$n` is a number of twelve hexadecimal digits that never comes twice, and `$r` a random one below `limit`, printed by `digits`.
+    In `path` and `headers`, `$n` is a number of twelve hexadecimal digits that never comes twice, and `$r` goes through all
+    numbers below `limit` in leaps, each printed by `digits`.
     """
 
     path: str = "/"

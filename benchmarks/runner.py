@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import callgrind, load, measure, processes, proxies
 from benchmarks.backend import Backend
@@ -113,6 +113,12 @@ class Run:
         """wrk against a proxy of that case."""
         return load.saturate(case.load, proxy.port, seconds, self.folder, tls=case.spec.tls)
 
+    def warm(self, case: Case, proxy: Proxy) -> None:
+        """A second of load, and every route used once: what is made at first use is made, and code has run often enough to be specialised."""
+        if case.load.limit > 1:
+            load.exactly(case.load, proxy.port, case.load.limit, 60)
+        self.saturate(case, proxy, 1)
+
 
 def _folder_name(line: str) -> str:
     return line.replace(", ", "-").replace(" ", "-").replace(",", "")
@@ -127,7 +133,7 @@ def _http(run: Run) -> None:
             running = run.start_all(stack, backend.port)
             for line, case, _ in run.lines():
                 with run.attempt(line):
-                    run.saturate(case, running[line], 1)  # warm
+                    run.warm(case, running[line])
             for _ in range(run.rounds):
                 for line, case, _ in run.lines():
                     with run.attempt(line):
@@ -173,13 +179,13 @@ def _rate(run: Run) -> None:
             envoy = running.get(case.key(ENVOY))
             if envoy is None:
                 raise BenchmarkError("without Envoy there is no rate to take half of")
-            run.saturate(case, envoy, 1)  # warm
+            run.warm(case, envoy)
             outcome = run.saturate(case, envoy, 1 if run.result.quick else 2)
             rates[case.label] = round(outcome.requests / outcome.seconds / 2, -2)
             run.result.note(f"{case.label}: {rates[case.label]:,.0f} requests a second")
         for line, case, _ in run.lines():
             with run.attempt(line):
-                load.exactly(case.load, running[line].port, 1000, 30)  # warm
+                run.warm(case, running[line])
         for _ in range(run.rounds):
             for line, case, _ in run.lines():
                 with run.attempt(line):
@@ -247,12 +253,16 @@ def _idle_and_loaded(run: Run) -> None:
                 with run.attempt(line), Proxy(kind, case.spec, backend.port, run.folder / _folder_name(line)) as proxy:
                     time.sleep(1)
                     run.result.add(line, **_memory(proxy))
-                    sampled: dict[str, float] = {}
-                    sampler = threading.Timer(run.seconds * 0.7, lambda: sampled.update(_memory(proxy, "loaded_")))
-                    sampler.start()
-                    run.saturate(case, proxy, run.seconds)
-                    sampler.join()
-                    run.result.add(line, **sampled)
+                    run.result.add(line, **_memory_under_load(run, case, proxy))
+
+
+def _memory_under_load(run: Run, case: Case, proxy: Proxy) -> dict[str, float]:
+    sampled: dict[str, float] = {}
+    sampler = threading.Timer(run.seconds * 0.7, lambda: sampled.update(_memory(proxy, "loaded_")))
+    sampler.start()
+    run.saturate(case, proxy, run.seconds)
+    sampler.join()
+    return sampled
 
 
 _MEASURES: dict[How, Callable[[Run], Any]] = {

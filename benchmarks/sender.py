@@ -26,6 +26,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNK = 1 << 18
 _STALL_S = 60.0  # without any event
 _CLOCK_MONOTONIC = 1
+_LEAP = 7919  # a prime, so that leaps of it modulo any limit that it does not divide reach every number before one comes again
 _BUSY = 0.9  # of a core: a sender that needs more measures itself
 
 
@@ -40,11 +41,13 @@ def renderer(template: str, limit: int, digits: str) -> Callable[[], bytes]:
         return lambda: constant
     parts = _PLACE.sub(lambda place: {"n": "%(n)012x", "r": "%(r)" + digits[1:]}[place[1]], template.replace("%", "%%"))
     counter = random.getrandbits(40)
+    leaping = 0
 
     def render() -> bytes:
-        nonlocal counter
+        nonlocal counter, leaping
         counter += 1
-        return (parts % {"n": counter, "r": random.randrange(limit)}).encode()
+        leaping = (leaping + _LEAP) % limit
+        return (parts % {"n": counter, "r": leaping}).encode()
 
     return render
 
