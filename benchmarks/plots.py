@@ -27,18 +27,20 @@ def draw(results: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, st
     drawn = {}
     for scenario in SCENARIOS:
         figures = results.get(scenario.name, {}).get("cases")
-        if figures:
-            file = folder / f"{scenario.name}.svg"
-            _draw(scenario, figures, file)
+        file = folder / f"{scenario.name}.svg"
+        if figures and _draw(scenario, figures, file):
             drawn[scenario.name] = file.name
     return drawn
 
 
-def _draw(scenario: Scenario, figures: Mapping[str, Mapping[str, list[float]]], file: Path) -> None:
+def _draw(scenario: Scenario, figures: Mapping[str, Mapping[str, list[float]]], file: Path) -> bool:
+    """Whether there was anything to draw."""
     import matplotlib.pyplot as plt
 
     lines = [case.key(proxy) for case in scenario.cases for proxy in scenario.proxies if case.key(proxy) in figures]
     metrics = [name for name in _SHOWN if any(name in figures[line] for line in lines)][:_MOST]
+    if not metrics:
+        return False
     figure, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics) + 1.4, 0.32 * len(lines) + 1.0), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], metrics, strict=True):
         metric = METRICS[name]
@@ -54,3 +56,4 @@ def _draw(scenario: Scenario, figures: Mapping[str, Mapping[str, list[float]]], 
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
+    return True

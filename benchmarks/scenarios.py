@@ -89,6 +89,8 @@ def _memory(case: str, pss: float, anonymous: float, *, stretch: bool = False) -
 
 _HOST = "host-$r.mesh.test"
 _PREFIX = "/service-$r/items/17"
+_CLOSING = Load(headers=(f"Host: {HOST}", "Connection: close"))
+_FULL, _RESUMED = "full handshake", "resumed"
 _SMALL, _LARGE = "small configuration", "1,000 clusters"
 _TEN_HOSTS, _MANY_HOSTS, _TEN_PREFIXES, _MANY_PREFIXES = "10 hosts", "10,000 hosts", "10 prefixes", "10,000 prefixes"
 
@@ -142,12 +144,23 @@ SCENARIOS = (
     Scenario(
         "tls-new",
         "TLS, a new connection for every request",
-        "The minimal request with `Connection: close`: handshake, request, close.",
+        "The minimal request with `Connection: close`: handshake, request, close. Full handshakes, and resumed sessions, as wrk does if it may.",
         How.HTTP,
-        (Case(Spec(tls=True), Load(headers=(f"Host: {HOST}", "Connection: close"))),),
-        ALL,
+        (Case(Spec(tls=True, resumption=False), _CLOSING, _FULL), Case(Spec(tls=True), _CLOSING, _RESUMED)),
+        (OURS, ENVOY, HAPROXY),
         seconds=2,
-        bars=(_per_core(0.6), _per_core(0.8, stretch=True)),
+        bars=tuple(
+            Bar(
+                f"connections per second per core, {label}, against envoy",
+                "per_core",
+                f"{OURS}, {label}",
+                f"{ENVOY}, {label}",
+                at_least=limit,
+                stretch=limit > 0.6,
+            )
+            for label in (_FULL, _RESUMED)
+            for limit in (0.6, 0.8)
+        ),
     ),
     Scenario(
         "tcp-bulk",

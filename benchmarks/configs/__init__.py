@@ -18,12 +18,13 @@ class Spec:
     """What a proxy shall do. `base` is a template's name without its suffix: minimal, mesh or tcp.
 
     `hosts` and `prefixes` replace the one route by so many virtual hosts of one route each, or by so many prefix routes in one virtual host. `clusters`
-    adds so many clusters of ten endpoints, each with a virtual host that leads to it. `tls` terminates TLS.
+    adds so many clusters of ten endpoints, each with a virtual host that leads to it. `tls` terminates TLS; without `resumption` every handshake is a full one.
     """
 
     base: str = "minimal"
     workers: int = 1
     tls: bool = False
+    resumption: bool = True
     hosts: int = 0
     prefixes: int = 0
     clusters: int = 0
@@ -46,7 +47,7 @@ def envoy(spec: Spec, place: Place) -> str:
     resources = bootstrap["static_resources"]
     chain = resources["listeners"][0]["filter_chains"][0]
     if spec.tls:
-        chain["transport_socket"] = _tls(place.folder)
+        chain["transport_socket"] = _tls(spec, place.folder)
     route_config = chain["filters"][0]["typed_config"].get("route_config", {})
     if spec.hosts:
         route_config["virtual_hosts"] = [_virtual_host(index, f"host-{index}.mesh.test", "backend") for index in range(spec.hosts)]
@@ -59,12 +60,12 @@ def envoy(spec: Spec, place: Place) -> str:
     return json.dumps(bootstrap)
 
 
-def _tls(folder: Path) -> dict[str, Any]:
+def _tls(spec: Spec, folder: Path) -> dict[str, Any]:
     files = {"certificate_chain": {"filename": f"{folder}/cert.pem"}, "private_key": {"filename": f"{folder}/key.pem"}}
-    context = {
-        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        "common_tls_context": {"tls_certificates": [files]},
-    }
+    context: dict[str, Any] = {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"}
+    context["common_tls_context"] = {"tls_certificates": [files], "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"}}
+    if not spec.resumption:
+        context |= {"disable_stateless_session_resumption": True, "disable_stateful_session_resumption": True}
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
 
 
@@ -82,15 +83,17 @@ def _cluster(index: int) -> dict[str, Any]:
 
 def nginx(spec: Spec, place: Place) -> str:
     """nginx.conf of a plain reverse proxy."""
-    files = f"ssl_certificate {place.folder}/cert.pem; ssl_certificate_key {place.folder}/key.pem; ssl_protocols TLSv1.2 TLSv1.3;"
-    tls = {"tls_listen": " ssl", "tls_lines": files} if spec.tls else {"tls_listen": "", "tls_lines": ""}
+    files = f"ssl_certificate {place.folder}/cert.pem; ssl_certificate_key {place.folder}/key.pem; ssl_protocols TLSv1.3;"
+    resumption = "" if spec.resumption else " ssl_session_tickets off; ssl_session_cache off;"
+    tls = {"tls_listen": " ssl", "tls_lines": files + resumption} if spec.tls else {"tls_listen": "", "tls_lines": ""}
     return _plain("nginx.conf", spec, place, tls)
 
 
 def haproxy(spec: Spec, place: Place) -> str:
     """haproxy.cfg of a plain reverse proxy."""
     mode = {"mode": "tcp", "http_lines": ""} if spec.base == "tcp" else {"mode": "http", "http_lines": "http-reuse always"}
-    return _plain("haproxy.cfg", spec, place, {**mode, "tls_bind": f" ssl crt {place.folder}/both.pem" if spec.tls else ""})
+    bind = f" ssl crt {place.folder}/both.pem ssl-min-ver TLSv1.3" + ("" if spec.resumption else " no-tls-tickets") if spec.tls else ""
+    return _plain("haproxy.cfg", spec, place, {**mode, "tls_bind": bind, "session_cache": "20000" if spec.resumption else "0"})
 
 
 def backend(folder: Path, port: int, body: str) -> str:
