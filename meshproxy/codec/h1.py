@@ -35,10 +35,22 @@ HEAD, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, UNTIL_CLOSE, TUNNEL, 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+").fullmatch
-_LENGTH = re.compile(rb"[0-9]{1,19}").fullmatch
+_TARGET = re.compile(rb"[\x21-\x7e]+").fullmatch
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
+_HOST = re.compile(rb"[!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*").fullmatch
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]").fullmatch
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch  # no leading zeros: some read them as octal
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?").fullmatch
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)").fullmatch
+_ABSOLUTE = re.compile(rb"([A-Za-z]+)://([!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*)([/?].*)?").fullmatch
+_AUTHORITY = re.compile(rb"(?:[\-.0-9A-Za-z]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?").fullmatch
+# The methods of IANA's registry and WebDAV that Envoy knows; others only where they are allowed (`allow_custom_methods`).
+_METHODS = frozenset(
+    b"""ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH
+    PURGE PUT REBIND REPORT SEARCH SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE""".split(),
+)
+# What no Connection header may name: it would have a proxy remove what routing and trust stand on.
+_NOT_HOP_BY_HOP = frozenset((b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+_MAX_CONNECTION_TOKENS = 9
 _LONE_LF = re.compile(rb"(?<!\r)\n").search
 _MAX_LENGTH = (1 << 63) - 1
 
@@ -74,11 +86,15 @@ class Sink(Protocol):
 def parse_header_line(line: bytes) -> Pair:
     """`Name: value` -> (name in lower case, value), validated."""
     name, colon, value = line.partition(b":")
-    if not colon or _TOKEN(name) is None:
-        raise ProtocolError("http1.codec_error")
-    if _BAD_IN_VALUE(value) is not None:
-        raise ProtocolError("http1.codec_error")
-    return name.lower(), value.strip(b" \t")
+    if not colon or _TOKEN(name) is None or _BAD_IN_VALUE(value) is not None:
+        if name.lower() == b"host" and _CONTROL(value) is None:
+            raise ProtocolError("http.invalid_authority")
+        raise ProtocolError("http1.invalid_characters" if _CONTROL(line) is not None else "http1.codec_error")
+    name = name.lower()
+    value = value.strip(b" \t")
+    if name == b"host" and _HOST(value) is None:
+        raise ProtocolError("http.invalid_authority")
+    return name, value
 
 
 class HeaderLines(dict[bytes, Pair]):
@@ -105,21 +121,27 @@ class HeaderLines(dict[bytes, Pair]):
 
 
 class RequestLines(dict[bytes, tuple[bytes, bytes, int]]):
-    """Request line -> (method, target, version), validated; bounded like `HeaderLines`."""
+    """Request line -> (method, target, version), validated; bounded like `HeaderLines`. `any_method`: methods that nobody knows are allowed."""
 
-    __slots__ = ()
+    __slots__ = ("any_method",)
+
+    def __init__(self, *, any_method: bool = False) -> None:
+        super().__init__()
+        self.any_method = any_method
 
     def __missing__(self, line: bytes) -> tuple[bytes, bytes, int]:
         parts = line.split(b" ")
-        if len(parts) != 3 or _TOKEN(parts[0]) is None or _TARGET(parts[1]) is None:
-            raise ProtocolError("http1.codec_error")
-        method, target, text = parts
+        method, target, text = parts if len(parts) == 3 else (parts[0], parts[-1], b"")
+        known = _TOKEN(method) is not None if self.any_method else method in _METHODS
+        if not known or not 2 <= len(parts) <= 3 or _TARGET(target) is None or (text and _VERSION(text) is None):
+            control = _CONTROL(line) is not None and _TOKEN(line[:1]) is not None
+            raise ProtocolError("http1.invalid_characters" if control else "http1.codec_error")
         if text == b"HTTP/1.1":
             version = 11
         elif text == b"HTTP/1.0":
             version = 10
         else:
-            raise ProtocolError("http1.codec_error")
+            raise ProtocolError("low_version", 426)
         result = method, target, version
         if len(line) <= 256:
             if len(self) >= 1024:
@@ -148,9 +170,9 @@ class StatusLines(dict[bytes, tuple[int, bytes, int]]):
 # Shared by all parsers of the process: values are immutable and valid whoever sent them.
 _header_lines = HeaderLines()
 _request_lines = RequestLines()
+_request_lines_of_any_method = RequestLines(any_method=True)
 _status_lines = StatusLines()
 _header_line = _header_lines.__getitem__
-_request_line = _request_lines.__getitem__
 _status_line = _status_lines.__getitem__
 
 
@@ -210,7 +232,7 @@ class Heads(dict[bytes, Any]):
 class Options:
     """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager. Parsers with the same options share their memo of heads."""
 
-    __slots__ = ("absolute_url", "heads", "keep_case", "max_head_bytes", "max_headers", "trailers")
+    __slots__ = ("absolute_url", "accept_http_10", "heads", "keep_case", "max_head_bytes", "max_headers", "request_line", "trailers")
 
     def __init__(
         self,
@@ -220,12 +242,16 @@ class Options:
         absolute_url: bool = True,
         trailers: bool = False,
         keep_case: bool = False,
+        accept_http_10: bool = True,
+        any_method: bool = False,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.max_headers = max_headers
         self.absolute_url = absolute_url
         self.trailers = trailers
         self.keep_case = keep_case
+        self.accept_http_10 = accept_http_10
+        self.request_line = (_request_lines_of_any_method if any_method else _request_lines).__getitem__
         self.heads = Heads(0 if keep_case else 256)
 
 
@@ -390,7 +416,8 @@ class _Parser:
             raise ProtocolError("http1.codec_error")
         if line.endswith(b"\r"):
             line = line[:-1]
-        if line and _CHUNK_SIZE(line) is None and line.rstrip(b" \t") == line:
+        line = line.rstrip(b" \t")  # white space may still be followed by an extension
+        if line and _CHUNK_SIZE(line) is None:
             raise ProtocolError("http1.codec_error")
 
     def _finish_trailers(self) -> Headers | None:
@@ -437,9 +464,12 @@ class RequestParser(_Parser):
             return data
         found = self._lines(data)
         if found is None:
+            self._check_beginning(data)
             return data
         lines, end = found
-        method, target, version = _request_line(lines[0])
+        method, target, version = self.options.request_line(lines[0])
+        if version == 10 and not self.options.accept_http_10:
+            raise ProtocolError("low_version", 426)
         del lines[0]
         if len(lines) > self.options.max_headers:
             raise ProtocolError("http1.too_many_headers", 431)
@@ -482,6 +512,14 @@ class RequestParser(_Parser):
         self.sink.on_headers(head, ended)
         return data[end:]
 
+    def _check_beginning(self, data: bytes) -> None:
+        """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""
+        end = data.find(b"\r\n")
+        if end >= 0:
+            self.options.request_line(data[:end])
+        elif _TOKEN(data[:1]) is None:
+            raise ProtocolError("http1.codec_error")
+
     @staticmethod
     def _without_host(items: list[Pair], host: bytes) -> list[Pair]:
         kept = [pair for pair in items if pair[0] != b"host"]
@@ -494,25 +532,32 @@ class RequestParser(_Parser):
         """Absolute-form, authority-form and asterisk-form targets (RFC 9112 3.2)."""
         target = head.path
         if head.method == b"CONNECT":
+            match = _AUTHORITY(target)
+            if match is None or match[1] is None or int(match[1]) > 65535:
+                raise ProtocolError("http1.invalid_url")
             head.authority = target
             head.path = b""
-            if b"/" in target or b"@" in target:
-                raise ProtocolError("http1.codec_error")
             return
-        if target == b"*":
+        if target[:1] == b"*":
             if head.method != b"OPTIONS":
-                raise ProtocolError("http1.codec_error")
+                raise ProtocolError("http1.invalid_url")
             return
-        match = _ABSOLUTE(target) if self.options.absolute_url else None
+        match = _ABSOLUTE(target)
         if match is None:
             raise ProtocolError("http1.codec_error")
+        if not self.options.absolute_url:
+            return
         scheme, authority, path = match.groups()
         scheme = scheme.lower()
-        if scheme not in (b"http", b"https") or not authority or b"@" in authority:
-            raise ProtocolError("http1.codec_error")
+        if scheme not in (b"http", b"https"):
+            raise ProtocolError("http1.invalid_scheme")
+        # User names in a target are an error (RFC 9110 4.2.4): they are there to deceive.
+        match = _AUTHORITY(authority)
+        if match is None or (match[1] is not None and int(match[1]) > 65535):
+            raise ProtocolError("http1.invalid_url")
         head.scheme = scheme
         head.authority = authority
-        head.path = path if path[:1] == b"/" else b"/" + path
+        head.path = path or b"/"
 
     def _framing(self, head: RequestHead, index: dict[bytes, bytes]) -> bool:
         """Read the connection headers, decide the body's framing, set the state; whether the message ends with its head."""
@@ -522,6 +567,8 @@ class RequestParser(_Parser):
         connection = index.get(b"connection")
         if connection is not None or b"proxy-connection" in index:
             tokens = connection_tokens(head)
+            if not tokens.isdisjoint(_NOT_HOP_BY_HOP) or len(tokens) > _MAX_CONNECTION_TOKENS or any(token[:1] == b":" for token in tokens):
+                raise ProtocolError("http1.connection_header_rejected")
             if b"close" in tokens:
                 keep_alive = False
             elif b"keep-alive" in tokens:
@@ -538,17 +585,16 @@ class RequestParser(_Parser):
         coding = index.get(b"transfer-encoding")
         if head.method == b"CONNECT":
             if coding is not None or (length is not None and length != b"0"):
-                raise ProtocolError("http1.codec_error")
+                raise ProtocolError("http1.body_disallowed")
             self.state = TUNNEL
             return False
         if coding is not None:
-            if length is not None or version == 10 or len(head.get_all(b"transfer-encoding")) > 1:
+            if coding.lower() != b"chunked" or len(head.get_all(b"transfer-encoding")) > 1:
+                raise ProtocolError("http1.invalid_transfer_encoding", 501)
+            if length is not None:
+                raise ProtocolError("http1.content_length_and_chunked_not_allowed")
+            if version == 10:
                 raise ProtocolError("http1.codec_error")
-            if coding.lower() != b"chunked":
-                raise ProtocolError(
-                    "http1.invalid_transfer_encoding" if _TOKEN(coding) is None else "http1.unsupported_transfer_encoding",
-                    400 if b"," in coding or _TOKEN(coding) is None else 501,
-                )
             self.state = CHUNK_SIZE
             return False
         if length is not None:
@@ -704,7 +750,7 @@ def content_length(head: Headers) -> int:
     """The body's length: one field, digits only, below 2^63. Raises ProtocolError."""
     values = head.get_all(b"content-length")
     if len(values) != 1 or _LENGTH(values[0]) is None:
-        raise ProtocolError("http1.content_length_not_allowed" if len(values) > 1 else "http1.codec_error")
+        raise ProtocolError("http1.codec_error")
     length = int(values[0])
     if length > _MAX_LENGTH:
         raise ProtocolError("http1.codec_error")
@@ -757,10 +803,10 @@ _REASONS = {
     407: "Proxy Authentication Required", 408: "Request Timeout", 409: "Conflict", 410: "Gone", 411: "Length Required", 412: "Precondition Failed",
     413: "Payload Too Large", 414: "URI Too Long", 415: "Unsupported Media Type", 416: "Range Not Satisfiable", 417: "Expectation Failed",
     421: "Misdirected Request", 422: "Unprocessable Entity", 423: "Locked", 424: "Failed Dependency", 425: "Too Early", 426: "Upgrade Required",
-    428: "Precondition Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large", 451: "Unavailable For Legal Reasons",
+    428: "Precondition Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
     505: "HTTP Version Not Supported", 506: "Variant Also Negotiates", 507: "Insufficient Storage", 508: "Loop Detected", 510: "Not Extended",
-    511: "Network Authentication Required",
+    511: "Network Authentication Required", 599: "Last Unassigned Server Error Code",
 }  # fmt: skip
 
 STATUS_LINES: dict[int, bytes] = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}

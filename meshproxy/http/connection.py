@@ -28,7 +28,6 @@ _NO_LENGTH = (b"content-length", b"0")
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 _NEVER = float("inf")
-LOW_VERSION = Reply(426, b"Upgrade Required", details="low_version", close=True)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -200,9 +199,6 @@ class ServerConnection(asyncio.Protocol):
             self._watch_streams()
         if head.version == 10:
             stream.protocol = "HTTP/1.0"
-            if not manager.accept_http_10:
-                stream.local_reply(LOW_VERSION)
-                return
         if manager.max_requests and self.requests >= manager.max_requests:
             self.stats.downstream_cx_max_requests_reached.n += 1
             self._closing = True
@@ -405,6 +401,7 @@ class ServerConnection(asyncio.Protocol):
         manager = self.manager
         log.debug("connection %d: %s", self.info.id, error.details)
         self.stats.downstream_cx_protocol_error.n += 1
+        self.stats.downstream_rq_rx_reset.n += 1
         stream = self.stream
         if stream is None:
             stream = self.stream = manager.broken_stream(self)

@@ -102,6 +102,8 @@ class Options:
             absolute_url=wrapped(h1, "allow_absolute_url", True),
             trailers=h1.enable_trailers,
             keep_case=self.header_case == "preserve",
+            accept_http_10=h1.accept_http_10,
+            any_method=h1.allow_custom_methods,
         )
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()
@@ -133,9 +135,7 @@ class Options:
             head.user_agent = node.cluster.encode()
             head.node_name = node.id.encode()
         action = proto.path_with_escaped_slashes_action
-        head.paths = PathOptions(
-            normalize=wrapped(proto, "normalize_path", False), merge_slashes=proto.merge_slashes, escaped_slashes=_ESCAPED_SLASHES[action]
-        )
+        head.paths = PathOptions(normalize=wrapped(proto, "normalize_path", False), merge_slashes=proto.merge_slashes, escaped_slashes=_ESCAPED_SLASHES[action])
         which = proto.WhichOneof("strip_port_mode")
         head.strip_port = "any" if which == "strip_any_host_port" and proto.strip_any_host_port else "matching" if proto.strip_matching_host_port else None
         head.strip_trailing_host_dot = proto.strip_trailing_host_dot

@@ -130,7 +130,6 @@ CONFIG = bootstrap(
         file_log(log_format={"text_format_source": {"inline_string": "[%REQ(X-NONE)%] %PROTOCOL%\n"}, "omit_empty_values": True})]),
     http("old_format", HOSTS, access_log=[file_log(log_format={"text_format": "old %PROTOCOL% %REQ(X-NONE)%\n"})]),
     http("two_logs", HOSTS, access_log=[file_log("first %RESPONSE_CODE%\n"), file_log("second %PROTOCOL%\n")]),
-    http("at_start", HOSTS, access_log=[file_log("%ACCESS_LOG_TYPE% %RESPONSE_CODE%\n")], access_log_options={"flush_access_log_on_new_request": True}),
     http("health", HOSTS, access_log=log_when(FILTERS["not_health_check"]), filters=[
         filter_("health_check", pass_through_mode=False, headers=[{"name": ":path", "string_match": {"exact": "/healthz"}}])]),
     *[http(f"filter_{name}", HOSTS, access_log=log_when(text)) for name, text in FILTERS.items()],
@@ -180,7 +179,6 @@ CASES = [
     Case("text_omit_empty", get("/"), on="text_omit"),
     Case("text_format_of_old", get("/"), on="old_format"),
     Case("two_logs", get("/"), on="two_logs"),
-    Case("log_at_start", get("/"), on="at_start"),
     Case("client_gone", [get("/"), Close()], on="text", skip=("log", "stats", "upstream"), note="a race by nature"),
     Case("health_check_not_logged", [get("/healthz"), Response(), get("/other"), Response()], on="health"),
     *[

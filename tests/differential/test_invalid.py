@@ -7,7 +7,6 @@ from tests.differential.harness import Case, Response, bootstrap, check_cases, c
 
 CONFIG = bootstrap(
     http("main", to("a")),
-    http("allow_length", to("a"), http_protocol_options={"allow_chunked_length": True}),
     http("lenient", to("a"), stream_error_on_invalid_http_message=True),
     http("small_head", to("a"), max_request_headers_kb=1),
     http("few_headers", to("a"), common_http_protocol_options={"max_headers_count": 4}),
@@ -55,7 +54,6 @@ CASES = [
     # ---- Content-Length and Transfer-Encoding
     refused("length_and_chunked", post("Content-Length: 5", "Transfer-Encoding: chunked", body=CHUNKS)),
     refused("chunked_and_length", post("Transfer-Encoding: chunked", "Content-Length: 5", body=CHUNKS)),
-    Case("length_and_chunked_allowed", post("Content-Length: 5", "Transfer-Encoding: chunked", body=CHUNKS), on="allow_length"),
     refused("length_twice_different", post("Content-Length: 5", "Content-Length: 6", body="hello")),
     refused("length_twice_equal", post("Content-Length: 5", "Content-Length: 5", body="hello")),
     refused("length_list_equal", post("Content-Length: 5, 5", body="hello")),

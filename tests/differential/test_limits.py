@@ -22,7 +22,6 @@ from tests.differential.harness import (
     get,
     http,
     req,
-    to,
 )
 
 
@@ -47,7 +46,6 @@ CONFIG = bootstrap(
         ]}
         for name in NAMES
     ]),
-    http("two_connections_at_most", to("one_request"), listener_fields={"connection_balance_config": {"exact_balance": {}}}),
     clusters=[
         cluster("one_request", "a", circuit_breakers=breaker(max_requests=1)),
         cluster("one_connection", "a", circuit_breakers=breaker(max_connections=1)),

@@ -90,8 +90,6 @@ HEADERS = [
     headers("q_name_only", rest="query_parameters: [{name: a}]"),
     headers("q_regex", rest="query_parameters: [{name: a, string_match: {safe_regex: {regex: '[0-9]+'}}}]"),
     headers("q_two", rest="query_parameters: [{name: a, string_match: {exact: v}}, {name: b, present_match: true}]"),
-    headers("c_exact", rest="cookies: [{name: k, string_match: {exact: v}}]"),
-    headers("c_inverted", rest="cookies: [{name: k, string_match: {exact: v}, invert_match: true}]"),
 ]
 
 CONFIG = bootstrap(
@@ -202,19 +200,6 @@ CASES = [
             "q_two": ["?a=v&b", "?b=1&a=v", "?a=v"],
         }.items()
         for query in queries
-    ],
-    *[
-        Case(f"{name}_{label}", h(name, *lines))
-        for name in ("c_exact", "c_inverted")
-        for label, lines in {
-            "match": ["Cookie: k=v"],
-            "among": ["Cookie: a=b; k=v; c=d"],
-            "quoted": ['Cookie: k="v"'],
-            "other": ["Cookie: k=w"],
-            "second_line": ["Cookie: a=b", "Cookie: k=v"],
-            "twice": ["Cookie: k=w; k=v"],
-            "none": [],
-        }.items()
     ],
 ]  # fmt: skip
 

@@ -18,7 +18,6 @@ from tests.differential.harness import (
     bootstrap,
     check_cases,
     cluster,
-    filter_,
     get,
     http,
     req,
@@ -50,12 +49,6 @@ CONFIG = bootstrap(
     http("websocket", HOSTS, upgrade_configs=[{"upgrade_type": "websocket"}]),
     http("websocket_off", HOSTS, upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}]),
     http("connect", HOSTS, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
-    http(
-        "own_filters",
-        HOSTS,
-        filters=[filter_("fault", abort={"http_status": 418, "percentage": {"numerator": 100}})],
-        upgrade_configs=[{"upgrade_type": "websocket", "filters": [filter_("router")]}],
-    ),
     clusters=[cluster("a"), cluster("b"), cluster("dead")],
 )
 
@@ -92,7 +85,6 @@ CASES = [
     tunnel("path_rewritten", "rewritten"),
     tunnel("not_mirrored", "mirrored"),
     tunnel("other_type", "other", request=ws("other", upgrade="foo/1"), up=[Head(), SWITCH.replace(b"websocket\r\nsec", b"foo/1\r\nsec"), Echo()]),
-    tunnel("manager_filters_do_not_run", "plain", on="own_filters"),
     Case("upgrade_header_without_connection", get("/", "Upgrade: websocket", host="on.test"), [Head(), answer()]),
     Case("connection_upgrade_without_header", get("/", "Connection: upgrade", host="on.test"), [Head(), answer()]),
     Case("several_types", ws("on", upgrade="foo, websocket"), [Head(), answer()]),

@@ -88,9 +88,30 @@ def test_chunked_body_with_extensions_and_dropped_trailers():
 
 
 def test_absolute_form_replaces_host():
-    events, _ = parse_requests(b"GET http://other:81?q HTTP/1.1\r\nHost: a\r\n\r\n")
+    events, _ = parse_requests(b"GET http://other:81/?q HTTP/1.1\r\nHost: a\r\n\r\n")
     assert events[0][2:4] == (b"/?q", b"other:81")
-    assert refused(b"GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n", absolute_url=False).status == 400
+    events, _ = parse_requests(b"GET http://other HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert events[0][2:4] == (b"/", b"other")
+    events, _ = parse_requests(b"GET http://other/ HTTP/1.1\r\nHost: a\r\n\r\n", absolute_url=False)
+    assert events[0][2:4] == (b"http://other/", b"a")
+    assert refused(b"GET http://other:99999/ HTTP/1.1\r\nHost: a\r\n\r\n").details == "http1.invalid_url"
+
+
+def test_methods_that_nobody_knows_are_refused_unless_allowed():
+    assert refused(b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n").status == 400
+    events, _ = parse_requests(b"GETX / HTTP/1.1\r\nHost: a\r\n\r\n", any_method=True)
+    assert events[0][1] == b"GETX"
+
+
+def test_versions_other_than_1_1_need_an_upgrade():
+    assert refused(b"GET / HTTP/2.0\r\nHost: a\r\n\r\n").status == 426
+    assert refused(b"GET /\r\n\r\n").status == 426
+    assert refused(b"GET / HTTP/1.0\r\n\r\n", accept_http_10=False).status == 426
+
+
+def test_what_is_no_http_is_refused_at_once():
+    assert refused(b"\x16\x03\x01").status == 400
+    assert refused(b"EHLO there\r\n").status == 400
 
 
 def test_http_10_and_connection_headers():
@@ -122,9 +143,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     "data",
     [
         HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked, identity\r\n\r\n",
-        HEAD + b"Transfer-Encoding: ,chunked\r\n\r\n",
+        HEAD + b"Content-Length: 05\r\n\r\n",
         HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n",
         HEAD + b"Transfer-Encoding : chunked\r\n\r\n",
         HEAD + b"Transfer-Encoding:\r\n chunked\r\n\r\n",
@@ -155,8 +174,8 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / http/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.32\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-        b"GET /\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n",
         b"G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET a HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -181,6 +200,11 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 )
 def test_ambiguous_or_malformed_requests_are_refused(data: bytes):
     assert refused(data).status == 400
+
+
+@pytest.mark.parametrize("value", [b"chunked\r\nTransfer-Encoding: chunked", b"chunked, identity", b",chunked", b"gzip, chunked", b"identity", b""])
+def test_codings_other_than_chunked_are_not_implemented(value: bytes):
+    assert refused(HEAD + b"Transfer-Encoding: " + value + b"\r\n\r\n").status == 501
 
 
 def test_unknown_transfer_coding_is_501():
