@@ -12,7 +12,7 @@ _NAMES = ("request_headers", "request_data", "request_trailers", "response_heade
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = _NAMES
+    __slots__ = (*_NAMES, "admission")
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -22,8 +22,10 @@ class Chain:
     response_trailers: tuple[Hook, ...]
     complete: tuple[Hook, ...]
 
-    def __init__(self, filters: Iterable[Any]) -> None:
+    def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
+        """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`)."""
         filters = tuple(filters)
+        self.admission = admission
         for name in _NAMES:
             hooks = [hook for filter_ in filters if (hook := getattr(filter_, name, None)) is not None]
             if name.startswith("response"):

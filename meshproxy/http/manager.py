@@ -5,13 +5,13 @@ Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with 
 
 from __future__ import annotations
 
-from email.utils import formatdate
+import time
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.codec import h1
 from meshproxy.codec.headers import Pair, ResponseHead
-from meshproxy.http import header_case, local_reply, router
+from meshproxy.http import header_case, local_reply, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
@@ -74,7 +74,7 @@ class HttpConnectionManager:
         self.idle_timeout = options.idle_timeout
         self.stream_idle_timeout = options.stream_idle_timeout
         self.headers_timeout = options.request_headers_timeout
-        self.has_stream_timers = bool(options.request_timeout or options.max_stream_duration)
+        self.has_stream_timers = bool(options.request_timeout)
         self.max_connection_duration = options.max_connection_duration
         self.delayed_close_timeout = options.delayed_close_timeout
         self.buffer_limit = options.buffer_limit
@@ -103,6 +103,7 @@ class HttpConnectionManager:
         self.logs_times = bool(self._logs)
         self.router: router.Router
         self._filters = self._compile_filters(proto)
+        self.routes.insert_original = not self.router.suppress
         self._plain_chain = self._build(None)
         if context.loop is None:  # a dry run: what a worker compiles when it first needs it is compiled now, for its mistakes
             with errors.under("route_config"):
@@ -148,7 +149,7 @@ class HttpConnectionManager:
 
     def compile_chain(self, route: Route | None) -> Chain:
         """The chain for `route`, compiled on its first request and kept."""
-        chain = self._plain_chain if route is None or not route.filter_configs else self._build(route)
+        chain = self._build(route)
         self.chains[route] = chain
         return chain
 
@@ -169,7 +170,13 @@ class HttpConnectionManager:
                     compiled.name = entry.name
             if compiled is not None:
                 filters.append(compiled)
-        return Chain(filters) if filters else EMPTY
+        admission = route is not None and (
+            route.idle_timeout is not None
+            or route.max_stream_duration_ms is not None
+            or route.grpc_timeout_header_max_ms is not None
+            or bool(self.options.max_stream_duration)
+        )
+        return Chain(filters, admission) if filters or admission else EMPTY
 
     # -- connections
 
@@ -217,7 +224,7 @@ class HttpConnectionManager:
         """Once a second while there are requests: the date header."""
         wall = self.context.wall()
         self.wall_offset = wall - now
-        self._date = (b"date", formatdate(wall, usegmt=True).encode())
+        self._date = (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(wall)).encode())
         self.next_second = now + 1.0 - wall % 1.0
 
     def broken_stream(self, codec: ServerConnection) -> Stream:
@@ -234,6 +241,10 @@ class HttpConnectionManager:
         if route is not None and route.idle_timeout is not None:
             stream.idle_timeout = route.idle_timeout or float("inf")
             stream.codec.watch_stream(stream.idle_timeout)
+        if route is not None and stream.request is not None:
+            duration = timeouts.stream_duration(route, stream.request, self.options.max_stream_duration, stream.is_grpc)
+            if duration is not None:
+                stream.add_timer(self.loop.call_later(duration, self._duration_reached, stream))
         upgrade = stream.upgrade
         if upgrade is None or route is None:
             return None
@@ -249,12 +260,10 @@ class HttpConnectionManager:
         return None
 
     def start_timers(self, stream: Stream) -> None:
-        """request_timeout and max_stream_duration."""
+        """request_timeout."""
         options, loop = self.options, self.loop
         if options.request_timeout and not stream.request_ended:
             stream.add_timer(loop.call_later(options.request_timeout, self._request_timed_out, stream))
-        if options.max_stream_duration:
-            stream.add_timer(loop.call_later(options.max_stream_duration, self._duration_reached, stream))
 
     def _request_timed_out(self, stream: Stream) -> None:
         if not stream.ended and not stream.request_ended:
@@ -276,13 +285,16 @@ class HttpConnectionManager:
             index = head._index = dict(reversed(items))
         if b"date" not in index:
             items.append(self._date)
+            index[b"date"] = self._date[1]
         server = index.get(b"server")
         if server is None:
             if self._server_transformation != 2:
                 items.append(self._server)
+                index[b"server"] = self._server[1]
         elif self._server_transformation == 0:
             if len(index) == len(items):
                 items[items.index((b"server", server))] = self._server
+                index[b"server"] = self._server[1]
             else:
                 head.set(b"server", self._server[1])
                 items = head.items

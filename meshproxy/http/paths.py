@@ -40,7 +40,7 @@ class PathOptions:
 
 
 def _has_no_fragment(path: bytes) -> bool:
-    return b"#" not in path
+    return path.find(b"#") < 0  # not `in`, which for bytes first fails to take its operand for a number
 
 
 def normalise(path: bytes, options: PathOptions) -> tuple[bytes, bool] | None:

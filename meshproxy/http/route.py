@@ -6,8 +6,6 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.json_format import MessageToDict
-
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.http import header_mutations, rate_limits, timeouts
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
@@ -74,6 +72,7 @@ class Route:
         "append_x_forwarded_host",
         "auto_host_rewrite",  # the router sets the host to the chosen upstream host's name (route_rewrite.update_authority)
         "buffer_limit",  # bytes of a request body to keep for retries, NO_LIMIT: the connection's limit
+        "careful",  # the router's `before_sending` has something to do
         "choose",  # Callable[[StreamInfo], Route] | None: the table has called it already on what `match` returns
         "cluster_name",  # '' when the request names none
         "cluster_not_found_status",
@@ -158,7 +157,7 @@ class Route:
         self.include_vh_rate_limits = False
         self.metadata = {}
         self.metadata_match = self.upgrades = self.decorator = self.connect_config = None
-        self.append_x_forwarded_host = self.auto_host_rewrite = self.needs_lb_context = False
+        self.append_x_forwarded_host = self.auto_host_rewrite = self.needs_lb_context = self.careful = False
         self.cluster_not_found_status = 503
         self.priority = 0
         self.buffer_limit = virtual_host.buffer_limit
@@ -255,12 +254,13 @@ class _Compiler:
             route.hash = compile_hash_policy(action.hash_policy, runtime)
         route.mirrors = compile_mirrors(action.request_mirror_policies, self._context) or self._host.mirrors
         lb = action.metadata_match.filter_metadata
-        route.metadata_match = MessageToDict(lb[_LB]) if _LB in lb else None
+        route.metadata_match = _struct_to_dict(lb[_LB]) if _LB in lb else None
         self._upgrades(route, action)
         path = compile_path_rewrite(action, self._match, runtime)
         host = compile_host_rewrite(action, runtime)
         self._finalizers(route, request, response, path, host)
         route.needs_lb_context = route.metadata_match is not None
+        route.careful = route.auto_host_rewrite or bool(route.per_try_idle_timeout) or route.virtual_cluster is not None
         self._clusters(route, action, request, response, path, host)
 
     def _cors(self, route: Route, action: route_components_pb2.RouteAction) -> None:
@@ -315,7 +315,7 @@ class _Compiler:
             route.filter_configs = (*base.filter_configs, overrides)
         lb = cluster.metadata_match.filter_metadata
         if _LB in lb:
-            route.metadata_match = {**(base.metadata_match or {}), **MessageToDict(lb[_LB])}
+            route.metadata_match = {**(base.metadata_match or {}), **_struct_to_dict(lb[_LB])}
             route.needs_lb_context = True
         # The cluster's own mutations come first, so that those of the route have the last word, whatever most_specific_header_mutations_wins says.
         own = header_mutations.compile_mutation(cluster.request_headers_to_add, cluster.request_headers_to_remove, "request_headers", request=True)
@@ -432,7 +432,7 @@ def _only(mutate: Any, which: str) -> Finalize:
 
 def metadata_dict(proto: Any) -> dict[str, Any]:
     """`Metadata.filter_metadata` as plain objects."""
-    return {name: MessageToDict(struct) for name, struct in proto.filter_metadata.items()}
+    return {name: _struct_to_dict(struct) for name, struct in proto.filter_metadata.items()}
 
 
 def duration_ms(duration: Any) -> int:
@@ -442,3 +442,9 @@ def duration_ms(duration: Any) -> int:
 
 def _optional_ms(message: Any, field: str) -> int | None:
     return duration_ms(getattr(message, field)) if message.HasField(field) else None
+
+
+def _struct_to_dict(struct: Any) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict  # large: only where a route has metadata
+
+    return MessageToDict(struct)

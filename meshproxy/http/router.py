@@ -15,6 +15,8 @@ from meshproxy.codec.h1 import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import mirror, replies, retry, timeouts
 from meshproxy.http.replies import OVERLOADED, Reply
+from meshproxy.http.route import NO_LIMIT
+from meshproxy.http.route_rewrite import update_authority
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
 from meshproxy.upstream import pool as pools
@@ -96,8 +98,8 @@ class Router:
             return replies.NO_ROUTE
         if route.reply is not None:
             self._rq_direct_response.n += 1
-            reply: Reply = route.reply(stream)
-            return reply
+            stream.local_reply(route.reply(stream), finalize=route.finalize_response)
+            return None
         name = route.cluster_name
         if name is None:
             name = route.select_cluster(stream)
@@ -112,6 +114,9 @@ class Router:
             return refused
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
+        if route.finalize_request is not None:
+            # Before everything that looks at the head: hashing, timeouts and retries see what the route added.
+            route.finalize_request(stream)
         forwarding = Forwarding(self, stream, route, cluster)
         host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
         if host is None:
@@ -122,6 +127,7 @@ class Router:
         if index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index):
             forwarding.hedges = retry.hedges(route, head)
             forwarding.timeout, forwarding.per_try_timeout = timeouts.prepare(route, stream, self)
+            index = head._index
         else:
             forwarding.hedges = route.hedge_on_per_try_timeout
             forwarding.timeout = route.timeout
@@ -130,10 +136,9 @@ class Router:
             if expected is not None and not self.suppress:
                 index[b"x-envoy-expected-rq-timeout-ms"] = expected
                 head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
+        if route.include_attempt_count_in_request:
+            head.set(b"x-envoy-attempt-count", b"1")
         stream.host = host
-        if route.finalize_request is not None:
-            route.finalize_request(stream)
-            index = head._index
         if index is None or not retry.REQUEST_HEADERS.isdisjoint(index):
             forwarding.retry = retry.start(route, head, cluster, self.random, self.context.runtime)
             forwarding.retries = forwarding.retry is not None
@@ -169,7 +174,7 @@ class Attempt:
     __slots__ = ("_idle_timer", "_per_try_timer", "abandoned", "connection", "host", "owner", "pool", "responded", "retried", "sent", "sent_all", "stream")
 
     def __init__(self, owner: Forwarding, stream: Stream) -> None:
-        self.owner = owner
+        self.owner: Any = owner  # the Forwarding; None once the stream is over
         self.stream = stream
         self._reset_state()
 
@@ -206,6 +211,8 @@ class Attempt:
         head = stream.request
         assert head is not None
         connection.parser.method = head.method
+        if owner.careful:
+            owner.before_sending(self, head)
         if owner.plain:
             # The head is all there is, and goes as it is.
             self.sent_all = True
@@ -263,6 +270,13 @@ class Attempt:
         """The per-try timeout runs from the time that both the request is complete and the connection is there."""
         self._per_try_timer = self.owner.router.context.loop.call_later(self.owner.per_try_timeout, self._per_try_timed_out)
 
+    def restart_idle_timer(self) -> None:
+        """per_try_idle_timeout: nothing came from the upstream for too long."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        owner = self.owner
+        self._idle_timer = owner.router.context.loop.call_later(owner.route.per_try_idle_timeout, self._idle_timed_out)
+
     def _per_try_timed_out(self) -> None:
         self._per_try_timer = None
         if not self.abandoned and not self.responded:
@@ -280,6 +294,8 @@ class Attempt:
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
         """No connection: refused by a circuit breaker, or it could not be made."""
         self.connection = None
+        if self.owner is None:
+            return
         if failure:
             self.stream.upstream_failure = failure
         self.owner.on_attempt_failed(self, reason, failure or "")
@@ -297,6 +313,8 @@ class Attempt:
         if self._per_try_timer is not None:
             self._per_try_timer.cancel()
             self._per_try_timer = None
+        if self._idle_timer is not None and not end_stream:
+            self.restart_idle_timer()
         if end_stream and self.sent_all:
             self._let_go()
         self.owner.on_attempt_headers(self, head, end_stream)
@@ -365,28 +383,34 @@ class Attempt:
         stream.upstream_first = stream.upstream_last = now
         stream.details = "via_upstream"
         route = owner.route
-        if route.include_attempt_count_in_response:
-            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
         if cluster.observes_latency:
             cluster.observe(host, now - stream.upstream_start)
         stream.response = head
+        stream.status = status
         if route.finalize_response is not None:
             route.finalize_response(stream)
-        stream.server_at = known.server_at
+        if route.include_attempt_count_in_response:
+            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
         stream.send_whole(head, body)
 
     def on_response_data(self, data: bytes, end_stream: bool) -> None:
         """Response body."""
         owner = self.owner
+        if owner is None:  # the stream ended with the head
+            return
         if end_stream:
             if self.sent_all:
                 self._let_go()
             owner.complete(self)
-        owner.stream.send_data(data, end_stream)
+        elif self._idle_timer is not None:
+            self.restart_idle_timer()
+        self.stream.send_data(data, end_stream)
 
     def on_response_trailers(self, trailers: Headers) -> None:
         """Response trailers."""
         owner = self.owner
+        if owner is None:
+            return
         if self.sent_all:
             self._let_go()
         owner.on_attempt_trailers(self, trailers)
@@ -394,7 +418,8 @@ class Attempt:
     def on_upstream_reset(self, reason: str, details: str) -> None:
         """The connection broke under us."""
         self.connection = None
-        self.owner.on_attempt_failed(self, reason, details)
+        if self.owner is not None:
+            self.owner.on_attempt_failed(self, reason, details)
         self.stream.codec.flush()
 
     def on_upstream_done_early(self) -> None:
@@ -403,6 +428,8 @@ class Attempt:
 
     def on_upstream_writable(self, writable: bool) -> None:
         """The upstream's write buffer crossed its watermark: hold the downstream back."""
+        if self.owner is None:
+            return
         stats = self.owner.cluster.stats
         if writable:
             stats.upstream_flow_control_drained_total.n += 1
@@ -442,6 +469,7 @@ class Forwarding(Attempt):
     """A request on its way upstream: the first attempt, and what all its attempts share."""
 
     __slots__ = (
+        "_duration_timer",
         "_lb",
         "_queue",
         "_retry_timer",
@@ -449,6 +477,7 @@ class Forwarding(Attempt):
         "body",
         "body_size",
         "chunked",
+        "careful",
         "cluster",
         "done",
         "ended",
@@ -490,6 +519,8 @@ class Forwarding(Attempt):
         self.body: list[bytes] = _NOTHING
         self.body_size = 0
         self.plain = False  # no body, no tunnel, nothing that rewrites the head on its way out
+        # Something that few routes ask for is due before a try is sent: `before_sending`.
+        self.careful = route.careful or cluster.max_stream_duration is not None or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
         self.keeps_body = self.chunked = self.tunnel = self.is_retry = self.paused_for_connection = False
         self.ended = False  # the request is complete
@@ -500,6 +531,7 @@ class Forwarding(Attempt):
         self.trailer_bytes = b""
         self._queue: TimeoutQueue | None = None
         self._retry_timer: Any = None
+        self._duration_timer: Any = None
         self._lb: LbContext | None = None
 
     # -- choosing
@@ -511,7 +543,7 @@ class Forwarding(Attempt):
             context = self._lb = LbContext()
             stream, route = self.stream, self.route
             context.stream = stream
-            if route.hash is not None:
+            if route.hash is not None and self.cluster.needs_hash:
                 context.hash = route.hash(stream)
             context.metadata_match = route.metadata_match
         return context
@@ -566,6 +598,38 @@ class Forwarding(Attempt):
             self.on_connected(connection)
         else:
             self.waited = True
+
+    def before_sending(self, attempt: Attempt, head: RequestHead) -> None:
+        """What some routes ask for once the host of a try is known: its name as the request's host, timers, counts by virtual cluster."""
+        stream, route = self.stream, self.route
+        host = attempt.host
+        if route.auto_host_rewrite and host is not None and host.hostname:
+            update_authority(
+                head, host.hostname.encode(), append_forwarded=route.append_x_forwarded_host, keep_original=not self.router.suppress and not self.is_retry
+            )
+        if route.virtual_cluster is not None:
+            route.virtual_cluster.count(stream, "upstream_rq_total")
+        if route.per_try_idle_timeout:
+            attempt.restart_idle_timer()
+        duration = stream.locals.get("stream_duration", self.cluster.max_stream_duration)
+        if duration and self._duration_timer is None:
+            self._duration_timer = self.router.context.loop.call_later(duration, self._duration_reached)
+            stream.add_timer(self._duration_timer)
+
+    def _duration_reached(self) -> None:
+        if self.done:
+            return
+        self.cluster.stats.upstream_rq_max_duration_reached.n += 1
+        stream = self.stream
+        self.fail(
+            Reply(
+                504 if stream.request_ended else 408,
+                b"upstream max stream duration reached",
+                details="upstream_max_stream_duration_reached",
+                flag=flags.UMSDR,
+            )
+        )
+        stream.codec.flush()
 
     def encode_head(self, head: RequestHead) -> bytes:
         """The head for HTTP/1.1."""
@@ -627,7 +691,9 @@ class Forwarding(Attempt):
                 self.body = []
             self.body.append(data)
             self.body_size += len(data)
-        limit = min(self.stream.manager.buffer_limit, self.route.buffer_limit)
+        limit = self.route.buffer_limit
+        if limit == NO_LIMIT:
+            limit = self.stream.manager.buffer_limit
         if self.body_size <= limit:
             return
         if self.keeps_body:
@@ -718,11 +784,12 @@ class Forwarding(Attempt):
                 self._grpc_done(host, grpc_status)
         route = self.route
         stream.details = "via_upstream"
-        if route.include_attempt_count_in_response:
-            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
         stream.response = head
+        stream.status = status
         if route.finalize_response is not None:
             route.finalize_response(stream)
+        if route.include_attempt_count_in_response:
+            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
         if end_stream:
             self.complete(attempt)
         stream.send_headers(head, end_stream)
@@ -845,6 +912,8 @@ class Forwarding(Attempt):
         stats = self.cluster.stats
         for attempt in self._in_flight():
             stats.upstream_rq_timeout.n += 1
+            if self.route.virtual_cluster is not None:
+                self.route.virtual_cluster.count(self.stream, "upstream_rq_timeout")
             host = attempt.host
             if host is not None:
                 host.rq_timeout += 1
@@ -881,7 +950,7 @@ class Forwarding(Attempt):
         attempt.cancel()
         if self.retries and not responded:
             verdict = self.retry_state().should_retry_reset(pools.LOCAL_RESET, request_sent=sent)
-            if self._start_retry(attempt, verdict):
+            if self._start_retry(attempt, verdict, after_timeout=True):
                 if host is not None:
                     host.rq_error += 1
                 return
@@ -901,7 +970,7 @@ class Forwarding(Attempt):
             if self.attempts is None:
                 self.attempts = [attempt]
             self.pending_retries += 1
-            self._do_retry(hedged=True)
+            self._retry_timer = self.router.context.loop.call_later(self.retry_state().backoff(), self._do_retry, True, True)
         elif verdict == retry.NO_OVERFLOW:
             self.stream.flags |= flags.UO
         elif verdict == retry.NO_LIMIT:
@@ -951,7 +1020,7 @@ class Forwarding(Attempt):
             self.retry.finish()
             self.retry = None
 
-    def _start_retry(self, attempt: Attempt, verdict: int) -> bool:
+    def _start_retry(self, attempt: Attempt, verdict: int, after_timeout: bool = False) -> bool:
         """Begin the back-off when `verdict` allows; otherwise note why not."""
         stream = self.stream
         if verdict != retry.RETRY:
@@ -967,10 +1036,12 @@ class Forwarding(Attempt):
             self.retry_state().on_host_attempted(attempt.host)
         context.attempt = stream.attempts
         delay = self.retry_state().backoff()
-        self._retry_timer = self.router.context.loop.call_later(delay, self._do_retry)
+        if self.route.virtual_cluster is not None:
+            self.route.virtual_cluster.count(stream, "upstream_rq_retry")
+        self._retry_timer = self.router.context.loop.call_later(delay, self._do_retry, False, after_timeout)
         return True
 
-    def _do_retry(self, hedged: bool = False) -> None:
+    def _do_retry(self, hedged: bool, after_timeout: bool) -> None:
         self._retry_timer = None
         if self.done or self.stream.ended:
             return
@@ -982,6 +1053,8 @@ class Forwarding(Attempt):
         assert head is not None
         if self.route.include_attempt_count_in_request:
             head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
+        if self.route.include_is_timeout_retry_header:
+            head.set(b"x-envoy-is-timeout-retry", b"true" if after_timeout else b"false")
         if self.timeout and not self.router.suppress and b"x-envoy-expected-rq-timeout-ms" in head:
             timeouts.refresh_expected(head, self, self.router.clock())
         host = self.retry_state().pick(self.cluster, self.lb_context())

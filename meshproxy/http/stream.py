@@ -170,7 +170,7 @@ class Stream(StreamInfo):
         manager = self.manager
         route = self.route = manager.match(self)
         chain = self.chain = manager.chains.get(route) or manager.compile_chain(route)
-        if self.upgrade is not None or (route is not None and route.idle_timeout is not None):
+        if chain.admission or self.upgrade is not None:
             reply = manager.admit(self)
             if reply is not None:
                 self.local_reply(reply)
@@ -416,8 +416,11 @@ class Stream(StreamInfo):
 
     # -- local replies
 
-    def local_reply(self, reply: Reply, *, replace: bool = False) -> None:
-        """Send `reply` through the response filters (unless `replace`, when one of them made it). Too late for a reply: reset the stream."""
+    def local_reply(self, reply: Reply, *, replace: bool = False, finalize: Callable[[Stream], None] | None = None) -> None:
+        """Send `reply` through the response filters (unless `replace`, when one of them made it). Too late for a reply: reset the stream.
+
+        `finalize`: a route's mutations of the head of its own direct response.
+        """
         if self.ended:
             return
         self.flags |= reply.flag
@@ -434,6 +437,9 @@ class Stream(StreamInfo):
         if not self.request_ended and self._discards_request():
             self.codec.discard_request()
         self.response = head
+        if finalize is not None:
+            self.status = head.status
+            finalize(self)
         if replace:
             self._encode_headers(head, not body)
         else:
@@ -491,8 +497,11 @@ class Stream(StreamInfo):
         if self._request_hold is not None or self._response_hold is not None:
             self._drop_holds()
         forwarding = self.forwarding
-        if forwarding is not None and not forwarding.done:
-            forwarding.abandon()
+        if forwarding is not None:
+            if not forwarding.done:
+                forwarding.abandon()
+            # No cycles are left behind: a stream is freed when its last reference goes, not when the collector comes by.
+            self.forwarding = forwarding.owner = None
         if self._timers is not None:
             for timer in self._timers:
                 timer.cancel()
