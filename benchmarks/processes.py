@@ -125,6 +125,12 @@ def run(command: Sequence[str], *, cpus: Collection[int] = (LOAD_CPU,), limit_s:
     return done.stdout
 
 
+def alive(pid: int) -> bool:
+    """Whether a process exists and has not ended."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
 def _stat(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

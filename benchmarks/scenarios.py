@@ -72,7 +72,7 @@ def _per_core(at_least: float, versus: str = ENVOY, *, stretch: bool = False) ->
 
 
 def _instructions(at_most: float, *, stretch: bool = False) -> Bar:
-    return Bar("user instructions per request", "user_instructions", at_most=at_most, stretch=stretch)
+    return Bar("user kinstr per request", "user_instructions", at_most=at_most, stretch=stretch)
 
 
 def _routes_flat(many: str, few: str) -> Bar:

@@ -1,0 +1,75 @@
+"""Requests leave nothing for the garbage collector, which would stop the worker to find it: the data plane runs in this process, its peers do not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+
+from benchmarks import load
+from benchmarks.configs import Place, Spec, envoy
+from meshproxy import worker
+from meshproxy.api import bootstrap as bootstraps
+from meshproxy.cli import Options
+from meshproxy.net import sockets
+from meshproxy.net.listener import Listener
+
+FEW, MANY = 200, 1200
+CEILING = 0.05  # objects per request; a few of a whole burst come from elsewhere
+
+
+def data_plane(spec: Spec, backend_port: int, folder) -> tuple[Listener, int]:
+    """A listener of a worker, in the running loop, and its port."""
+    file = folder / "bootstrap.json"
+    file.write_text(envoy(spec, Place(folder, 0, 0, backend_port)))
+    bootstrap, _ = bootstraps.validate(str(file))
+    plan = worker.Plan(Options(), 1, levels=None, log_handler=None, node=bootstrap.node)
+    context = worker.make_context(asyncio.get_running_loop(), bootstrap, plan, worker_id=0)
+    worker.add_clusters(context, bootstrap)
+    proto = bootstrap.static_resources.listeners[0]
+    (bound,) = sockets.bind(proto, 1)
+    return Listener(proto, bound, context), bound[0].getsockname()[1]
+
+
+async def send(port: int, what: load.Load, requests: int) -> None:
+    """So many requests from another process."""
+    job = {"port": port, "template": what.template().decode(), "connections": 16, "limit": 1, "digits": "%d", "requests": requests}
+    pipe = asyncio.subprocess.PIPE
+    sender = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.sender", stdin=pipe, stdout=pipe)
+    output, _ = await sender.communicate(json.dumps(job).encode())
+    assert sender.returncode == 0
+    assert json.loads(output)["requests"] == requests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "what"), [("minimal", load.MINIMAL), ("mesh", load.ELEVEN), ("mesh", load.VARYING)], ids=["minimal", "mesh", "varying"])
+def test_requests_leave_no_cycles(base, what, backend, tmp_path):
+    async def garbage() -> SimpleNamespace:
+        listener, port = data_plane(Spec(base), backend.port, tmp_path)
+        await listener.start()
+        await send(port, what, FEW)
+        found = []
+        for requests in (FEW, MANY):
+            gc.collect()
+            gc.disable()
+            alive = len(gc.get_objects())
+            await send(port, what, requests)
+            cycles = gc.collect()
+            gc.enable()
+            found.append((cycles, len(gc.get_objects()) - alive))
+        listener.close()
+        listener.context.clusters.close()
+        await asyncio.sleep(0)
+        (few, kept_few), (many, kept_many) = found
+        return SimpleNamespace(cycles=(many - few) / (MANY - FEW), kept=(kept_many - kept_few) / (MANY - FEW))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(garbage())
+    print(f"per request: {found.cycles:.3f} unreachable objects, {found.kept:.3f} objects kept")
+    assert found.cycles <= CEILING
+    assert found.kept <= CEILING

@@ -1,0 +1,25 @@
+"""User instructions of a worker for one request, counted by callgrind: the same to within a percent on every machine with the same interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import callgrind, load, proxies
+from benchmarks.configs import Spec
+
+BUDGETS = {
+    "minimal": (Spec(), load.MINIMAL, 145_000),
+    "mesh set, 11 headers": (Spec("mesh"), load.ELEVEN, 280_000),
+    "mesh set, every request different": (Spec("mesh"), load.VARYING, 415_000),
+}
+BURSTS = callgrind.Bursts(warm_up=300, small=200, big=800)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not callgrind.available(), reason="valgrind is not installed: instructions per request are NOT checked")
+@pytest.mark.parametrize("name", BUDGETS)
+def test_instructions_per_request(name, backend, folder):
+    spec, requests, ceiling = BUDGETS[name]
+    count = callgrind.instructions_per_request(proxies.OURS, spec, requests, backend.port, folder / name.replace(" ", "-").replace(",", ""), BURSTS)
+    print(f"{name}: {count:,.0f} user instructions per request; ceiling {ceiling:,}")
+    assert count <= ceiling

@@ -1,0 +1,150 @@
+"""The benchmark harness: what it computes, renders and sends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+from benchmarks import measure, plots, processes, report, sender
+from benchmarks.configs import Place, Spec, envoy
+from benchmarks.load import VARYING, Load
+from benchmarks.processes import Process, wait_until
+from benchmarks.scenarios import BY_NAME, SCENARIOS, Bar
+from meshproxy.api import bootstrap as bootstraps
+
+FIGURES = {"meshproxy": {"p99_us": [10.0, 30.0, 20.0]}, "envoy": {"p99_us": [20.0, 20.0, 20.0]}}
+
+
+def test_a_ratio_is_the_median_of_paired_ratios():
+    assert report.ratio_of(FIGURES, "meshproxy", "envoy", "p99_us") == 1.0
+    assert report.ratio_of(FIGURES, "meshproxy", "nginx", "p99_us") is None
+    assert report.value_of(FIGURES, "meshproxy", "p99_us") == 20.0
+
+
+@pytest.mark.parametrize(
+    ("bar", "expected"),
+    [
+        (Bar("", "p99_us", at_most=19), ("<= 19", "20", False)),
+        (Bar("", "p99_us", at_most=20), ("<= 20", "20", True)),
+        (Bar("", "p99_us", at_least=21), (">= 21", "20", False)),
+        (Bar("", "p99_us", versus="envoy", at_least=1.0), (">= 1.00x", "1.00x", True)),
+        (Bar("", "p50_us", at_most=20), ("<= 20", "not measured", None)),
+    ],
+)
+def test_a_bar_is_judged(bar, expected):
+    assert report.judge(bar, FIGURES) == expected
+
+
+def test_bars_name_lines_and_metrics_that_exist():
+    for scenario in SCENARIOS:
+        lines = {case.key(proxy) for case in scenario.cases for proxy in scenario.proxies}
+        for bar in scenario.bars:
+            assert bar.case in lines
+            assert not bar.versus or bar.versus in lines
+            assert bar.metric in report.METRICS
+
+
+def test_the_report_shows_figures_bars_and_notes():
+    cases = {"meshproxy": {"per_core": [40.0, 60.0], "user_instructions": [50_000.0]}, "envoy": {"per_core": [20.0, 20.0]}}
+    text = report.render({"CPU": "one"}, {"minimal": {"at": "today", "quick": True, "cases": cases, "notes": ["a note"]}}, {"minimal": "plots/minimal.svg"})
+    assert "| minimal | requests per second per core, against envoy | >= 2.00x | 2.50x | yes |" in text
+    assert "| meshproxy | 50.0 | 50 (2.50x) |" in text
+    assert "- a note" in text
+    assert "A quick run" in text
+    assert "plots/minimal.svg" in text
+
+
+def test_without_figures_nothing_is_drawn(tmp_path):
+    assert plots.draw({"minimal": {"cases": {}}}, tmp_path) == {}
+
+
+def test_perf_output():
+    assert measure.parse_perf("123,,instructions:u,99,100.00,,\n45,,instructions:k,99,100.00,,\n") == (123, 45)
+    assert measure.parse_perf("<not supported>,,instructions:u,0,100.00,,\n<not supported>,,instructions:k,0,100.00,,\n") is None
+    assert measure.parse_perf("") is None
+
+
+def test_memory_of_this_process():
+    found = measure.memory([os.getpid()])
+    assert found.alone >= found.pss * 0.9 > 0
+    assert found.anonymous >= found.pss_anon > 0
+
+
+def test_requests_are_different_each_time():
+    render = sender.renderer(VARYING.template().decode(), 1, "%d")
+    first, second = render(), render()
+    assert first != second
+    assert len(first) == len(second)
+    assert b"$" not in first
+
+
+def test_a_leaping_request_reaches_every_number():
+    render = sender.renderer(Load(path="/$r").template().decode(), 10, "%02d")
+    assert {render().split()[1] for _ in range(10)} == {f"/{number:02d}".encode() for number in range(10)}
+
+
+@pytest.fixture
+def service():
+    """Answers every read with a small response; its port."""
+
+    def serve(accepted: socket.socket) -> None:
+        with accepted:
+            while accepted.recv(65536):
+                accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def accept() -> None:
+        for _ in range(4):
+            accepted, _ = listener.accept()
+            threads.append(threading.Thread(target=serve, args=(accepted,)))
+            threads[-1].start()
+
+    threads = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads.append(threading.Thread(target=accept))
+        threads[0].start()
+        yield listener.getsockname()[1]
+        for thread in threads:
+            thread.join()
+
+
+def test_the_sender_sends_exactly(service):
+    it = sender.Sender(service, 4, lambda: b"GET / HTTP/1.1\r\n\r\n")
+    it.send_exactly(50)
+    it.close()
+    assert len(it.latencies) == 50
+
+
+def test_the_sender_keeps_its_rate(service):
+    it = sender.Sender(service, 4, lambda: b"GET / HTTP/1.1\r\n\r\n")
+    start = sender.monotonic()
+    it.send_at(400, 0.1)
+    assert sender.monotonic() - start >= 39 / 400  # the fortieth request is not due earlier
+    it.close()
+    assert len(it.latencies) == 40
+
+
+@pytest.mark.parametrize("spec", [Spec(hosts=3), Spec(prefixes=3), Spec(clusters=3), Spec("mesh"), Spec("tcp")], ids=str)
+def test_every_configuration_is_valid(spec, tmp_path):
+    file = tmp_path / "envoy.json"
+    file.write_text(envoy(spec, Place(tmp_path, 1, 2, 3)))
+    bootstrap, warnings = bootstraps.validate(str(file))
+    assert not warnings
+    assert len(bootstrap.static_resources.clusters) == {"mesh": 2}.get(spec.base, 1 + spec.clusters)
+
+
+def test_a_process_ends_with_its_children(tmp_path):
+    process = Process(["sh", "-c", "sleep 60 & sleep 60 & wait"], tmp_path / "log", [min(os.sched_getaffinity(0))])
+    wait_until(lambda: len(process.pids()) == 3, process, 10, "children")
+    everyone = process.pids()
+    process.stop()
+    deadline = sender.monotonic() + 10  # the kernel needs a moment to end the killed ones
+    while any(processes.alive(pid) for pid in everyone) and sender.monotonic() < deadline:
+        os.sched_yield()
+    assert not [pid for pid in everyone if processes.alive(pid)]
+
+
+def test_scenarios_have_names_of_their_own():
+    assert len(BY_NAME) == len(SCENARIOS)
