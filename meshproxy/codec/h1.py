@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
-from meshproxy.codec.headers import Headers, Pair, RequestHead, ResponseHead
+from meshproxy.codec.headers import Headers, Pair, RequestHead, ResponseHead, SpeltRequestHead, SpeltResponseHead
 
 MAX_HEAD_BYTES = 60 * 1024  # Envoy's max_request_headers_kb
 MAX_HEADERS = 100  # Envoy's max_headers_count
@@ -51,6 +51,8 @@ _METHODS = frozenset(
 # What no Connection header may name: it would have a proxy remove what routing and trust stand on.
 _NOT_HOP_BY_HOP = frozenset((b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 _MAX_CONNECTION_TOKENS = 9
+# What comes too late in a trailer section, where only some would look (RFC 9110 6.5.1).
+_NOT_IN_TRAILERS = frozenset((b"authorization", b"content-length", b"host", b"transfer-encoding"))
 _LONE_LF = re.compile(rb"(?<!\r)\n").search
 _MAX_LENGTH = (1 << 63) - 1
 
@@ -176,6 +178,42 @@ _header_line = _header_lines.__getitem__
 _status_line = _status_lines.__getitem__
 
 
+# Fields whose repeated lines Envoy joins with a comma, at the place of the first one; the others stay lines of their own.
+_JOINED_IN_REQUESTS = frozenset(
+    b"""accept accept-encoding access-control-request-headers access-control-request-method authorization cache-control content-encoding content-type expect
+    grpc-accept-encoding grpc-timeout if-match if-modified-since if-none-match if-range if-unmodified-since origin pragma proxy-status referer te user-agent via
+    x-client-trace-id x-envoy-attempt-count x-envoy-decorator-operation x-envoy-downstream-service-cluster x-envoy-downstream-service-node
+    x-envoy-external-address x-envoy-force-trace x-envoy-ip-tags x-envoy-max-retries x-envoy-original-host x-envoy-original-path x-envoy-original-url
+    x-envoy-retry-on x-forwarded-client-cert x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-request-id""".split(),
+)
+_JOINED_IN_RESPONSES = frozenset(
+    b"""access-control-allow-credentials access-control-allow-headers access-control-allow-methods access-control-allow-origin access-control-expose-headers
+    access-control-max-age age cache-control content-encoding content-type date etag expires grpc-message grpc-status last-modified location proxy-status
+    server vary via x-envoy-attempt-count x-envoy-decorator-operation x-envoy-degraded x-envoy-immediate-health-check-fail x-envoy-ratelimited
+    x-envoy-upstream-canary x-envoy-upstream-healthchecked-cluster x-request-id""".split(),
+)
+
+
+def _spelling(lines: list[bytes]) -> dict[bytes, bytes]:
+    """Lower-case name -> name as it came; of several spellings the first."""
+    return {name.lower(): name for name in (line.partition(b":")[0] for line in reversed(lines))}
+
+
+def _join_repeated(items: list[Pair], names: frozenset[bytes]) -> list[Pair]:
+    joined: list[Pair] = []
+    places: dict[bytes, int] = {}
+    for pair in items:
+        name = pair[0]
+        if name in names:
+            place = places.get(name)
+            if place is not None:
+                joined[place] = name, joined[place][1] + b"," + pair[1]
+                continue
+            places[name] = len(joined)
+        joined.append(pair)
+    return joined
+
+
 class KnownRequest:
     """A head without a body that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
 
@@ -258,7 +296,7 @@ class Options:
 class _Parser:
     """What both directions share: the buffer, and bodies."""
 
-    __slots__ = ("_feeding", "buffer", "case", "heads", "options", "remaining", "sink", "state", "trailer_lines")
+    __slots__ = ("_feeding", "buffer", "heads", "options", "remaining", "sink", "state", "trailer_lines")
 
     def __init__(self, sink: Sink, options: Options) -> None:
         self.sink = sink
@@ -267,7 +305,6 @@ class _Parser:
         self.state = HEAD
         self.buffer = b""
         self.remaining = 0
-        self.case: dict[bytes, bytes] | None = None  # lower-case name -> name as it came, of the last head, when options.keep_case
         self.trailer_lines: list[bytes] = []
         self._feeding = False
 
@@ -317,9 +354,6 @@ class _Parser:
             return None
         return data[:end].split(b"\r\n"), end + 4
 
-    def _remember_case(self, lines: list[bytes]) -> None:
-        self.case = {name.lower(): name for name in (line.partition(b":")[0] for line in lines)}
-
     def _body(self, data: bytes) -> bytes:
         """Parse body bytes; returns what is left over."""
         state = self.state
@@ -339,9 +373,35 @@ class _Parser:
         return self._chunked(data)
 
     def _chunked(self, data: bytes) -> bytes:
+        """Chunks up to the end of `data` or of the message."""
+        parts: list[bytes] = []
+        trailers: Headers | None = None
+        try:
+            position, ended = self._chunks(data, parts)
+            if ended:
+                trailers = self._finish_trailers()
+        except ProtocolError:
+            if parts:  # what came before the error goes on, however the input was cut
+                self.sink.on_data(b"".join(parts), False)
+            raise
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not ended:
+            if body:
+                self.sink.on_data(body, False)
+            return data[position:]
+        self.state = DONE
+        if trailers is None:
+            self.sink.on_data(body, True)
+        else:
+            if body:
+                self.sink.on_data(body, False)
+            self.sink.on_trailers(trailers)
+        return data[position:]
+
+    def _chunks(self, data: bytes, parts: list[bytes]) -> tuple[int, bool]:
+        """HOT: collect the content of chunks in `parts`. Returns how much of `data` was used, and whether the message has ended."""
         position = 0
         size = len(data)
-        parts: list[bytes] = []
         state = self.state
         ended = False
         while position < size:
@@ -394,20 +454,7 @@ class _Parser:
                 if len(self.trailer_lines) > self.options.max_headers or sum(map(len, self.trailer_lines)) > self.options.max_head_bytes:
                     raise ProtocolError("http1.trailers_too_large", 431)
         self.state = state
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if not ended:
-            if body:
-                self.sink.on_data(body, False)
-            return data[position:]
-        trailers = self._finish_trailers()
-        self.state = DONE
-        if trailers is None:
-            self.sink.on_data(body, True)
-        else:
-            if body:
-                self.sink.on_data(body, False)
-            self.sink.on_trailers(trailers)
-        return data[position:]
+        return position, ended
 
     def _check_chunk_line(self, data: bytes, position: int) -> None:
         """An incomplete chunk-size line must still be able to become one: garbage is refused without waiting for its end."""
@@ -426,6 +473,8 @@ class _Parser:
         if not lines:
             return None
         pairs = [parse_header_line(line) for line in lines]
+        if any(name in _NOT_IN_TRAILERS for name, _ in pairs):
+            raise ProtocolError("http1.codec_error")
         return Headers(pairs) if self.options.trailers else None
 
 
@@ -483,14 +532,17 @@ class RequestParser(_Parser):
                 del items[0]
             else:
                 items = self._without_host(items, host)
-        head = RequestHead(method, target, host, items, version=version)
         if repeated:
+            items = _join_repeated(items, _JOINED_IN_REQUESTS)
             index = dict(reversed(items))
-        head._index = index
-        if target[0] != 47:  # "/"
-            self._other_form(head)
         if self.options.keep_case:
-            self._remember_case(lines)
+            head: RequestHead = SpeltRequestHead(method, target, host, items, version=version)
+            head.case = _spelling(lines)
+        else:
+            head = RequestHead(method, target, host, items, version=version)
+        head._index = index
+        if target[0] != 47 or method == b"CONNECT":  # "/"
+            self._other_form(head)
         # -- what the head asks of the connection, and how the body is framed
         if _FRAMING.isdisjoint(index):
             self.keep_alive = version == 11
@@ -498,7 +550,7 @@ class RequestParser(_Parser):
             self.upgrade = None
             if method != b"CONNECT":
                 self.state = DONE
-                if version == 11:
+                if version == 11 and head.case is None:
                     known = KnownRequest(head)
                     self.heads.remember(data if end == len(data) else data[:end], known)
                     self.sink.on_known(known)
@@ -650,14 +702,16 @@ class ResponseParser(_Parser):
         if len(lines) > self.options.max_headers:
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(_header_line, lines)]
-        head = ResponseHead(status, items, version=version, reason=reason)
-        if len(items) > 1:
+        index = dict(reversed(items))
+        if len(index) != len(items):
+            items = _join_repeated(items, _JOINED_IN_RESPONSES)
             index = dict(reversed(items))
-        else:
-            index = dict(items)
-        head._index = index
         if self.options.keep_case:
-            self._remember_case(lines)
+            head: ResponseHead = SpeltResponseHead(status, items, version=version, reason=reason)
+            head.case = _spelling(lines)
+        else:
+            head = ResponseHead(status, items, version=version, reason=reason)
+        head._index = index
         length = index.get(b"content-length")
         connection = index.get(b"connection")
         if connection is not None and connection.lower() == b"keep-alive" and version == 11 and len(index) == len(items):
@@ -769,6 +823,11 @@ def encode_request_head(method: bytes, target: bytes, authority: bytes, items: l
     return b"%b %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (method, target, authority)
 
 
+def encode_spelt_request_head(method: bytes, target: bytes, items: list[Pair]) -> bytes:
+    """A request's head from items that include Host, whose names are as they go on the wire."""
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, b"\r\n".join(map(_field, items)))
+
+
 def encode_response_head(status: int, items: list[Pair], reason: bytes | None = None) -> bytes:
     """A response's head, with the standard reason phrase unless `reason` is given."""
     line = STATUS_LINES.get(status) if reason is None else None
@@ -794,7 +853,7 @@ def encode_trailers(items: list[Pair]) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 _REASONS = {
-    100: "Continue", 101: "Switching Protocols", 102: "Processing", 103: "Early Hints",
+    100: "Continue", 101: "Switching Protocols",
     200: "OK", 201: "Created", 202: "Accepted", 203: "Non-Authoritative Information", 204: "No Content", 205: "Reset Content", 206: "Partial Content",
     207: "Multi-Status", 208: "Already Reported", 226: "IM Used",
     300: "Multiple Choices", 301: "Moved Permanently", 302: "Found", 303: "See Other", 304: "Not Modified", 305: "Use Proxy", 307: "Temporary Redirect",

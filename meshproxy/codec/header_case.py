@@ -1,5 +1,7 @@
 """Header names on an HTTP/1 wire: lower case by default, or `Proper-Case`, or as the other side spelt them.
 
+What was spelt by the sender is kept with the head (`SpeltRequestHead`) and wins over what the receiver's configuration says, as in Envoy.
+
 Source: envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.
 """
 
@@ -7,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 from meshproxy.codec.headers import Pair
 
-Formatter = Callable[[list[Pair], Any], list[Pair]]
+Formatter = Callable[[bytes], bytes]
 
 
 def compile(style: str | None) -> Formatter | None:
-    """A function (items, head) -> items with other names; None when names stay in lower case."""
-    if style is None:
-        return None
-    return _proper if style == "proper" else _preserve
+    """What makes a name that goes out of a lower-case one; None when names go out as they are. Preserving is done where heads are read."""
+    return proper_case if style == "proper" else None
+
+
+def spell(items: list[Pair], case: dict[bytes, bytes] | None, style: Formatter | None) -> list[Pair]:
+    """The items with their names as they go on the wire: as `case` remembers them, or else in `style`."""
+    if case is not None:
+        return [(case.get(name, name), value) for name, value in items]
+    if style is not None:
+        return [(style(name), value) for name, value in items]
+    return items
 
 
 @lru_cache(maxsize=1024)
@@ -32,12 +40,3 @@ def proper_case(name: bytes) -> bytes:
             out[position] = byte - 32
         start = not (letter or 48 <= byte <= 57 or 65 <= byte <= 90)
     return bytes(out)
-
-
-def _proper(items: list[Pair], head: Any) -> list[Pair]:
-    return [(proper_case(name), value) for name, value in items]
-
-
-def _preserve(items: list[Pair], head: Any) -> list[Pair]:
-    case: dict[bytes, bytes] | None = getattr(head, "case", None)
-    return [(case.get(name, name), value) for name, value in items] if case else items

@@ -105,6 +105,8 @@ class RequestHead(Headers):
 
     __slots__ = ("authority", "method", "path", "protocol", "scheme", "version")
 
+    case: dict[bytes, bytes] | None = None  # how the sender spelt the names, where that is preserved: see `SpeltRequestHead`
+
     def __init__(
         self,
         method: bytes,
@@ -166,8 +168,10 @@ class RequestHead(Headers):
 
     def copy(self) -> RequestHead:
         """An independent copy (for retries and mirrored requests)."""
-        head = RequestHead(self.method, self.path, self.authority, self.items.copy(), scheme=self.scheme, version=self.version)
+        head = type(self)(self.method, self.path, self.authority, self.items.copy(), scheme=self.scheme, version=self.version)
         head.protocol = self.protocol
+        if self.case is not None:
+            head.case = self.case
         return head
 
     def __repr__(self) -> str:
@@ -178,6 +182,8 @@ class ResponseHead(Headers):
     """A response's head. `reason` is the HTTP/1 reason phrase when it differs from the standard one, else None."""
 
     __slots__ = ("reason", "status", "version")
+
+    case: dict[bytes, bytes] | None = None
 
     def __init__(
         self,
@@ -206,6 +212,22 @@ class ResponseHead(Headers):
 
     def __repr__(self) -> str:
         return f"ResponseHead({self.status}, {self.items!r})"
+
+
+class SpeltRequestHead(RequestHead):
+    """A request's head that remembers how the sender spelt the names: `case` is lower-case name -> name as it came first."""
+
+    __slots__ = ("case",)
+
+    case: dict[bytes, bytes] | None
+
+
+class SpeltResponseHead(ResponseHead):
+    """A response's head that remembers how the sender spelt the names."""
+
+    __slots__ = ("case",)
+
+    case: dict[bytes, bytes] | None
 
 
 _REQUEST_PSEUDO = {

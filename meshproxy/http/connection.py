@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
+from meshproxy.codec import h1, header_case
 from meshproxy.codec.h1 import KnownRequest, ProtocolError, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
@@ -29,6 +29,7 @@ _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 _NEVER = float("inf")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CONTINUE_10 = b"HTTP/1.0 100 Continue\r\n\r\n"
 
 
 class ServerConnection(asyncio.Protocol):
@@ -40,8 +41,10 @@ class ServerConnection(asyncio.Protocol):
         "_chunked",
         "_closing",
         "_discarding",
+        "_local",
         "_out",
         "_paused",
+        "_spoken",
         "_started",
         "_timer",
         "headers_timer",
@@ -69,7 +72,9 @@ class ServerConnection(asyncio.Protocol):
         self._chunked = False
         self._closing = False  # close after the present response
         self._discarding = False  # nothing that still comes is read
+        self._local = False  # it was us who closed
         self._paused = False
+        self._spoken = False  # something came: only then is it HTTP/1 for the statistics
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._check_at = _NEVER  # when the idle timer fires
@@ -89,7 +94,12 @@ class ServerConnection(asyncio.Protocol):
             manager.loop.call_later(manager.max_connection_duration, self._expire)
 
     def data_received(self, data: bytes) -> None:
-        self.stats.downstream_cx_rx_bytes_total.n += len(data)
+        stats = self.stats
+        if not self._spoken:
+            self._spoken = True
+            stats.downstream_cx_http1_total.n += 1
+            stats.downstream_cx_http1_active.n += 1
+        stats.downstream_cx_rx_bytes_total.n += len(data)
         if self._discarding:
             return
         try:
@@ -119,7 +129,7 @@ class ServerConnection(asyncio.Protocol):
                 timer.cancel()
         self._timer = self.headers_timer = None
         stream = self.stream
-        local = self._discarding or self._closing and stream is None
+        local = self._local
         self._discarding = True
         if stream is not None:
             self.stats.downstream_cx_destroy_active_rq.n += 1
@@ -206,10 +216,9 @@ class ServerConnection(asyncio.Protocol):
             manager.start_timers(stream)
         if parser.upgrade is not None or head.method == b"CONNECT":
             stream.upgrade = parser.upgrade or b"CONNECT"
-        if parser.expect_continue and not end_stream and not manager.proxy_100_continue:
-            self.stats.downstream_rq_1xx.n += 1
-            self.stats.downstream_rq_completed.n += 1
-            self.transport.write(_CONTINUE)
+        if parser.expect_continue and not manager.proxy_100_continue:
+            self._informed()
+            self.transport.write(_CONTINUE if head.version == 11 else _CONTINUE_10)
         reply = manager.preparer.prepare(stream)
         if reply is not None:
             stream.local_reply(reply)
@@ -233,10 +242,15 @@ class ServerConnection(asyncio.Protocol):
     # -- the stream's calls
 
     def send_informational(self, head: ResponseHead) -> None:
-        """A 1xx response."""
+        """A 1xx response of the upstream; as Envoy, passed on only where 100-continue is proxied."""
         request = self.stream.request if self.stream is not None else None
-        if request is not None and request.version == 11:
+        if self.manager.proxy_100_continue and request is not None and request.version == 11:
+            self._informed()
             self.write(h1.encode_response_head(head.status, head.items))
+
+    def _informed(self) -> None:
+        for counter in self.stats.by_class[1]:
+            counter.n += 1
 
     def send_headers(self, stream: Stream, head: ResponseHead, end_stream: bool) -> None:
         """Encode a final response's head; it goes out with the first data, or with `flush`."""
@@ -251,12 +265,14 @@ class ServerConnection(asyncio.Protocol):
         if not stream.request_ended:
             # The rest of the request would be read as the next one, or never come: this connection cannot be kept.
             stats.downstream_rq_response_before_rq_complete.n += 1
+            stats.downstream_rq_rx_reset.n += 1
             self._closing = True
         assert request is not None
         manager = self.manager
-        if stream.close_connection or manager.drain_close(self):
-            if not self._closing:
-                stats.downstream_cx_drain_close.n += 1
+        if stream.close_connection:
+            self._closing = True
+        elif not self._closing and manager.drain_close(self):
+            stats.downstream_cx_drain_close.n += 1
             self._closing = True
         if not end_stream and request.version == 10 and b"content-length" not in head:
             self._closing = True
@@ -264,15 +280,23 @@ class ServerConnection(asyncio.Protocol):
             items.append(_CLOSE)
         elif request.version == 10:
             items.append(_KEEP_ALIVE)
-        if end_stream:
-            if status != 204 and request.method != b"HEAD" and b"content-length" not in head:
-                items.append(_NO_LENGTH)
-        elif b"content-length" not in head and request.version != 10 and status != 204:
+        if status == 204:
+            if b"content-length" in head:
+                head.remove(b"content-length")
+                items = head.items
+        elif b"content-length" in head or (status == 304 and end_stream):
+            pass
+        elif end_stream and request.method != b"HEAD":
+            items.append(_NO_LENGTH)
+        elif request.version != 10:
             items.append(_CHUNKED)
-            self._chunked = True
-        if manager.header_case is not None:
-            items = manager.header_case(items, head)
-        out = self._out = h1.encode_response_head(status, items, head.reason if manager.keeps_reason else None)
+            self._chunked = not end_stream
+        if manager.header_case is not None or head.case is not None:
+            items = header_case.spell(items, head.case, manager.header_case)
+        out = h1.encode_response_head(status, items, head.reason if manager.keeps_reason else None)
+        if request.version == 10:
+            out = b"HTTP/1.0" + out[8:]
+        self._out = out
         stream.response_header_bytes = len(out)
         stream.response_start = manager.clock() if manager.logs_times else 0.0
         if end_stream:
@@ -337,7 +361,7 @@ class ServerConnection(asyncio.Protocol):
         if self._discarding:
             return
         if self._closing or not stream.request_ended or stream.tunnel:
-            self._close(delayed=not stream.request_ended and not stream.tunnel)
+            self._close(delayed=not stream.request_ended or stream.close_connection)
             return
         self.idle_since = stream.end
         if self._paused:
@@ -362,8 +386,7 @@ class ServerConnection(asyncio.Protocol):
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: HTTP/1 can only say so by closing."""
         self._out = b""
-        self._discarding = True
-        self.transport.close()
+        self._close(delayed=True)
 
     def discard_request(self) -> None:
         """A response was made before the request was complete: what still comes of it is thrown away, and the connection closes after the response."""
@@ -390,10 +413,12 @@ class ServerConnection(asyncio.Protocol):
             self.resume_reading()
             self._replace_timer(manager.loop.call_later(manager.delayed_close_timeout, self._delayed_close))
         else:
+            self._local = True
             self.transport.close()
 
     def _delayed_close(self) -> None:
         self._timer = None
+        self._local = True
         self.stats.downstream_cx_delayed_close_timeout.n += 1
         self.transport.close()
 
@@ -401,7 +426,6 @@ class ServerConnection(asyncio.Protocol):
         manager = self.manager
         log.debug("connection %d: %s", self.info.id, error.details)
         self.stats.downstream_cx_protocol_error.n += 1
-        self.stats.downstream_rq_rx_reset.n += 1
         stream = self.stream
         if stream is None:
             stream = self.stream = manager.broken_stream(self)
@@ -429,7 +453,20 @@ class ServerConnection(asyncio.Protocol):
         """max_connection_duration."""
         if not self._discarding:
             self.stats.downstream_cx_max_duration_reached.n += 1
-            self.drain()
+            self._start_drain()
+
+    def _start_drain(self) -> None:
+        """The next response is the last; close when none has come for `drain_timeout`. A connection that never had a request closes at once."""
+        self._closing = True
+        if not self.requests:
+            self._close(delayed=False)
+        elif self.stream is None:
+            self._replace_timer(self.manager.loop.call_later(self.manager.options.drain_timeout, self._drained))
+
+    def _drained(self) -> None:
+        self._timer = None
+        if self.stream is None and not self._discarding:
+            self._close(delayed=True)
 
     # -- idle timeouts: one timer a connection, checked lazily
 
@@ -469,8 +506,7 @@ class ServerConnection(asyncio.Protocol):
             left = self.idle_since + manager.idle_timeout - now
             if left <= 0.0005:
                 self.stats.downstream_cx_idle_timeout.n += 1
-                self._closing = True
-                self._close(delayed=False)
+                self._start_drain()
                 return
         else:
             self._check_at = _NEVER

@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
-from meshproxy.codec import h1
+from meshproxy.codec import h1, header_case
 from meshproxy.codec.headers import Pair, ResponseHead
-from meshproxy.http import header_case, local_reply, router, timeouts
+from meshproxy.http import local_reply, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
@@ -190,8 +190,6 @@ class HttpConnectionManager:
         stats = self.stats
         stats.downstream_cx_total.n += 1
         stats.downstream_cx_active.n += 1
-        stats.downstream_cx_http1_total.n += 1
-        stats.downstream_cx_http1_active.n += 1
         if connection.info.tls is not None:
             stats.downstream_cx_ssl_total.n += 1
             stats.downstream_cx_ssl_active.n += 1
@@ -201,7 +199,8 @@ class HttpConnectionManager:
         self.connections.discard(connection)
         stats = self.stats
         stats.downstream_cx_active.n -= 1
-        stats.downstream_cx_http1_active.n -= 1
+        if connection._spoken:
+            stats.downstream_cx_http1_active.n -= 1
         stats.downstream_cx_destroy.n += 1
         (stats.downstream_cx_destroy_local if local else stats.downstream_cx_destroy_remote).n += 1
         if connection.info.tls is not None:

@@ -57,7 +57,9 @@ class ManagerStats:
             listener = store.scope(f"{listener_prefix}http.{stat_prefix}.")
             completed = listener.counter("downstream_rq_completed")
             classes = [(*pair, listener.counter(f"downstream_rq_{digit}xx"), completed) for digit, pair in enumerate(classes, 1)]  # type: ignore[misc]
-        self.by_class: tuple[tuple[Any, ...], ...] = ((), *classes, (), (), (), ())
+        # Statuses without a class are only counted as completed.
+        others = (self.downstream_rq_completed, completed) if listener_prefix else (self.downstream_rq_completed,)
+        self.by_class: tuple[tuple[Any, ...], ...] = ((), *classes, others, others, others, others)
 
     def __getattr__(self, name: str) -> Any:  # only for type checkers: every statistic is set in __init__
         raise AttributeError(name)

@@ -66,7 +66,8 @@ _WATCHED = frozenset(
         b"x-envoy-external-address",
     )
 )
-_URL = re.compile(rb"(?:[A-Za-z][A-Za-z0-9+.\-]*:)?//[^\s]*|/[^\s]*|about:blank").fullmatch
+# A referer is kept if it is an absolute URL, or a path whose first segment has no colon.
+_REFERER = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://\S+|[!$%&'()*+,\-.0-9;=?@A-Z_a-z~]*(?:/[!$%&'()*+,\-./0-9:;=?@A-Z_a-z~]*)?").fullmatch
 # What a connection nominates in Connection is removed, but these are the mesh's own and not the client's to remove.
 _NOT_NOMINABLE = frozenset(
     (
@@ -86,8 +87,9 @@ _NOT_NOMINABLE = frozenset(
 )
 
 MISSING_HOST = Reply(400, details="missing_host_header", close=True)
-MISSING_PATH = Reply(404, details="missing_path_rejected", close=True)
-ABSOLUTE_PATH = Reply(404, details="absolute_path_rejected", close=True)
+MISSING_HOST_KEPT = Reply(400, details="missing_host_header")
+MISSING_PATH = Reply(404, details="missing_path_rejected")
+ABSOLUTE_PATH = Reply(404, details="absolute_path_rejected")
 NORMALISATION_FAILED = Reply(400, details="path_normalization_failed", close=True)
 
 
@@ -138,6 +140,7 @@ class RequestHeadOptions:
         self.scheme_override: bytes | None = None
         self.scheme_match_upstream = False
         self.proxy_100_continue = False
+        self.closes_on_error = True  # an invalid message ends the connection, not only its stream
 
 
 class Additions:
@@ -210,8 +213,11 @@ class RequestHeadPreparer:
         path = head.path
         if path[:1] != b"/":
             if head.method != b"CONNECT":
-                return ABSOLUTE_PATH if path else MISSING_PATH
-        elif not self._plain_path(path) and (reply := self._normalise(head)) is not None:
+                if not path:
+                    return MISSING_PATH
+                stream.manager.stats.downstream_rq_non_relative_path.n += 1
+                return ABSOLUTE_PATH
+        elif not self._plain_path(path) and (reply := self._normalise(stream, head)) is not None:
             return reply
         if self._strips_host:
             self._strip_host(head, stream.connection)
@@ -250,10 +256,11 @@ class RequestHeadPreparer:
         head.scheme = additions.scheme
         stream.is_internal = additions.internal
         if additions.generates_id:
-            if b"x-request-id" not in index:
+            known = index.get(b"x-request-id")
+            if known is None:
                 value = index[b"x-request-id"] = self.new_id()
                 items.append((b"x-request-id", value))
-            elif additions.replaces_id:
+            elif additions.replaces_id or not known:
                 head.set(b"x-request-id", self.new_id())
 
     # -- the steps of the long way
@@ -262,16 +269,18 @@ class RequestHeadPreparer:
         if head.version == 10 and self.options.default_host:
             head.authority = self.options.default_host
             return None
-        return MISSING_HOST
+        return MISSING_HOST if self.options.closes_on_error else MISSING_HOST_KEPT
 
-    def _normalise(self, head: RequestHead) -> Reply | None:
+    def _normalise(self, stream: Stream, head: RequestHead) -> Reply | None:
         result = normalise(head.path, self.options.paths)
         if result is None:
+            stream.manager.stats.downstream_rq_failed_path_normalization.n += 1
             return NORMALISATION_FAILED
         path, redirect = result
         head.path = path
         if redirect:
-            return Reply(307, details="path_normalization_redirect", headers=((b"location", path),))
+            stream.manager.stats.downstream_rq_redirected_with_normalized_path.n += 1
+            return Reply(307, details="path_normalization_failed", headers=((b"location", path),))  # Envoy's own words for it
         return None
 
     def _strip_host(self, head: RequestHead, connection: ConnectionInfo) -> None:
@@ -306,13 +315,15 @@ class RequestHeadPreparer:
         else:
             trusted, single = _from_right(head.joined(b"x-forwarded-for"), options.xff_num_trusted_hops)
         forwarded_proto = head.get(b"x-forwarded-proto")
-        if options.use_remote_address and options.xff_num_trusted_hops == 0 or forwarded_proto is None or forwarded_proto not in (b"http", b"https"):
-            head.set(b"x-forwarded-proto", b"https" if tls else b"http")
+        if (options.use_remote_address and options.xff_num_trusted_hops == 0) or not forwarded_proto:
+            forwarded_proto = b"https" if tls else b"http"
+            head.set(b"x-forwarded-proto", forwarded_proto)
         if options.append_x_forwarded_port and b"x-forwarded-port" not in head:
             head.add(b"x-forwarded-port", b"%d" % connection.local.port)
         if options.scheme_override is None:
-            scheme = head.get(b"x-forwarded-proto")
-            head.scheme = head.scheme if head.scheme == b"https" and not options.use_remote_address else (scheme or b"http")
+            if head.scheme != b"https" or options.use_remote_address:
+                forwarded_proto = forwarded_proto.lower()
+                head.scheme = forwarded_proto if forwarded_proto in (b"http", b"https") else b"https" if tls else b"http"
         internal = stream.is_internal = single and trusted is not None and options.internal is not None and options.internal(trusted)
         if trusted is not None:
             stream.remote = trusted
@@ -341,7 +352,7 @@ class RequestHeadPreparer:
             address = _ip_bytes(trusted or connection.remote, options.ipv4_mapped)
             if address:
                 head.set(b"x-envoy-external-address", address)
-        if options.generate_request_id and (b"x-request-id" not in head or edge and not options.preserve_external_request_id):
+        if options.generate_request_id and (not head.get(b"x-request-id") or (edge and not options.preserve_external_request_id)):
             head.set(b"x-request-id", self.new_id())
         self._client_certificate(head, connection)
         return None
@@ -370,9 +381,10 @@ class RequestHeadPreparer:
         keeps_trailers = te is not None and b"trailers" in [part.split(b";")[0].strip().lower() for part in te.split(b",")]
         upgrade = stream.upgrade
         for name in _HOP_BY_HOP:
-            head.remove(name)
+            if name != b"te" or not keeps_trailers:
+                head.remove(name)
         if keeps_trailers:
-            head.add(b"te", b"trailers")
+            head.set(b"te", b"trailers")
         if upgrade is not None:
             head.add(b"connection", b"upgrade")
             head.add(b"upgrade", upgrade)
@@ -380,7 +392,7 @@ class RequestHeadPreparer:
     @staticmethod
     def _check_referer(head: RequestHead) -> None:
         values = head.get_all(b"referer")
-        if values and (len(values) > 1 or _URL(values[0]) is None):
+        if values and (len(values) > 1 or _REFERER(values[0]) is None):
             head.remove(b"referer")
 
     def _from_peer(self, head: RequestHead, connection: ConnectionInfo) -> tuple[Address | None, bool]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
+from meshproxy.codec import h1, header_case
 from meshproxy.codec.h1 import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import mirror, replies, retry, timeouts
@@ -45,7 +45,7 @@ _CONTROL = timeouts.CONTROL_HEADERS
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _NO_LENGTH = (b"content-length", b"0")
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
-_BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE"))
+_BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
 
 _RESET_FLAGS = {
     pools.OVERFLOW: flags.UO,
@@ -459,7 +459,6 @@ class Attempt:
         connection = self.connection
         if connection is not None:
             self.connection = None
-            connection.stats.upstream_rq_tx_reset.n += 1
             connection.abort()
         elif self.pool is not None and not self.responded:
             self.pool.cancel(self)
@@ -482,6 +481,7 @@ class Forwarding(Attempt):
         "done",
         "ended",
         "hedges",
+        "informed",
         "is_retry",
         "keeps_body",
         "mirrors",
@@ -522,7 +522,7 @@ class Forwarding(Attempt):
         # Something that few routes ask for is due before a try is sent: `before_sending`.
         self.careful = route.careful or cluster.max_stream_duration is not None or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
-        self.keeps_body = self.chunked = self.tunnel = self.is_retry = self.paused_for_connection = False
+        self.keeps_body = self.chunked = self.tunnel = self.is_retry = self.paused_for_connection = self.informed = False
         self.ended = False  # the request is complete
         self.done = False  # nothing more comes from upstream
         self.winner: Attempt | None = None  # the attempt whose response is passed on
@@ -575,7 +575,7 @@ class Forwarding(Attempt):
         elif end_stream:
             self.ended = True
             head = stream.request
-            self.plain = cluster.header_case is None and (head.method in _BODILESS or b"content-length" in head)  # type: ignore[union-attr,operator]
+            self.plain = cluster.header_case is None and head.case is None and (head.method in _BODILESS or b"content-length" in head)  # type: ignore[union-attr,operator]
             timeout = self.timeout
             if timeout:
                 queue = self._queue = self.router._timeouts.get(timeout) or self.router.timeout_queue(timeout)
@@ -640,11 +640,13 @@ class Forwarding(Attempt):
         elif self.ended and head.method not in _BODILESS and not self.body and b"content-length" not in head:
             items = [*items, _NO_LENGTH]
         cluster = self.cluster
-        if cluster.header_case is not None:
-            items = cluster.header_case(items, head)
         if self.tunnel and head.method == b"CONNECT":
             path = head.authority
-        return h1.encode_request_head(head.method, path, head.authority, items)
+        style = cluster.header_case
+        if style is None and head.case is None:
+            return h1.encode_request_head(head.method, path, head.authority, items)
+        items = [(b"host", head.authority), *items]
+        return h1.encode_spelt_request_head(head.method, path, header_case.spell(items, head.case, style))
 
     def framed(self, data: bytes) -> bytes:
         """Body data as it goes on the wire."""
@@ -733,7 +735,10 @@ class Forwarding(Attempt):
     # -- the response
 
     def on_informational(self, attempt: Attempt, head: ResponseHead) -> None:
-        """100 to 199 but 101."""
+        """100 to 199 but 101. As Envoy, only the first one counts and is passed on."""
+        if self.informed:
+            return
+        self.informed = True
         self.charge(head.status, attempt.host)
         self._end_retries()
         self.stream.informational(head)

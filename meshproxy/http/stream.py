@@ -455,7 +455,11 @@ class Stream(StreamInfo):
     def reset(self) -> None:
         """End at once without a proper response: the downstream connection is closed."""
         if not self.ended:
-            self.manager.stats.downstream_rq_tx_reset.n += 1
+            stats = self.manager.stats
+            stats.downstream_rq_tx_reset.n += 1
+            stats.downstream_rq_rx_reset.n += 1
+            if self.tunnel and not self.request_ended:
+                stats.downstream_rq_response_before_rq_complete.n += 1
             self.codec.reset_stream(self)
             self.finish()
 
@@ -464,9 +468,9 @@ class Stream(StreamInfo):
         if self.ended:
             return
         self.flags |= flag
-        if self.details is None or not self.response_started:
-            self.details = details
-        self.manager.stats.downstream_rq_rx_reset.n += 1
+        self.details = details
+        if self.request_ended or self.tunnel or not self.response_started:  # else it was counted with the early response
+            self.manager.stats.downstream_rq_rx_reset.n += 1
         self.finish()
 
     def on_idle(self) -> None:
@@ -487,6 +491,10 @@ class Stream(StreamInfo):
         return None if connection is None else connection.info
 
     def _response_complete(self) -> None:
+        if self.tunnel and not self.request_ended:
+            stats = self.manager.stats
+            stats.downstream_rq_response_before_rq_complete.n += 1
+            stats.downstream_rq_rx_reset.n += 1
         self.finish()
 
     def finish(self) -> None:

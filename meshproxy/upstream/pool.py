@@ -124,12 +124,20 @@ class Http1Connection(asyncio.Protocol):
         if request is not None:
             # The response overtook the request. What is left of the body must not reach the next response.
             self.request = None
+            self.stats.upstream_cx_destroy_with_active_rq.n += 1
+            self.stats.upstream_cx_destroy_local_with_active_rq.n += 1
             self.pool.detach(self)
             self.close()
             request.on_upstream_done_early()
             return
         parser = self.parser
-        if parser.buffer or not parser.keep_alive:
+        if parser.buffer:
+            # More than was asked for: it could be taken for the answer to the next request.
+            self.stats.upstream_cx_protocol_error.n += 1
+            self.close()
+            return
+        if not parser.keep_alive:
+            self.stats.upstream_cx_close_notify.n += 1
             self.close()
             return
         parser.state = HEAD

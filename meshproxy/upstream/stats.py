@@ -192,9 +192,8 @@ class ClusterStats:
     def settle(self) -> None:
         """Spread what was charged since the last call over the metrics. Part of `Cluster.publish`."""
         for (status, internal, canary, zone), count in self._codes.items():
-            names = ["upstream_rq_completed", f"upstream_rq_{status}"]
-            if 100 <= status < 600:
-                names.insert(1, f"upstream_rq_{status // 100}xx")
+            known = 100 <= status < 600
+            names = ["upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"] if known else ["upstream_rq_completed", "upstream_rq_unknown"]
             for prefix in _categories(internal, canary, zone):
                 for name in names:
                     self.scope.counter(prefix + name).n += count

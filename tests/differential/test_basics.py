@@ -25,6 +25,15 @@ def up(*script):
     return [Request(), *script]
 
 
+def head(*lines: str) -> bytes:
+    """An empty response with these header lines."""
+    return ("\r\n".join(["HTTP/1.1 200 OK", *lines, "content-length: 0", "", ""])).encode()
+
+
+JOINED_IN_REQUESTS = """accept accept-language authorization cache-control content-encoding cookie expect if-match if-none-match origin pragma range referer user-agent
+via x-client-trace-id x-envoy-attempt-count x-custom x-envoy-decorator-operation x-forwarded-for x-forwarded-host x-forwarded-port x-request-id traceparent""".split()
+JOINED_IN_RESPONSES = """age allow cache-control content-encoding etag expires last-modified link location retry-after server set-cookie vary via www-authenticate
+x-custom x-envoy-degraded x-envoy-upstream-canary x-request-id""".split()
 CASES = [
     Case("get", get("/")),
     Case("get_with_query", get("/a/b?c=d&e=%20f")),
@@ -85,7 +94,9 @@ CASES = [
     Case("absolute_form_upper_case_scheme", req("GET", "HTTP://b.test/x")),
     Case("absolute_form_https_over_plaintext", req("GET", "https://b.test/x")),
     Case("absolute_form_other_scheme", req("GET", "ftp://b.test/x")),
-    Case("absolute_form_userinfo", req("GET", "http://user:pw@b.test/x")),
+    Case("absolute_form_userinfo", req("GET", "http://user:pw@b.test/x"), stricter=400),
+    Case("repeated_headers_are_joined", get("/", *[f"{name}: {n}" for n in (1, 2) for name in JOINED_IN_REQUESTS])),
+    Case("repeated_response_headers_are_joined", get(), up(head(*[f"{name}: {n}" for n in (1, 2) for name in JOINED_IN_RESPONSES]))),
     Case("options_asterisk", req("OPTIONS", "*")),
     Case("get_asterisk", req("GET", "*")),
     Case("host_with_port", get(host="a.test:8080")),

@@ -268,10 +268,15 @@ def test_malformed_responses_are_refused(data: bytes):
 
 
 def test_case_is_remembered_only_when_asked():
-    sink = Recorder()
-    parser = RequestParser(sink, Options(keep_case=True))
-    parser.feed(b"GET / HTTP/1.1\r\nHost: a\r\nX-FoO: 1\r\n\r\n")
-    assert parser.case == {b"host": b"Host", b"x-foo": b"X-FoO"}
+    class HeadKeeper(Recorder):
+        def on_headers(self, head, end_stream):
+            self.head = head
+
+    sink = HeadKeeper()
+    RequestParser(sink, Options(keep_case=True)).feed(b"GET / HTTP/1.1\r\nHost: a\r\nX-FoO: 1\r\nX-foo: 2\r\n\r\n")
+    assert sink.head.case == {b"host": b"Host", b"x-foo": b"X-FoO"}
+    RequestParser(sink, Options()).feed(b"GET / HTTP/1.0\r\nHost: a\r\nX-FoO: 1\r\n\r\n")
+    assert sink.head.case is None
 
 
 def test_encoding():
