@@ -60,18 +60,16 @@ class _Service(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._received = bytearray()
-        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         received = self._received
         received += data
         while (end := received.find(b"\r\n\r\n") + 4) > 3:
-            length = _CONTENT_LENGTH.search(received, 0, end)
-            total = end + (int(length[1]) if length else 0)
+            length = _CONTENT_LENGTH.findall(received, 0, end)
+            total = end + (int(length[0]) if length else 0)
             if len(received) < total:
                 return
             body = BLOB if received.find(b" /blob ", 0, end) >= 0 else BODY
