@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from benchmarks import configs, processes
 from benchmarks.processes import Process
@@ -62,7 +62,7 @@ class _Service(asyncio.Protocol):
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
     def data_received(self, data: bytes) -> None:
         received = self._received

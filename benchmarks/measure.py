@@ -121,7 +121,7 @@ class Instructions:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._perf.send_signal(signal.SIGINT)
-        _, said = self._perf.communicate(timeout=10)
+        said = self._perf.communicate(timeout=10)[1]
         counted = parse_perf(said)
         if counted is not None:
             self.counted = counted

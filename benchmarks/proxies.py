@@ -75,7 +75,8 @@ def version(kind: Kind) -> str:
     except Missing as error:
         return str(error)
     said = processes.run(["sh", "-c", '"$@" 2>&1', "-", binary, *kind.version_arguments], limit_s=10)
-    return next((line.strip() for line in said.splitlines() if line.strip()), "unknown")
+    first = next((line for line in said.splitlines() if line.strip()), "unknown")
+    return first.replace(binary, "").strip()
 
 
 class Proxy:
