@@ -270,7 +270,7 @@ class Heads(dict[bytes, Any]):
 class Options:
     """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager. Parsers with the same options share their memo of heads."""
 
-    __slots__ = ("absolute_url", "accept_http_10", "heads", "keep_case", "max_head_bytes", "max_headers", "request_line", "trailers")
+    __slots__ = ("absolute_url", "accept_http_10", "heads", "keep_case", "max_head_bytes", "max_headers", "rejects_underscores", "request_line", "trailers")
 
     def __init__(
         self,
@@ -282,12 +282,14 @@ class Options:
         keep_case: bool = False,
         accept_http_10: bool = True,
         any_method: bool = False,
+        rejects_underscores: bool = False,
     ) -> None:
         self.max_head_bytes = max_head_bytes
         self.max_headers = max_headers
         self.absolute_url = absolute_url
         self.trailers = trailers
         self.keep_case = keep_case
+        self.rejects_underscores = rejects_underscores
         self.accept_http_10 = accept_http_10
         self.request_line = (_request_lines_of_any_method if any_method else _request_lines).__getitem__
         self.heads = Heads(0 if keep_case else 256)
@@ -524,6 +526,8 @@ class RequestParser(_Parser):
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(_header_line, lines)]
         index = dict(items)
+        if self.options.rejects_underscores and any(b"_" in name for name in index):
+            raise ProtocolError("http1.unexpected_underscore")
         # -- the authority: Host, unless the target is absolute
         host = index.pop(b"host", b"")
         repeated = len(index) + (1 if host else 0) != len(items)

@@ -426,6 +426,8 @@ class ServerConnection(asyncio.Protocol):
         manager = self.manager
         log.debug("connection %d: %s", self.info.id, error.details)
         self.stats.downstream_cx_protocol_error.n += 1
+        if error.details == "http1.unexpected_underscore":
+            self.stats.requests_rejected_with_underscores_in_headers.n += 1
         stream = self.stream
         if stream is None:
             stream = self.stream = manager.broken_stream(self)

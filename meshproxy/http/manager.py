@@ -299,7 +299,7 @@ class HttpConnectionManager:
                 items = head.items
         if not _RESPONSE_HOP_BY_HOP.isdisjoint(index):
             self._remove_hop_by_hop(stream, head)
-        if self._echo_request_id or self._via:
+        if self._echo_request_id or self._via or stream.echoes_request_id:
             self._add_optional(stream, head)
 
     def _remove_hop_by_hop(self, stream: Stream, head: ResponseHead) -> None:
@@ -310,7 +310,7 @@ class HttpConnectionManager:
     def _add_optional(self, stream: Stream, head: ResponseHead) -> None:
         request = stream.request
         assert request is not None
-        if self._echo_request_id:
+        if self._echo_request_id or stream.echoes_request_id:
             value = request.get(b"x-request-id")
             if value is not None:
                 head.set(b"x-request-id", value)

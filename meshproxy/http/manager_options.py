@@ -23,7 +23,7 @@ _HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
 _KB = 1024
 _CODEC_AUTO, _CODEC_HTTP1 = 0, 1
 _XFCC = ("sanitize", "forward_only", "append_forward", "sanitize_set", "always_forward_only")
-_UNDERSCORES = ("allow", "reject", "drop")
+_REJECT_REQUEST, _DROP_HEADER = 1, 2  # HeadersWithUnderscoresAction
 # PathWithEscapedSlashesAction: IMPLEMENTATION_SPECIFIC_DEFAULT is KEEP_UNCHANGED.
 _ESCAPED_SLASHES = (KEEP, KEEP, REJECT, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD)
 
@@ -104,6 +104,7 @@ class Options:
             keep_case=self.header_case == "preserve",
             accept_http_10=h1.accept_http_10,
             any_method=h1.allow_custom_methods,
+            rejects_underscores=common.headers_with_underscores_action == _REJECT_REQUEST,
         )
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()
@@ -131,6 +132,9 @@ class Options:
         head.via = proto.via.encode()
         head.generate_request_id = wrapped(proto, "generate_request_id", True)
         head.preserve_external_request_id = proto.preserve_external_request_id
+        if proto.request_id_extension.HasField("typed_config"):
+            with errors.under("request_id_extension.typed_config"):
+                head.packs_trace_reason = wrapped(registry.unpack(proto.request_id_extension.typed_config), "pack_trace_reason", True)
         if wrapped(proto, "add_user_agent", False) and node is not None:
             head.user_agent = node.cluster.encode()
             head.node_name = node.id.encode()
@@ -140,7 +144,7 @@ class Options:
         head.strip_port = "any" if which == "strip_any_host_port" and proto.strip_any_host_port else "matching" if proto.strip_matching_host_port else None
         head.strip_trailing_host_dot = proto.strip_trailing_host_dot
         head.default_host = proto.http_protocol_options.default_host_for_http_10.encode()
-        head.underscores = _UNDERSCORES[proto.common_http_protocol_options.headers_with_underscores_action]
+        head.drops_underscores = proto.common_http_protocol_options.headers_with_underscores_action == _DROP_HEADER
         head.xfcc = _XFCC[proto.forward_client_cert_details]
         head.xfcc_details = _xfcc_details(proto.set_current_client_cert_details)
         head.append_x_forwarded_port = proto.append_x_forwarded_port

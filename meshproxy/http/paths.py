@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 
 KEEP, REJECT, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD = range(4)
+PASS, REDIRECT, REFUSE = range(3)
 
 _ESCAPED_SLASH = re.compile(rb"%(2[fF]|5[cC])")
 _ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00").search
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _SLASHES = re.compile(rb"/{2,}")
 
@@ -43,43 +43,44 @@ def _has_no_fragment(path: bytes) -> bool:
     return path.find(b"#") < 0  # not `in`, which for bytes first fails to take its operand for a number
 
 
-def normalise(path: bytes, options: PathOptions) -> tuple[bytes, bool] | None:
-    """The path to use and whether the client is to be redirected to it; None when the path is to be refused."""
+def normalise(path: bytes, options: PathOptions) -> tuple[bytes, int]:
+    """The path to use, and what to do with it: PASS, REDIRECT the client to it, or REFUSE."""
     if b"#" in path:
-        return None
+        return path, REFUSE
     target, question, query = path.partition(b"?")
-    redirect = False
+    verdict = PASS
     action = options.escaped_slashes
     if action != KEEP and _ESCAPED_SLASH.search(target):
-        if action == REJECT:
-            return None
         target = _ESCAPED_SLASH.sub(lambda match: b"/" if match.group(1)[:1] == b"2" else b"\\", target)
-        redirect = action == UNESCAPE_AND_REDIRECT
+        if action == REJECT:
+            return target + question + query, REFUSE
+        verdict = REDIRECT if action == UNESCAPE_AND_REDIRECT else PASS
     if options.normalize:
-        if _BAD_ESCAPE(target):
-            return None
+        if b"%00" in target:
+            return path, REFUSE
         target = _ESCAPED.sub(_decode_unreserved, target).replace(b"\\", b"/")
         target = _remove_dot_segments(target)
     if options.merge_slashes:
-        target = _SLASHES.sub(b"/", target)
-    return target + question + query, redirect
+        target = _SLASHES.sub(b"/", target) if target.strip(b"/") else b"//"[: len(target)]  # as Envoy: two are left of nothing but slashes
+    return target + question + query, verdict
 
 
 def _decode_unreserved(match: re.Match[bytes]) -> bytes:
     byte = int(match.group(1), 16)
-    return bytes((byte,)) if byte in _UNRESERVED else match.group(0).upper()
+    return bytes((byte,)) if byte in _UNRESERVED else match.group(0)
 
 
 def _remove_dot_segments(path: bytes) -> bytes:
-    """RFC 3986 5.2.4 for an absolute path."""
+    """RFC 3986 5.2.4 for an absolute path. `..;x` is a dot segment too: servers that know path parameters take them off first."""
     out: list[bytes] = []
     segments = path.split(b"/")[1:]
     last = len(segments) - 1
     for position, segment in enumerate(segments):
-        if segment == b".":
+        name = segment.partition(b";")[0] if segment[:1] == b"." else segment
+        if name == b".":
             if position == last:
                 out.append(b"")
-        elif segment == b"..":
+        elif name == b"..":
             if out:
                 out.pop()
             if position == last:

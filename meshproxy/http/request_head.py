@@ -16,8 +16,9 @@ from urllib.parse import quote
 from meshproxy.codec.h1 import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http.replies import Reply
-from meshproxy.http.paths import PathOptions, normalise
+from meshproxy.http.paths import REDIRECT, REFUSE, PathOptions, normalise
 from meshproxy.net.address import Address, canonical_ip
+from meshproxy.net.interfaces import machine_address
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1 import KnownRequest
@@ -126,13 +127,14 @@ class RequestHeadOptions:
         self.via: bytes = b""
         self.generate_request_id = True
         self.preserve_external_request_id = False
+        self.packs_trace_reason = True
         self.user_agent: bytes = b""
         self.node_name: bytes = b""
         self.paths = PathOptions()
         self.strip_port: str | None = None  # None, "matching", "any"
         self.strip_trailing_host_dot = False
         self.default_host: bytes = b""
-        self.underscores: str = "allow"  # "reject", "drop"
+        self.drops_underscores = False
         self.xfcc: str = "sanitize"  # "forward_only", "append_forward", "sanitize_set", "always_forward_only"
         self.xfcc_details: tuple[str, ...] = ()
         self.append_x_forwarded_port = False
@@ -146,7 +148,7 @@ class RequestHeadOptions:
 class Additions:
     """What plain requests from one address get: constant pairs, and what to do about the request id."""
 
-    __slots__ = ("generates_id", "index", "internal", "pairs", "replaces_id", "scheme")
+    __slots__ = ("forgets_trace_reason", "generates_id", "index", "internal", "pairs", "replaces_id", "scheme")
 
     def __init__(self, connection: ConnectionInfo, options: RequestHeadOptions) -> None:
         pairs: list[Pair] = []
@@ -155,21 +157,24 @@ class Additions:
         if options.use_remote_address:
             remote = connection.remote
             address = _ip_bytes(remote, options.ipv4_mapped)
+            forwarded = _forwarded_bytes(remote, options.ipv4_mapped)
             self.internal = options.internal is not None and options.internal(remote)
             edge = not self.internal
-            if not options.skip_xff_append and address:
-                pairs.append((b"x-forwarded-for", address))
+            if not options.skip_xff_append and forwarded:
+                pairs.append((b"x-forwarded-for", forwarded))
         tls = connection.tls is not None
-        pairs.append((b"x-forwarded-proto", b"https" if tls else b"http"))
+        scheme = options.scheme_override or (b"https" if tls else b"http")
+        pairs.append((b"x-forwarded-proto", scheme))
         if self.internal:
             pairs.append((b"x-envoy-internal", b"true"))
         elif edge and address:
             pairs.append((b"x-envoy-external-address", address))
         self.pairs = tuple(pairs)
         self.index = dict(pairs)
-        self.scheme = options.scheme_override or (b"https" if tls else b"http")
+        self.scheme = scheme
         self.generates_id = options.generate_request_id
         self.replaces_id = edge and not options.preserve_external_request_id
+        self.forgets_trace_reason = edge and options.packs_trace_reason
 
 
 class _AdditionsMemo:
@@ -198,7 +203,7 @@ class RequestHeadPreparer:
         self.ids = RequestIds(source)
         self.new_id = self.ids.new
         # The short way is for connection managers whose options add nothing but constants.
-        self._plain = not (options.via or options.user_agent or options.underscores != "allow" or options.append_x_forwarded_port)
+        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
         self._plain_path = options.paths.is_plain
         self._internal_only = frozenset(options.internal_only)
         self._additions = _AdditionsMemo()
@@ -262,6 +267,8 @@ class RequestHeadPreparer:
                 items.append((b"x-request-id", value))
             elif additions.replaces_id or not known:
                 head.set(b"x-request-id", self.new_id())
+            elif additions.forgets_trace_reason:
+                _forget_trace_reason(head)
 
     # -- the steps of the long way
 
@@ -272,15 +279,13 @@ class RequestHeadPreparer:
         return MISSING_HOST if self.options.closes_on_error else MISSING_HOST_KEPT
 
     def _normalise(self, stream: Stream, head: RequestHead) -> Reply | None:
-        result = normalise(head.path, self.options.paths)
-        if result is None:
+        head.path, verdict = normalise(head.path, self.options.paths)
+        if verdict == REFUSE:
             stream.manager.stats.downstream_rq_failed_path_normalization.n += 1
             return NORMALISATION_FAILED
-        path, redirect = result
-        head.path = path
-        if redirect:
+        if verdict == REDIRECT:
             stream.manager.stats.downstream_rq_redirected_with_normalized_path.n += 1
-            return Reply(307, details="path_normalization_failed", headers=((b"location", path),))  # Envoy's own words for it
+            return Reply(307, details="path_normalization_failed", headers=((b"location", head.path),))  # Envoy's own words for it
         return None
 
     def _strip_host(self, head: RequestHead, connection: ConnectionInfo) -> None:
@@ -299,9 +304,7 @@ class RequestHeadPreparer:
     def _carefully(self, stream: Stream, head: RequestHead) -> Reply | None:
         options = self.options
         connection = stream.connection
-        reply = self._underscores(stream, head)
-        if reply is not None:
-            return reply
+        self._drop_underscores(stream, head)
         head.remove(b"transfer-encoding")
         self._remove_hop_by_hop(stream, head)
         self._check_referer(head)
@@ -320,7 +323,10 @@ class RequestHeadPreparer:
             head.set(b"x-forwarded-proto", forwarded_proto)
         if options.append_x_forwarded_port and b"x-forwarded-port" not in head:
             head.add(b"x-forwarded-port", b"%d" % connection.local.port)
-        if options.scheme_override is None:
+        if options.scheme_override is not None:
+            head.scheme = options.scheme_override
+            head.set(b"x-forwarded-proto", options.scheme_override)
+        else:
             if head.scheme != b"https" or options.use_remote_address:
                 forwarded_proto = forwarded_proto.lower()
                 head.scheme = forwarded_proto if forwarded_proto in (b"http", b"https") else b"https" if tls else b"http"
@@ -328,10 +334,11 @@ class RequestHeadPreparer:
         if trusted is not None:
             stream.remote = trusted
         edge = options.use_remote_address and not internal
+        head.remove(b"x-envoy-internal")
         if internal:
-            head.set(b"x-envoy-internal", b"true")
+            head.add(b"x-envoy-internal", b"true")
+            stream.echoes_request_id = b"x-envoy-force-trace" in head
         else:
-            head.remove(b"x-envoy-internal")
             if edge:
                 for name in _EDGE_ONLY:
                     head.remove(name)
@@ -354,22 +361,19 @@ class RequestHeadPreparer:
                 head.set(b"x-envoy-external-address", address)
         if options.generate_request_id and (not head.get(b"x-request-id") or (edge and not options.preserve_external_request_id)):
             head.set(b"x-request-id", self.new_id())
+        elif edge and options.packs_trace_reason:
+            _forget_trace_reason(head)
         self._client_certificate(head, connection)
         return None
 
-    def _underscores(self, stream: Stream, head: RequestHead) -> Reply | None:
-        action = self.options.underscores
-        if action == "allow" or not any(b"_" in name for name, _ in head.items):
-            return None
-        stats = stream.manager.stats
-        if action == "reject":
-            stats.requests_rejected_with_underscores_in_headers.n += 1
-            return Reply(400, b"Bad Request", details="http1.unexpected_underscore", close=True)
+    def _drop_underscores(self, stream: Stream, head: RequestHead) -> None:
+        if not self.options.drops_underscores:
+            return
         kept = [pair for pair in head.items if b"_" not in pair[0]]
-        stats.dropped_headers_with_underscores.n += len(head.items) - len(kept)
-        head.items = kept
-        head.touch()
-        return None
+        if len(kept) != len(head.items):
+            stream.manager.stats.dropped_headers_with_underscores.n += len(head.items) - len(kept)
+            head.items = kept
+            head.touch()
 
     @staticmethod
     def _remove_hop_by_hop(stream: Stream, head: RequestHead) -> None:
@@ -404,7 +408,7 @@ class RequestHeadPreparer:
             trusted = trusted or connection.remote
         else:
             trusted = connection.remote
-        address = _ip_bytes(connection.remote, options.ipv4_mapped)
+        address = _forwarded_bytes(connection.remote, options.ipv4_mapped)
         if not options.skip_xff_append and address:
             head.set(b"x-forwarded-for", address if not before else before + b"," + address)
         return trusted, not before
@@ -424,11 +428,25 @@ class RequestHeadPreparer:
         head.set(b"x-forwarded-client-cert", before + b"," + element if before and mode == "append_forward" else element)
 
 
+def _forget_trace_reason(head: RequestHead) -> None:
+    """The id of an untrusted client is kept, but not what it says about tracing (the 15th character: sampled, forced, asked for by the client)."""
+    value = head.get(b"x-request-id")
+    if value is not None and len(value) == 36 and value[14:15] in b"9ab":
+        head.set(b"x-request-id", value[:14] + b"4" + value[15:])
+
+
 def _ip_bytes(address: Address, mapped: bool) -> bytes:
     if address.kind != "ip":
         return b""
     text = address.ip
     return (f"::ffff:{text}" if mapped and ":" not in text else text).encode()
+
+
+def _forwarded_bytes(address: Address, mapped: bool) -> bytes:
+    """What X-Forwarded-For says of a client: for one on this machine the machine's address, which means more to those who read it."""
+    if address.kind == "ip" and address.ip in ("127.0.0.1", "::1"):
+        return machine_address().encode()
+    return _ip_bytes(address, mapped)
 
 
 def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:

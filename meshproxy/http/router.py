@@ -364,7 +364,13 @@ class Attempt:
             else:
                 head.items.append(pair)
                 index[b"x-envoy-upstream-service-time"] = pair[1]  # type: ignore[index]
-        if router.charges_plainly and not host.canary and owner.route.virtual_cluster is None and b"x-envoy-upstream-canary" not in index:  # type: ignore[operator]
+        if (
+            router.charges_plainly
+            and stream._locals is None
+            and not host.canary
+            and owner.route.virtual_cluster is None
+            and b"x-envoy-upstream-canary" not in index
+        ):  # type: ignore[operator]
             key = status, stream.is_internal, False, ""
             codes = cluster.stats._codes
             try:
@@ -840,6 +846,8 @@ class Forwarding(Attempt):
             canary = (host is not None and host.canary) or (head is not None and head.get(b"x-envoy-upstream-canary") == b"true")
             if not (self.router.suppress_grpc_failures and stream.is_grpc):
                 self.cluster.stats.charge(status, stream.is_internal, canary)
+                if stream._locals is not None and (alternative := stream._locals.get("alt_stat")):
+                    self.cluster.stats.charge_alternative(f"{alternative}.", status, stream.is_internal, canary)
             virtual_cluster = self.route.virtual_cluster
             if virtual_cluster is not None:
                 virtual_cluster.charge(stream, status)
@@ -1016,7 +1024,9 @@ class Forwarding(Attempt):
         state = self.retry
         if state is None:
             policy = self.route.retry
-            state = self.retry = retry.RetryState(policy, self.cluster, self.route.priority, self.router.random, self.router.context.runtime, self.stream.request)
+            state = self.retry = retry.RetryState(
+                policy, self.cluster, self.route.priority, self.router.random, self.router.context.runtime, self.stream.request
+            )
         return state
 
     def _end_retries(self) -> None:

@@ -79,6 +79,7 @@ class Stream(StreamInfo):
     protocol: str | None = "HTTP/1.1"
     health_check: bool = False
     idle_timeout: float = 0.0
+    echoes_request_id: bool = False  # x-envoy-force-trace: the response names the request's id
     local_reply_body: bytes = b""
     _upstream: Any = None
     _locals: dict[Any, Any] | None = None

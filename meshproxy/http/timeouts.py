@@ -22,9 +22,10 @@ _PER_TRY = b"x-envoy-upstream-rq-per-try-timeout-ms"
 _EXPECTED = b"x-envoy-expected-rq-timeout-ms"
 _ALT_RESPONSE = b"x-envoy-upstream-rq-timeout-alt-response"
 _STREAM_DURATION = b"x-envoy-upstream-stream-duration-ms"
+_ALT_STAT_NAME = b"x-envoy-upstream-alt-stat-name"
 
 # A head without any of these gets its route's constants.
-CONTROL_HEADERS = retry.REQUEST_HEADERS | {_TIMEOUT, _PER_TRY, _EXPECTED, _ALT_RESPONSE, _STREAM_DURATION, b"grpc-timeout"}
+CONTROL_HEADERS = retry.REQUEST_HEADERS | {_ALT_STAT_NAME, _TIMEOUT, _PER_TRY, _EXPECTED, _ALT_RESPONSE, _STREAM_DURATION, b"grpc-timeout"}
 
 _MAX_GRPC_VALUE = 99_999_999
 _GRPC_UNITS_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
@@ -34,7 +35,7 @@ def prepare(route: Route, stream: Stream, router: Any) -> tuple[float, float]:
     """The global and the per-try timeout of a request, in seconds. Consumes its timeout headers and sets the expected-timeout header.
 
     `router` gives `suppress` (no `x-envoy-` headers to be set) and `respect_expected`. What the other headers ask for is left on the stream:
-    `locals["timeout_204"]`, and `locals["stream_duration"]` in seconds.
+    `locals["timeout_204"]`, `locals["alt_stat"]`, and `locals["stream_duration"]` in seconds.
     """
     head = stream.request
     assert head is not None
@@ -47,6 +48,10 @@ def prepare(route: Route, stream: Stream, router: Any) -> tuple[float, float]:
     set_expected(route, head, global_ms, per_try_ms, 0, grpc=grpc, insert=not router.suppress)
     if head.remove(_ALT_RESPONSE):
         stream.locals["timeout_204"] = True
+    alternative = head.get(_ALT_STAT_NAME)
+    if alternative:
+        stream.locals["alt_stat"] = alternative.decode("latin-1")
+        head.remove(_ALT_STAT_NAME)
     duration = head.get(_STREAM_DURATION)
     if duration is not None:
         milliseconds = _unsigned(duration)

@@ -205,9 +205,14 @@ class ClusterStats:
                 times.clear()
 
     def charge_prefixed(self, prefix: str, status: int) -> None:
-        """Count a response under a prefix of its own (`retry.`, an alternative statistics name), without internal, canary and zone variants."""
+        """Count a response under a prefix of its own (`retry.`), without internal, canary and zone variants."""
         for name in ("completed", f"{status // 100}xx", str(status)):
             self.scope.counter(f"{prefix}upstream_rq_{name}").n += 1
+
+    def charge_alternative(self, prefix: str, status: int, internal: bool, canary: bool) -> None:
+        """Count a response under the name that the client gave in `x-envoy-upstream-alt-stat-name`, in all variants."""
+        for category in _categories(internal, canary, ""):
+            self.charge_prefixed(prefix + category, status)
 
 
 def _categories(internal: bool, canary: bool, zone: str) -> list[str]:

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.differential.wire import Response, Signals, Wire, play
 
 READY_LIMIT_S = 20.0
@@ -58,8 +56,8 @@ class Proxy:
 
     async def start(self, config: dict[str, Any]) -> None:
         """Start, and wait until /ready says so."""
-        path, admin = self.folder / "config.yaml", self.folder / "admin-address"
-        path.write_text(yaml.safe_dump(config, sort_keys=False, width=200))
+        path, admin = self.folder / "config.json", self.folder / "admin-address"
+        path.write_text(json.dumps(config, indent=1))
         admin.unlink(missing_ok=True)
         with (self.folder / "stderr").open("ab") as stderr, (self.folder / "stdout").open("ab") as stdout:
             self.process = subprocess.Popen(
