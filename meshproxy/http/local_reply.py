@@ -39,10 +39,16 @@ class LocalReplies:
         self._mappers = mappers
         self._format = body_format
 
-    def render(self, stream: Stream, reply: Reply) -> tuple[ResponseHead, bytes]:
-        """The response's head, complete but for what the connection manager adds, and its body (already empty for gRPC)."""
+    def render(self, stream: Stream, reply: Reply, finalize: Callable[[Stream], None] | None) -> tuple[ResponseHead, bytes]:
+        """The response's head, complete but for what the connection manager adds, and its body (already empty for gRPC).
+
+        `finalize`: a route's mutations of the head of its own direct response. They come before the reply's own content type and length.
+        """
         status, body = reply.status, reply.body
         head = ResponseHead(status, list(reply.headers))
+        if finalize is not None:
+            stream.response, stream.status = head, status
+            finalize(stream)
         content_type = head.get(b"content-type")
         grpc = stream.is_grpc
         if self._mappers or self._format is not None:

@@ -6,6 +6,7 @@ Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
@@ -318,9 +319,9 @@ class HttpConnectionManager:
             before = head.joined(b"via")
             head.set(b"via", before + b", " + self._via if before else self._via)
 
-    def render_reply(self, stream: Stream, reply: Reply) -> tuple[ResponseHead, bytes]:
+    def render_reply(self, stream: Stream, reply: Reply, finalize: Callable[[Stream], None] | None = None) -> tuple[ResponseHead, bytes]:
         """A local reply as a response: gRPC or plain, after the mappers of `local_reply_config`."""
-        return self._replies.render(stream, reply)
+        return self._replies.render(stream, reply, finalize)
 
     def stream_done(self, stream: Stream) -> None:
         """HOT: count and log a stream that has ended."""

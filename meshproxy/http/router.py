@@ -114,20 +114,11 @@ class Router:
             return refused
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
-        if route.finalize_request is not None:
-            # Before everything that looks at the head: hashing, timeouts and retries see what the route added.
-            route.finalize_request(stream)
         forwarding = Forwarding(self, stream, route, cluster)
-        host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
-        if host is None:
-            cluster.stats.upstream_cx_none_healthy.n += 1
-            forwarding.charge(503, None)
-            return replies.NO_HEALTHY_UPSTREAM
         index = head._index
         if index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index):
             forwarding.hedges = retry.hedges(route, head)
             forwarding.timeout, forwarding.per_try_timeout = timeouts.prepare(route, stream, self)
-            index = head._index
         else:
             forwarding.hedges = route.hedge_on_per_try_timeout
             forwarding.timeout = route.timeout
@@ -138,6 +129,15 @@ class Router:
                 head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
         if route.include_attempt_count_in_request:
             head.set(b"x-envoy-attempt-count", b"1")
+        if route.finalize_request is not None:
+            # After the timeouts, before the choice of a host: hashing and retries see what the route added.
+            route.finalize_request(stream)
+        host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
+        if host is None:
+            cluster.stats.upstream_cx_none_healthy.n += 1
+            forwarding.charge(503, None)
+            return replies.NO_HEALTHY_UPSTREAM
+        index = head._index
         stream.host = host
         if index is None or not retry.REQUEST_HEADERS.isdisjoint(index):
             forwarding.retry = retry.start(route, head, cluster, self.random, self.context.runtime)

@@ -434,13 +434,10 @@ class Stream(StreamInfo):
             return
         if reply.close:
             self.close_connection = True
-        head, body = self.manager.render_reply(self, reply)
+        head, body = self.manager.render_reply(self, reply, finalize)
         if not self.request_ended and self._discards_request():
             self.codec.discard_request()
         self.response = head
-        if finalize is not None:
-            self.status = head.status
-            finalize(self)
         if replace:
             self._encode_headers(head, not body)
         else:
