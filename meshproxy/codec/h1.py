@@ -699,6 +699,11 @@ class ResponseParser(_Parser):
     def _head(self, data: bytes) -> bytes:
         found = self._lines(data)
         if found is None:
+            line, ended, _ = data.partition(b"\r\n")
+            if ended:
+                _status_line(line)
+            elif not line.startswith(b"HTTP/1.") and not b"HTTP/1.".startswith(line):
+                raise ProtocolError("http1.codec_error")
             return data
         lines, end = found
         version, reason, status = _status_line(lines[0])
@@ -771,8 +776,10 @@ class ResponseParser(_Parser):
         if coding is not None:
             if length is not None or len(head.get_all(b"transfer-encoding")) > 1 or coding.lower() != b"chunked" or head.version == 10:
                 raise ProtocolError("http1.codec_error")
-        elif length is not None:
-            self.remaining = content_length(head)
+        else:
+            self.remaining = 0 if length is None else content_length(head)
+        if status == 204 and self.method != b"HEAD" and (coding is not None or self.remaining):
+            raise ProtocolError("http1.codec_error")
         if self.method == b"HEAD" or status == 204 or status == 304:
             self.state = DONE
             return True

@@ -110,8 +110,8 @@ class ServerConnection(asyncio.Protocol):
             self.flush()
         if self.stream is None:
             manager = self.manager
-            if manager.headers_timeout and self.headers_timer is None and self.parser.buffer and not self._discarding:
-                self.headers_timer = manager.loop.call_later(manager.headers_timeout, self._headers_timed_out)
+            if manager.times_heads and self.headers_timer is None and self.parser.buffer and not self._discarding:
+                self._time_head()
         elif self.parser.buffer and len(self.parser.buffer) > self.manager.buffer_limit:
             self.pause_reading()
 
@@ -273,7 +273,7 @@ class ServerConnection(asyncio.Protocol):
             self._closing = True
         elif not self._closing and manager.drain_close(self):
             stats.downstream_cx_drain_close.n += 1
-            self._closing = True
+            self._closing = stream.close_connection = True
         if not end_stream and request.version == 10 and b"content-length" not in head:
             self._closing = True
         if self._closing:
@@ -441,14 +441,25 @@ class ServerConnection(asyncio.Protocol):
         body = h1.reason_phrase(error.status)
         stream.local_reply(Reply(error.status, body, details=error.details, flag=flags.DPE, close=True))
 
-    def _headers_timed_out(self) -> None:
+    def _time_head(self) -> None:
+        """A head has begun: request_headers_timeout and request_timeout run from its first byte."""
+        manager = self.manager
+        overall = manager.options.request_timeout
+        if manager.headers_timeout and (not overall or manager.headers_timeout <= overall):
+            reply = Reply(408, b"request header timeout", details="request_header_timeout", close=True)
+            self.headers_timer = manager.loop.call_later(manager.headers_timeout, self._head_timed_out, self.stats.downstream_rq_header_timeout, reply)
+        else:
+            reply = Reply(408, b"request timeout", details="request_overall_timeout", close=True)
+            self.headers_timer = manager.loop.call_later(overall, self._head_timed_out, self.stats.downstream_rq_timeout, reply)
+
+    def _head_timed_out(self, counter: Any, reply: Reply) -> None:
         self.headers_timer = None
         if self.stream is not None or self._discarding:
             return
-        self.stats.downstream_rq_header_timeout.n += 1
+        counter.n += 1
         stream = self.stream = self.manager.broken_stream(self)
         self._closing = True
-        stream.local_reply(Reply(408, b"request header timeout", details="request_header_timeout", close=True))
+        stream.local_reply(reply)
         self.flush()
 
     def _expire(self) -> None:

@@ -97,7 +97,7 @@ class LocalReplies:
         head.set(*_GRPC)
         head.set(b"grpc-status", b"%d" % status)
         if body:
-            head.set(b"grpc-message", quote(body, safe=_SAFE).encode())
+            head.set(b"grpc-message", quote(body.rstrip(b"\n"), safe=_SAFE).encode())
         return head
 
 

@@ -75,6 +75,7 @@ class HttpConnectionManager:
         self.idle_timeout = options.idle_timeout
         self.stream_idle_timeout = options.stream_idle_timeout
         self.headers_timeout = options.request_headers_timeout
+        self.times_heads = bool(options.request_headers_timeout or options.request_timeout)
         self.has_stream_timers = bool(options.request_timeout)
         self.max_connection_duration = options.max_connection_duration
         self.delayed_close_timeout = options.delayed_close_timeout
@@ -274,7 +275,7 @@ class HttpConnectionManager:
     def _duration_reached(self, stream: Stream) -> None:
         if not stream.ended:
             self.stats.downstream_rq_max_duration_reached.n += 1
-            stream.timed_out("downstream duration timeout", "max_duration_timeout", flags.UMSDR, grpc_status=4)
+            stream.timed_out("downstream duration timeout", "max_duration_timeout", 0, grpc_status=4)
             stream.codec.flush()
 
     def finish_response_head(self, stream: Stream, head: ResponseHead) -> None:
@@ -328,6 +329,9 @@ class HttpConnectionManager:
         now = stream.end = self.clock()
         self.stats.downstream_rq_time.record((now - stream.start) * 1000)
         status = stream.status
+        if stream.health_check:
+            status = 0  # answered, but not counted among the responses
+            self.stats.tracing_health_check.n += 1
         try:
             self._by_status[status] += 1
         except KeyError:

@@ -33,6 +33,7 @@ GAUGES = (
     "downstream_rq_active",
 )
 HISTOGRAMS = ("downstream_cx_length_ms", "downstream_rq_time")
+TRACING_COUNTERS = ("client_enabled", "health_check", "not_traceable", "random_sampling", "service_forced")
 CODEC_COUNTERS = ("dropped_headers_with_underscores", "metadata_not_supported_error", "requests_rejected_with_underscores_in_headers", "response_flood")
 
 
@@ -49,6 +50,8 @@ class ManagerStats:
             setattr(self, name, scope.gauge(name))
         for name in HISTOGRAMS:
             setattr(self, name, scope.histogram(name))
+        for name in TRACING_COUNTERS:
+            setattr(self, f"tracing_{name}", scope.counter(f"tracing.{name}"))
         codec = store.scope("http1.")
         for name in CODEC_COUNTERS:
             setattr(self, name, codec.counter(name))

@@ -50,7 +50,7 @@ MAINTENANCE = Reply(503, b"maintenance mode", details="maintenance_mode", flag=f
 MAINTENANCE_PLAIN = Reply(503, b"maintenance mode", details="maintenance_mode", flag=flags.UO)
 DROP_OVERLOAD = Reply(503, b"drop overload", details="drop_overload", flag=flags.DO, headers=((b"x-envoy-drop-overload", b"true"),))
 UNCONDITIONAL_DROP_OVERLOAD = Reply(
-    503, b"drop overload", details="unconditional_drop_overload", flag=flags.UDO, headers=((b"x-envoy-unconditional-drop-overload", b"true"),)
+    503, b"unconditional drop overload", details="unconditional_drop_overload", flag=flags.UDO, headers=((b"x-envoy-unconditional-drop-overload", b"true"),)
 )
 UPGRADE_FAILED = Reply(403, details="upgrade_failed")
 MISSING_HOST = Reply(400, details="missing_host_header")

@@ -114,6 +114,7 @@ class Router:
             return refused
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
+        stream.attempts = 1
         forwarding = Forwarding(self, stream, route, cluster)
         index = head._index
         if index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index):
@@ -149,6 +150,16 @@ class Router:
         stream.forwarding = forwarding
         forwarding.begin(host, end_stream)
         return None
+
+    def cluster_of(self, stream: Stream) -> Cluster | None:
+        """The cluster that a stream's route names, for a stream that does not get there."""
+        route = stream.route
+        if route.reply is not None:
+            return None
+        name = route.cluster_name
+        if name is None:
+            name = route.select_cluster(stream)
+        return self.clusters.get(name) if name else None
 
     def _dropped(self, stream: Stream, cluster: Cluster, what: str) -> Reply:
         Forwarding(self, stream, stream.route, cluster).charge(503, None)
@@ -573,7 +584,6 @@ class Forwarding(Attempt):
     def begin(self, host: Host, end_stream: bool) -> None:
         """HOT: send the head; `end_stream`: that is all."""
         stream = self.stream
-        stream.attempts = 1
         self.keeps_body = self.retries or self.mirrors is not None
         cluster = self.cluster
         if stream.upgrade is not None:
@@ -874,16 +884,18 @@ class Forwarding(Attempt):
             self._failed_late(attempt, reason, details)
             return
         status = 502 if reason == pools.PROTOCOL_ERROR else 503
-        self.charge(status, host)
+        if not self.informed:
+            self.charge(status, host)
         self._remove(attempt)
         if self._others_in_flight():
             return
-        suffix = f",{details}" if details else ""
+        suffix = f"|{details}" if details else ""
+        began = "after" if self.informed else "before"
         self.fail(
             Reply(
                 status,
                 f"upstream connect error or disconnect/reset before headers. {'retried and the latest ' if self.is_retry else ''}reset reason: {reason}".encode(),
-                details=f"upstream_reset_before_response_started{{{reason}{suffix}}}".replace(" ", "_"),
+                details=f"upstream_reset_{began}_response_started{{{reason}{suffix}}}".replace(" ", "_"),
                 flag=_RESET_FLAGS.get(reason, flags.UR),
                 headers=OVERLOADED if reason == pools.OVERFLOW and not self.router.suppress else (),
             )
@@ -894,11 +906,11 @@ class Forwarding(Attempt):
         stream = self.stream
         self.done = True
         self._stop_timeout()
-        if attempt.host is not None:
+        if stream.is_grpc and attempt.host is not None:  # others were counted as successes with their status
             attempt.host.rq_error += 1
-        self.router.rq_reset_after_downstream_response_started.n += 1
+            self.router.rq_reset_after_downstream_response_started.n += 1
         stream.flags |= _RESET_FLAGS.get(reason, flags.UR)
-        suffix = f",{details}" if details else ""
+        suffix = f"|{details}" if details else ""
         stream.details = f"upstream_reset_after_response_started{{{reason}{suffix}}}".replace(" ", "_")
         stream.reset()
 

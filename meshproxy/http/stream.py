@@ -434,10 +434,15 @@ class Stream(StreamInfo):
             return
         if reply.close:
             self.close_connection = True
+        if reply.details == "request_payload_too_large":
+            self.request_ended = False  # refused before its end was taken, whatever of it has come meanwhile
         head, body = self.manager.render_reply(self, reply, finalize)
         if not self.request_ended and self._discards_request():
             self.codec.discard_request()
         self.response = head
+        self.status = head.status
+        if self.cluster is None and self.route is not None:
+            self.cluster = self.manager.router.cluster_of(self)  # where it would have gone: logs say so
         if replace:
             self._encode_headers(head, not body)
         else:

@@ -1,6 +1,6 @@
 """Response flags: why a response is as it is, as bits of `StreamInfo.flags`.
 
-Names and order are Envoy's (`%RESPONSE_FLAGS%`, source/common/stream_info): the order is the one in which several flags are printed.
+Names are Envoy's (`%RESPONSE_FLAGS%`, source/common/stream_info).
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ _NAMES = (
     ("DO", "DropOverload"),
     ("DR", "DownstreamRemoteReset"),
     ("UDO", "UnconditionalDropOverload"),
+    ("URX", "UpstreamRetryLimitExceeded"),
 )
 
 (
-    LH, UH, UT, LR, UR, UF, UC, UO, NR, DI, FI, RL, UAEX, RLSE, DC, URX, SI, IH, DPE, UMSDR, RFCF, NFCF, DT, UPE, NC, OM, DF, DO, DR, UDO,
+    LH, UH, UT, LR, UR, UF, UC, UO, NR, DI, FI, RL, UAEX, RLSE, DC, URX, SI, IH, DPE, UMSDR, RFCF, NFCF, DT, UPE, NC, OM, DF, DO, DR, UDO, URX_LAST,
 ) = (1 << bit for bit in range(len(_NAMES)))  # fmt: skip
 
 BY_NAME: dict[str, int] = {short: 1 << bit for bit, (short, _) in enumerate(_NAMES)}
+BY_NAME["URX"] = URX | URX_LAST
+# Envoy prints flags in the order in which they were set: what stopped a retry comes before what ended the request (TCP sessions: after it, URX_LAST).
+_PRINTED_FIRST = UO | URX
 
 _text: dict[int, tuple[str, str]] = {0: ("-", "-")}
 
@@ -59,6 +63,7 @@ def long(flags: int) -> str:
 
 def _remember(flags: int) -> tuple[str, str]:
     # Few combinations occur in practice; the memo keeps the access log from joining strings for each request.
-    names = [pair for bit, pair in enumerate(_NAMES) if flags & (1 << bit)]
+    parts = (flags & _PRINTED_FIRST, flags & ~_PRINTED_FIRST)
+    names = [pair for part in parts for bit, pair in enumerate(_NAMES) if part & (1 << bit)]
     text = _text[flags] = (",".join(pair[0] for pair in names), ",".join(pair[1] for pair in names))
     return text

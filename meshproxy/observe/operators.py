@@ -101,7 +101,7 @@ def _simple() -> dict[str, Value]:
         "UPSTREAM_CLUSTER": _text("v.cluster_name(s)"),
         "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)"),
         "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("(None if s.upstream is None else '')"),
-        "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure or None)"),
+        "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure.replace(' ', '_') if s.upstream_failure else None)"),
         "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.upstream is None else "Normal")'),
         "UPSTREAM_LOCAL_CLOSE_REASON": _text("None"),
         "UPSTREAM_CONNECTION_ID": _number("(0 if s.upstream is None else s.upstream.id)"),

@@ -97,7 +97,7 @@ class Session(StreamInfo):
                 return
             if attempts >= proxy.max_connect_attempts:
                 stats.upstream_cx_connect_attempts_exceeded.n += 1
-                self._refuse(flags.URX)
+                self._refuse(flags.URX_LAST)
                 return
             if attempts and proxy.backoff_base:
                 await asyncio.sleep(self._backoff(attempts))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meshproxy.net.tls import UpstreamTls
     from meshproxy.observe.stats import Scope
 
+_MAX_RESPONSE_HEADERS_KB = 80  # Envoy's default for what upstreams may send
 _CLUSTER = "envoy.config.cluster.v3.Cluster"
 HONOURS = {
     _CLUSTER: (
@@ -212,7 +213,7 @@ def _http1(http1: Any, common: Any, options: ClusterOptions, path: str) -> None:
             options.header_style = "preserve"
             options.forward_reason_phrase = config.forward_reason_phrase
     options.h1_options = h1.Options(
-        max_head_bytes=number(common, "max_response_headers_kb", h1.MAX_HEAD_BYTES // 1024) * 1024,
+        max_head_bytes=number(common, "max_response_headers_kb", _MAX_RESPONSE_HEADERS_KB) * 1024,
         max_headers=number(common, "max_headers_count", h1.MAX_HEADERS),
         trailers=http1.enable_trailers,
         keep_case=options.header_style == "preserve",

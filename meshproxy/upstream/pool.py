@@ -16,7 +16,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1 import DONE, HEAD, KnownResponse, Options, ProtocolError, ResponseParser
+from meshproxy.codec.h1 import DONE, HEAD, TUNNEL, KnownResponse, Options, ProtocolError, ResponseParser
 from meshproxy.codec.headers import Headers, ResponseHead
 from meshproxy.net import dial, tasks
 from meshproxy.net.connection import ConnectionInfo
@@ -148,9 +148,11 @@ class Http1Connection(asyncio.Protocol):
         request = self.request
         if request is not None:
             self.request = None
+            self.stats.upstream_cx_destroy_with_active_rq.n += 1
+            self.stats.upstream_cx_destroy_local_with_active_rq.n += 1
             self.pool.detach(self)
             self.close()
-            request.on_upstream_reset(PROTOCOL_ERROR, error.details)
+            request.on_upstream_reset(PROTOCOL_ERROR, "")
         else:
             self.close()
 
@@ -180,7 +182,12 @@ class Http1Connection(asyncio.Protocol):
             stats.upstream_cx_destroy_remote_with_active_rq.n += 1
             self.request = None
             self.pool.detach(self)
-            request.on_upstream_reset(TERMINATION, "")
+            parser = self.parser
+            if parser.state == TUNNEL or (parser.state == HEAD and not parser.buffer):
+                request.on_upstream_reset(TERMINATION, "")
+            else:  # in the middle of a message: the codec cannot make sense of it
+                stats.upstream_cx_protocol_error.n += 1
+                request.on_upstream_reset(PROTOCOL_ERROR, "")
 
     def pause_writing(self) -> None:
         if self.request is not None:
@@ -368,14 +375,17 @@ class Pool:
         stats = self.stats
         stats.upstream_cx_connect_fail.n += 1
         stats.upstream_cx_destroy.n += 1
-        stats.upstream_cx_destroy_local.n += 1
         self.host.cx_connect_fail += 1
         reason = CONNECT_FAILURE
         if error.reason == "connect_timeout":
             stats.upstream_cx_connect_timeout.n += 1
+            stats.upstream_cx_destroy_local.n += 1
             reason = CONNECT_TIMEOUT
         elif error.reason == "local":
+            stats.upstream_cx_destroy_local.n += 1
             reason = LOCAL_CONNECT_FAILURE
+        else:
+            stats.upstream_cx_destroy_remote.n += 1
         # All that wait fail together, as in Envoy: they would only fail one by one.
         waiting, self.pending = self.pending, deque()
         self.limits.pending -= len(waiting)
