@@ -193,7 +193,7 @@ class Listener:
         self._accepting = True
         if self._registry is not None:
             self._registry.add(self)
-        for sock, address in zip(self._sockets, self.addresses, strict=True):
+        for sock, address in zip(self._sockets, self.addresses, strict=False):  # bind_to_port false: no sockets
             if not self.direct:
                 self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
                 continue

@@ -327,7 +327,8 @@ class Pool:
         stats.upstream_rq_pending_total.n += 1
         stats.upstream_rq_pending_active.n += 1
         if self.connecting < len(self.pending):
-            if limits.cx < limits.max_cx or not self.connections and not self.connecting:
+            alone = not self.connections and not self.connecting
+            if (limits.cx < limits.max_cx and self.host.cx_active < limits.max_cx_per_host) or alone:
                 self._dial()
             else:
                 stats.upstream_cx_overflow.n += 1
@@ -350,9 +351,10 @@ class Pool:
                 self.host.address,
                 lambda: Http1Connection(self),
                 timeout=cluster.connect_timeout,
-                transport=cluster.transport,
+                transport=self.host.transport,
                 options=cluster.dial_options,
                 server_name=self.server_name,
+                san=self.server_name if cluster.auto_san_validation else None,
             )
         except dial.DialError as error:
             self._dial_failed(error)
@@ -381,7 +383,7 @@ class Pool:
             stats.upstream_cx_connect_timeout.n += 1
             stats.upstream_cx_destroy_local.n += 1
             reason = CONNECT_TIMEOUT
-        elif error.reason == "local":
+        elif error.immediate:
             stats.upstream_cx_destroy_local.n += 1
             reason = LOCAL_CONNECT_FAILURE
         else:

@@ -9,6 +9,7 @@ import ipaddress
 import random
 import socket
 import ssl
+import struct
 import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -39,8 +40,36 @@ STDOUT_LOG = "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.Stdo
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test on the event loop that workers use."""
+
+    async def whole() -> None:
+        try:
+            await asyncio.wait_for(main(), 20)
+        finally:
+            for writer in _opened:
+                writer.close()
+                writer.transport.abort()
+            for closable in _started:
+                closable.close()
+            await asyncio.sleep(0.001)
+            _opened.clear()
+            _started.clear()
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 20))
+        runner.run(whole())
+
+
+_opened: list[asyncio.StreamWriter] = []  # by the present test
+_started: list[Any] = []  # listeners and servers of the present test: uvloop hangs in close while one is open
+
+
+async def connect_to(port: int | str, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A client of a port of 127.0.0.1 or of a Unix socket, closed at the end of the test."""
+    if isinstance(port, str):
+        reader, writer = await asyncio.open_unix_connection(port)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+    _opened.append(writer)
+    return reader, writer
 
 
 @dataclass
@@ -125,7 +154,9 @@ def downstream_tls(*certificates: str, validation: dict[str, Any] | None = None,
     return {"common_tls_context": common, **fields}
 
 
-def upstream_tls(*, certificate: str | None = None, validation: dict[str, Any] | None = None, params: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+def upstream_tls(
+    *, certificate: str | None = None, validation: dict[str, Any] | None = None, params: dict[str, Any] | None = None, **fields: Any
+) -> dict[str, Any]:
     """An `UpstreamTlsContext` as a document."""
     common: dict[str, Any] = {"validation_context": {"trusted_ca": {"filename": pki()["ca.pem"]}, **(validation or {})}}
     if certificate is not None:
@@ -186,8 +217,15 @@ def listener_proto(*chains: dict[str, Any], address: dict[str, Any] | None = Non
 
 async def start(made: Context, proto: Any, registry: ListenerRegistry | None = None) -> Listener:
     """Bind, compile, start."""
-    listener = Listener(proto, sockets.bind(proto, 1)[0], made, registry)
+    bound = sockets.bind(proto, 1)[0]
+    try:
+        listener = Listener(proto, bound, made, registry)
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
     await listener.start()
+    _started.append(listener)
     return listener
 
 
@@ -217,7 +255,14 @@ class Echo(asyncio.Protocol):
 async def serve(factory: Callable[[], asyncio.Protocol] = Echo, **options: Any) -> tuple[asyncio.Server, int]:
     """A server on a free port."""
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0, **options)
+    _started.append(server)
     return server, server.sockets[0].getsockname()[1]
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection the hard way, so that the peer gets a reset."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def until(condition: Callable[[], bool]) -> None:

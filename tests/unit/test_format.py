@@ -397,8 +397,8 @@ def test_query(query: bytes, parameter: bytes | None, decoded: bytes) -> None:
 def test_flags_and_termination() -> None:
     stream = Stream(flags=flags.UF | flags.URX, upstream_failure="tls: no", details="upstream reset: a b")
     stream.connection.termination_details = "rbac_access_denied"
-    assert typed("%RESPONSE_FLAGS%", stream) == "UF,URX"
-    assert typed("%RESPONSE_FLAGS_LONG%", stream) == "UpstreamConnectionFailure,UpstreamRetryLimitExceeded"
+    assert typed("%RESPONSE_FLAGS%", stream) == "URX,UF"
+    assert typed("%RESPONSE_FLAGS_LONG%", stream) == "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"
     assert typed("%CONNECTION_TERMINATION_DETAILS%", stream) == "rbac_access_denied"
     assert typed("%UPSTREAM_TRANSPORT_FAILURE_REASON%", stream) == "tls: no"
     assert typed("%RESPONSE_CODE_DETAILS%", stream) == "upstream_reset:_a_b"

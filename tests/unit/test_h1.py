@@ -222,9 +222,11 @@ def test_responses_are_framed_by_request_method_and_status():
     assert parse_response(ok)[0][1:] == [("data", b"hi", True)]
     events, parser = parse_response(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"HEAD")
     assert events[0][-1] is True and parser.done
-    for status in (b"204 No Content", b"304 Not Modified"):
-        events, parser = parse_response(b"HTTP/1.1 " + status + b"\r\nContent-Length: 5\r\n\r\n")
+    for status, length in ((b"204 No Content", b"0"), (b"304 Not Modified", b"5")):
+        events, parser = parse_response(b"HTTP/1.1 " + status + b"\r\nContent-Length: " + length + b"\r\n\r\n")
         assert events[0][-1] is True and parser.done
+    with pytest.raises(ProtocolError):
+        parse_response(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
 
 
 def test_a_response_without_length_lasts_until_the_connection_closes():

@@ -293,7 +293,11 @@ def test_for_admin():
         ({"tls_certificates": [{"private_key": {"inline_string": "x"}}]}, "tls_certificates[0].certificate_chain", "required"),
         ({"tls_certificates": [{"certificate_chain": {"filename": "/nope"}, "private_key": {"filename": "/nope"}}]}, "", "/nope"),
         ({"tls_certificates": [own("server") | {"private_key": {"filename": pki()["other.key"]}}]}, "tls_certificates[0].private_key", "does not belong"),
-        ({"tls_certificates": [own("server") | {"private_key": {"inline_string": "garbage"}}]}, "tls_certificates[0].private_key", "Failed to load private key"),
+        (
+            {"tls_certificates": [own("server") | {"private_key": {"inline_string": "garbage"}}]},
+            "tls_certificates[0].private_key",
+            "Failed to load private key",
+        ),
         ({"tls_certificates": [own("server") | {"certificate_chain": {"inline_string": "garbage"}}]}, "tls_certificates[0].certificate_chain", "PEM"),
         ({"tls_certificates": [own("locked")]}, "tls_certificates[0].private_key", "Failed to load private key"),
         ({"tls_certificates": [own("locked") | {"password": {"inline_string": "wrong"}}]}, "tls_certificates[0].private_key", "Failed to load private key"),
