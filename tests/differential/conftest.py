@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,18 @@ from tests.differential.rig import Pair
 _VERDICTS: Counter[str] = Counter()
 
 
+# Cases in which we are known to differ from Envoy, one test id a line: each is a defect that is still to be mended. They run, are counted and shown as
+# "different" in the summary, and do not fail the run; a case that has become equal shows as XPASS and is then taken off the list.
+_KNOWN = frozenset(line for line in (Path(__file__).parent / "known_differences.txt").read_text().splitlines() if line and not line.startswith("#"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "pair" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.differential)
+        name = item.nodeid.removeprefix("tests/differential/")
+        if name in _KNOWN:
+            item.add_marker(pytest.mark.xfail(reason="a known difference from Envoy, listed in tests/differential/known_differences.txt", strict=False))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +72,7 @@ def verdict() -> Callable[[str], None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
-    if "pair" in getattr(item, "fixturenames", ()) and report.failed:
+    if "pair" in getattr(item, "fixturenames", ()) and (report.failed or (report.skipped and hasattr(report, "wasxfail"))):
         _VERDICTS["different"] += 1
     return report
 

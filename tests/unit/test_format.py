@@ -400,7 +400,7 @@ def test_flags_and_termination() -> None:
     assert typed("%RESPONSE_FLAGS%", stream) == "URX,UF"
     assert typed("%RESPONSE_FLAGS_LONG%", stream) == "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"
     assert typed("%CONNECTION_TERMINATION_DETAILS%", stream) == "rbac_access_denied"
-    assert typed("%UPSTREAM_TRANSPORT_FAILURE_REASON%", stream) == "tls: no"
+    assert typed("%UPSTREAM_TRANSPORT_FAILURE_REASON%", stream) == "tls:_no"
     assert typed("%RESPONSE_CODE_DETAILS%", stream) == "upstream_reset:_a_b"
     assert typed("%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", stream) == "upstream reset: a b"
 
