@@ -244,7 +244,7 @@ def compile_path(proto: path_pb2.PathMatcher, runtime: Any = None) -> BytesPredi
         test = compile_string(proto.path, runtime)
 
     def matches(path: bytes) -> bool:
-        if b"?" in path or b"#" in path:
+        if path.find(b"?") >= 0 or path.find(b"#") >= 0:
             path = strip_query(path)
         return test(path)
 
