@@ -166,7 +166,36 @@ def test_a_server_that_hangs_up_after_its_answer(downstream, upstream):
         assert len(await reader.read()) == 300_000
         writer.close()
         await until(lambda: not listener.active)
-        assert made.stats.value("cluster.c.upstream_cx_destroy_remote_with_active_rq") == 1
+        assert made.stats.value("cluster.c.upstream_cx_destroy_with_active_rq") == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_half_close_towards_tls(version, size):
+    """The server hears of the end by a close_notify, and its answer still comes."""
+
+    def answer(sock):
+        with server_context().wrap_socket(sock.accept()[0], server_side=True) as tls:
+            count = 0
+            while part := tls.recv(65536):
+                count += len(part)
+            tls.sendall(b"%d " % count + b"z" * size)
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            made = context()
+            transport_socket = {"name": "tls", "typed_config": {"@type": UPSTREAM_TLS, **upstream_tls(params={"tls_maximum_protocol_version": version})}}
+            add_cluster(made, server.getsockname()[1], transport_socket=transport_socket)
+            listener = await start(made, listener_proto(chain()))
+            done = asyncio.get_running_loop().run_in_executor(None, answer, server)
+            reader, writer = await connect_to(listener.addresses[0].port)
+            writer.write(bytes(size))
+            writer.write_eof()
+            assert await reader.read() == b"%d " % size + b"z" * size
+            await done
+            await until(lambda: not listener.active)
 
     run(main)
 
@@ -204,8 +233,10 @@ def test_half_close(late_client):
 def test_back_pressure(downstream, upstream):
     class Slow(asyncio.Protocol):
         def connection_made(self, transport):
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            asyncio.get_running_loop().call_soon(transport.pause_reading)
+            self.transport = transport
+
+        def data_received(self, data):
+            self.transport.pause_reading()
 
     async def main():
         made, listener, options = await setup(downstream, upstream, Slow)
@@ -215,7 +246,7 @@ def test_back_pressure(downstream, upstream):
         await until(lambda: made.stats.value("tcp.t.downstream_flow_control_paused_reading_total") > 0)
         await asyncio.sleep(0.05)
         assert made.stats.value("tcp.t.downstream_cx_rx_bytes_total") < 25_000_000
-        reset(writer)
+        listener.close()
         await until(lambda: not listener.active)
 
     run(main)
@@ -247,6 +278,8 @@ def test_reset(log, downstream, upstream, side):
         await until(lambda: not listener.active)
         await until(lambda: made.stats.value("cluster.c.upstream_cx_active") == 0)
         assert made.stats.value(f"cluster.c.upstream_cx_destroy_{'local' if side == 'client' else 'remote'}") == 1
+        if side == "server":
+            assert log.lines[0]["flags"] == flags.UR
         assert made.clusters.get("c").limits[0].cx == 0
         assert len(log.lines) == 1
 
@@ -265,7 +298,7 @@ def test_refused(log, tls):
         writer.close()
         await until(lambda: bool(log.lines))
         line = log.lines[0]
-        assert line["flags"] == flags.UF | flags.URX
+        assert line["flags"] == flags.UF | flags.URX_LAST
         assert line["upstream_failure"] == "delayed connect error: Connection refused"
         assert line["attempts"] == 3
         stats = {
@@ -309,7 +342,7 @@ def test_connect_timeout(log):
                 listener = await start(made, listener_proto(chain()))
                 reader, _ = await connect_to(listener.addresses[0].port)
                 assert await reader.read() == b""
-                assert log.lines[0]["flags"] == flags.UF | flags.URX
+                assert log.lines[0]["flags"] == flags.UF | flags.URX_LAST
                 assert made.stats.value("cluster.c.upstream_cx_connect_timeout") == 1
                 assert made.stats.value("cluster.c.upstream_cx_destroy_local") == 1
 
@@ -435,7 +468,7 @@ def test_upstream_tls_that_fails(log):
             await reader.readexactly(1)
         await until(lambda: bool(log.lines))
         assert log.lines[0]["upstream_failure"].startswith("TLS_error:")
-        assert log.lines[0]["flags"] == flags.UF | flags.URX
+        assert log.lines[0]["flags"] == flags.UF | flags.URX_LAST
 
     run(main)
 
