@@ -1,14 +1,14 @@
-"""Clients that people use, against a running proxy: curl, httpx, openssl, and the websockets library at both ends."""
+"""Clients that people use, against a running proxy: curl, http.client, openssl, and the websockets library at both ends."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.e2e.proxy import ADMIN, HELLO, Proxy, cluster, listener
@@ -49,11 +49,15 @@ def test_curl_reuses_its_connection_and_sees_head_and_http_10(hello: int):
     assert old.stdout == "426"
 
 
-def test_httpx_posts_and_keeps_alive(hello: int):
-    with httpx.Client(base_url=f"http://127.0.0.1:{hello}", trust_env=False) as client:
-        for number in range(3):
-            response = client.post("/x", content=b"body" * number)
-            assert (response.status_code, response.text, response.headers["server"]) == (200, "hello", "envoy")
+def test_http_client_posts_on_one_connection(hello: int):
+    connection = http.client.HTTPConnection("127.0.0.1", hello, timeout=20)
+    for number in range(3):
+        connection.request("POST", "/x", body=b"body" * number)
+        sock = connection.sock
+        response = connection.getresponse()
+        assert (response.status, response.read(), response.getheader("server")) == (200, b"hello", "envoy")
+        assert connection.sock is sock
+    connection.close()
 
 
 def test_websockets_through_the_proxy(tmp_path: Path):
