@@ -655,10 +655,10 @@ class RequestParser(_Parser):
             return False
         if length is not None:
             self.remaining = content_length(head)
-            if self.remaining:
+            if self.remaining and self.upgrade is None:
                 self.state = LENGTH
                 return False
-        if self.upgrade is not None:
+        if self.upgrade is not None:  # whatever follows the head belongs to the tunnel, and goes nowhere before there is one
             self.state = TUNNEL
             return False
         self.state = DONE
@@ -795,7 +795,7 @@ class ResponseParser(_Parser):
 
     def feed_eof(self) -> bool:
         """The peer closed its side. True when that ends a message properly (and the sink was told); False when it cuts one short or none was due."""
-        if self.state == UNTIL_CLOSE or self.state == TUNNEL:
+        if self.state == UNTIL_CLOSE:
             self.state = DONE
             self.sink.on_data(b"", True)
             return True

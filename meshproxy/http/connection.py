@@ -116,11 +116,7 @@ class ServerConnection(asyncio.Protocol):
             self.pause_reading()
 
     def eof_received(self) -> bool:
-        """As Envoy: a client that closes its side has gone, whatever it still waits for. Inside a tunnel the other direction goes on."""
-        stream = self.stream
-        if stream is not None and stream.tunnel and stream.forwarding is not None:
-            stream.forwarding.data(b"", True)
-            return True
+        """As Envoy: a client that closes its side has gone, whatever it still waits for, also inside a tunnel."""
         return False
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -258,6 +258,7 @@ class HttpConnectionManager:
             return UPGRADE_FAILED
         self.stats.downstream_cx_upgrades_total.n += 1
         self.stats.downstream_cx_upgrades_active.n += 1
+        stream.upgrading = True
         return None
 
     def start_timers(self, stream: Stream) -> None:
@@ -336,7 +337,7 @@ class HttpConnectionManager:
             self._by_status[status] += 1
         except KeyError:
             self._by_status[status] = 1
-        if stream.tunnel:
+        if stream.upgrading:
             self.stats.downstream_cx_upgrades_active.n -= 1
         for hook in stream.chain.complete:
             hook(stream)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec import h1
 from meshproxy.codec.h1 import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.net.interfaces import machine_address
 from meshproxy.upstream.pool import Pool
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def start(route: Route, stream: Stream, router: Router) -> Mirrors | None:
         policy.change(stream, head)
         if policy.shadow_suffix:
             head.authority = _with_suffix(head.authority)
+        head.set(b"x-envoy-internal", b"true")
+        before = head.joined(b"x-forwarded-for")
+        address = machine_address().encode()
+        head.set(b"x-forwarded-for", before + b"," + address if before else address)
+        router.async_rq_total.n += 1
         copies.append((cluster, head))
     return Mirrors(copies, router, route) if copies else None
 
@@ -127,16 +133,16 @@ class _Copy:
         connection.transport.write(out)
 
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
-        self._cluster.stats.charge(503)
+        self._cluster.stats.charge(503, internal=True)
         self._stop()
 
     def on_response_whole(self, known: KnownResponse, body: bytes) -> None:
-        self._cluster.stats.charge(known.status)
+        self._cluster.stats.charge(known.status, internal=True)
         self._done()
 
     def on_response_headers(self, head: ResponseHead, end_stream: bool) -> None:
         if head.status >= 200:
-            self._cluster.stats.charge(head.status)
+            self._cluster.stats.charge(head.status, internal=True)
             if end_stream:
                 self._done()
 
@@ -149,18 +155,21 @@ class _Copy:
 
     def on_upstream_reset(self, reason: str, details: str) -> None:
         self.connection = None
-        self._cluster.stats.charge(503)
+        self._cluster.stats.charge(503, internal=True)
         self._stop()
 
     def on_upstream_done_early(self) -> None:
         self.connection = None
         self._stop()
 
+    def on_read_end(self) -> None:
+        """Nobody waits for what has come."""
+
     def on_upstream_writable(self, writable: bool) -> None:
         """The body is here already: there is nobody to hold back."""
 
     def _done(self) -> None:
-        self._cluster.stats.charge_time((self._router.clock() - self.started) * 1000)
+        self._cluster.stats.charge_time((self._router.clock() - self.started) * 1000, internal=True)
         connection = self.connection
         if connection is not None:
             self.connection = None

@@ -384,14 +384,14 @@ class RequestHeadPreparer:
         te = head.joined(b"te")
         keeps_trailers = te is not None and b"trailers" in [part.split(b";")[0].strip().lower() for part in te.split(b",")]
         upgrade = stream.upgrade
+        kept = [b"te"] if keeps_trailers else []
+        if upgrade is not None:
+            kept += (b"connection", b"upgrade")
         for name in _HOP_BY_HOP:
-            if name != b"te" or not keeps_trailers:
+            if name not in kept:
                 head.remove(name)
         if keeps_trailers:
             head.set(b"te", b"trailers")
-        if upgrade is not None:
-            head.add(b"connection", b"upgrade")
-            head.add(b"upgrade", upgrade)
 
     @staticmethod
     def _check_referer(head: RequestHead) -> None:

@@ -81,6 +81,7 @@ class Router:
         self._rq_direct_response = scope.counter("rq_direct_response")
         self.rq_reset_after_downstream_response_started = scope.counter("rq_reset_after_downstream_response_started")
         scope.counter("rq_retry_skipped_request_not_complete")
+        self.async_rq_total = context.context.stats.scope("http.async-client.").counter("rq_total")
         self.suppress = proto.suppress_envoy_headers
         self.dynamic_stats = proto.dynamic_stats.value if proto.HasField("dynamic_stats") else True
         self.respect_expected = proto.respect_expected_rq_timeout
@@ -221,7 +222,12 @@ class Attempt:
         stream._upstream = connection
         head = stream.request
         assert head is not None
-        connection.parser.method = head.method
+        parser = connection.parser
+        parser.method = head.method
+        parser.tunnel = owner.tunnel
+        if owner.terminates:
+            owner.on_raw_connection(self)
+            return
         if owner.careful:
             owner.before_sending(self, head)
         if owner.plain:
@@ -309,6 +315,8 @@ class Attempt:
             return
         if failure:
             self.stream.upstream_failure = failure
+        if reason is pools.OVERFLOW and self.pool is not None and self.pool.limits.rq < self.pool.limits.max_rq:
+            self.stream.host = None  # it did not get as far as a connection of the host
         self.owner.on_attempt_failed(self, reason, failure or "")
         self.stream.codec.flush()
 
@@ -382,7 +390,7 @@ class Attempt:
             and owner.route.virtual_cluster is None
             and b"x-envoy-upstream-canary" not in index
         ):  # type: ignore[operator]
-            key = status, stream.is_internal, False, ""
+            key = status, stream.is_internal, False, host.zone_stat
             codes = cluster.stats._codes
             try:
                 codes[key] += 1
@@ -390,7 +398,7 @@ class Attempt:
                 codes[key] = 1
             if status >= 500:
                 host.rq_error += 1
-            cluster.stats.charge_time(elapsed * 1000, stream.is_internal)
+            cluster.stats.charge_time(elapsed * 1000, stream.is_internal, False, host.zone_stat)
         else:
             owner.charge(status, host, head)
             if router.dynamic_stats and not stream.health_check:
@@ -442,6 +450,10 @@ class Attempt:
     def on_upstream_done_early(self) -> None:
         """The response is complete and the connection gone although we had not sent everything."""
         self.connection = None
+
+    def on_read_end(self) -> None:
+        """A head whose body is still to come does not wait for it."""
+        self.stream.codec.flush()
 
     def on_upstream_writable(self, writable: bool) -> None:
         """The upstream's write buffer crossed its watermark: hold the downstream back."""
@@ -510,6 +522,7 @@ class Forwarding(Attempt):
         "retry",
         "route",
         "router",
+        "terminates",
         "timeout",
         "trailer_bytes",
         "tunnel",
@@ -539,7 +552,7 @@ class Forwarding(Attempt):
         # Something that few routes ask for is due before a try is sent: `before_sending`.
         self.careful = route.careful or cluster.max_stream_duration is not None or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
-        self.keeps_body = self.chunked = self.tunnel = self.is_retry = self.paused_for_connection = self.informed = False
+        self.keeps_body = self.chunked = self.tunnel = self.terminates = self.is_retry = self.paused_for_connection = self.informed = False
         self.ended = False  # the request is complete
         self.done = False  # nothing more comes from upstream
         self.winner: Attempt | None = None  # the attempt whose response is passed on
@@ -569,6 +582,13 @@ class Forwarding(Attempt):
         """The pool of `host` for this route's priority."""
         cluster = self.cluster
         key: Any = self.route.priority
+        if self.terminates:
+            pools_of_host = host.pools = host.pools if host.pools is not None else {}
+            key = (key, "tcp")
+            pool = pools_of_host.get(key)
+            if pool is None:
+                pool = pools_of_host[key] = Pool(cluster, host, self.route.priority, self.router.context, raw=True)
+            return pool
         if cluster.auto_sni:
             key = (key, cluster.server_name_for(self.stream))
         pools_of_host = host.pools
@@ -588,6 +608,10 @@ class Forwarding(Attempt):
         cluster = self.cluster
         if stream.upgrade is not None:
             self.tunnel = True
+            self.terminates = self.route.connect_config is not None and stream.upgrade == b"CONNECT"
+            if self.timeout:  # until the tunnel is there: what is in it has no end that could be timed
+                queue = self._queue = self.router.timeout_queue(self.timeout)
+                queue.start(self, stream.last_active)
         elif end_stream:
             self.ended = True
             head = stream.request
@@ -604,7 +628,7 @@ class Forwarding(Attempt):
         elif b"content-length" not in stream.request:  # type: ignore[operator]
             self.chunked = True
         pools_of_host = host.pools
-        pool = None if pools_of_host is None or cluster.auto_sni else pools_of_host.get(self.route.priority)
+        pool = None if pools_of_host is None or cluster.auto_sni or self.terminates else pools_of_host.get(self.route.priority)
         if pool is None:
             pool = self.pool_for(host)
         self.host = host
@@ -770,6 +794,15 @@ class Forwarding(Attempt):
             body, self.body = self.body, []
             attempt.send(b"".join(body), False)
 
+    def on_raw_connection(self, attempt: Attempt) -> None:
+        """A CONNECT that ends here: the connection itself is the answer, and carries the tunnel's bytes as they are."""
+        attempt.connection.parser.state = h1.UNTIL_CLOSE
+        attempt.responded = True
+        stream = self.stream
+        stream.upstream_start = stream.upstream_sent = self.router.clock()
+        self.on_attempt_headers(attempt, ResponseHead(200, []), False)
+        stream.codec.flush()
+
     def on_attempt_headers(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
         """A final response's head: retry, or pass it on."""
         stream = self.stream
@@ -790,7 +823,11 @@ class Forwarding(Attempt):
             cluster.fail_immediately(host)
         if self.tunnel and stream.request is not None and stream.request.method == b"CONNECT" and status < 300:
             stream.tunnel = True
+            self._stop_timeout()
         if self.retries and self._retry_response(attempt, head, end_stream):
+            return
+        if self.tunnel and 200 <= status < 400 and not stream.tunnel and stream.upgrade.lower() == b"websocket":  # type: ignore[union-attr]
+            self._refused_handshake(head)
             return
         self.winner = attempt
         if self.attempts is not None:
@@ -817,6 +854,16 @@ class Forwarding(Attempt):
         if stream.tunnel and self.body and not self.done and attempt.connection is not None and status != 101:
             body, self.body = self.body, []
             attempt.send(b"".join(body), False)
+
+    def _refused_handshake(self, head: ResponseHead) -> None:
+        """A WebSocket handshake that came to something else than 101 or an error: the client gets the head, and that is all; Envoy does not count it."""
+        stream = self.stream
+        head.remove(b"content-length")
+        stream.details = "websocket_handshake_unsuccessful"
+        stream.response = head
+        stream.status = head.status
+        self.abandon()
+        stream.send_headers(head, True)
 
     def on_attempt_trailers(self, attempt: Attempt, trailers: Headers) -> None:
         """The response ends with trailers."""
@@ -855,7 +902,7 @@ class Forwarding(Attempt):
         if self.router.dynamic_stats and not stream.health_check:
             canary = (host is not None and host.canary) or (head is not None and head.get(b"x-envoy-upstream-canary") == b"true")
             if not (self.router.suppress_grpc_failures and stream.is_grpc):
-                self.cluster.stats.charge(status, stream.is_internal, canary)
+                self.cluster.stats.charge(status, stream.is_internal, canary, "" if host is None else host.zone_stat)
                 if stream._locals is not None and (alternative := stream._locals.get("alt_stat")):
                     self.cluster.stats.charge_alternative(f"{alternative}.", status, stream.is_internal, canary)
             virtual_cluster = self.route.virtual_cluster

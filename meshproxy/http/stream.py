@@ -79,6 +79,7 @@ class Stream(StreamInfo):
     protocol: str | None = "HTTP/1.1"
     health_check: bool = False
     idle_timeout: float = 0.0
+    upgrading: bool = False  # its upgrade was allowed, and is counted as active
     echoes_request_id: bool = False  # x-envoy-force-trace: the response names the request's id
     local_reply_body: bytes = b""
     _upstream: Any = None
@@ -472,8 +473,11 @@ class Stream(StreamInfo):
             return
         self.flags |= flag
         self.details = details
+        stats = self.manager.stats
         if self.request_ended or self.tunnel or not self.response_started:  # else it was counted with the early response
-            self.manager.stats.downstream_rq_rx_reset.n += 1
+            stats.downstream_rq_rx_reset.n += 1
+        if self.tunnel:
+            stats.downstream_rq_response_before_rq_complete.n += 1
         self.finish()
 
     def on_idle(self) -> None:

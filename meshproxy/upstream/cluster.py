@@ -60,6 +60,7 @@ class Cluster:
         "_dry_run",
         "_ignores_health_on_removal",
         "_local_locality",
+        "local_zone",
         "_locality_weights",
         "_metadata",
         "_original_dst",
@@ -145,6 +146,7 @@ class Cluster:
         self._close_on_change: bool = common.close_connections_on_host_set_change
         self._ignores_health_on_removal: bool = proto.ignore_health_on_host_removal
         self._local_locality = _node_locality(context.node)
+        self.local_zone = self._local_locality.zone if self._local_locality is not None else ""
         self._by_priority: list[list[Host]] = [[]]
         self._locality_weights: list[dict[Locality, int]] = [{}]
         self._assignment_policy = Policy()
@@ -327,6 +329,8 @@ class Cluster:
             host.last_healthy = self.context.clock()
         elif after & hosts.FAILED_ACTIVE_HC and not before & hosts.FAILED_ACTIVE_HC:
             drain(host)  # as Envoy: no further request on connections to a host that fails its checks
+        elif after & hosts.FAILED_OUTLIER_CHECK and not before & hosts.FAILED_OUTLIER_CHECK:
+            drain(host)  # or was ejected
         return True
 
     def _admit(self, added: Iterable[Host]) -> None:

@@ -271,7 +271,12 @@ class ClusterManager:
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or proto.name}.")
         total = scope.gauge("membership_total", shared=True)
         if total.seen:
-            return  # a worker uses it and says so itself
+            # A worker uses it and says so itself; of what it has not mentioned it has nothing.
+            for name in ("membership_healthy", "membership_degraded", "membership_excluded"):
+                gauge = scope.gauge(name, shared=True)
+                if not gauge.seen:
+                    gauge.n = 0
+            return
         assignment = proto.load_assignment if proto.type == 0 else endpoint_pb2.ClusterLoadAssignment()
         if known.assignment is not None:
             assignment = endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)

@@ -6,6 +6,7 @@ and by locality, rebuilt as a whole whenever one of its hosts changes its health
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Host:
         "rq_total",
         "transport",
         "weight",
+        "zone_stat",
     )
 
     def __init__(
@@ -133,6 +135,8 @@ class Host:
         self.metadata = metadata
         self.locality_metadata = locality_metadata
         self.canary = _is_canary(metadata)
+        # `<our zone>.<its zone>`, by which responses are counted too; '' where one of them is not known.
+        self.zone_stat = intern(f"{zone}.{locality.zone}") if locality.zone and (zone := getattr(cluster, "local_zone", "")) else ""
         self.health_flags = health_flags
         self.health_check = health_check  # envoy.config.endpoint.v3.Endpoint.HealthCheckConfig or None
         self.last_healthy: float | None = None  # monotonic time of becoming healthy (first successful check); slow start counts from here

@@ -5,7 +5,7 @@ A request asks `acquire`: an idle connection comes back at once, else the reques
 
 Requests (see `http.router.Forwarding`) are called: `on_connected(connection)`, `on_pool_failure(reason, failure)`, `on_response_headers(head, end_stream)`,
 `on_response_data(data, end_stream)`, `on_response_trailers(trailers)`, `on_response_end()` is implied by `end_stream`, `on_upstream_reset(reason, details)`,
-`on_upstream_writable(bool)`.
+`on_upstream_writable(bool)`, `on_read_end()` (everything that has come was handed over, and the response is not complete).
 
 Ownership: a host owns its pools, a pool its connections. A connection points at its request while it serves one; the request clears that when it is done.
 """
@@ -100,6 +100,8 @@ class Http1Connection(asyncio.Protocol):
             return
         if parser.state == DONE:
             self._response_done()
+        elif self.request is not None:
+            request.on_read_end()
 
     def on_whole(self, known: KnownResponse, body: bytes) -> None:
         self.request.on_response_whole(known, body)
@@ -126,6 +128,8 @@ class Http1Connection(asyncio.Protocol):
             self.request = None
             self.stats.upstream_cx_destroy_with_active_rq.n += 1
             self.stats.upstream_cx_destroy_local_with_active_rq.n += 1
+            if not self.parser.keep_alive:
+                self.stats.upstream_cx_close_notify.n += 1
             self.pool.detach(self)
             self.close()
             request.on_upstream_done_early()
@@ -161,6 +165,14 @@ class Http1Connection(asyncio.Protocol):
         if self.request is not None and not self.closed:
             self.parser.keep_alive = False
             self.parser.feed_eof()
+            if self.pool.raw and not self.closed:
+                # The end of what a terminated CONNECT reached: as Envoy, our side ends the connection.
+                self.stats.upstream_cx_destroy_with_active_rq.n += 1
+                self.stats.upstream_cx_destroy_local_with_active_rq.n += 1
+                if self.request is not None:
+                    self.request = None
+                    self.pool.detach(self)
+                self.close()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -183,7 +195,7 @@ class Http1Connection(asyncio.Protocol):
             self.request = None
             self.pool.detach(self)
             parser = self.parser
-            if parser.state == TUNNEL or (parser.state == HEAD and not parser.buffer):
+            if parser.state in (TUNNEL, DONE) or (parser.state == HEAD and not parser.buffer):
                 request.on_upstream_reset(TERMINATION, "")
             else:  # in the middle of a message: the codec cannot make sense of it
                 stats.upstream_cx_protocol_error.n += 1
@@ -239,7 +251,8 @@ class Http1Connection(asyncio.Protocol):
 class Pool:
     """The connections to one host at one priority."""
 
-    def __init__(self, cluster: Cluster, host: Host, priority: int, context: Context, server_name: str | None = None) -> None:
+    def __init__(self, cluster: Cluster, host: Host, priority: int, context: Context, server_name: str | None = None, *, raw: bool = False) -> None:
+        """`raw`: its connections carry no HTTP (CONNECT that is terminated here)."""
         self.cluster = cluster
         self.host = host
         self.context = context
@@ -253,6 +266,7 @@ class Pool:
         self.pending: deque[Any] = deque()
         self.connecting = 0
         self.draining = False
+        self.raw = raw
 
     # -- for requests
 
@@ -339,7 +353,8 @@ class Pool:
         self.host.cx_active += 1
         self.host.cx_total += 1
         self.stats.upstream_cx_total.n += 1
-        self.stats.upstream_cx_http1_total.n += 1
+        if not self.raw:
+            self.stats.upstream_cx_http1_total.n += 1
         self.stats.upstream_cx_active.n += 1
         tasks.spawn(f"dial {self.host.address.text}", self._connect())
 

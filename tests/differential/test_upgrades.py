@@ -37,7 +37,6 @@ HOSTS = [
     vhost("rewritten", upgrade_configs=[{"upgrade_type": "websocket"}], prefix_rewrite="/ws/"),
     vhost("short", upgrade_configs=[{"upgrade_type": "websocket"}], timeout="0.1s"),
     vhost("idle", upgrade_configs=[{"upgrade_type": "websocket"}], idle_timeout="0.1s"),
-    vhost("mirrored", upgrade_configs=[{"upgrade_type": "websocket"}], request_mirror_policies=[{"cluster": "b"}]),
     vhost("retried", upgrade_configs=[{"upgrade_type": "websocket"}], retry_policy={"retry_on": "5xx"}),
     vhost("connect", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
     vhost("terminate", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}]),
@@ -49,7 +48,7 @@ CONFIG = bootstrap(
     http("websocket", HOSTS, upgrade_configs=[{"upgrade_type": "websocket"}]),
     http("websocket_off", HOSTS, upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}]),
     http("connect", HOSTS, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
-    clusters=[cluster("a"), cluster("b"), cluster("dead")],
+    clusters=[cluster("a"), cluster("dead")],
 )
 
 
@@ -83,7 +82,6 @@ CASES = [
     tunnel("upper_case", "plain", on="websocket", request=ws("plain", upgrade="WebSocket")),
     tunnel("connection_list", "plain", on="websocket", request=get("/chat", "Connection: keep-alive, Upgrade", "Upgrade: websocket", host="plain.test")),
     tunnel("path_rewritten", "rewritten"),
-    tunnel("mirrored", "mirrored"),
     tunnel("other_type", "other", request=ws("other", upgrade="foo/1"), up=[Head(), SWITCH.replace(b"websocket\r\nsec", b"foo/1\r\nsec"), Echo()]),
     Case("upgrade_header_without_connection", get("/", "Upgrade: websocket", host="on.test"), [Head(), answer()]),
     Case("connection_upgrade_without_header", get("/", "Connection: upgrade", host="on.test"), [Head(), answer()]),
