@@ -24,13 +24,16 @@ class ConnectionInfo:
     __slots__ = (
         "application_protocols",  # ALPN offered (ClientHello) or detected (http_inspector): tuple[str, ...]
         "buffer_limit",  # per_connection_buffer_limit_bytes: soft limit of what is buffered in each direction
+        "detected_close",  # how it ended: 'Normal' | 'RemoteReset'
         "direct_local",  # Address the socket has
         "direct_remote",  # Address of the TCP peer
         "filter_chain_name",
         "filter_state",  # dict[str, Any] | None, from listener and network filters
+        "handshake_end",  # when the TLS handshake was done; 0.0 for none
         "id",  # unique within the process
         "listener",  # net.listener.Listener | None
         "local",  # Address after original_dst or PROXY protocol
+        "local_close_reason",  # str | None: why this side closed it, in Envoy's words
         "metadata",  # dict[str, dict] | None: dynamic metadata from listener and network filters
         "on_closed",  # Callable[[ConnectionInfo], None] | None: the listener's; call `closed`
         "proxy_tlvs",  # dict[int, bytes] | None
@@ -62,6 +65,9 @@ class ConnectionInfo:
         self.transport_failure: str | None = None
         self.buffer_limit = DEFAULT_BUFFER_LIMIT
         self.stream: Any = None
+        self.handshake_end = 0.0
+        self.local_close_reason: str | None = None
+        self.detected_close = "Normal"
         self.on_closed: Callable[[ConnectionInfo], None] | None = None
 
     def closed(self) -> None:

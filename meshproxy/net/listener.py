@@ -540,6 +540,7 @@ class _Accepted(asyncio.Protocol):
         tls = self._chain.tls
         if tls is not None:
             self._conn.tls = tls.describe(transport.get_extra_info("ssl_object"))
+            self._conn.handshake_end = self._listener.context.clock()
         self._listener.connected(self._conn, self._chain, transport)
 
 

@@ -3,7 +3,7 @@
 Each direction begins by copying (`recv`, `send`): for small messages two system calls are the least there is. A direction that fills its buffer several
 times in a row is bulk traffic and changes to `splice` through a pipe, where the bytes never enter the process; it goes back when the bulk is over, so that
 an idle connection holds no pipe. At most one buffer or one pipe full of bytes (`COPY_SIZE`, `PIPE_SIZE`) waits in each direction: while it does, the
-source is not read.
+source is not read, and a source that goes away meanwhile is noticed only when the destination moves again, or by the idle timeout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import contextlib
 import fcntl
 import os
 import socket
-from typing import Protocol
+import struct
+from typing import Any, Protocol
 
 COPY_SIZE = 16 * 1024  # bytes read at once when copying
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may have
@@ -21,6 +22,7 @@ _BULK = 3  # full buffers in a row that make it bulk traffic
 _SMALL = 16  # spliced reads in a row, smaller than a copy buffer, that end it
 _ROUNDS = 8  # splices in a row before other connections have their turn
 _SPARE_PIPES = 8
+_LINGER_ZERO = struct.pack("ii", 1, 0)
 _FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
@@ -38,6 +40,12 @@ class Observer(Protocol):
 
     def ended(self, upstream: bool, error: OSError | None) -> None:
         """Over: both directions have ended (the last of them at that side), or that side failed. Both sockets are closed."""
+
+
+def linger_zero(sock: Any) -> None:
+    """Let the next close send a reset."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
 
 
 class Pipes:
@@ -96,10 +104,13 @@ class Splice:
             if not self._closed:
                 way.start()
 
-    def abort(self) -> None:
-        """Close both sockets; the observer is not told."""
+    def abort(self, reset: bool = False) -> None:
+        """Close both sockets, with a reset if so; the observer is not told."""
         if self._closed:
             return
+        if reset:
+            linger_zero(self._downstream)
+            linger_zero(self._upstream)
         self._closed = True
         for sock in (self._downstream, self._upstream):
             fd = sock.fileno()
@@ -116,9 +127,9 @@ class Splice:
             self.fail(from_upstream, None)
 
     def fail(self, upstream: bool, error: OSError | None) -> None:
-        """End everything."""
+        """End everything. A reset of one side is passed on to the other."""
         if not self._closed:
-            self.abort()
+            self.abort(reset=isinstance(error, ConnectionResetError))
             self.observer.ended(upstream, error)
 
     @property

@@ -87,17 +87,17 @@ class Session(StreamInfo):
             cluster: Cluster | None = proxy.context.clusters.get(target.cluster)
             if cluster is None:
                 proxy.stats.downstream_cx_no_route.n += 1
-                self._refuse(flags.NC)
+                self._refuse(flags.NC, 3)
                 return
             self.cluster = cluster
             limits, stats = cluster.limits[0], cluster.stats
             if limits.cx >= limits.max_cx:
                 stats.upstream_cx_overflow.n += 1
-                self._refuse(flags.UO)
+                self._refuse(flags.UO, 2)
                 return
             if attempts >= proxy.max_connect_attempts:
                 stats.upstream_cx_connect_attempts_exceeded.n += 1
-                self._refuse(flags.URX_LAST)
+                self._refuse(flags.URX_LAST, 0)
                 return
             if attempts and proxy.backoff_base:
                 await asyncio.sleep(self._backoff(attempts))
@@ -105,7 +105,7 @@ class Session(StreamInfo):
             host = cluster.pick(LbContext(proxy.hash_of(self.connection), metadata_match=target.metadata_match, stream=self))
             if host is None:
                 stats.upstream_cx_none_healthy.n += 1
-                self._refuse(flags.UH)
+                self._refuse(flags.UH, 1)
                 return
             self.attempts = attempts
             if await self._attempt(cluster, host):
@@ -262,6 +262,11 @@ class Session(StreamInfo):
 
     def ended(self, upstream: bool, error: OSError | None) -> None:
         """A connection is gone, and with it the session."""
+        if isinstance(error, ConnectionResetError):
+            if upstream:
+                self.flags |= flags.UR
+            else:
+                self.connection.detected_close = "RemoteReset"
         side = self._side
         if side is not None and upstream and not side.lost and self._upstream_stats is not None:
             # Downstream still flushes; its own end is the end of the session.
@@ -271,28 +276,30 @@ class Session(StreamInfo):
 
     # -- the end
 
-    def _refuse(self, flag: int) -> None:
+    def _refuse(self, flag: int, why: int) -> None:
+        """No upstream connection. `why`: Envoy's number of the reason: 0 connect failed, 1 no healthy host, 2 limit, 3 no route."""
         self.flags |= flag
-        self._abort()
+        self._abort(f"tcp_initializion_failure:{why}")  # spelled as Envoy does
 
     def idle_expired(self) -> None:
         """idle_timeout is over."""
         self.proxy.stats.idle_timeout.n += 1
-        self._abort()
+        self._abort("tcp_session_idle_timeout")
 
     def _duration_reached(self) -> None:
         self.proxy.stats.max_downstream_connection_duration.n += 1
         self.flags |= flags.DT
-        self._abort()
+        self._abort("max_connection_duration_reached")
 
     def abort(self) -> None:
         """The listener is closed."""
-        self._abort()
+        self._abort(None)
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str | None) -> None:
         """Drop both connections."""
         if self._ended:
             return
+        self.connection.local_close_reason = reason
         if self._splice is not None:
             self._splice.abort()
         if self._socket is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import functools
 import ipaddress
 import random
@@ -28,7 +28,7 @@ from meshproxy.observe.stats import Store
 from meshproxy.upstream.cluster_manager import ClusterManager
 from tests.unit.filter_help import proto
 
-NOW = datetime.datetime.now(datetime.UTC)
+NOW = dt.datetime.now(dt.UTC)
 TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 DOWNSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
@@ -104,8 +104,8 @@ def pki() -> Pki:
 
     def make(subject: Any, issuer: Any, key: Any, signer: Any, sans: list[Any], *, authority: bool = False, days: int = 365) -> Any:
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(NOW - datetime.timedelta(days=400))
-        builder = builder.not_valid_after(NOW + datetime.timedelta(days=days)).add_extension(x509.BasicConstraints(authority, None), critical=True)
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(NOW - dt.timedelta(days=400))
+        builder = builder.not_valid_after(NOW + dt.timedelta(days=days)).add_extension(x509.BasicConstraints(authority, None), critical=True)
         if sans:
             builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
         return builder.sign(signer, hashes.SHA256())
@@ -131,9 +131,9 @@ def pki() -> Pki:
     rogue_key = ec.generate_private_key(ec.SECP256R1())
     write("rogue", make(name(cn="rogue"), name(cn="rogue"), rogue_key, rogue_key, [uri("spiffe://mesh/ns/c/sa/client")]), rogue_key)
     client = x509.load_pem_x509_certificate((folder / "client.pem").read_bytes())
-    revoked = x509.RevokedCertificateBuilder().serial_number(client.serial_number).revocation_date(NOW - datetime.timedelta(days=1)).build()
-    crl = x509.CertificateRevocationListBuilder().issuer_name(ca_name).last_update(NOW - datetime.timedelta(days=2))
-    crl = crl.next_update(NOW + datetime.timedelta(days=30)).add_revoked_certificate(revoked).sign(ca_key, hashes.SHA256())
+    revoked = x509.RevokedCertificateBuilder().serial_number(client.serial_number).revocation_date(NOW - dt.timedelta(days=1)).build()
+    crl = x509.CertificateRevocationListBuilder().issuer_name(ca_name).last_update(NOW - dt.timedelta(days=2))
+    crl = crl.next_update(NOW + dt.timedelta(days=30)).add_revoked_certificate(revoked).sign(ca_key, hashes.SHA256())
     (folder / "crl.pem").write_bytes(crl.public_bytes(pem))
     return Pki(folder)
 
