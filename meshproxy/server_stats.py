@@ -42,6 +42,7 @@ class ServerStats:
         stats.declare("gauge", "", tuple(_GAUGES))
         self.initialization_time = stats.histogram("server.initialization_time_ms")
         self.worker_restarts = stats.counter("server.worker_restarts")  # ours: Envoy's workers cannot die alone
+        stats.declare("counter", "server.", tuple(f"worker_{i}.{name}" for i in range(server.concurrency) for name in ("watchdog_mega_miss", "watchdog_miss")))
         self._set("server.concurrency", server.concurrency)
         self._set("server.version", int("".join(f"{int(part):02x}" for part in ENVOY_VERSION.split(".")), 16))
         stats.counter("runtime.load_success").n = 1

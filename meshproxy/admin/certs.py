@@ -48,7 +48,7 @@ def _details(path: str, certificate: Certificate, now: float) -> dict[str, Any]:
     return {
         "path": path,
         "serial_number": certificate.serial,
-        **({"subject_alt_names": names} if names else {}),
+        "subject_alt_names": names,
         "days_until_expiration": str(_days_left(certificate, now)),
         "valid_from": _timestamp(certificate.not_before),
         "expiration_time": _timestamp(certificate.not_after),

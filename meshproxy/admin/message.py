@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from meshproxy.api import messages
+
 TEXT = "text/plain; charset=UTF-8"
 PLAIN = "text/plain"
 JSON = "application/json"
@@ -67,5 +69,18 @@ def message_to_json(message: Any, *, defaults: bool = False) -> str:
     """A proto message as Envoy prints it; `defaults` prints fields that are unset too."""
     from google.protobuf import json_format
 
-    text = json_format.MessageToJson(message, indent=1, preserving_proto_field_name=True, always_print_fields_with_no_presence=defaults, ensure_ascii=False)
-    return text + "\n"
+    loaded = ""
+    while True:
+        try:
+            return (
+                json_format.MessageToJson(
+                    message, indent=1, preserving_proto_field_name=True, always_print_fields_with_no_presence=defaults, ensure_ascii=False
+                )
+                + "\n"
+            )
+        except TypeError as error:
+            # An Any of a type that main has had no use for so far: it is loaded now. The error ends with its name.
+            name = str(error).rpartition("/")[2]
+            if name == loaded or messages.descriptor(name) is None:
+                raise
+            loaded = name

@@ -42,6 +42,11 @@ HONOURS = {
 }
 
 _CONTROL = timeouts.CONTROL_HEADERS
+# Envoy's names that stay at zero: redirects are not followed inside, and there is no overload manager.
+_DECLARED = tuple(
+    """passthrough_internal_redirect_bad_location passthrough_internal_redirect_no_route passthrough_internal_redirect_predicate
+    passthrough_internal_redirect_too_many_redirects passthrough_internal_redirect_unsafe_scheme rq_overload_local_reply""".split(),
+)
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _NO_LENGTH = (b"content-length", b"0")
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
@@ -80,7 +85,7 @@ class Router:
         self._rq_redirect = scope.counter("rq_redirect")
         self._rq_direct_response = scope.counter("rq_direct_response")
         self.rq_reset_after_downstream_response_started = scope.counter("rq_reset_after_downstream_response_started")
-        scope.counter("rq_retry_skipped_request_not_complete")
+        scope.declare("counter", _DECLARED)
         self.async_rq_total = context.context.stats.scope("http.async-client.").counter("rq_total")
         self.suppress = proto.suppress_envoy_headers
         self.dynamic_stats = proto.dynamic_stats.value if proto.HasField("dynamic_stats") else True
@@ -402,7 +407,7 @@ class Attempt:
         else:
             owner.charge(status, host, head)
             if router.dynamic_stats and not stream.health_check:
-                cluster.stats.charge_time(elapsed * 1000, stream.is_internal)
+                cluster.stats.charge_time(elapsed * 1000, stream.is_internal, host.canary, host.zone_stat)
         if status < 500:
             host.rq_success += 1
         stream.upstream_first = stream.upstream_last = now
@@ -890,7 +895,9 @@ class Forwarding(Attempt):
         stream.upstream_last = now
         if self.router.dynamic_stats and not stream.health_check and stream.request_end:
             cluster = self.cluster
-            cluster.stats.charge_time((now - stream.request_end) * 1000, stream.is_internal)
+            host = attempt.host
+            canary, zone = (host.canary, host.zone_stat) if host is not None else (False, "")
+            cluster.stats.charge_time((now - stream.request_end) * 1000, stream.is_internal, canary, zone)
             if cluster.observes_latency:
                 cluster.observe(attempt.host, now - stream.upstream_start)
         if self.retry is not None:

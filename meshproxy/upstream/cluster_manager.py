@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from meshproxy.upstream.host import Host, HostSet
 
 
+# Envoy's; those that are about warming and merging stay at zero: nothing of that kind is delayed here.
+_COUNTERS = (
+    "cluster_added", "cluster_modified", "cluster_removed", "cluster_updated", "cluster_updated_via_merge", "update_merge_cancelled",
+    "update_out_of_merge_window",
+)  # fmt: skip
+
+
 class _Known:
     """A cluster by its message. `assignment`, `health` and `ejected`: what was learnt since, while it was not compiled."""
 
@@ -55,7 +62,13 @@ class ClusterManager:
         self.on_eject: Callable[[str, str], None] | None = None
         self.waiting: set[str] = set()  # clusters that discovery has not heard of yet
         self._warm = asyncio.Event()
-        self._active = context.stats.scope("cluster_manager.").gauge("active_clusters", shared=True)
+        scope = context.stats.scope("cluster_manager.")
+        scope.declare("counter", _COUNTERS)
+        scope.declare("gauge", ("warming_clusters",))
+        self._active = scope.gauge("active_clusters", shared=True)
+        self._added = scope.counter("cluster_added", shared=True)
+        self._modified = scope.counter("cluster_modified", shared=True)
+        self._removed = scope.counter("cluster_removed", shared=True)
 
     def add(self, proto: Any, via_api: bool = False) -> bool:
         """Add or replace a cluster (a message or its serialised form); False when it is the same as before.
@@ -71,7 +84,10 @@ class ClusterManager:
         if old is not None:
             if old.serialised == serialised:
                 return False
-            self.remove(name)
+            self._forget(name)
+            self._modified.n += 1
+        else:
+            self._added.n += 1
         self._known[name] = _Known(serialised, via_api)
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
         stats.declare(scope)
@@ -82,9 +98,14 @@ class ClusterManager:
 
     def remove(self, name: str) -> bool:
         """Forget a cluster; its connections end when they are idle. False when there is none of that name."""
-        known = self._known.pop(name, None)
-        if known is None:
+        if name not in self._known:
             return False
+        self._forget(name)
+        self._removed.n += 1
+        return True
+
+    def _forget(self, name: str) -> None:
+        known = self._known.pop(name)
         proto = known.proto
         for timer in known.timers or ():
             timer.cancel()
@@ -92,7 +113,6 @@ class ClusterManager:
             known.cluster.close()
         self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.").remove()
         self._active.n = len(self._known)
-        return True
 
     def get(self, name: str) -> Cluster | None:
         """The cluster of that name, compiled now if this is its first use."""

@@ -267,6 +267,8 @@ class Pool:
         self.connecting = 0
         self.draining = False
         self.raw = raw
+        if not raw:
+            cluster.stats.declare_codec()
 
     # -- for requests
 

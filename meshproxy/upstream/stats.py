@@ -129,6 +129,10 @@ GAUGES = _SUMMED_GAUGES + _SHARED_GAUGES
 HISTOGRAMS = ("upstream_cx_connect_ms", "upstream_cx_length_ms", "upstream_rq_per_cx")
 _LATER_HISTOGRAMS = ("upstream_rq_time",)  # not shown by Envoy either until the first response
 
+_CODEC_COUNTERS = (
+    "http1.dropped_headers_with_underscores", "http1.metadata_not_supported_error", "http1.requests_rejected_with_underscores_in_headers",
+    "http1.response_flood",
+)  # fmt: skip
 _DECLARED_COUNTERS = (*COUNTERS, "default.total_match_count")
 _DECLARED_GAUGES = GAUGES + limits.GAUGES
 _KINDS = {
@@ -154,6 +158,10 @@ class ClusterStats:
         self.scope = scope
         self._codes: dict[tuple[int, bool, bool, str], int] = {}
         self._rq_times: dict[tuple[bool, bool, str], list[float]] = {}
+
+    def declare_codec(self) -> None:
+        """Envoy shows these once a cluster has had an HTTP/1 connection."""
+        self.scope.declare("counter", _CODEC_COUNTERS)
 
     def __getattr__(self, name: str) -> Any:
         # Only for a slot that is still empty: make the metric, and never come here again for it.
@@ -193,7 +201,11 @@ class ClusterStats:
         """Spread what was charged since the last call over the metrics. Part of `Cluster.publish`."""
         for (status, internal, canary, zone), count in self._codes.items():
             known = 100 <= status < 600
-            names = ["upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"] if known else ["upstream_rq_completed", "upstream_rq_unknown"]
+            names = (
+                ["upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"]
+                if known
+                else ["upstream_rq_completed", "upstream_rq_unknown"]
+            )
             for prefix in _categories(internal, canary, zone):
                 for name in names:
                     self.scope.counter(prefix + name).n += count

@@ -12,7 +12,7 @@ REAL = hello()
 hellos = st.builds(
     lambda name, alpn, padding: built(extensions(names(name), extension(16, len(alpn).to_bytes(2, "big") + alpn), extension(21, bytes(padding)))),
     st.binary(min_size=1, max_size=60).filter(lambda name: b"\0" not in name),
-    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=4).map(lambda list: b"".join(bytes((len(name),)) + name for name in list)),
+    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=4).map(lambda names: b"".join(bytes((len(name),)) + name for name in names)),
     st.integers(0, 600),
 )
 

@@ -66,7 +66,9 @@ def test_every_single_cut_of_a_response(message: bytes):
     assert without_partial_data(run(ResponseParser, message, list(range(len(message))))) == whole
 
 
-LINE = st.sampled_from([b"Host: a", b"Content-Length: 3", b"Content-Length: 0", b"Transfer-Encoding: chunked", b"Connection: close", b"X: \xff", b"Y:", b"bad", b"Upgrade: x"])
+LINE = st.sampled_from(
+    [b"Host: a", b"Content-Length: 3", b"Content-Length: 0", b"Transfer-Encoding: chunked", b"Connection: close", b"X: \xff", b"Y:", b"bad", b"Upgrade: x"]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -74,7 +76,10 @@ LINE = st.sampled_from([b"Host: a", b"Content-Length: 3", b"Content-Length: 0", 
     st.one_of(
         st.binary(max_size=200),
         st.builds(lambda lines, body: b"POST /x HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + body, st.lists(LINE, max_size=6), st.binary(max_size=40)),
-        st.builds(lambda body: b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body, st.text(alphabet="0123abcF;\r\n x", max_size=40).map(str.encode)),
+        st.builds(
+            lambda body: b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body,
+            st.text(alphabet="0123abcF;\r\n x", max_size=40).map(str.encode),
+        ),
     ),
     st.lists(st.integers(0, 400), max_size=8),
 )
