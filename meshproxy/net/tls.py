@@ -16,6 +16,7 @@ from meshproxy.api.errors import UNSUPPORTED, fail, under
 from meshproxy.net.connection import TlsInfo
 from meshproxy.net.tls_config import HONOURS as _CONFIG_HONOURS
 from meshproxy.net.tls_config import compile_common, new_context
+from meshproxy.net.tls_flight import ServerFlight, usual_signature
 from meshproxy.net.tls_stats import PeerRejected, TlsStats, failure_text
 
 if TYPE_CHECKING:
@@ -55,50 +56,90 @@ class Attempt:
         self.ssl_object: ssl.SSLObject | None = None
 
 
+# The alert certificate_unknown, as a TLS 1.2 record: before the keys are in use it goes in clear.
+_CERTIFICATE_UNKNOWN = b"\x15\x03\x03\x00\x02\x02\x2e"
+
 # uvloop runs a connection's callbacks in the context in which the connection was made: that is how a handshake finds its attempt.
 current_attempt: ContextVar[Attempt | None] = ContextVar("tls_attempt", default=None)
 
 
 class HandshakeObject(ssl.SSLObject):
-    """An SSLObject that reports the end of its handshake to the DownstreamTls or UpstreamTls that it belongs to."""
+    """An SSLObject that reports the end of its handshake to the DownstreamTls or UpstreamTls that it belongs to, and reads along what the server says.
+
+    `flight` is what the server said; `incoming` is None once all of it is read, `outgoing` once the handshake is done.
+    """
 
     attempt: Attempt
+    incoming: ssl.MemoryBIO | None
     outgoing: ssl.MemoryBIO | None
+    flight: ServerFlight
 
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> HandshakeObject:
         self: HandshakeObject = super()._create(incoming, outgoing, *args, **kwargs)  # type: ignore[misc]
+        self.incoming = incoming
         self.outgoing = outgoing
+        self.flight = ServerFlight()
         attempt = current_attempt.get()
         self.attempt = attempt if attempt is not None else Attempt()
         self.attempt.ssl_object = self
         return self
 
     def do_handshake(self) -> None:
-        try:
+        outgoing = self.outgoing
+        if outgoing is None:  # it was finished before
             super().do_handshake()
-            if self.outgoing is not None:  # else it was finished before
-                self.context.owner.finish(self)  # type: ignore[attr-defined]
+            return
+        try:
+            if not self.server_side:
+                self._read_along(self.incoming)
+            try:
+                super().do_handshake()
+            finally:
+                if self.server_side:
+                    self._read_along(outgoing)
+            self.context.owner.finish(self)  # type: ignore[attr-defined]
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if not self.flight.certificate:
+                raise
+            self._examine(outgoing)
             raise
         except ssl.SSLError as error:
-            self.attempt.error = error
-            self.context.owner.stats.count_failure(error)  # type: ignore[attr-defined]
-            self._flush_alert()
+            # What waits after a certificate that only we object to is our part of a handshake that OpenSSL thinks well of: it must not go out.
+            words = outgoing.read()
+            self._fail(error, b"" if isinstance(error, PeerRejected) else words)
             raise
         self.outgoing = None
 
-    def _flush_alert(self) -> None:
-        """Send what OpenSSL has to say about the failure: the event loop drops the connection without looking.
-
-        Not when we rejected the peer ourselves: what waits then is our part of a handshake that OpenSSL thinks well of, and must not go out.
-        """
-        sock, outgoing = self.attempt.sock, self.outgoing
-        if isinstance(self.attempt.error, PeerRejected):
+    def _read_along(self, server: ssl.MemoryBIO | None) -> None:
+        """Look at the bytes that wait in the server's direction."""
+        if self.incoming is None or server is None or not server.pending:
             return
-        if sock is not None and outgoing is not None and outgoing.pending:
+        data = server.read()
+        server.write(data)
+        if self.flight.feed(data):
+            self.incoming = None
+
+    def _examine(self, outgoing: ssl.MemoryBIO) -> None:
+        """Check a server's certificate when it has come in clear, as soon as OpenSSL has found its chain good: before our part of the handshake goes out."""
+        if self.server_side:
+            return
+        certificate, self.flight.certificate = self.flight.certificate, b""
+        try:
+            self.context.owner.examine(certificate, self.attempt)  # type: ignore[attr-defined]
+        except PeerRejected as error:
+            outgoing.read()
+            self._fail(error, _CERTIFICATE_UNKNOWN)
+            raise
+
+    def _fail(self, error: ssl.SSLError, last_words: bytes) -> None:
+        """Send the alert: the event loop drops the connection without looking whether there is one."""
+        self.attempt.error = error
+        self.context.owner.stats.count_failure(error)  # type: ignore[attr-defined]
+        sock = self.attempt.sock
+        if sock is not None and last_words:
             with contextlib.suppress(OSError):
-                sock.send(outgoing.read())
+                sock.send(last_words)
 
 
 class _Tls:
@@ -107,7 +148,6 @@ class _Tls:
     def __init__(self, common: Common, stats: TlsStats) -> None:
         self.stats = stats
         self.checks = common.checks
-        self.curve = common.curve
         self.material = common.material
         self.verifies = common.trusts or bool(common.checks)
 
@@ -141,7 +181,7 @@ class DownstreamTls(_Tls):
             from meshproxy.net.certificate import Certificate
 
             self.checks.verify(Certificate(der), self.stats)
-        self.stats.count_handshake(ssl_object, self.curve, bool(der))
+        self.stats.count_handshake(ssl_object, ssl_object.flight.group, usual_signature(der) if der else "", presented=bool(der))
 
 
 class UpstreamTls(_Tls):
@@ -185,16 +225,19 @@ class UpstreamTls(_Tls):
         current_attempt.set(Attempt(sock, names))
         return self._context(self.alpn or alpn), name
 
+    def examine(self, certificate: bytes, attempt: Attempt) -> None:
+        """Check the server's certificate (DER). Raises PeerRejected."""
+        if certificate and (self.checks or attempt.names):
+            from meshproxy.net.certificate import Certificate
+
+            self.checks.verify(Certificate(certificate), self.stats, attempt.names)
+
     def finish(self, ssl_object: HandshakeObject) -> None:
         """Count the handshake and check the server's certificate. Raises PeerRejected."""
-        names = ssl_object.attempt.names
-        if self.checks or names:
-            der = ssl_object.getpeercert(True)
-            if der:
-                from meshproxy.net.certificate import Certificate
-
-                self.checks.verify(Certificate(der), self.stats, names)
-        self.stats.count_handshake(ssl_object, self.curve, True)
+        certificate = ssl_object.getpeercert(True) or b""
+        self.examine(certificate, ssl_object.attempt)
+        flight = ssl_object.flight
+        self.stats.count_handshake(ssl_object, flight.group, flight.signature or usual_signature(certificate), presented=True)
 
 
 def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:

@@ -71,7 +71,7 @@ class PeerRejected(ssl.SSLCertVerificationError):
 
 
 class TlsStats:
-    """The `ssl.` counters of one listener or cluster. `versions`, `ciphers` and `curves` come into being with the first handshake that used them."""
+    """The `ssl.` counters of one listener or cluster. `versions`, `ciphers`, `curves` and `sigalgs` come into being with the first handshake that used them."""
 
     __slots__ = ("_memo", "_scope", *_COUNTERS)
 
@@ -92,21 +92,19 @@ class TlsStats:
             setattr(self, name, self._scope.counter(name))
         self._memo: dict[tuple[str, ...], tuple[Counter, ...]] = {}
 
-    def count_handshake(self, ssl_object: ssl.SSLObject, curve: str, presented: bool) -> None:
-        """Count a completed handshake. `curve` is '' when it is not known: Python's ssl does not tell."""
+    def count_handshake(self, ssl_object: ssl.SSLObject, curve: str, signature: str, *, presented: bool) -> None:
+        """Count a completed handshake. `curve` and `signature` (how the peer signed) are "" when they are not known or there was none."""
         self.handshake.n += 1
         if ssl_object.session_reused:
             self.session_reused.n += 1
         if not presented:
             self.no_certificate.n += 1
         cipher = ssl_object.cipher()
-        key = ssl_object.version() or "", cipher[0] if cipher else "", curve
+        key = ssl_object.version() or "", cipher[0] if cipher else "", curve, signature
         counters = self._memo.get(key)
         if counters is None:
-            names = [f"versions.{key[0]}", f"ciphers.{key[1]}"]
-            if curve:
-                names.append(f"curves.{curve}")
-            counters = self._memo[key] = tuple(self._scope.counter(name) for name in names)
+            kinds = ("versions", "ciphers", "curves", "sigalgs")
+            counters = self._memo[key] = tuple(self._scope.counter(f"{kind}.{name}") for kind, name in zip(kinds, key, strict=True) if name)
         for counter in counters:
             counter.n += 1
 

@@ -18,6 +18,7 @@ from tests.unit.net_help import client_context, downstream_tls, message, own, pk
 DOWNSTREAM = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 UPSTREAM = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 SPIFFE = {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": "spiffe://mesh/ns/c/"}}]}
+OTHER_NAME = {"match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "other.example.com"}}]}
 TLS13 = {"tls_maximum_protocol_version": "TLSv1_3"}
 
 
@@ -78,7 +79,7 @@ def test_plain_handshake_counts():
     pair, error = serve(server, client_context())
     assert error is None
     assert pair.server.version() == "TLSv1.3"
-    for name in ("handshake", "no_certificate", "versions.TLSv1.3"):
+    for name in ("handshake", "no_certificate", "versions.TLSv1.3", "curves.X25519"):
         assert store.value(f"listener.l.ssl.{name}") == 1
     assert sum(store.value(name) for name in list(store.metrics) if ".ciphers." in name) == 1
     assert store.value("listener.l.ssl.connection_error") == 0
@@ -387,6 +388,27 @@ def test_upstream_san():
     assert call(client)[1] is None
     error = call(client, "other")[1]
     assert "SAN matcher, certificate SANs are [other.example.com]" in failure_text(error)
+
+
+def test_server_with_the_wrong_name_never_has_a_connection():
+    client, store = upstream(validation=OTHER_NAME)
+    pair, error = call(client)
+    assert error is not None
+    assert store.value("cluster.c.ssl.fail_verify_san") == 1
+    assert store.value("cluster.c.ssl.connection_error") == 0
+    with pytest.raises(ssl.SSLError):  # under TLS 1.2 it has not got our part of the handshake
+        pair.server.write(b"x")
+
+
+def test_upstream_handshake_counts():
+    client, store = upstream()
+    assert call(client)[1] is None
+    for name in ("handshake", "versions.TLSv1.2", "curves.X25519", "sigalgs.ecdsa_secp256r1_sha256"):
+        assert store.value(f"cluster.c.ssl.{name}") == 1
+    client, store = upstream(params=TLS13)
+    assert call(client)[1] is None
+    for name in ("handshake", "versions.TLSv1.3", "curves.X25519", "sigalgs.ecdsa_secp256r1_sha256"):
+        assert store.value(f"cluster.c.ssl.{name}") == 1
 
 
 def test_names_given_with_the_dial():
