@@ -1,7 +1,7 @@
 """What a format is compiled with: values as Python expressions, and the function that is put together from them.
 
-A format becomes one Python function of a stream `s`, so that an access log line costs attribute reads and one `%` operation. An expression may use the
-names that `Code` binds and the functions of `stream_values` under `v`.
+A format becomes one Python function of a stream `s`, so that an access log line costs attribute reads and one `%` operation (`Line`). An expression may
+use the names that `Code` binds and the functions of `stream_values` under `v`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from meshproxy.observe import flags, json_text, stream_values
 class Value:
     """What an operator evaluates to.
 
-    `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes.
+    `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap
+    expression that decides the value and takes few values itself; empty when there is none. `unique`: bytes that hardly ever come twice, so that
+    remembering them is no use. `safe`: bytes that need no escaping in JSON.
     """
 
     kind: str
     expression: str
     optional: bool = True
     length: int | None = None
+    key: str = ""
+    unique: bool = False
+    safe: bool = False
 
 
 class Code:
@@ -38,8 +43,9 @@ class Code:
             "long": flags.long,
             "clock": clock,
             "wall": wall,
-            "known": json_text.known,
+            "quoted": json_text.quoted,
             "quote": json_text.quote,
+            "unescaped": json_text.UNESCAPED,
             "dump": json_text.dump,
         }
         self._locals: dict[str, str] = {}
@@ -69,17 +75,17 @@ class Code:
         key = f"lookup {attribute}"
         name = self._locals.get(key)
         if name is None:
+            head = self.local(f"s.{attribute}")
             name = self._locals[key] = self.fresh()
             nothing = self.bind(_nothing)
             # The index behind `get` is used directly: a dict's own `get` costs a quarter of a Python method.
             self.lines += [
-                f"{name} = s.{attribute}",
-                f"if {name} is None:",
+                f"if {head} is None:",
                 f"    {name} = {nothing}",
                 "else:",
-                f"    if {name}._index is None:",
-                f"        {name}.get(b'')",
-                f"    {name} = {name}._index.get",
+                f"    if {head}._index is None:",
+                f"        {head}.get(b'')",
+                f"    {name} = {head}._index.get",
             ]
         return name
 
@@ -95,6 +101,86 @@ class Code:
 
 def _nothing(name: bytes) -> None:
     """The lookup function of headers that are not there."""
+
+
+class Line:
+    """Bytes put together from literals and values by `%`, in two steps where values have keys.
+
+    Status, flags, route, cluster and the like come in few combinations: a line in which all of those are filled in is kept for each combination, so that a
+    stream costs one look-up for them together. `code` evaluates what is left, `fill` the values with keys.
+    """
+
+    _LIMIT = 256  # combinations; a full memo is emptied
+
+    def __init__(self, code: Code, fill: Code) -> None:
+        self.code = code
+        self.fill = fill
+        self._parts: list[bytes | tuple[bytes, str, bool]] = []  # literals, and (conversion, expression, whether it is one of `fill`)
+        self._keys: list[str] = []
+
+    def literal(self, text: bytes) -> None:
+        """Add text as it is."""
+        self._parts.append(text)
+
+    def value(self, conversion: bytes, expression: str) -> None:
+        """Add a value: `%b` or `%d`, and an expression of `code`."""
+        self._parts.append((conversion, expression, False))
+
+    def keyed(self, key: str, expression: str) -> None:
+        """Add bytes that depend on `key` alone: an expression of `fill`."""
+        if key not in self._keys:
+            self._keys.append(key)
+        self._parts.append((b"%b", expression, True))
+
+    def function(self) -> Callable[[Any], bytes]:
+        """The line as a function of the stream."""
+        code = self.code
+        template, arguments = self._template(filling=False)
+        if not self._keys:
+            code.lines.append(f"return {percent(template, arguments)}")
+            return code.function()
+        inner, values = self._template(filling=True)
+        self.fill.lines.append(f"return {percent(inner, values)}")
+        fill = self.fill.function()
+        templates: dict[Any, bytes] = {}
+
+        def remember(key: Any, stream: Any) -> bytes:
+            if len(templates) >= self._LIMIT:
+                templates.clear()
+            filled = templates[key] = fill(stream)
+            return filled
+
+        known, add = code.bind(templates), code.bind(remember)
+        code.lines += [
+            f"key = {self._keys[0]}" if len(self._keys) == 1 else f"key = ({', '.join(self._keys)})",
+            "try:",
+            f"    line = {known}[key]",
+            "except KeyError:",
+            f"    line = {add}(key, s)",
+            f"return line % ({''.join(f'{argument}, ' for argument in arguments)})",
+        ]
+        return code.function()
+
+    def _template(self, *, filling: bool) -> tuple[bytes, list[str]]:
+        """Template and arguments of the whole line, or (`filling`) of the step that makes such a template by filling keyed values in."""
+        template: list[bytes] = []
+        arguments: list[str] = []
+        for part in self._parts:
+            if isinstance(part, bytes):
+                template.append(part.replace(b"%", b"%%%%" if filling else b"%%"))
+            elif part[2] == filling:
+                template.append(part[0])
+                arguments.append(f"({part[1]}).replace(b'%', b'%%')" if filling else part[1])
+            elif filling:
+                template.append(b"%" + part[0])
+        return b"".join(template), arguments
+
+
+def percent(template: bytes, arguments: list[str]) -> str:
+    """The expression that fills a template."""
+    if template == b"%b":
+        return arguments[0]
+    return f"{template!r} % ({''.join(f'{argument}, ' for argument in arguments)})"
 
 
 def as_bytes(code: Code, value: Value) -> str:

@@ -18,7 +18,7 @@ from google.protobuf import struct_pb2
 from meshproxy.api import datasource
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.observe import codegen, json_text, operators
-from meshproxy.observe.codegen import Code, Value
+from meshproxy.observe.codegen import Code, Line, Value, percent
 
 if TYPE_CHECKING:
     from envoy.config.core.v3 import extension_pb2, substitution_format_string_pb2
@@ -97,8 +97,10 @@ class Compiler:
         segments = self.parse(code, text)
         if all(isinstance(segment, bytes) for segment in segments):
             return b"".join(segments)  # type: ignore[arg-type]
-        code.lines.append(f"return {_concatenation(code, segments, b'' if omit_empty else b'-')}")
-        return code.function()
+        line = Line(code, self._code())
+        for segment, same in zip(segments, self.parse(line.fill, text), strict=True):
+            _add_text(line, segment, same, b"" if omit_empty else b"-")
+        return line.function()
 
     def header_value(self, text: str) -> bytes | Format:
         """The value of a header. Missing values are empty, and what could end the header line early becomes a space (RFC 9110 section 5.5)."""
@@ -119,40 +121,49 @@ class Compiler:
         if omit_empty:
             name = _Sparse(self, code).object(fields)
             code.lines.append(f"return b'{{}}\\n' if {name} is None else {name} + b'\\n'")
-        else:
-            template, arguments = self._object(code, fields)
-            line = _percent(template + b"\n", arguments)
-            code.lines.append(f"return {line}")
-        return code.function()
+            return code.function()
+        line = Line(code, self._code())
+        self._object(line, fields)
+        line.literal(b"\n")
+        return line.function()
 
     def _code(self) -> Code:
         return Code(self._clock, self._wall)
 
-    def _object(self, code: Code, fields: struct_pb2.Struct) -> tuple[bytes, list[str]]:
-        template: list[bytes] = []
-        arguments: list[str] = []
+    def _object(self, line: Line, fields: struct_pb2.Struct) -> None:
+        separator = b"{"
         for key in sorted(fields.fields):
+            line.literal(separator + json_text.quote(key) + b":")
             with under(key):
-                inner, more = self._value(code, fields.fields[key])
-            template.append(_literal(json_text.quote(key)) + b":" + inner)
-            arguments += more
-        return b"{" + b",".join(template) + b"}", arguments
+                self._value(line, fields.fields[key])
+            separator = b","
+        line.literal(b"}" if fields.fields else b"{}")
 
-    def _value(self, code: Code, value: struct_pb2.Value) -> tuple[bytes, list[str]]:
+    def _value(self, line: Line, value: struct_pb2.Value) -> None:
         kind = value.WhichOneof("kind")
         if kind == "struct_value":
-            return self._object(code, value.struct_value)
-        if kind == "list_value":
-            parts = [self._value(code, item) for item in value.list_value.values]
-            return b"[" + b",".join([part for part, _ in parts]) + b"]", [name for _, names in parts for name in names]
-        if kind != "string_value":
-            return _literal(constant(value)), []
-        segments = self.parse(code, value.string_value)
+            self._object(line, value.struct_value)
+        elif kind == "list_value":
+            separator = b"["
+            for item in value.list_value.values:
+                line.literal(separator)
+                self._value(line, item)
+                separator = b","
+            line.literal(b"]" if value.list_value.values else b"[]")
+        elif kind != "string_value":
+            line.literal(constant(value))
+        else:
+            self._string(line, value.string_value)
+
+    def _string(self, line: Line, text: str) -> None:
+        segments = self.parse(line.code, text)
         if all(isinstance(segment, bytes) for segment in segments):
-            return _literal(json_text.quote(b"".join(segments))), []  # type: ignore[arg-type]
-        if len(segments) == 1:
-            return _typed(code, segments[0])  # type: ignore[arg-type]
-        return b"%b", [f"quote({_concatenation(code, segments, b'-')})"]
+            line.literal(json_text.quote(b"".join(segments)))  # type: ignore[arg-type]
+        elif len(segments) == 1:
+            (same,) = self.parse(line.fill, text)
+            _add_json(line, segments[0], same)  # type: ignore[arg-type]
+        else:
+            line.value(b"%b", f"quote({_concatenation(line.code, segments, b'-')})")
 
 
 class _Sparse:
@@ -205,7 +216,7 @@ class _Sparse:
             if len(segments) > 1:
                 code.lines.append(f"{parts}.append({prefix!r} + quote({_concatenation(code, segments, b'')}))")
                 return
-            name = code.local(f"{_nullable(code, segments[0])}")  # type: ignore[arg-type]
+            name = code.local(_nullable(code, segments[0], None))  # type: ignore[arg-type]
         code.lines.append(f"if {name} is not None: {parts}.append({prefix!r} + {name})")
 
 
@@ -218,32 +229,55 @@ def _concatenation(code: Code, segments: list[Segment], empty: bytes) -> str:
     arguments: list[str] = []
     for segment in segments:
         if isinstance(segment, bytes):
-            template.append(_literal(segment))
-        elif segment.kind == "int" and not segment.optional:
-            template.append(b"%d")
-            arguments.append(segment.expression)
+            template.append(segment.replace(b"%", b"%%"))
         else:
-            name = codegen.as_bytes(code, segment)
-            if segment.optional:
-                name = code.local(f"{empty!r} if {name} is None else {name}")
-            template.append(b"%b")
-            arguments.append(name)
-    return arguments[0] if template == [b"%b"] else _percent(b"".join(template), arguments)
+            conversion, expression = _text_of(code, segment, empty)
+            template.append(conversion)
+            arguments.append(expression)
+    return percent(b"".join(template), arguments)
 
 
-def _typed(code: Code, value: Value) -> tuple[bytes, list[str]]:
-    """A single command in JSON: template and arguments."""
+def _text_of(code: Code, value: Value, empty: bytes) -> tuple[bytes, str]:
+    """Conversion and expression for a value in a text."""
     if value.kind == "int" and not value.optional:
-        return b"%d", [value.expression]
+        return b"%d", value.expression
+    name = codegen.as_bytes(code, value)
     if value.optional:
-        name = code.local(value.expression)
-        return b"%b", [code.local(f"b'null' if {name} is None else {_json_of(code, value, name)}")]
-    return b"%b", [code.local(_json_of(code, value, code.local(value.expression)))]
+        name = code.local(f"{empty!r} if {name} is None else {name}")
+    return b"%b", name
 
 
-def _nullable(code: Code, value: Value) -> str:
+def _add_text(line: Line, segment: Segment, same: Segment, empty: bytes) -> None:
+    """Add a segment to a line of text; `same` is the segment again, for the line's second function."""
+    if isinstance(segment, bytes):
+        line.literal(segment)
+    elif segment.key and segment.length is None:
+        conversion, expression = _text_of(line.fill, same, empty)  # type: ignore[arg-type]
+        line.keyed(segment.key, expression if conversion == b"%b" else f"(b'%d' % {expression})")
+    else:
+        line.value(*_text_of(line.code, segment, empty))
+
+
+def _add_json(line: Line, value: Value, same: Value) -> None:
+    """Add a single command to a line of JSON; `same` is the command again, for the line's second function."""
+    if value.key:
+        line.keyed(value.key, _nullable(line.fill, same, b"null"))
+    elif value.kind == "int" and not value.optional:
+        line.value(b"%d", value.expression)
+    elif value.safe and value.length is None and not value.optional:
+        line.literal(b'"')
+        line.value(b"%b", value.expression)
+        line.literal(b'"')
+    else:
+        line.value(b"%b", line.code.local(_nullable(line.code, value, b"null")))
+
+
+def _nullable(code: Code, value: Value, null: bytes | None) -> str:
+    """The JSON of a value that may be None, then `null`."""
+    if value.kind in ("bytes", "text") and value.length is None and not value.unique and null is not None:
+        return f"quoted[{value.expression}]"
     name = code.local(value.expression)
-    return f"None if {name} is None else {_json_of(code, value, name)}"
+    return f"({null!r} if {name} is None else {_json_of(code, value, name)})" if value.optional else _json_of(code, value, name)
 
 
 def _json_of(code: Code, value: Value, name: str) -> str:
@@ -253,9 +287,10 @@ def _json_of(code: Code, value: Value, name: str) -> str:
     if value.kind == "plain":
         return f"dump({name})" if value.length is None else f"dump({code.bind(_cut)}({name}, {value.length}))"
     if value.length is not None:
-        name = f"{code.bind(codegen.encode)}({name})[:{value.length}]"
-        return f"quote({name})"
-    return f"(known({name}) or quote({name}))"
+        return f"quote({code.bind(codegen.encode)}({name})[:{value.length}])"
+    if value.unique:
+        return f"(b'\"' + {name} + b'\"' if {name}.translate(unescaped) is {name} else quote({name}))"
+    return f"quoted[{name}]"
 
 
 def _cut(value: Any, length: int) -> Any:
@@ -267,14 +302,6 @@ def constant(value: struct_pb2.Value) -> bytes:
     """A number, boolean or null of the configuration."""
     kind = value.WhichOneof("kind")
     return json_text.dump(None if kind in (None, "null_value") else getattr(value, kind))
-
-
-def _literal(text: bytes) -> bytes:
-    return text.replace(b"%", b"%%")
-
-
-def _percent(template: bytes, arguments: list[str]) -> str:
-    return f"{template!r} % ({', '.join(arguments)}{',' if len(arguments) == 1 else ''})"
 
 
 def _colons(match: re.Match[str]) -> str:

@@ -45,12 +45,12 @@ def value_of(code: Code, name: str, parameter: str, length: int | None, enabled:
 # -- commands without parameters
 
 
-def _text(expression: str, *, optional: bool = True) -> Value:
-    return Value("text", expression, optional)
+def _text(expression: str, *, optional: bool = True, key: str = "") -> Value:
+    return Value("text", expression, optional, key=key)
 
 
-def _number(expression: str, *, optional: bool = False) -> Value:
-    return Value("int", expression, optional)
+def _number(expression: str, *, optional: bool = False, key: str = "") -> Value:
+    return Value("int", expression, optional, key=key)
 
 
 def _between(start: str, end: str) -> Value:
@@ -74,11 +74,11 @@ def _simple() -> dict[str, Value]:
         "UPSTREAM_WIRE_BYTES_RECEIVED": _number("s.upstream_bytes_received"),
         "DOWNSTREAM_WIRE_BYTES_SENT": _number("s.response_header_bytes + s.bytes_sent"),
         "DOWNSTREAM_WIRE_BYTES_RECEIVED": _number("s.request_header_bytes + s.bytes_received"),
-        "PROTOCOL": _text("s.protocol"),
+        "PROTOCOL": _text("s.protocol", key="s.protocol"),
         "UPSTREAM_PROTOCOL": _text("v.upstream_protocol(s)"),
-        "RESPONSE_CODE": _number("s.status"),
-        "RESPONSE_FLAGS": _text("short(s.flags)", optional=False),
-        "RESPONSE_FLAGS_LONG": _text("long(s.flags)", optional=False),
+        "RESPONSE_CODE": _number("s.status", key="s.status"),
+        "RESPONSE_FLAGS": _text("short(s.flags)", optional=False, key="s.flags"),
+        "RESPONSE_FLAGS_LONG": _text("long(s.flags)", optional=False, key="s.flags"),
         "CONNECTION_TERMINATION_DETAILS": _text("v.termination_details(s)"),
         "DURATION": _number("int(((s.end or clock()) - s.start) * 1000 + 1e-4)"),
         "REQUEST_DURATION": _if_http(_between("s.start", "s.request_end")),
@@ -88,18 +88,20 @@ def _simple() -> dict[str, Value]:
         "ROUNDTRIP_DURATION": _number("None", optional=True),
         "DOWNSTREAM_HANDSHAKE_DURATION": _number('v.between(s.start, getattr(s.connection, "handshake_end", 0.0), 1000)', optional=True),
         "UPSTREAM_CONNECTION_POOL_READY_DURATION": _between("s.start", "s.upstream_start"),
-        "ROUTE_NAME": _text("v.route_name(s)"),
+        "ROUTE_NAME": _text("v.route_name(s)", key="(None if s.route is None else s.route.name)"),
         "VIRTUAL_CLUSTER_NAME": _text("v.virtual_cluster_name(s)"),
-        "UPSTREAM_REQUEST_ATTEMPT_COUNT": _number("s.attempts"),
-        "UPSTREAM_HOST": _text("(None if s.host is None else s.host.address.text)"),
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT": _number("s.attempts", key="s.attempts"),
+        "UPSTREAM_HOST": _text(
+            "(None if s.host is None else s.host.address.text)", key="(None if s.host is None else s.host.address._text or s.host.address.text)"
+        ),
         "UPSTREAM_HOST_NAME": _text("v.upstream_host_name(s.host)"),
         "UPSTREAM_HOST_NAME_WITHOUT_PORT": _text("v.upstream_host_name_without_port(s.host)"),
         "UPSTREAM_HOSTS_ATTEMPTED": _text("v.hosts_attempted(s, v.host_address)"),
         "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT": _text("v.hosts_attempted(s, v.host_ip)"),
         "UPSTREAM_HOST_NAMES_ATTEMPTED": _text("v.hosts_attempted(s, v.upstream_host_name)"),
         "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT": _text("v.hosts_attempted(s, v.upstream_host_name_without_port)"),
-        "UPSTREAM_CLUSTER": _text("v.cluster_name(s)"),
-        "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)"),
+        "UPSTREAM_CLUSTER": _text("v.cluster_name(s)", key="(None if s.cluster is None else s.cluster.observability_name)"),
+        "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)", key="(None if s.cluster is None else s.cluster.name)"),
         "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("(None if s.upstream is None else '')"),
         "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure.replace(' ', '_') if s.upstream_failure else None)"),
         "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.upstream is None else "Normal")'),
@@ -132,7 +134,7 @@ def _simple() -> dict[str, Value]:
         table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number("v.response_header_lines_bytes(s)")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("s.request_header_bytes")
     for command, address in _ADDRESSES.items():
-        table[f"{command}_ADDRESS"] = _text(f"v.address_text({address})")
+        table[f"{command}_ADDRESS"] = _text(f"(None if (a := {address}) is None else a._text or a.text)")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)
     return table | _tls_commands()
 
@@ -140,7 +142,7 @@ def _simple() -> dict[str, Value]:
 _ADDRESSES = {
     "UPSTREAM_LOCAL": "v.upstream_local(s)",
     "UPSTREAM_REMOTE": "v.upstream_remote(s)",
-    "DOWNSTREAM_REMOTE": "v.remote_address(s)",
+    "DOWNSTREAM_REMOTE": "(s.connection.remote if s.remote is None else s.remote)",
     "DOWNSTREAM_DIRECT_REMOTE": "s.connection.direct_remote",
     "DOWNSTREAM_LOCAL": "s.connection.local",
     "DOWNSTREAM_DIRECT_LOCAL": "s.connection.direct_local",
@@ -182,6 +184,8 @@ _OF_EXTENSIONS = frozenset(("REQ_WITHOUT_QUERY",))
 # -- commands with parameters
 
 _PSEUDO = {":method": "method", ":path": "path", ":authority": "authority", "host": "authority", ":scheme": "scheme", ":protocol": "protocol"}
+# Request headers with values that hardly ever come twice.
+_UNIQUE = frozenset(":path x-envoy-original-path x-request-id x-client-trace-id traceparent tracestate b3 x-b3-traceid x-b3-spanid idempotency-key".split())
 _HEADER_NAME = re.compile(r":?[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -224,11 +228,17 @@ def _trailer(code: Code, name: str) -> str:
 
 
 def _headers_of(lookup: Callable[[Code, str], str]) -> Callable[[Code, str], Value]:
-    return lambda code, parameter: Value("bytes", _first_of(code, _header_names(parameter), lookup))
+    def make(code: Code, parameter: str) -> Value:
+        names = _header_names(parameter)
+        expression = _first_of(code, names, lookup)
+        key = expression if names == [":method"] and lookup is _request_header else ""
+        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names))
+
+    return make
 
 
 def _request_without_query(code: Code, parameter: str) -> Value:
-    return Value("bytes", f"v.without_query({_first_of(code, _header_names(parameter), _request_header)})")
+    return Value("bytes", f"v.without_query({_first_of(code, _header_names(parameter), _request_header)})", unique=True)
 
 
 def _start_time(code: Code, parameter: str) -> Value:
@@ -248,8 +258,9 @@ def _emit_time_local(code: Code, parameter: str) -> Value:
 
 
 def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
-    render = compile_time(_time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS), local=local)
-    return Value("bytes", f"{code.bind(render)}({when})", optional=False)
+    pattern = _time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS)
+    safe = not local and json.dumps(pattern) == f'"{pattern}"'
+    return Value("bytes", f"{code.bind(compile_time(pattern, local=local))}({when})", optional=False, safe=safe)
 
 
 def _time_pattern(parameter: str) -> str:
@@ -298,7 +309,7 @@ def _common_duration(code: Code, parameter: str) -> Value:
 
 
 def _details(code: Code, parameter: str) -> Value:
-    return _text("(s.details or None)" if parameter == "ALLOW_WHITESPACES" else "v.details(s)")
+    return _text("(s.details or None)" if parameter == "ALLOW_WHITESPACES" else "v.details(s)", key="s.details")
 
 
 def _grpc_status(code: Code, parameter: str) -> Value:
@@ -332,15 +343,15 @@ def _server_name(code: Code, parameter: str) -> Value:
 def _path(code: Code, parameter: str) -> Value:
     query, _, source = parameter.partition(":")
     path = _option("PATH", source, {"ORIG_OR_PATH": "v.any_path(s)", "ORIG": "v.original_path(s)", "PATH": "v.path(s)"})
-    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}))
+    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True)
 
 
 def _query_parameter(code: Code, parameter: str) -> Value:
-    return Value("bytes", f"v.query_parameter(s, {parameter.encode()!r})")
+    return Value("bytes", f"v.query_parameter(s, {parameter.encode()!r})", unique=True)
 
 
 def _query_parameters(code: Code, parameter: str) -> Value:
-    return Value("bytes", _option("QUERY_PARAMS", parameter, {"ORIG": "v.query(s)", "DECODED": "v.decoded_query(s)"}))
+    return Value("bytes", _option("QUERY_PARAMS", parameter, {"ORIG": "v.query(s)", "DECODED": "v.decoded_query(s)"}), unique=True)
 
 
 def _address_without_port(address: str) -> Callable[[Code, str], Value]:

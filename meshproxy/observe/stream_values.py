@@ -288,16 +288,6 @@ def upstream_connections_attempted(s: StreamInfo) -> str | None:
 # -- addresses
 
 
-def remote_address(s: StreamInfo) -> Any:
-    """The client as far as we trust what we are told: X-Forwarded-For and PROXY protocol included."""
-    return s.connection.remote if s.remote is None else s.remote
-
-
-def address_text(address: Any) -> str | None:
-    """An address with its port."""
-    return None if address is None else address.text
-
-
 def address_without_port(address: Any) -> str | None:
     """An IP address; the path of a pipe."""
     if address is None:

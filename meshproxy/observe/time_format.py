@@ -47,15 +47,17 @@ def compile_time(text: str, *, local: bool = False) -> Formatter:
         return template
 
     scale = 10 ** fractions[0] if fractions else 0
+    start = end = 0.0  # of the second that `template` is for
 
     def single(wall: float) -> bytes:
-        nonlocal second, template
-        wall += _ROUNDING
-        now = int(wall)
-        if now != second:
+        # HOT: access logs begin with this.
+        nonlocal start, end, template
+        if not start <= wall < end:
+            now = int(wall + _ROUNDING)
             template = render(now)
-            second = now
-        return template % int((wall - now) * scale)
+            start = now - _ROUNDING
+            end = start + 1
+        return template % int((wall - start) * scale)
 
     scales = [_scale(digits) for digits in fractions]
 

@@ -460,6 +460,41 @@ def test_json_escapes_hostile_bytes(value: bytes, text: bytes) -> None:
     assert compile_json({"v": "a%REQ(x)%b"})(stream) == b'{"v":"a%bb"}\n' % text[1:-1]
 
 
+def test_lines_of_a_kind_differ_in_the_rest() -> None:
+    """Status, details, route and the like are filled in once for all lines that have them in common."""
+    json_line = compile_json({"a%": "%RESPONSE_CODE%", "b": "%ROUTE_NAME%", "c": "%BYTES_SENT%", "d": "%REQUEST_HEADER(X-REQUEST-ID)%", "e": "100%%"})
+    text_line = Compiler().text("%RESPONSE_CODE% %ROUTE_NAME% %BYTES_SENT% %REQ(X-REQUEST-ID)% 100%% %RESPONSE_CODE_DETAILS%")
+    assert callable(text_line)
+    for status, name, sent, request_id in (
+        (200, "r%d", 1, b"x"),
+        (200, "r%d", 2, b'"%s\\'),
+        (404, "r%d", 2, b"y"),
+        (200, "other", 2, b"y"),
+        (200, "", 2, b"y"),
+    ):
+        stream = Stream(status=status, route=SimpleNamespace(name=name), bytes_sent=sent)
+        stream.request.set(b"x-request-id", request_id)
+        expected = {"a%": status, "b": name or None, "c": sent, "d": request_id.decode(), "e": "100%"}
+        assert json.loads(json_line(stream)) == expected
+        assert text_line(stream) == b"%d %b %d %b 100%% via_upstream" % (status, name.encode() or b"-", sent, request_id)
+
+
+def test_more_kinds_of_lines_than_are_kept() -> None:
+    line = compile_json({"a": "%RESPONSE_CODE%"})
+    for _ in range(2):
+        assert [json.loads(line(Stream(status=status)))["a"] for status in range(400)] == [*range(400)]
+
+
+def test_values_that_come_again_and_those_that_do_not() -> None:
+    line = compile_json({"unique": "%REQ(:PATH)%", "other": "%REQ(USER-AGENT)%"})
+    for text in (b"/plain", b'/"quoted"', b"/\xc3\xa9", b"/\xff", b"/a\\b"):
+        stream = Stream()
+        stream.request.path = text
+        stream.request.set(b"user-agent", text)
+        values = json.loads(line(stream))
+        assert values["unique"] == values["other"] == text.decode("latin-1" if b"\xff" in text else "utf-8")
+
+
 def test_json_layout() -> None:
     fields = {
         "empty": "",
