@@ -104,11 +104,11 @@ def declare(scope: Scope) -> None:
 class Rate:
     """Requests and successes of the running interval; `finish` moves them to the one that is judged."""
 
-    __slots__ = ("judged_success", "judged_total", "success", "success_rate", "total")
+    __slots__ = ("failure", "judged_success", "judged_total", "success", "success_rate")
 
     def __init__(self) -> None:
-        self.total = 0
         self.success = 0
+        self.failure = 0
         self.judged_total = 0
         self.judged_success = 0
         self.success_rate = -1.0  # percent, -1 when there were too few requests
@@ -116,8 +116,13 @@ class Rate:
     def finish(self) -> None:
         """The interval is over."""
         self.judged_total, self.judged_success = self.total, self.success
-        self.total = self.success = 0
+        self.success = self.failure = 0
         self.success_rate = -1.0
+
+    @property
+    def total(self) -> int:
+        """Requests of the running interval."""
+        return self.success + self.failure
 
 
 class Monitor:
@@ -224,14 +229,13 @@ class Detector:
     # -- for the hot path
 
     def result(self, host: Host, status: int) -> None:
-        """A response came; `status` is its code, or the one that its gRPC status maps to."""
+        """HOT: a response came; `status` is its code, or the one that its gRPC status maps to."""
         monitor = host.outlier
-        rate = monitor.external
-        rate.total += 1
         if 500 <= status < 600:
+            monitor.external.failure += 1
             self._failed(monitor, status)
             return
-        rate.success += 1
+        monitor.external.success += 1
         if monitor.failures_5xx:
             monitor.failures_5xx = monitor.failures_gateway = 0
 
@@ -241,7 +245,7 @@ class Detector:
             self.result(host, 504 if kind == "timeout" else 503)
             return
         monitor = host.outlier
-        monitor.local.total += 1
+        monitor.local.failure += 1
         monitor.failures_local += 1
         if monitor.failures_local == self._consecutive_local:
             self._consecutive(monitor, LOCAL_ORIGIN_FAILURE)
@@ -250,7 +254,6 @@ class Detector:
         """A connection for a request is there. For HTTP it only needs to be said when `split` is set; `final`: that is all there is to say (TCP)."""
         if self.split:
             monitor = host.outlier
-            monitor.local.total += 1
             monitor.local.success += 1
             monitor.failures_local = 0
         elif final:
