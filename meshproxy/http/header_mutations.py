@@ -127,11 +127,28 @@ def _single_constant(name: bytes, value: Value, action: int, keep_empty: bool, s
     """The most frequent mutation, one header with a constant value, as one plain function."""
     if not isinstance(value, bytes) or not (value or keep_empty):
         return None
-    if action == OVERWRITE:
-        return lambda stream, head: _overwrite(head, name, value)
-    if action == APPEND and name not in single:
-        return lambda stream, head: head.add(name, value)
+    if action == OVERWRITE or (action == APPEND and name not in single):
+        return _constant((name, value), _overwrite if action == OVERWRITE else _add)
     return None
+
+
+def _constant(pair: tuple[bytes, bytes], otherwise: Callable[[Headers, bytes, bytes], None]) -> Mutation:
+    name, value = pair
+
+    def add_if_new(stream: StreamInfo, head: Headers) -> None:
+        # HOT: messages hardly ever have the header already.
+        index = head._index
+        if index is None or name in index:
+            otherwise(head, name, value)
+        else:
+            index[name] = value
+            head.items.append(pair)
+
+    return add_if_new
+
+
+def _add(head: Headers, name: bytes, value: bytes) -> None:
+    head.add(name, value)
 
 
 class _Mutation:

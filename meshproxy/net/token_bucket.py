@@ -44,6 +44,26 @@ class TokenBucket:
         self._empty_at = now - (available - tokens) / self.fill_rate
         return True
 
+    def taker(self) -> Callable[[], bool]:
+        """`consume` of one token as a function, for hot code: the same comparison in times instead of tokens, which divides nothing."""
+        clock = self._clock
+        interval = 1 / self.fill_rate
+        filling = (self.max_tokens - 1) / self.fill_rate
+        rounding = _ROUNDING / self.fill_rate
+
+        def take() -> bool:
+            # HOT
+            now = clock()
+            empty_at = self._empty_at + interval
+            if empty_at < now - filling:  # noqa: PLR1730  # a call costs more
+                empty_at = now - filling
+            if empty_at - now > rounding:
+                return False
+            self._empty_at = empty_at
+            return True
+
+        return take
+
     def remaining(self) -> float:
         """Tokens that could be taken now."""
         return min(self.max_tokens, (self._clock() - self._empty_at) * self.fill_rate)
@@ -83,6 +103,9 @@ class SharedTokenBucket(TokenBucket):
             return True
         finally:
             cells.unlock(index)
+
+    def taker(self) -> Callable[[], bool]:
+        return self.consume
 
     def remaining(self) -> float:
         return min(self.max_tokens, (self._clock() - self._cells.values[self._index]) * self.fill_rate)

@@ -10,6 +10,7 @@ import pytest
 
 from meshproxy.api import rbac_engine
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
+from meshproxy.http.filter_chain import Chain
 from meshproxy.http.filters import rbac
 from meshproxy.net.address import Address
 from meshproxy.tcp.filters import rbac as network_rbac
@@ -389,3 +390,59 @@ def test_network_url_path_matches_nothing() -> None:
 def test_network_matcher_is_refused() -> None:
     with pytest.raises(ConfigError, match="matcher"):
         network("matcher: {}", network_context())
+
+
+# -- requests that come again
+
+
+@pytest.mark.parametrize(
+    ("permission", "principal", "repeatable"),
+    [
+        ("url_path: {path: {prefix: /a}}", "not_id: {remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}", True),
+        ("and_rules: {rules: [{any: true}, {header: {name: x-a, present_match: true}}]}", "or_ids: {ids: [{any: true}]}", True),
+        ("header: {name: X-Request-Id, present_match: true}", "any: true", False),
+        ("not_rule: {or_rules: {rules: [{destination_port: 80}]}}", "any: true", False),
+        ("any: true", "authenticated: {principal_name: {exact: a}}", False),
+        ("any: true", "and_ids: {ids: [{direct_remote_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}]}", False),
+        ("metadata: {filter: f, path: [{key: k}], value: {string_match: {exact: v}}}", "any: true", False),
+    ],
+)
+def test_what_a_verdict_depends_on(permission: str, principal: str, repeatable: bool) -> None:
+    assert engine(permission, principal).repeatable is repeatable
+
+
+def policies(action: str, prefix: str) -> str:
+    return f"{{action: {action}, policies: {{p: {{permissions: [{{url_path: {{path: {{prefix: {prefix}}}}}}}], principals: [{{any: true}}]}}}}}}"
+
+
+def test_repetition() -> None:
+    ctx = context()
+    filter = rbac.compile(proto(RBAC, f"{{rules: {policies('ALLOW', '/a')}, track_per_rule_stats: true, rules_stat_prefix: x}}"), ctx)
+    chain = Chain([filter])
+    first, second, third = Stream(b"/a/1"), Stream(b"/other"), Stream(b"/other")
+    assert filter.request_headers(first, True) is None
+    (again,) = chain.repetition(first) or ()
+    second.request = third.request = None  # type: ignore[assignment]  # not looked at
+    third.metadata["f"] = {"k": "v"}
+    assert again(second, True) is None
+    assert again(third, True) is None
+    assert second.metadata == first.metadata
+    assert third.metadata == {"f": {"k": "v"}} | first.metadata
+    assert counters(ctx)["http.ing.rbac.x.allowed"] == counters(ctx)["http.ing.rbac.x.policy.p.allowed"] == 3
+
+
+@pytest.mark.parametrize("text", [f"rules: {policies('LOG', '/a')}", f"shadow_rules: {policies('DENY', '/b')}", f"rules: {policies('DENY', '/a')}"])
+def test_no_repetition(text: str) -> None:
+    filter = rbac.compile(proto(RBAC, f"{{{text}}}"), context())
+    assert Chain([filter]).repetition(Stream(b"/a")) is None
+
+
+def test_streams_share_no_metadata_that_changes() -> None:
+    filter = rbac.compile(proto(RBAC, f"{{rules: {policies('ALLOW', '/a')}, shadow_rules: {policies('DENY', '/a')}}}"), context())
+    plain = rbac.compile(proto(RBAC, f"{{rules: {policies('ALLOW', '/a')}}}"), context())
+    first, second = Stream(b"/a"), Stream(b"/a")
+    plain.request_headers(first, True)
+    filter.request_headers(first, True)
+    plain.request_headers(second, True)
+    assert first.metadata[rbac.METADATA]["shadow_engine_result"] == "denied"
+    assert "shadow_engine_result" not in second.metadata[rbac.METADATA]

@@ -86,13 +86,13 @@ class Wildcard:
 class Limiter:
     """The buckets of one configuration, or of one connection under it. Raises ConfigError for buckets that cannot be."""
 
-    __slots__ = ("_always_default", "_default", "_fixed", "_wildcards")
+    __slots__ = ("_always_default", "_fixed", "_wildcards", "default")
 
     def __init__(self, proto: LocalRateLimitProto, make: MakeBucket) -> None:
-        self._default: TokenBucket | None = None
+        self.default: TokenBucket | None = None
         if proto.HasField("token_bucket"):
             with errors.under("token_bucket"):
-                self._default = make(proto.token_bucket, b"default")
+                self.default = make(proto.token_bucket, b"default")
         self._always_default = proto.always_consume_default_token_bucket.value if proto.HasField("always_consume_default_token_bucket") else True
         self._fixed: dict[tuple[Entry, ...], TokenBucket] = {}
         self._wildcards: list[Wildcard] = []
@@ -121,7 +121,7 @@ class Limiter:
             if not bucket.consume(1 if hits is None else hits):
                 return False, bucket
         first = matched[0][0] if matched else None
-        default = self._default
+        default = self.default
         if default is not None and (first is None or self._always_default):
             if not default.consume():
                 return False, default
@@ -172,6 +172,27 @@ class LocalRateLimit(Base):
         self._request_headers = header_mutations.compile_mutation(proto.request_headers_to_add_when_not_enforced, (), "request_headers", request=True)
         self._reply = self._make_reply(())
         self._stats = {name: _scope(proto, context).counter(name) for name in _STATS}
+        default = self._limiter.default
+        if enabled is True and default is not None and not self._has_descriptors and not self._per_connection and not proto.enable_x_ratelimit_headers:
+            self.request_headers = self._only_default(default)  # type: ignore[method-assign]
+            if self._request_headers is None:
+                # See `filter_chain.Chain.repetition`: it takes a token, whatever the request.
+                self.repetition = lambda stream: self.request_headers
+
+    def _only_default(self, bucket: TokenBucket) -> Callable[[Any, bool], Reply | None]:
+        """The hook where all requests take from one bucket."""
+        enabled, ok = self._stats["enabled"], self._stats["ok"]
+        take, refuse = bucket.taker(), self._over
+
+        def request_headers(stream: Any, end_stream: bool) -> Reply | None:
+            # HOT
+            enabled.n += 1
+            if take():
+                ok.n += 1
+                return None
+            return refuse(stream)
+
+        return request_headers
 
     def request_headers(self, stream: Any, end_stream: bool) -> Reply | None:
         enabled = self._enabled
@@ -185,6 +206,11 @@ class LocalRateLimit(Base):
         if allowed:
             stats["ok"].n += 1
             return None
+        return self._over(stream)
+
+    def _over(self, stream: Any) -> Reply | None:
+        """No tokens are left."""
+        stats = self._stats
         stats["rate_limited"].n += 1
         enforced = self._enforced
         if not (enforced if isinstance(enforced, bool) else enforced()):

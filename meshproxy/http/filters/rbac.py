@@ -8,6 +8,7 @@ A route's RBACPerRoute replaces the rules whole (without `rbac`, the filter is o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from meshproxy.api import errors, rbac_engine
@@ -36,6 +37,9 @@ _STATS = ("allowed", "denied")
 _SHADOW_STATS = ("shadow_allowed", "shadow_denied")
 
 
+Hook = Callable[["StreamInfo", bool], Reply | None]
+
+
 class Verdict:
     """What follows when one policy (or none) decides: counters to count, metadata to set, and the reply that ends a denied request."""
 
@@ -45,33 +49,39 @@ class Verdict:
         self.policy = policy
         self.allowed = allowed
         self.counters = counters
-        self.metadata = metadata
+        self.metadata = metadata  # of many streams: never changed
         self.reply = None if allowed else Reply(403, b"RBAC: access denied", details=rbac_engine.response_details(policy))
 
 
 class Rules:
     """An engine with the names that its verdicts go by."""
 
-    __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "_verdicts", "engine")
+    __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "_verdicts", "engine", "hints")
 
     def __init__(self, engine: Engine, scope: Scope, *, key_prefix: str, shadow: bool, per_rule: bool) -> None:
         self.engine = engine
+        self.hints = engine.action == rbac_engine.LOG and not shadow  # verdicts are for the access log
         self._scope = scope
         self._key_prefix = key_prefix
         self._shadow = shadow
         self._per_rule = per_rule
         self._verdicts: dict[str | None, Verdict] = {}
 
-    def decide(self, stream: StreamInfo) -> Verdict:
-        """The verdict on a request, counted."""
+    def verdict(self, stream: StreamInfo) -> Verdict:
+        """The verdict on a request, not yet counted."""
         policy = self.engine.match(stream)
         verdict = self._verdicts.get(policy)
         if verdict is None:
             verdict = self._verdicts[policy] = self._make(policy)
+        return verdict
+
+    def decide(self, stream: StreamInfo) -> Verdict:
+        """The verdict on a request, counted."""
+        verdict = self.verdict(stream)
         for counter in verdict.counters:
             counter.n += 1
-        if self.engine.action == rbac_engine.LOG and not self._shadow:
-            stream.metadata.setdefault(LOG_METADATA, {})["access_log_hint"] = policy is not None
+        if self.hints:
+            stream.metadata.setdefault(LOG_METADATA, {})["access_log_hint"] = verdict.policy is not None
         return verdict
 
     def _make(self, policy: str | None) -> Verdict:
@@ -90,27 +100,63 @@ class Rules:
 class Rbac:
     """The filter. `rules` and `shadow` are None when not configured; `names` are the stat prefixes of both, which routes' rules use as well."""
 
-    __slots__ = ("name", "names", "rules", "shadow")
+    __slots__ = ("name", "names", "request_headers", "rules", "shadow")
 
     def __init__(self, names: tuple[str, str], rules: Rules | None, shadow: Rules | None) -> None:
         self.names = names
         self.rules = rules
         self.shadow = shadow
+        plain = rules is not None and shadow is None and not rules.hints
+        self.request_headers: Hook = self._enforce if plain else self._decide_all
 
-    def request_headers(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
-        shadow = self.shadow
-        metadata = {} if shadow is None else shadow.decide(stream).metadata.copy()
+    def _enforce(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
+        # HOT: rules alone.
+        verdict = self.rules.verdict(stream)  # type: ignore[union-attr]
+        for counter in verdict.counters:
+            counter.n += 1
+        if stream._metadata is None:
+            stream._metadata = {METADATA: verdict.metadata}
+        else:
+            _note(stream, verdict.metadata)
+        return verdict.reply
+
+    def _decide_all(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
         reply = None
+        if self.shadow is not None:
+            _note(stream, self.shadow.decide(stream).metadata)
         if self.rules is not None:
             verdict = self.rules.decide(stream)
             reply = verdict.reply
-            metadata.update(verdict.metadata)
-        everything = stream.metadata
-        if METADATA in everything:
-            everything[METADATA].update(metadata)
-        else:
-            everything[METADATA] = metadata
+            _note(stream, verdict.metadata)
         return reply
+
+    def repetition(self, stream: StreamInfo) -> Hook | None:
+        """See `filter_chain.Chain.repetition`: where the rules look at nothing else, the verdict is known."""
+        if self.rules is None or self.request_headers != self._enforce or not self.rules.engine.repeatable:
+            return None
+        verdict = self.rules.verdict(stream)
+        metadata, reply = verdict.metadata, verdict.reply
+        counter, *others = verdict.counters
+        if reply is not None:
+            return None
+
+        def again(stream: StreamInfo, end_stream: bool) -> None:
+            # HOT
+            counter.n += 1
+            for other in others:
+                other.n += 1
+            if stream._metadata is None:
+                stream._metadata = {METADATA: metadata}
+            else:
+                _note(stream, metadata)
+
+        return again
+
+
+def _note(stream: StreamInfo, metadata: dict[str, str]) -> None:
+    """Add to the stream's metadata of this filter, without changing what other streams may share."""
+    everything = stream.metadata
+    everything[METADATA] = everything.get(METADATA, {}) | metadata
 
 
 class Idle:
