@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
+from meshproxy.api.metadata import metadata_dict, struct_dict
 from meshproxy.http import header_mutations, rate_limits, timeouts
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
 from meshproxy.http.hash_policy import HashPolicy, compile_hash_policy
@@ -254,7 +255,7 @@ class _Compiler:
             route.hash = compile_hash_policy(action.hash_policy, runtime)
         route.mirrors = compile_mirrors(action.request_mirror_policies, self._context) or self._host.mirrors
         lb = action.metadata_match.filter_metadata
-        route.metadata_match = _struct_to_dict(lb[_LB]) if _LB in lb else None
+        route.metadata_match = struct_dict(lb[_LB]) if _LB in lb else None
         self._upgrades(route, action)
         path = compile_path_rewrite(action, self._match, runtime)
         host = compile_host_rewrite(action, runtime)
@@ -315,7 +316,7 @@ class _Compiler:
             route.filter_configs = (*base.filter_configs, overrides)
         lb = cluster.metadata_match.filter_metadata
         if _LB in lb:
-            route.metadata_match = {**(base.metadata_match or {}), **_struct_to_dict(lb[_LB])}
+            route.metadata_match = {**(base.metadata_match or {}), **struct_dict(lb[_LB])}
             route.needs_lb_context = True
         # The cluster's own mutations come first, so that those of the route have the last word, whatever most_specific_header_mutations_wins says.
         own = header_mutations.compile_mutation(cluster.request_headers_to_add, cluster.request_headers_to_remove, "request_headers", request=True)
@@ -430,11 +431,6 @@ def _only(mutate: Any, which: str) -> Finalize:
     return lambda stream: mutate(stream, stream.response)
 
 
-def metadata_dict(proto: Any) -> dict[str, Any]:
-    """`Metadata.filter_metadata` as plain objects."""
-    return {name: _struct_to_dict(struct) for name, struct in proto.filter_metadata.items()}
-
-
 def duration_ms(duration: Any) -> int:
     """A Duration in whole milliseconds, cut off as Envoy does."""
     return int(duration.seconds * 1000 + duration.nanos // 1_000_000)
@@ -442,9 +438,3 @@ def duration_ms(duration: Any) -> int:
 
 def _optional_ms(message: Any, field: str) -> int | None:
     return duration_ms(getattr(message, field)) if message.HasField(field) else None
-
-
-def _struct_to_dict(struct: Any) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict  # large: only where a route has metadata
-
-    return MessageToDict(struct)

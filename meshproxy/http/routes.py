@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import datasource, matchers, runtime
 from meshproxy.api.errors import Collector, under
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.http import (
     filter_overrides,
     hash_policy,
@@ -29,7 +30,7 @@ from meshproxy.http import (
 )
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
 from meshproxy.http.mirror_policy import MirrorPolicy, compile_mirrors
-from meshproxy.http.route import Route, metadata_dict
+from meshproxy.http.route import Route
 from meshproxy.http.virtual_host import VirtualHost
 
 if TYPE_CHECKING:

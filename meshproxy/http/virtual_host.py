@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import Collector, fail, under
 from meshproxy.api.matchers import strip_query
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.http import header_mutations, rate_limits
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
 from meshproxy.http.mirror_policy import MirrorPolicy, compile_mirrors
 from meshproxy.http.retry import RetryPolicy, compile_retry_policy
-from meshproxy.http.route import NO_LIMIT, REDIRECT, Route, compile_route, metadata_dict
+from meshproxy.http.route import NO_LIMIT, REDIRECT, Route, compile_route
 from meshproxy.http.route_index import PathIndex
 from meshproxy.http.route_match import compile_head_test, compile_path_match, compile_stream_test, path_key
 from meshproxy.http.route_replies import https_redirect

@@ -27,7 +27,7 @@ class ConnectionInfo:
         "detected_close",  # how it ended: 'Normal' | 'RemoteReset'
         "direct_local",  # Address the socket has
         "direct_remote",  # Address of the TCP peer
-        "filter_chain_name",
+        "filter_chain",  # net.filter_chain.FilterChain | None, once it was chosen
         "filter_state",  # dict[str, Any] | None, from listener and network filters
         "handshake_end",  # when the TLS handshake was done; 0.0 for none
         "id",  # unique within the process
@@ -56,7 +56,7 @@ class ConnectionInfo:
         self.server_name: str | None = None
         self.application_protocols: tuple[str, ...] = ()
         self.transport_protocol = "raw_buffer"
-        self.filter_chain_name = ""
+        self.filter_chain: Any = None
         self.listener: Any = None
         self.proxy_tlvs: dict[int, bytes] | None = None
         self.metadata: dict[str, dict[str, Any]] | None = None

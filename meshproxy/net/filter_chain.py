@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry
 from meshproxy.api.errors import fail, under
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class FilterChain:
 
     __slots__ = (
         "handshake_timeout",
+        "metadata",
         "name",
         "on_close",
         "on_connection",
@@ -61,6 +63,7 @@ class FilterChain:
 
     def __init__(self, proto: Any, network: NetworkContext, listener_scope: Scope) -> None:
         self.name: str = proto.name
+        self.metadata = metadata_dict(proto.metadata)
         self.handshake_timeout = (
             proto.transport_socket_connect_timeout.ToTimedelta().total_seconds() if proto.HasField("transport_socket_connect_timeout") else 0.0
         )

@@ -16,6 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import Collector
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.net import sockets as net_sockets
 from meshproxy.net.address import Address
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT, ConnectionInfo, next_id
@@ -247,6 +248,11 @@ class Listener:
             elif connection is not None:
                 connection.abort()
 
+    @functools.cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The listener's metadata as plain data."""
+        return metadata_dict(self.proto.metadata)
+
     @property
     def active(self) -> int:
         """Connections open now."""
@@ -403,15 +409,15 @@ class Listener:
 
     def _opened(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> None:
         """Count a connection in. It has a filter chain from now on."""
-        conn.filter_chain_name = chain.name
-        conn.on_closed = functools.partial(self._closed, chain)
+        conn.filter_chain = chain
+        conn.on_closed = self._closed
         self._connections[conn] = transport
         self.stats.opened()
 
-    def _closed(self, chain: FilterChain, conn: ConnectionInfo) -> None:
+    def _closed(self, conn: ConnectionInfo) -> None:
         self._connections.pop(conn, None)
         self.stats.closed((self.context.clock() - conn.start) * 1000)
-        for hook in chain.on_close:
+        for hook in conn.filter_chain.on_close:
             hook(conn)
         if self._logs:
             self._log(conn)

@@ -150,6 +150,10 @@ class _Tls:
         self.checks = common.checks
         self.material = common.material
         self.verifies = common.trusts or bool(common.checks)
+        for item in common.material.certificates:
+            stats.show_certificate("cert", item.inline, item.leaf.not_after)
+        for _, authority in common.material.authorities:
+            stats.show_certificate("ca_cert", common.material.inline_authorities, authority.not_after)
 
     @property
     def certificates(self) -> list[tuple[str, Certificate]]:
@@ -258,7 +262,7 @@ def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:
         fail("ocsp_staple_policy", "OCSP stapling is not supported", UNSUPPORTED)
     if proto.disable_stateful_session_resumption and common.minimum < ssl.TLSVersion.TLSv1_3:
         fail("disable_stateful_session_resumption", "it is only honoured together with tls_minimum_protocol_version TLSv1_3", UNSUPPORTED)
-    tls = DownstreamTls(common, TlsStats(scope), None)  # type: ignore[arg-type]  # set in the next line
+    tls = DownstreamTls(common, TlsStats(scope, server_side=True), None)  # type: ignore[arg-type]  # set in the next line
     with under("common_tls_context"):
         tls.context = _ServerContexts(tls, proto, common).first
     return tls
@@ -274,7 +278,7 @@ def compile_upstream(proto: Any, scope: Scope) -> UpstreamTls:
         common = compile_common(proto.common_tls_context, server_side=False)
     if proto.auto_sni_san_validation and not common.trusts:
         fail("auto_sni_san_validation", "'auto_sni_san_validation' was configured without configuring a trusted CA")
-    return UpstreamTls(proto, common, TlsStats(scope))
+    return UpstreamTls(proto, common, TlsStats(scope, server_side=False))
 
 
 class _ServerContexts:

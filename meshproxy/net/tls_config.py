@@ -44,9 +44,10 @@ INLINE = "<inline>"
 
 @dataclass(slots=True)
 class OwnCertificate:
-    """A certificate chain with its key, as PEM. `names`: lower-case DNS SANs, or the common name when there is none."""
+    """A certificate chain with its key, as PEM. `names`: lower-case DNS SANs, or the common name when there is none. `inline`: its `inline_bytes`, if any."""
 
     path: str
+    inline: bytes
     chain: bytes
     key_path: str
     key: bytes
@@ -58,10 +59,14 @@ class OwnCertificate:
 
 @dataclass(slots=True)
 class Material:
-    """What was read: own certificates, trusted authorities (for /certs: the first of them, with its path), revocation lists."""
+    """What was read: own certificates, trusted authorities (for /certs: the first of them, with its path), revocation lists.
+
+    `inline_authorities`: the `inline_bytes` that the authorities came as, if any.
+    """
 
     certificates: list[OwnCertificate] = field(default_factory=list)
     trusted: bytes = b""
+    inline_authorities: bytes = b""
     authorities: list[tuple[str, Certificate]] = field(default_factory=list)
     crl: bytes = b""
     system_roots: bool = False
@@ -206,7 +211,7 @@ def _read_certificate(proto: Any) -> OwnCertificate:
     if proto.HasField("password"):
         with under("password"):
             password = _read(proto.password).rstrip(b"\r\n")
-    return OwnCertificate(chain_path, chain, _path(proto.private_key), key, password, leaf, key_type, names)
+    return OwnCertificate(chain_path, proto.certificate_chain.inline_bytes, chain, _path(proto.private_key), key, password, leaf, key_type, names)
 
 
 def _common_name(leaf: Certificate) -> tuple[str, ...]:
@@ -219,6 +224,7 @@ def _read_authorities(context: Any, material: Material) -> bool:
     material.system_roots = context.HasField("system_root_certs")
     if context.HasField("trusted_ca"):
         path = _path(context.trusted_ca)
+        material.inline_authorities = context.trusted_ca.inline_bytes
         with under("trusted_ca"):
             material.trusted = _read(context.trusted_ca)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ _COUNTERS = (
     "ocsp_staple_responses",
     "session_reused",
 )
+
+# What Envoy counts of secrets that are discovered; here they come with the configuration.
+_FACTORY = ("downstream_context_secrets_not_ready", "ssl_context_update_by_sds", "upstream_context_secrets_not_ready")
+_SERVER_FACTORY = tuple(f"server_ssl_socket_factory.{name}" for name in _FACTORY)
+_CLIENT_FACTORY = tuple(f"client_ssl_socket_factory.{name}" for name in _FACTORY)
 
 # Reason codes of Envoy's TLS library, for the reasons that occur in practice. Alerts of the peer are 1000 and the number of the alert.
 _LIBRARY = 0x10000000
@@ -84,13 +90,21 @@ class TlsStats:
     no_certificate: Counter
     session_reused: Counter
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, server_side: bool) -> None:
         """`scope`: that of the listener or cluster (`listener.127.0.0.1_443.`, `cluster.foo.`)."""
+        scope.declare("counter", _SERVER_FACTORY if server_side else _CLIENT_FACTORY)
         self._scope = scope.scope("ssl.")
         self._scope.declare("counter", _COUNTERS)
         for name in _COUNTERS:
             setattr(self, name, self._scope.counter(name))
         self._memo: dict[tuple[str, ...], tuple[Counter, ...]] = {}
+
+    def show_certificate(self, kind: str, source: bytes, not_after: int) -> None:
+        """Show when a configured certificate expires, in Unix seconds. `kind`: cert, or ca_cert.
+
+        Certificates that no secret names are called by a hash of their inline bytes; of those from files, which have none, Envoy shows but one.
+        """
+        self._scope.gauge(f"certificate.unnamed_{kind}_{sha256(source).hexdigest()[:8]}.expiration_unix_time_seconds", shared=True).n = not_after
 
     def count_handshake(self, ssl_object: ssl.SSLObject, curve: str, signature: str, *, presented: bool) -> None:
         """Count a completed handshake. `curve` and `signature` (how the peer signed) are "" when they are not known or there was none."""

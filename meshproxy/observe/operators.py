@@ -121,7 +121,7 @@ def _simple() -> dict[str, Value]:
         "TLS_JA4_FINGERPRINT": _text("None"),
         "HOSTNAME": _text(repr(socket.gethostname()), optional=False),
         "LOCAL_REPLY_BODY": Value("bytes", 'getattr(s, "local_reply_body", b"")', False),
-        "FILTER_CHAIN_NAME": _text("(s.connection.filter_chain_name or None)"),
+        "FILTER_CHAIN_NAME": _text("(None if s.connection.filter_chain is None else s.connection.filter_chain.name or None)"),
         "ACCESS_LOG_TYPE": _text("v.access_log_type(s)", optional=False),
         "UNIQUE_ID": _text("v.unique_id()", optional=False),
         "TRACE_ID": _text('getattr(s, "trace_id", None)'),
@@ -384,7 +384,7 @@ _METADATA = {
     "ROUTE": "v.metadata_of(s.route, {})",
     "UPSTREAM_HOST": "v.metadata_of(s.host, {})",
     "LISTENER": "v.metadata_of(s.connection.listener, {})",
-    "LISTENER_FILTER_CHAIN": "v.metadata_of(v.filter_chain(s), {})",
+    "LISTENER_FILTER_CHAIN": "v.metadata_of(s.connection.filter_chain, {})",
     "VIRTUAL_HOST": "v.metadata_of(v.virtual_host(s), {})",
 }
 

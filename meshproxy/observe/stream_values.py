@@ -404,11 +404,6 @@ def virtual_host(s: StreamInfo) -> Any:
     return getattr(s.route, "virtual_host", None)
 
 
-def filter_chain(s: StreamInfo) -> Any:
-    """The connection's filter chain."""
-    return getattr(s.connection, "filter_chain", None)
-
-
 def dig(value: Any, keys: Sequence[str]) -> Any:
     """Follow keys through nested dicts; None when there is no way."""
     for key in keys:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.codec import header_case
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
@@ -60,7 +61,6 @@ class Cluster:
         "_dry_run",
         "_ignores_health_on_removal",
         "_local_locality",
-        "local_zone",
         "_locality_weights",
         "_metadata",
         "_original_dst",
@@ -78,6 +78,7 @@ class Cluster:
         "host_sets",
         "idle_timeout",
         "limits",
+        "local_zone",
         "max_connection_duration",
         "max_requests_per_connection",
         "max_stream_duration",
@@ -242,7 +243,7 @@ class Cluster:
     def metadata(self) -> dict[str, Any]:
         """The cluster's metadata as plain data."""
         if self._metadata is None:
-            self._metadata = hosts.metadata_dict(self.proto.metadata)
+            self._metadata = metadata_dict(self.proto.metadata)
         return self._metadata
 
     def update_endpoints(self, proto: Any) -> bool:

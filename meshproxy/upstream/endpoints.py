@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.address import Address
 from meshproxy.upstream import host as hosts
-from meshproxy.upstream.host import Host, Locality, metadata_dict
+from meshproxy.upstream.host import Host, Locality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.api import errors, matchers
 from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.api.metadata import metadata_dict
 from meshproxy.codec import h1
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.net import dial
 from meshproxy.upstream.health import Outcome, Settings, Target
-from meshproxy.upstream.host import metadata_dict
 from meshproxy.upstream.options import ClusterOptions, compile_options, number
 
 if TYPE_CHECKING:

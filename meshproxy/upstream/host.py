@@ -190,15 +190,6 @@ def _is_canary(metadata: dict[str, Any] | None) -> bool:
     return bool(metadata) and metadata.get("envoy.lb", _NO_METADATA).get("canary") is True  # type: ignore[union-attr]
 
 
-def metadata_dict(message: Any) -> dict[str, Any]:
-    """`envoy.config.core.v3.Metadata` as plain data: filter namespace -> JSON-like dict."""
-    if not message.filter_metadata:
-        return {}
-    from google.protobuf.json_format import MessageToDict  # large: only where there is metadata
-
-    return {name: MessageToDict(struct) for name, struct in message.filter_metadata.items()}
-
-
 class HostSet:
     """The hosts of one priority, by health and by locality. Immutable: changes make a new one.
 

@@ -26,7 +26,7 @@ class Stream(StreamInfo):
 
     def __init__(self, **attributes: Any) -> None:
         self.connection = ConnectionInfo(2, Address("127.0.0.1", 45102), Address("127.0.0.1", 38461), 99.0)
-        self.connection.filter_chain_name = "fc"
+        self.connection.filter_chain = SimpleNamespace(name="fc", metadata={})
         self.remote = Address("1.2.3.4", 0)
         self.protocol = "HTTP/1.1"
         self.request = RequestHead(

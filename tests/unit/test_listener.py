@@ -44,7 +44,7 @@ class Say(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         conn = self.conn
-        transport.write(f"{conn.filter_chain_name} {conn.server_name} {','.join(conn.application_protocols)} {conn.remote} {conn.local}\n".encode())
+        transport.write(f"{conn.filter_chain.name} {conn.server_name} {','.join(conn.application_protocols)} {conn.remote} {conn.local}\n".encode())
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
