@@ -293,7 +293,6 @@ class ServerConnection(asyncio.Protocol):
         if request.version == 10:
             out = b"HTTP/1.0" + out[8:]
         self._out = out
-        stream.response_header_bytes = len(out)
         stream.response_start = manager.clock() if manager.logs_times else 0.0
         if end_stream:
             self.flush()
@@ -308,7 +307,6 @@ class ServerConnection(asyncio.Protocol):
                 self.send_data(body, True)
             return
         out = h1.encode_response_head(head.status, head.items)
-        stream.response_header_bytes = len(out)
         if body:
             out += body
         self.stats.downstream_cx_tx_bytes_total.n += len(out)

@@ -23,6 +23,7 @@ from meshproxy.http.request_head import RequestHeadPreparer
 from meshproxy.http.routes import RouteTable
 from meshproxy.http.stream import Stream
 from meshproxy.observe import access_log, flags
+from meshproxy.upstream import pool
 
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
@@ -103,6 +104,7 @@ class HttpConnectionManager:
         self._replies = local_reply.compile(proto, context)
         self._logs = tuple(self._compile_logs(proto))
         self.logs_times = bool(self._logs)
+        self._connection_class = self._metered_class() if any(log.metered for log in self._logs) else ServerConnection
         self.router: router.Router
         self._filters = self._compile_filters(proto)
         self.routes.insert_original = not self.router.suppress
@@ -149,6 +151,12 @@ class HttpConnectionManager:
                 logs.append(access_log.compile(entry, self.context))
         return logs
 
+    def _metered_class(self) -> type[ServerConnection]:
+        from meshproxy.http.metered import MeteredConnection
+
+        self.context.shared[pool.METERED] = True
+        return MeteredConnection
+
     def compile_chain(self, route: Route | None) -> Chain:
         """The chain for `route`, compiled on its first request and kept."""
         chain = self._build(route)
@@ -184,7 +192,7 @@ class HttpConnectionManager:
 
     def create_protocol(self, info: ConnectionInfo) -> ServerConnection:
         """The protocol of a new downstream connection."""
-        return ServerConnection(self, info)
+        return self._connection_class(self, info)
 
     def connection_opened(self, connection: ServerConnection) -> None:
         """Count it in."""

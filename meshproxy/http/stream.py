@@ -60,7 +60,6 @@ class Stream(StreamInfo):
         "request_end",
         "request_ended",
         "response",
-        "response_header_bytes",
         "response_start",
         "response_started",
         "route",
@@ -101,7 +100,7 @@ class Stream(StreamInfo):
         self.forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
         self.details: str | None = None
         self.status = self.flags = self.attempts = 0
-        self.bytes_received = self.bytes_sent = self.upstream_bytes_sent = self.upstream_bytes_received = self.response_header_bytes = 0
+        self.bytes_received = self.bytes_sent = self.upstream_bytes_sent = self.upstream_bytes_received = 0
         self.request_ended = False  # the downstream has sent everything
         self.response_started = False  # response headers went to the codec
         self.ended = False

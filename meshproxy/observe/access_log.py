@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry
 from meshproxy.api.errors import UNSUPPORTED, fail, under
+from meshproxy.codec import metering
 from meshproxy.observe import access_filters
 from meshproxy.observe.format import DEFAULT, Compiler, Format, compile_substitution_format, default_format
 from meshproxy.observe.sinks import Sink, Sinks
@@ -48,16 +49,18 @@ NOT_SET = "NotSet"
 class AccessLog:
     """A compiled AccessLog: `log(stream)` writes one entry, if the filter lets it.
 
-    `event` says what the entry is for; by default the end of an HTTP stream or TCP connection.
+    `event` says what the entry is for; by default the end of an HTTP stream or TCP connection. `metered`: it shows bytes on the wire that are only counted
+    for logs.
     """
 
-    __slots__ = ("log", "sink")
+    __slots__ = ("log", "metered", "sink")
 
     log: Callable[..., None]
 
-    def __init__(self, render: Format, sink: Sink, accepts: access_filters.Predicate | None, *, typed: bool = False) -> None:
+    def __init__(self, render: Format, sink: Sink, accepts: access_filters.Predicate | None, *, typed: bool = False, metered: bool = False) -> None:
         """`typed`: the format or the filter ask what an entry is for, which few do."""
         self.sink = sink
+        self.metered = metered
         self.log = _typed(render, sink.write, accepts) if typed else _plain(render, sink.write, accepts)
 
     def __repr__(self) -> str:
@@ -99,7 +102,8 @@ def compile(proto: accesslog_pb2.AccessLog, context: Context) -> AccessLog:
     if proto.HasField("filter"):
         with under("filter"):
             accepts = access_filters.compile(proto.filter, context)
-    return AccessLog(render, sink, accepts, typed=b"ACCESS_LOG_TYPE" in proto.typed_config.value or _asks_type(proto.filter))
+    config = proto.typed_config.value
+    return AccessLog(render, sink, accepts, typed=b"ACCESS_LOG_TYPE" in config or _asks_type(proto.filter), metered=metering.METERED(config) is not None)
 
 
 def _asks_type(proto: accesslog_pb2.AccessLogFilter) -> bool:

@@ -72,8 +72,8 @@ def _simple() -> dict[str, Value]:
         "PACKETS_RETRANSMITTED": _number("0"),
         "UPSTREAM_WIRE_BYTES_SENT": _number("s.upstream_bytes_sent"),
         "UPSTREAM_WIRE_BYTES_RECEIVED": _number("s.upstream_bytes_received"),
-        "DOWNSTREAM_WIRE_BYTES_SENT": _number("s.response_header_bytes + s.bytes_sent"),
-        "DOWNSTREAM_WIRE_BYTES_RECEIVED": _number("s.request_header_bytes + s.bytes_received"),
+        "DOWNSTREAM_WIRE_BYTES_SENT": _number("v.downstream_wire_bytes_sent(s)"),
+        "DOWNSTREAM_WIRE_BYTES_RECEIVED": _number("v.downstream_wire_bytes_received(s)"),
         "PROTOCOL": _text("s.protocol", key="s.protocol"),
         "UPSTREAM_PROTOCOL": _text("v.upstream_protocol(s)"),
         "RESPONSE_CODE": _number("s.status", key="s.status"),
@@ -129,10 +129,10 @@ def _simple() -> dict[str, Value]:
         "CUSTOM_FLAGS": _text('getattr(s, "custom_flags", "")', optional=False),
     }
     for form in ("", "DECOMPRESSED_"):
-        table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number('getattr(s, "upstream_header_bytes_sent", 0)')
-        table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number('getattr(s, "upstream_header_bytes_received", 0)')
+        table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number("s.upstream_header_bytes_sent")
+        table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("s.upstream_header_bytes_received")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number("v.response_header_lines_bytes(s)")
-        table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("s.request_header_bytes")
+        table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("v.downstream_header_bytes_received(s)")
     for command, address in _ADDRESSES.items():
         table[f"{command}_ADDRESS"] = _text(f"(None if (a := {address}) is None else a._text or a.text)")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)

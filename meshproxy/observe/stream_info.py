@@ -33,10 +33,10 @@ class StreamInfo:
     termination_details: str | None = None  # connection termination details
     bytes_received: int = 0  # request body bytes (TCP: all bytes)
     bytes_sent: int = 0  # response body bytes (TCP: all bytes)
-    request_header_bytes: int = 0
-    response_header_bytes: int = 0
     upstream_bytes_sent: int = 0  # on the wire, header and body
     upstream_bytes_received: int = 0
+    upstream_header_bytes_sent: int = 0  # both only where a log asks: see codec.metering
+    upstream_header_bytes_received: int = 0
 
     # -- when
     start_wall: float = 0.0

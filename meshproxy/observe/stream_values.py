@@ -184,6 +184,21 @@ def access_log_type(s: Any) -> str:
     return getattr(s, "access_log_type", "NotSet")
 
 
+def downstream_wire_bytes_received(s: Any) -> int:
+    """Everything that came of an HTTP request so far, where the connection is metered; all bytes of a TCP session."""
+    return s.bytes_received if s.protocol is None else getattr(s.codec, "wire_bytes_received", 0)
+
+
+def downstream_wire_bytes_sent(s: Any) -> int:
+    """Everything that was written of an HTTP response so far, where the connection is metered; all bytes of a TCP session."""
+    return s.bytes_sent if s.protocol is None else getattr(s.codec, "wire_bytes_sent", 0)
+
+
+def downstream_header_bytes_received(s: Any) -> int:
+    """What the request's header lines take, as Envoy counts them, where the connection is metered."""
+    return 0 if s.protocol is None else getattr(s.codec, "header_bytes_received", 0)
+
+
 def request_header_map_bytes(s: StreamInfo) -> int:
     """Names and values of the request's headers, pseudo-headers included."""
     r = s.request

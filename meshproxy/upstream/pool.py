@@ -37,6 +37,8 @@ LOCAL_RESET = "local reset"
 REMOTE_RESET = "remote reset"
 REFUSED = "remote refused stream reset"
 
+METERED = "upstream heads are metered"  # in `Context.shared`: a log asks what they take
+
 
 class Http1Connection(asyncio.Protocol):
     """A connection to one upstream host. Serves one request at a time; the sink of its parser."""
@@ -362,11 +364,12 @@ class Pool:
 
     async def _connect(self) -> None:
         context, cluster = self.context, self.cluster
+        make = Http1Connection if self.raw or METERED not in context.shared else self._metered_class()
         started = context.clock()
         try:
             transport, connection = await dial.connect(
                 self.host.address,
-                lambda: Http1Connection(self),
+                lambda: make(self),
                 timeout=cluster.connect_timeout,
                 transport=self.host.transport,
                 options=cluster.dial_options,
@@ -387,6 +390,12 @@ class Pool:
         if cluster.idle_timeout:
             connection.watch_idle(cluster.idle_timeout)
         self.release(connection)
+
+    @staticmethod
+    def _metered_class() -> type[Http1Connection]:
+        from meshproxy.upstream.metered import MeteredConnection
+
+        return MeteredConnection
 
     def _dial_failed(self, error: dial.DialError) -> None:
         self.connecting -= 1

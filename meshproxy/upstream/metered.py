@@ -1,0 +1,49 @@
+"""An upstream connection that counts what the heads of its messages take, for logs that ask (`%UPSTREAM_HEADER_BYTES_SENT%` and its like)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.metering import CountingTransport, HeadMeter, sent_fields
+from meshproxy.upstream.pool import Http1Connection
+
+if TYPE_CHECKING:
+    from meshproxy.upstream.pool import Pool
+
+
+class MeteredConnection(Http1Connection):
+    """Adds to its requests' streams. Tries of a request add up, as in Envoy."""
+
+    __slots__ = ("_meter", "_metered")
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._metered = 0  # `served` when the last request's head was sent
+        self._meter = HeadMeter()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(_MeteredTransport(transport, self))
+
+    def wrote(self, data: bytes) -> None:
+        """The first that is written of a request is its whole head."""
+        if self._metered != self.served:
+            self._metered = self.served
+            self._meter.start()
+            self.request.stream.upstream_header_bytes_sent += sent_fields(data)
+
+    def data_received(self, data: bytes) -> None:
+        if self.request is not None and not self._meter.complete:
+            self.request.stream.upstream_header_bytes_received += self._meter.feed(data)
+        super().data_received(data)
+
+
+class _MeteredTransport(CountingTransport):
+    __slots__ = ("_connection",)
+
+    def __init__(self, transport: Any, connection: MeteredConnection) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.wrote(data)
+        self._transport.write(data)
