@@ -49,7 +49,7 @@ ALLOW, DENY, LOG = range(3)  # envoy.config.rbac.v3.RBAC.Action
 class Engine:
     """Compiled rules. `match(stream_info)` is the name of the first policy that matches, or None.
 
-    `repeatable`: it answers the same for every request with equal head fields (request ids aside) from the same address.
+    `repeatable`: it answers the same for all requests of one connection whose heads are equal but for the request id.
     """
 
     __slots__ = ("action", "match", "policies", "repeatable")
@@ -89,7 +89,7 @@ def _rules_of(rules: RBAC) -> Iterator[Any]:
 
 
 def _repeatable(rule: Any) -> bool:
-    """Whether a permission or principal looks at the client's address and head fields only, request ids excepted."""
+    """Whether a permission or principal looks at the connection and at head fields only, request ids excepted."""
     kind = rule.WhichOneof("identifier" if "identifier" in rule.DESCRIPTOR.oneofs_by_name else "rule")
     value = getattr(rule, kind)
     if kind in ("and_rules", "or_rules"):
@@ -100,7 +100,7 @@ def _repeatable(rule: Any) -> bool:
         return _repeatable(value)
     if kind == "header":
         return bool(value.name.lower() != "x-request-id")
-    return kind in ("any", "url_path", "uri_template", "source_ip", "remote_ip")
+    return kind not in ("metadata", "sourced_metadata", "filter_state")
 
 
 def response_details(policy: str | None) -> str:

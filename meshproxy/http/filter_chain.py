@@ -12,7 +12,7 @@ _NAMES = ("request_headers", "request_data", "request_trailers", "response_heade
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = (*_NAMES, "_filters", "admission")
+    __slots__ = (*_NAMES, "admission")
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -24,30 +24,13 @@ class Chain:
 
     def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
         """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`)."""
-        filters = self._filters = tuple(filters)
+        filters = tuple(filters)
         self.admission = admission
         for name in _NAMES:
             hooks = [hook for filter_ in filters if (hook := getattr(filter_, name, None)) is not None]
             if name.startswith("response"):
                 hooks.reverse()
             setattr(self, name, tuple(hooks))
-
-    def repetition(self, stream: Any) -> tuple[Hook, ...] | None:
-        """The request hooks for requests that differ from `stream`, which has just passed all of them, in nothing but their connection and request id.
-
-        Their client has the same address, and speaks TLS if the first one did. A filter that can tell beforehand what its hook will do for them has a method
-        `repetition(stream)`: it gives a hook that does the same without looking at the request, or None when it cannot. None for the chain: a filter wants
-        to see each request.
-        """
-        hooks = []
-        for filter_ in self._filters:
-            if getattr(filter_, "request_headers", None) is not None:
-                again = getattr(filter_, "repetition", None)
-                hook = None if again is None else again(stream)
-                if hook is None:
-                    return None
-                hooks.append(hook)
-        return tuple(hooks)
 
 
 EMPTY = Chain(())

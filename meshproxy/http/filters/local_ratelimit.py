@@ -175,16 +175,15 @@ class LocalRateLimit(Base):
         default = self._limiter.default
         if enabled is True and default is not None and not self._has_descriptors and not self._per_connection and not proto.enable_x_ratelimit_headers:
             self.request_headers = self._only_default(default)  # type: ignore[method-assign]
-            if self._request_headers is None:
-                # See `filter_chain.Chain.repetition`: it takes a token, whatever the request.
-                self.repetition = lambda stream: self.request_headers
+            if self._request_headers is None:  # it looks at no request
+                self.request_headers_repeated = self.request_headers
 
-    def _only_default(self, bucket: TokenBucket) -> Callable[[Any, bool], Reply | None]:
+    def _only_default(self, bucket: TokenBucket) -> Callable[..., Reply | None]:
         """The hook where all requests take from one bucket."""
         enabled, ok = self._stats["enabled"], self._stats["ok"]
         take, refuse = bucket.taker(), self._over
 
-        def request_headers(stream: Any, end_stream: bool) -> Reply | None:
+        def request_headers(stream: Any, end_stream: bool = True) -> Reply | None:
             # HOT
             enabled.n += 1
             if take():

@@ -9,7 +9,7 @@ A route's RBACPerRoute replaces the rules whole (without `rbac`, the filter is o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, rbac_engine
 from meshproxy.api.errors import UNSUPPORTED
@@ -33,6 +33,7 @@ HONOURS = {
 
 METADATA = "envoy.filters.http.rbac"
 LOG_METADATA = "envoy.common"
+_MAX_KNOWN = 1024
 _STATS = ("allowed", "denied")
 _SHADOW_STATS = ("shadow_allowed", "shadow_denied")
 
@@ -75,6 +76,14 @@ class Rules:
             verdict = self._verdicts[policy] = self._make(policy)
         return verdict
 
+    def only_pass(self) -> Verdict | None:
+        """The verdict on every request that may pass; None when that depends."""
+        engine = self.engine
+        names = [name for name, _ in engine.policies] if engine.action == rbac_engine.ALLOW else [None]
+        if len(names) != 1:
+            return None
+        return self._verdicts.setdefault(names[0], self._make(names[0]))
+
     def decide(self, stream: StreamInfo) -> Verdict:
         """The verdict on a request, counted."""
         verdict = self.verdict(stream)
@@ -98,9 +107,12 @@ class Rules:
 
 
 class Rbac:
-    """The filter. `rules` and `shadow` are None when not configured; `names` are the stat prefixes of both, which routes' rules use as well."""
+    """The filter. `rules` and `shadow` are None when not configured; `names` are the stat prefixes of both, which routes' rules use as well.
 
-    __slots__ = ("name", "names", "request_headers", "rules", "shadow")
+    `request_headers_repeated(stream)` is there where the verdict on a request is that on an equal one of the same connection.
+    """
+
+    __slots__ = ("name", "names", "request_headers", "request_headers_repeated", "rules", "shadow")
 
     def __init__(self, names: tuple[str, str], rules: Rules | None, shadow: Rules | None) -> None:
         self.names = names
@@ -108,6 +120,8 @@ class Rbac:
         self.shadow = shadow
         plain = rules is not None and shadow is None and not rules.hints
         self.request_headers: Hook = self._enforce if plain else self._decide_all
+        if plain and rules is not None and rules.engine.repeatable:
+            self.request_headers_repeated = _repeated(rules)
 
     def _enforce(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
         # HOT: rules alone.
@@ -130,27 +144,45 @@ class Rbac:
             _note(stream, verdict.metadata)
         return reply
 
-    def repetition(self, stream: StreamInfo) -> Hook | None:
-        """See `filter_chain.Chain.repetition`: where the rules look at nothing else, the verdict is known."""
-        if self.rules is None or self.request_headers != self._enforce or not self.rules.engine.repeatable:
-            return None
-        verdict = self.rules.verdict(stream)
-        metadata, reply = verdict.metadata, verdict.reply
-        counter, *others = verdict.counters
-        if reply is not None:
-            return None
 
-        def again(stream: StreamInfo, end_stream: bool) -> None:
-            # HOT
+def _repeated(rules: Rules) -> Callable[[StreamInfo], Reply | None]:
+    """The hook for a request like one that has passed, without looking at it."""
+    verdict = rules.only_pass()
+    if verdict is None:
+        return _repeated_by_plan(rules)
+    metadata = verdict.metadata
+    counter, *others = verdict.counters
+
+    def repeated(stream: StreamInfo) -> None:
+        # HOT
+        counter.n += 1
+        for other in others:
+            other.n += 1
+        if stream._metadata is None:
+            stream._metadata = {METADATA: metadata}
+        else:
+            _note(stream, metadata)
+
+    return repeated
+
+
+def _repeated_by_plan(rules: Rules) -> Callable[[StreamInfo], Reply | None]:
+    """The same where several policies may have let it pass: which one did is remembered for each plan (http.plan) on each connection."""
+    known: dict[tuple[Any, int], Verdict] = {}
+
+    def repeated(stream: Any) -> Reply | None:
+        key = stream.plan, stream.connection.id
+        verdict = known.get(key)
+        if verdict is None:
+            if len(known) >= _MAX_KNOWN:
+                known.clear()
+            verdict = known[key] = rules.verdict(stream)
+        for counter in verdict.counters:
             counter.n += 1
-            for other in others:
-                other.n += 1
-            if stream._metadata is None:
-                stream._metadata = {METADATA: metadata}
-            else:
-                _note(stream, metadata)
+        _note(stream, verdict.metadata)
+        return verdict.reply
 
-        return again
+    return repeated
 
 
 def _note(stream: StreamInfo, metadata: dict[str, str]) -> None:
