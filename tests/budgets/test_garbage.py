@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -21,6 +20,7 @@ from meshproxy.net.listener import Listener
 
 FEW, MANY = 200, 1200
 CEILING = 0.05  # objects per request; a few of a whole burst come from elsewhere
+ROUNDS = 6  # at most; what a timer of the worker made during one burst, it does not make during all of them
 
 
 def data_plane(spec: Spec, backend_port: int, folder) -> tuple[Listener, int]:
@@ -46,30 +46,44 @@ async def send(port: int, what: load.Load, requests: int) -> None:
     assert json.loads(output)["requests"] == requests
 
 
+async def leftovers(port: int, what: load.Load, requests: int) -> tuple[int, int]:
+    """What so many requests leave: objects in cycles, and objects that are still there."""
+    gc.collect()
+    gc.disable()
+    alive = len(gc.get_objects())
+    await send(port, what, requests)
+    cycles = gc.collect()
+    gc.enable()
+    return cycles, len(gc.get_objects()) - alive
+
+
+async def leftovers_of_a_request(port: int, what: load.Load) -> tuple[float, float]:
+    """The same of one request: the least of some rounds, as only what every request leaves is in each of them."""
+    cycles = kept = float("inf")
+    for _ in range(ROUNDS):
+        few, many = await leftovers(port, what, FEW), await leftovers(port, what, MANY)
+        cycles = min(cycles, (many[0] - few[0]) / (MANY - FEW))
+        kept = min(kept, (many[1] - few[1]) / (MANY - FEW))
+        if cycles <= CEILING and kept <= CEILING:
+            break
+    return cycles, kept
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("base", "what"), [("minimal", load.MINIMAL), ("mesh", load.ELEVEN), ("mesh", load.VARYING)], ids=["minimal", "mesh", "varying"])
 def test_requests_leave_no_cycles(base, what, backend, tmp_path):
-    async def garbage() -> SimpleNamespace:
+    async def measure() -> tuple[float, float]:
         listener, port = data_plane(Spec(base), backend.port, tmp_path)
         await listener.start()
         await send(port, what, FEW)
-        found = []
-        for requests in (FEW, MANY):
-            gc.collect()
-            gc.disable()
-            alive = len(gc.get_objects())
-            await send(port, what, requests)
-            cycles = gc.collect()
-            gc.enable()
-            found.append((cycles, len(gc.get_objects()) - alive))
+        found = await leftovers_of_a_request(port, what)
         listener.close()
         listener.context.clusters.close()
         await asyncio.sleep(0)
-        (few, kept_few), (many, kept_many) = found
-        return SimpleNamespace(cycles=(many - few) / (MANY - FEW), kept=(kept_many - kept_few) / (MANY - FEW))
+        return found
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(garbage())
-    print(f"per request: {found.cycles:.3f} unreachable objects, {found.kept:.3f} objects kept")
-    assert found.cycles <= CEILING
-    assert found.kept <= CEILING
+        cycles, kept = runner.run(measure())
+    print(f"per request: {cycles:.3f} unreachable objects, {kept:.3f} objects kept")
+    assert cycles <= CEILING
+    assert kept <= CEILING
