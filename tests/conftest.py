@@ -5,6 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast an example runs says something about the machine, not about us.
+settings.register_profile("meshproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshproxy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
-START_LIMIT = 20.0  # seconds; generous, because the machine may be busy
+PATIENCE = 30.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 ADMIN = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\n"
 
 
-def wait_until(condition, limit: float = START_LIMIT, pause: float = 0.005):
+def wait_until(condition, limit: float = PATIENCE, pause: float = 0.005):
     """The condition's first true value. Asks again and again: processes announce nothing."""
     deadline = time.monotonic() + limit
     while True:
@@ -105,7 +105,7 @@ class Proxy:
     def admin(self, method: str, target: str) -> tuple[int, str]:
         """Status and body."""
         host, _, port = self.address_file.read_text().rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
         try:
             connection.request(method, target)
             response = connection.getresponse()
@@ -129,7 +129,7 @@ class Proxy:
         """Process ids of the workers."""
         return children(self.process.pid)
 
-    def wait_exit(self, limit: float = 10.0) -> int:
+    def wait_exit(self, limit: float = PATIENCE) -> int:
         """The exit status."""
         return self.process.wait(limit)
 
@@ -158,7 +158,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def get(port: int, path: str = "/", timeout: float = 5.0) -> tuple[int, str]:
+def get(port: int, path: str = "/", timeout: float = PATIENCE) -> tuple[int, str]:
     """One request on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
@@ -188,7 +188,7 @@ class Upstream:
 
             def do_GET(self) -> None:
                 upstream.arrived.release()
-                upstream.release.wait(10)
+                upstream.release.wait(2 * PATIENCE)
                 self.send_response(200)
                 self.send_header("content-length", "4")
                 self.end_headers()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.proxy import ADMIN, HELLO, Proxy, cluster, get, listener, wait_until
+from tests.e2e.proxy import ADMIN, HELLO, PATIENCE, Proxy, cluster, get, listener, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy]
 _BESIDE = Path(sys.executable).parent / "envoy"
@@ -44,7 +44,7 @@ def both(tmp_path_factory):
 def exchange(proxy, method, target):
     """Status, headers and body."""
     host, _, port = proxy.address_file.read_text().rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
     connection.request(method, target)
     response = connection.getresponse()
     body = response.read().decode()
@@ -208,11 +208,11 @@ def test_head_has_no_body(both):
 def test_form_values_change_the_runtime(both):
     for proxy in both:
         host, _, port = proxy.address_file.read_text().rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
         connection.request("POST", "/runtime_modify", "form.key=9&other=a%20b", {"content-type": "application/x-www-form-urlencoded"})
         assert connection.getresponse().read() == b"OK\n"
         connection.close()
-        wait_until(lambda proxy=proxy: "form.key" in proxy.admin("GET", "/runtime")[1], 2)
+        wait_until(lambda proxy=proxy: "form.key" in proxy.admin("GET", "/runtime")[1])
         proxy.admin("POST", "/runtime_modify?form.key=&other=")
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.e2e.proxy import ADMIN, HELLO, ROOT, Proxy, listener, refused
+from tests.e2e.proxy import ADMIN, HELLO, PATIENCE, ROOT, Proxy, listener, refused
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ def run(*arguments, config=None, folder=None):
         path = folder / "config.yaml"
         path.write_text(config)
         arguments = ("-c", str(path), *arguments)
-    done = subprocess.run([sys.executable, "-m", "meshproxy", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-m", "meshproxy", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

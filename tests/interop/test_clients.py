@@ -5,25 +5,17 @@ from __future__ import annotations
 import asyncio
 import http.client
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.proxy import ADMIN, HELLO, Proxy, cluster, listener
+from tests.e2e.proxy import ADMIN, HELLO, PATIENCE, Proxy, cluster, listener
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def config(port: int, routes: str, *, clusters: str = "", extra: str = "") -> str:
+def config(routes: str, *, clusters: str = "", extra: str = "") -> str:
     """A bootstrap with one listener."""
-    text = listener(port, routes)
+    text = listener(0, routes)
     if extra:
         text = text.replace("          stat_prefix: l1\n", f"          stat_prefix: l1\n          {extra}\n")
     return f"{ADMIN}static_resources:\n  listeners:{text}  clusters:{clusters or ' []'}\n"
@@ -32,25 +24,25 @@ def config(port: int, routes: str, *, clusters: str = "", extra: str = "") -> st
 @pytest.fixture
 def hello(tmp_path: Path):
     """A proxy that answers everything with `hello`; its port."""
-    port = free_port()
-    with Proxy(tmp_path, config(port, HELLO), "--concurrency", "1"):
-        yield port
+    with Proxy(tmp_path, config(HELLO), "--concurrency", "1") as proxy:
+        yield proxy.port()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_reuses_its_connection_and_sees_head_and_http_10(hello: int):
     url = f"http://127.0.0.1:{hello}/"
-    out = subprocess.run(["curl", "-sv", url, url], capture_output=True, text=True, timeout=20, check=True)
+    out = subprocess.run(["curl", "-sv", url, url], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert out.stdout == "hellohello"
     assert "Re-using existing connection" in out.stderr
-    head = subprocess.run(["curl", "-sI", url], capture_output=True, text=True, timeout=20, check=True).stdout
-    assert head.startswith("HTTP/1.1 200 OK") and "content-length: 5" in head
-    old = subprocess.run(["curl", "-s0", "-o", "/dev/null", "-w", "%{http_code}", url], capture_output=True, text=True, timeout=20, check=True)
+    head = subprocess.run(["curl", "-sI", url], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    assert head.startswith("HTTP/1.1 200 OK")
+    assert "content-length: 5" in head
+    old = subprocess.run(["curl", "-s0", "-o", "/dev/null", "-w", "%{http_code}", url], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert old.stdout == "426"
 
 
 def test_http_client_stays_on_one_connection(hello: int):
-    connection = http.client.HTTPConnection("127.0.0.1", hello, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", hello, timeout=PATIENCE)
     for number in range(3):
         connection.request("GET", f"/{number}")
         sock = connection.sock
@@ -71,13 +63,11 @@ def test_websockets_through_the_proxy(tmp_path: Path):
     async def run() -> list[object]:
         async with server_module.serve(echo, "127.0.0.1", 0) as server:
             upstream = server.sockets[0].getsockname()[1]
-            port = free_port()
-            text = config(
-                port, "{match: {prefix: /}, route: {cluster: c}}", clusters=cluster("c", upstream), extra="upgrade_configs: [{upgrade_type: websocket}]"
-            )
+            text = config("{match: {prefix: /}, route: {cluster: c}}", clusters=cluster("c", upstream), extra="upgrade_configs: [{upgrade_type: websocket}]")
             loop = asyncio.get_running_loop()
             proxy = await loop.run_in_executor(None, lambda: Proxy(tmp_path, text, "--concurrency", "1"))
             with proxy:
+                port = await loop.run_in_executor(None, proxy.port)
                 async with websockets.connect(f"ws://127.0.0.1:{port}/chat", proxy=None) as client:
                     answers = []
                     for message in ("short", b"\x00\x01", "x" * 200_000):
@@ -96,24 +86,24 @@ def test_openssl_s_client_speaks_tls_13(tmp_path: Path):
         + ["-keyout", str(key), "-out", str(cert), "-days", "2"],
         check=True,
         capture_output=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
-    port = free_port()
     tls = (
         "      transport_socket:\n        name: tls\n        typed_config:\n"
         '          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n'
         f"          common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: {cert}}}, private_key: {{filename: {key}}}}}]}}\n"
     )
-    text = config(port, HELLO)
+    text = config(HELLO)
     text = text.replace("  clusters:", tls + "  clusters:", 1)
     request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    with Proxy(tmp_path, text, "--concurrency", "1"):
+    with Proxy(tmp_path, text, "--concurrency", "1") as proxy:
         out = subprocess.run(
-            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-servername", "localhost", "-ign_eof", "-tls1_3"],
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{proxy.port()}", "-servername", "localhost", "-ign_eof", "-tls1_3"],
             input=request,
             capture_output=True,
-            timeout=20,
+            timeout=PATIENCE,
             check=False,
         )
-    assert b"HTTP/1.1 200 OK" in out.stdout and b"\r\n\r\nhello" in out.stdout
+    assert b"HTTP/1.1 200 OK" in out.stdout
+    assert b"\r\n\r\nhello" in out.stdout
     assert b"TLSv1.3" in out.stdout

@@ -49,28 +49,28 @@ def load_and_check(text: str | bytes) -> None:
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_garbage(text):
     with contextlib.suppress(ConfigError):
         load_and_check(text)
 
 
 @given(DOCUMENTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_document(value):
     with contextlib.suppress(ConfigError):
         load_and_check(json.dumps(value))
 
 
 @given(st.lists(st.tuples(NAMES, DOCUMENTS), max_size=4), st.sampled_from(["clusters", "listeners"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_resource(fields, kind):
     with contextlib.suppress(ConfigError):
         load_and_check(json.dumps({"static_resources": {kind: [dict(fields)]}}))
 
 
 @given(TYPES, st.binary(max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_binary_extension(url, value):
     message = Bootstrap()
     filter_chain = message.static_resources.listeners.add().filter_chains.add()
@@ -81,7 +81,7 @@ def test_any_binary_extension(url, value):
 
 
 @given(st.binary(max_size=80))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_binary_bootstrap(data):
     with contextlib.suppress(ConfigError):
         message = bootstrap.from_binary(data)
@@ -97,14 +97,14 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=4), JSON, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_json_text_gives_the_value_back(value):
     assert document.parse(json.dumps(value)) == value
     assert document.parse(json.dumps(value, ensure_ascii=False), json_only=True) == value
 
 
 @given(st.dictionaries(st.text(max_size=4), JSON, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_structs_convert_like_json_format(value):
     wanted = json_format.ParseDict({"filter_metadata": {"x": value}}, Metadata())
     assert convert.to_message({"filter_metadata": {"x": value}}, Metadata) == wanted
@@ -112,7 +112,7 @@ def test_structs_convert_like_json_format(value):
 
 
 @given(st.text(max_size=80))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_name_loads_anything_outside_the_api(name):
     descriptor = messages.descriptor(name)
     assert descriptor is None or descriptor.full_name == name

@@ -195,7 +195,7 @@ def slow_ring(cluster: Cluster, size: int) -> list[tuple[int, str]]:
     return sorted((xxh64_intdigest(f"{host.address.text}_{point}".encode()), host.address.text) for host in cluster.hosts for point in range(each))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 30), st.integers(1, 200), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50))
 def test_ring_is_the_next_point(count: int, size: int, hashes: list[int]):
     cluster = up.cluster(up.static(up.group(*up.addresses(count)), lb_policy="RING_HASH", ring_hash_lb_config={"minimum_ring_size": size}))
@@ -205,7 +205,7 @@ def test_ring_is_the_next_point(count: int, size: int, hashes: list[int]):
         assert cluster.pick(LbContext(value)).address.text == expected
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(2, 20), st.integers(0, 2**64 - 1))
 def test_a_lost_host_moves_only_its_own_keys(count: int, seed: int):
     def ring(many: int) -> Cluster:
@@ -238,7 +238,7 @@ def slow_maglev(keys: list[str], size: int) -> list[str]:
                 return entry  # type: ignore[return-value]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 12), st.sampled_from([2, 31, 101, 251]))
 def test_maglev_is_the_paper(count: int, size: int):
     addresses = up.addresses(count)
@@ -260,7 +260,7 @@ def test_murmur_known_values():
 # -- everybody
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "RING_HASH", "MAGLEV"]), shape)
 def test_only_what_may_be_picked_is_picked(policy: str, shapes):
     statuses = ("HEALTHY", "DEGRADED", "UNHEALTHY", "DRAINING")

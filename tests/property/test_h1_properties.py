@@ -71,7 +71,7 @@ LINE = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -87,7 +87,7 @@ def test_garbage_is_refused_or_understood_alike_however_it_is_cut(data: bytes, c
     assert without_partial_data(run(RequestParser, data, cuts)) == without_partial_data(run(RequestParser, data, []))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.binary(max_size=200),

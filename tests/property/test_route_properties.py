@@ -15,7 +15,7 @@ from meshproxy.http.route_match import EXACT, OTHER, PREFIX
 from meshproxy.http.weighted_clusters import parse_uint64
 from tests.unit.route_help import cluster_of, table, to
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 PATH = st.text("/ab;", min_size=0, max_size=6).map(lambda text: "/" + text)
 
 

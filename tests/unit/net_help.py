@@ -28,6 +28,7 @@ from meshproxy.observe.stats import Store
 from meshproxy.upstream.cluster_manager import ClusterManager
 from tests.unit.filter_help import proto
 
+PATIENCE = 30.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 NOW = dt.datetime.now(dt.UTC)
 TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 DOWNSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
@@ -43,7 +44,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     async def whole() -> None:
         try:
-            await asyncio.wait_for(main(), 20)
+            await asyncio.wait_for(main(), 2 * PATIENCE)
         finally:
             for writer in _opened:
                 writer.close()
@@ -176,10 +177,11 @@ def client_context(certificate: str | None = None, alpn: tuple[str, ...] = ()) -
     return context
 
 
-def context(runtime: dict[str, str] | None = None, *, seed: int = 1) -> Context:
+def context(runtime: dict[str, str] | None = None, *, seed: int = 1, clock: Callable[[], float] | None = None) -> Context:
     """A worker's context on the running loop."""
     loop = asyncio.get_running_loop()
-    made = Context(loop=loop, stats=Store(), timers=Timers(loop, loop.time), clock=loop.time, random=random.Random(seed))
+    clock = clock or loop.time
+    made = Context(loop=loop, stats=Store(), timers=Timers(loop, clock), clock=clock, random=random.Random(seed))
     made.runtime = Runtime([Layer("static", {key: parse_entry(value) for key, value in (runtime or {}).items()})])
     made.drain = Drain(made.clock, made.random)
     made.clusters = ClusterManager(made)
@@ -197,7 +199,7 @@ def tcp_proxy(**fields: Any) -> dict[str, Any]:
 def add_cluster(made: Context, *ports: int, name: str = "c", **fields: Any) -> None:
     """A static cluster with these ports of 127.0.0.1."""
     hosts = [{"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}} for port in ports]
-    document = {"name": name, "connect_timeout": "2s", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": hosts}]}, **fields}
+    document = {"name": name, "connect_timeout": "30s", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": hosts}]}, **fields}
     made.clusters.add(message("envoy.config.cluster.v3.Cluster", document))
 
 
@@ -267,7 +269,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that must happen soon."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -35,7 +35,7 @@ class End:
     async def wait_messages(self, count):
         while len(self.messages) < count:
             self.arrived.clear()
-            await asyncio.wait_for(self.arrived.wait(), 5)
+            await asyncio.wait_for(self.arrived.wait(), 30)
         return self.messages
 
 
@@ -75,7 +75,7 @@ async def test_descriptors_travel_with_their_frame_even_behind_a_full_buffer(end
 
 async def test_requests_are_answered_by_id(ends):
     left, _ = ends
-    answers = await asyncio.gather(*(left.channel.request(Kind.COLLECT, b"q%d" % n, timeout=5) for n in range(20)))
+    answers = await asyncio.gather(*(left.channel.request(Kind.COLLECT, b"q%d" % n, timeout=30) for n in range(20)))
     assert answers == [b"Q%d" % n for n in range(20)]
 
 
@@ -88,13 +88,13 @@ async def test_a_request_that_nobody_answers_times_out(ends):
 
 async def test_a_peer_that_goes_ends_requests_and_is_reported_once(ends):
     left, right = ends
-    request = asyncio.ensure_future(right.channel.request(Kind.COLLECT, timeout=5))
+    request = asyncio.ensure_future(right.channel.request(Kind.COLLECT, timeout=30))
     await left.wait_messages(1)
     left.channel.close()
     with pytest.raises(ChannelClosed):
         await request
     with pytest.raises(ChannelClosed):
-        await right.channel.request(Kind.COLLECT, timeout=5)
+        await right.channel.request(Kind.COLLECT, timeout=30)
     right.channel.send(Kind.DRAIN)
     assert (left.closed, right.closed) == (1, 1)
 
@@ -104,7 +104,7 @@ async def test_back_pressure_shows_when_the_peer_does_not_read(ends):
     assert left.channel.writable
     while left.channel.writable:
         left.channel.send(Kind.ENDPOINTS, b"x" * 500_000)
-    await asyncio.wait_for(left.channel.wait_drained(), 5)
+    await asyncio.wait_for(left.channel.wait_drained(), 30)
     assert left.channel.writable
     assert right.messages
 
@@ -119,7 +119,7 @@ async def test_a_malformed_frame_closes_the_channel():
     left, right = channel.pair()
     end = End(right)
     left.send(b"\xff" * 8)
-    await asyncio.wait_for(end.arrived.wait(), 5)
+    await asyncio.wait_for(end.arrived.wait(), 30)
     assert end.closed == 1
     left.close()
 

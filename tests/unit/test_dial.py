@@ -10,7 +10,7 @@ import pytest
 from meshproxy.net import dial, tls
 from meshproxy.net.address import Address
 from meshproxy.observe.stats import Store
-from tests.unit.net_help import Echo, free_port, message, pki, run, serve, upstream_tls
+from tests.unit.net_help import PATIENCE, Echo, free_port, message, pki, run, serve, upstream_tls
 
 UPSTREAM = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 
@@ -51,7 +51,7 @@ def test_plain():
     async def main():
         server, port = await serve()
         address = Address("127.0.0.1", port)
-        transport, client = await dial.connect(address, Client, timeout=2)
+        transport, client = await dial.connect(address, Client, timeout=PATIENCE)
         client.transport.write(b"hi")
         assert await client.data == b"hi"
         info = dial.describe(transport, address)
@@ -69,11 +69,11 @@ def test_unix_socket(tmp_path):
     async def main():
         path = str(tmp_path / "x.sock")
         server = await asyncio.get_running_loop().create_unix_server(Echo, path)
-        transport, client = await dial.connect(Address.pipe(path), Client, timeout=2)
+        transport, client = await dial.connect(Address.pipe(path), Client, timeout=PATIENCE)
         transport.write(b"hi")
         assert await client.data == b"hi"
         transport.abort()
-        sock = await dial.connect_socket(Address.pipe(path), timeout=2)
+        sock = await dial.connect_socket(Address.pipe(path), timeout=PATIENCE)
         sock.close()
         server.close()
         error = await fails(Address.pipe(str(tmp_path / "nope")))
@@ -88,7 +88,7 @@ def test_refused():
         error = await fails(address)
         assert (error.reason, error.failure) == ("connect_failure", "delayed connect error: Connection refused")
         with pytest.raises(dial.DialError, match="Connection refused"):
-            await dial.connect_socket(address, timeout=2)
+            await dial.connect_socket(address, timeout=PATIENCE)
 
     run(main)
 
@@ -113,7 +113,7 @@ def test_tls():
         server, port = await serve(ssl=server_context())
         client_tls, store = upstream(sni="server.example.com")
         address = Address("127.0.0.1", port)
-        transport, client = await dial.connect(address, Client, timeout=2, transport=client_tls)
+        transport, client = await dial.connect(address, Client, timeout=PATIENCE, transport=client_tls)
         transport.write(b"hi")
         assert await client.data == b"hi"
         info = dial.describe(transport, address)
@@ -130,7 +130,7 @@ def test_tls():
 def test_tls_without_server_name():
     async def main():
         server, port = await serve(ssl=server_context())
-        transport, _ = await dial.connect(Address("127.0.0.1", port), Client, timeout=2, transport=upstream()[0])
+        transport, _ = await dial.connect(Address("127.0.0.1", port), Client, timeout=PATIENCE, transport=upstream()[0])
         transport.abort()
         server.close()
 
@@ -150,7 +150,7 @@ def test_rejected_peer_gets_no_byte():
                 transport.write(b"secret")
 
         with pytest.raises(dial.DialError) as caught:
-            await dial.connect(Address("127.0.0.1", port), Eager, timeout=2, transport=client_tls)
+            await dial.connect(Address("127.0.0.1", port), Eager, timeout=PATIENCE, transport=client_tls)
         assert caught.value.reason == "tls"
         assert "SAN matcher" in caught.value.failure
         assert not made

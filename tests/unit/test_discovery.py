@@ -14,7 +14,7 @@ from tests.unit import upstream_help as up
 
 
 class Names:
-    """A resolver: the answers of each name in turn, the last one for ever. An exception is raised."""
+    """A resolver: the answers of each name in turn, the last one for ever. An exception is raised; an event is awaited before the next answer."""
 
     def __init__(self, **answers: list) -> None:
         self.answers = answers
@@ -24,6 +24,9 @@ class Names:
         self.asked.append(name)
         answers = self.answers[name]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+            return await self(name)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -122,13 +125,15 @@ async def test_a_failure_keeps_the_hosts_and_an_empty_answer_removes_them():
 
 
 async def test_logical_dns_keeps_its_one_host():
-    names = Names(a=[["10.0.0.1", "10.0.0.2"], ["10.0.0.3"], []])
+    seen = asyncio.Event()
+    names = Names(a=[["10.0.0.1", "10.0.0.2"], seen, ["10.0.0.3"], []])
     async with Rig(names, dns(up.group("a:80"), kind="LOGICAL_DNS")) as rig:
         await rig.until("update_success", 1)
         cluster = rig.worker.get("c")
         host = cluster.hosts[0]
         assert host.address.text == "10.0.0.1:80"
         host.pools = pools = {}
+        seen.set()
         await rig.until("update_failure", 1)
         assert cluster.hosts == [host]
         assert host.address.text == "10.0.0.3:80"
@@ -137,13 +142,13 @@ async def test_logical_dns_keeps_its_one_host():
 
 async def test_a_failing_name_does_not_hold_up_the_start():
     async with Rig(Names(a=[OSError("no resolver")]), dns(up.group("a:80"))) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 5)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
         assert rig.hosts() == []
 
 
 async def test_wait_for_warm_on_init_false():
     async with Rig(Names(a=[["10.0.0.1"]]), dns(up.group("a:80"), wait_for_warm_on_init=False)) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 5)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
 
 
 async def test_health_checks_follow_names():
@@ -154,7 +159,7 @@ async def test_health_checks_follow_names():
     port = server.sockets[0].getsockname()[1]
     check = {"timeout": "1s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {}}
     async with Rig(Names(a=[["127.0.0.1", "127.0.0.77"]]), dns(up.group(f"a:{port}"), health_checks=[check])) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 5)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
         cluster = rig.worker.get("c")
         assert [host.healthy for host in cluster.hosts] == [True, False]
         assert rig.stat("health_check.healthy") == 1

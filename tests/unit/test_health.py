@@ -14,7 +14,7 @@ from meshproxy.upstream.health import Checker, Outcome, Session, Settings
 from meshproxy.upstream.health_probe import contains
 from tests.unit import upstream_help as up
 
-CHECK = {"timeout": "1s", "interval": "5s", "unhealthy_threshold": 3, "healthy_threshold": 2, "http_health_check": {"path": "/healthz"}}
+CHECK = {"timeout": "30s", "interval": "5s", "unhealthy_threshold": 3, "healthy_threshold": 2, "http_health_check": {"path": "/healthz"}}
 
 
 def settings(**more) -> Settings:
@@ -147,7 +147,7 @@ async def check_once(check: dict, *servers: Server, **fields) -> tuple[Checker, 
     reported: dict[str, int] = {}
     checker = Checker(proto, ctx, ctx.stats.scope("cluster.c."), reported.update)
     checker.update(proto.load_assignment)
-    await asyncio.wait_for(checker.wait_first_round(), 5)
+    await asyncio.wait_for(checker.wait_first_round(), 30)
     return checker, reported, ctx
 
 
@@ -188,7 +188,7 @@ async def test_connection_is_kept_for_the_next_check():
     ],
 )
 async def test_answers(answer, flags):
-    check = {**CHECK, "timeout": "0.1s", "http_health_check": {"path": "/", "expected_statuses": [{"start": 200, "end": 205}]}}
+    check = {**CHECK, "timeout": "30s" if flags is not None else "0.1s", "http_health_check": {"path": "/", "expected_statuses": [{"start": 200, "end": 205}]}}
     async with Server(answer) as server:
         checker, _, _ = await check_once(check, server)
         got = checker.flags()[server.address]
@@ -246,7 +246,7 @@ async def test_tcp_checks():
         assert reported == {server.address: 0}
     talk = {"tcp_health_check": {"send": {"text": b"PING".hex()}, "receive": [{"text": b"PO".hex()}, {"text": b"G".hex()}]}}
     async with Server(b"+PONG", http=False) as good, Server(b"+ERR", http=False) as bad:
-        checker, _, _ = await check_once({"timeout": "0.1s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, **talk}, good, bad)
+        checker, _, _ = await check_once({"timeout": "0.5s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, **talk}, good, bad)
         got = checker.flags()
         checker.close()
         assert got == {good.address: 0, bad.address: hosts.FAILED_ACTIVE_HC | hosts.ACTIVE_HC_TIMEOUT}
@@ -266,9 +266,11 @@ async def test_hosts_come_and_go():
 
 async def test_next_success_is_reported_on_request():
     async with Server(*[OK] * 50) as server:
-        checker, reported, _ = await check_once({**CHECK, "no_traffic_interval": "0.001s"}, server)
+        checker, reported, ctx = await check_once({**CHECK, "no_traffic_interval": "0.001s"}, server)
         reported.clear()
-        await asyncio.sleep(0.01)
+        done = ctx.stats.value("cluster.c.health_check.success") + 3
+        while ctx.stats.value("cluster.c.health_check.success") < done:
+            await asyncio.sleep(0.001)
         assert not reported
         checker.report_next_success(server.address)
         while not reported:

@@ -440,8 +440,7 @@ def test_slow_bytes(filters):
         for byte in b"GET / HTTP/1.1":
             writer.write(bytes((byte,)))
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        assert value(made, "downstream_pre_cx_active") == 1
+        await until(lambda: value(made, "downstream_pre_cx_active") == 1)
         writer.write(b"\r\n")
         assert (await reader.readline()).startswith(b"h ")
         assert await reader.readexactly(16) == b"GET / HTTP/1.1\r\n"
@@ -627,13 +626,21 @@ def test_all_filters_are_asked(filters):
 
 def test_client_leaves_while_filters_think(filters):
     async def main():
-        filters.insert(0, Gate(on_connection=lambda _: later(None)))
+        decided = asyncio.Event()
+        thinking = []
+
+        async def think() -> None:
+            thinking.append(asyncio.current_task())
+            await decided.wait()
+
+        filters.insert(0, Gate(on_connection=lambda _: think()))
         listener = await start(context(), listener_proto(chain()))
         _, writer = await connect(listener)
-        await until(lambda: listener.active == 1)
+        await until(lambda: bool(thinking))
         reset(writer)
         await until(lambda: not listener.active)
-        await asyncio.sleep(0.02)
+        decided.set()
+        await until(thinking[0].done)
         assert not filters[-1].connections
         listener.close()
 

@@ -12,7 +12,7 @@ import pytest
 from meshproxy.api.errors import ConfigError
 from meshproxy.net import dial, sockets
 from meshproxy.net.address import Address
-from tests.unit.net_help import Echo, free_port, listener_proto, message, run, serve
+from tests.unit.net_help import PATIENCE, Echo, free_port, listener_proto, message, run, serve
 
 BIND = "envoy.config.core.v3.BindConfig"
 
@@ -137,7 +137,7 @@ def test_source_address_is_used():
         )
         keepalive = message("envoy.config.core.v3.TcpKeepalive", {"keepalive_time": 33})
         options = sockets.compile_dial_options(bind, keepalive)
-        transport, _ = await dial.connect(Address("127.0.0.1", port), Echo, timeout=2, options=options)
+        transport, _ = await dial.connect(Address("127.0.0.1", port), Echo, timeout=PATIENCE, options=options)
         assert transport.get_extra_info("sockname")[0] == "127.0.0.9"
         assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 33
         assert options.source(socket.AF_INET6) == Address("::1", 0)

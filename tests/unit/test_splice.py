@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from meshproxy.net.splice import COPY_SIZE, Pipes, Splice
-from tests.unit.net_help import run, until
+from tests.unit.net_help import PATIENCE, run, until
 
 
 class Observer:
@@ -144,19 +145,24 @@ def test_bulk_changes_to_a_pipe_and_back():
     run(main)
 
 
+async def quiet(count: Callable[[], int]) -> None:
+    """Wait until nothing more is counted: nothing is read while nothing can be written."""
+    async with asyncio.timeout(PATIENCE):
+        before = -1
+        while before != (before := count()):
+            await asyncio.sleep(0.02)
+
+
 def test_back_pressure():
     async def main():
         loop = asyncio.get_running_loop()
         async with spliced() as it:
             sending = asyncio.ensure_future(loop.sock_sendall(it.client, bytes(50_000_000)))
             await until(lambda: (False, True) in it.observer.blocks)
-            await asyncio.sleep(0.02)
+            await quiet(lambda: it.observer.got[False])
             held = it.observer.got[False] - it.observer.gave[True]
             assert held <= 1 << 20
             assert not sending.done()
-            seen = it.observer.got[False]
-            await asyncio.sleep(0.02)
-            assert it.observer.got[False] == seen  # nothing is read while nothing can be written
             assert len(await read_exactly(it.server, 50_000_000)) == 50_000_000
             assert (False, False) in it.observer.blocks
             await sending

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from meshproxy.net.connection import ConnectionInfo
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.observe import flags
 from meshproxy.tcp.proxy import TcpProxy
+from meshproxy.tcp.session import Session
 from tests.unit.net_help import (
     DOWNSTREAM_TLS,
     UPSTREAM_TLS,
@@ -89,9 +91,9 @@ def chain(*, tls: bool = False, **fields: Any) -> dict[str, Any]:
 MODES = [(False, False), (False, True), (True, False), (True, True)]
 
 
-async def setup(downstream: bool, upstream: bool, factory: Any = Echo, **fields: Any) -> tuple[Any, Any, Any]:
+async def setup(downstream: bool, upstream: bool, factory: Any = Echo, *, clock: Callable[[], float] | None = None, **fields: Any) -> tuple[Any, Any, Any]:
     """A context, a listener and options for its clients; `downstream`, `upstream`: with TLS."""
-    made = context()
+    made = context(clock=clock)
     _, port = await serve(factory, **({"ssl": server_context()} if upstream else {}))
     socket_ = {"transport_socket": {"name": "tls", "typed_config": {"@type": UPSTREAM_TLS, **upstream_tls()}}} if upstream else {}
     add_cluster(made, port, **socket_)
@@ -360,7 +362,7 @@ def test_client_leaves_before_the_connection_is_made():
             full.listen(0)
             with socket.create_connection(full.getsockname()):
                 made = context()
-                add_cluster(made, full.getsockname()[1], connect_timeout="5s")
+                add_cluster(made, full.getsockname()[1], connect_timeout="60s")
                 listener = await start(made, listener_proto(chain(tls=True)))
                 _, writer = await connect_to(listener.addresses[0].port, ssl=client_context(), server_hostname="server.example.com")
                 await until(lambda: made.stats.value("cluster.c.upstream_cx_active") == 1)
@@ -399,15 +401,19 @@ def test_no_upstream(log, cluster, fields, flag, counter):
 @pytest.mark.parametrize("tls", [False, True])
 def test_idle_timeout(log, tls):
     async def main():
-        made, listener, options = await setup(tls, False, idle_timeout="0.1s")
+        now = 1000.0
+        made, listener, options = await setup(tls, False, clock=lambda: now, idle_timeout="0.01s")
         reader, writer = await connect_to(listener.addresses[0].port, **options)
-        began = asyncio.get_running_loop().time()
+        queue = made.timers.queue(0.01, Session.idle_expired)
         for _ in range(5):
-            await asyncio.sleep(0.04)
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
+            now += 0.008  # each time nearly idle for too long
+            timer = queue.handle
+            await until(lambda timer=timer: queue.handle is not timer)
+        assert listener.active == 1
+        now += 0.003
         assert await reader.read() == b""
-        assert asyncio.get_running_loop().time() - began >= 0.28
         assert made.stats.value("tcp.t.idle_timeout") == 1
         await until(lambda: len(log.lines) == 1)
         assert made.stats.value("cluster.c.upstream_cx_active") == 0
