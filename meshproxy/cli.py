@@ -10,14 +10,13 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from meshproxy.record import Record
 from meshproxy.version import HOT_RESTART_VERSION, version_line
 
 
-@dataclass(slots=True)
-class Options:
+class Options(Record):
     """The command line, checked. Durations are seconds."""
 
     config_path: str = ""
@@ -65,8 +64,7 @@ class UsageError(Exception):
     """A command line that cannot be understood; the text says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Record, frozen=True):
     """One flag. `kind` is str, int (unsigned 32 bits) or bool (a switch); `attribute` of Options is the name with underscores."""
 
     name: str
@@ -75,10 +73,10 @@ class Flag:
     short: str = ""
     choices: tuple[str, ...] = ()
     complaint: str = ""  # Envoy's words for a wrong choice
-    attribute: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "attribute", self.name.replace("-", "_"))
+    @property
+    def attribute(self) -> str:
+        return self.name.replace("-", "_")
 
     @property
     def usage(self) -> str:

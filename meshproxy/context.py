@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from meshproxy.upstream.cluster_manager import ClusterManager
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Record):
     """The surroundings of a compiled configuration. Attributes are set before anything is compiled and never replaced."""
 
     loop: asyncio.AbstractEventLoop

@@ -45,6 +45,8 @@ def run(options: Options) -> int:
     except ConfigError as error:
         print(f"error initializing configuration '{options.config_path}':\n{error}", file=sys.stderr)
         return 1
+    # Nothing made so far is garbage, and there is a lot of it: the first collection shall not look at it.
+    gc.freeze()
     gc.enable()
     return main.serve()
 

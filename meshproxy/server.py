@@ -7,11 +7,11 @@ import marshal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.channel import Kind
+from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     from meshproxy.admin.certs import Bundle
@@ -33,8 +33,7 @@ class State(IntEnum):
     INITIALIZING = 3
 
 
-@dataclass(slots=True)
-class Listener:
+class Listener(Record):
     """One listener: `addresses` are the ones bound, `sockets` main's own copies of each worker's listening sockets, which keep the queue of new connections
     alive while a worker is being replaced."""
 
@@ -62,8 +61,7 @@ class Workers(Protocol):
         """Ask every worker; answers that do not come in time are left out."""
 
 
-@dataclass(slots=True)
-class Server:
+class Server(Record):
     """One per main process. Attributes are filled in by the supervisor while it starts."""
 
     options: Options

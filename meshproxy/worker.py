@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import marshal
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import uvloop  # by main already, so that workers share its pages
@@ -26,6 +25,7 @@ from meshproxy.net.tasks import spawn
 from meshproxy.net.timers import Timers
 from meshproxy.observe.access_log import Sinks
 from meshproxy.observe.stats import Store
+from meshproxy.record import Record, field, replace
 from meshproxy.upstream import cluster_manager
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
 GC_THRESHOLDS = (50_000, 20, 100)
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Record):
     """What a worker inherits from main by being forked. `listeners` are main's, with each worker's sockets."""
 
     options: Options

@@ -13,10 +13,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from meshproxy import channel, process
 from meshproxy.channel import Channel, ChannelClosed, Kind
+from meshproxy.record import Record
 
 log = logging.getLogger("meshproxy.main")
 
@@ -25,8 +25,7 @@ STABLE_AFTER = 10.0  # seconds of life after which a crash is the first again
 BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before the n-th replacement in a row: the first comes at once
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
+class Worker(Record, eq=False):
     """One slot of the pool. The process in it may change; the slot and its number stay."""
 
     index: int
@@ -40,8 +39,7 @@ class Worker:
     restart: asyncio.TimerHandle | None = None
 
 
-@dataclass(slots=True)
-class Events:
+class Events(Record):
     """What the pool tells its owner."""
 
     on_ready: Callable[[Worker], None]

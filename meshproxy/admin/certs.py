@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, to_json
 from meshproxy.api import datasource, registry
 from meshproxy.api.errors import ConfigError
 from meshproxy.net.certificate import Certificate, pem_certificates
+from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     from meshproxy.server import Server
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 _DAY = 86_400
 
 
-@dataclass(slots=True)
-class Bundle:
+class Bundle(Record):
     """The certificates of one TLS context, with where each came from."""
 
     authorities: list[tuple[str, Certificate]] = field(default_factory=list)

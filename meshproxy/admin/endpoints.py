@@ -6,18 +6,17 @@ A handler is named as `module:function`, relative to this package, and imported 
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from meshproxy.admin.message import Request, Response
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from meshproxy.server import Server
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Record, frozen=True):
     """One query parameter; `choices` are printed after its description."""
 
     name: str
@@ -25,8 +24,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Record, frozen=True):
     """One path. `mutates`: POST only."""
 
     path: str

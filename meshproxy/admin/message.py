@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from meshproxy.api import messages
+from meshproxy.record import Record, field
 
 TEXT = "text/plain; charset=UTF-8"
 PLAIN = "text/plain"
@@ -16,8 +16,7 @@ JSON = "application/json"
 HTML = "text/html; charset=UTF-8"
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Record):
     """`path` is decoded and without its query; `query` has the first value of each parameter."""
 
     method: str
@@ -33,8 +32,7 @@ class Request:
         return cls(method, re.sub("//+", "/", decode(path)), parse_query(query), body, content_type)
 
 
-@dataclass(slots=True)
-class Response:
+class Response(Record):
     """`body` is text, or bytes where a renderer made bytes."""
 
     body: str | bytes = ""

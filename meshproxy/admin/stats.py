@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,6 @@ _PAGE = """<!DOCTYPE html>
 {}</pre></body>
 </html>
 """
-
-
-class _Inverted(stats_render.Selection):
-    """`invert_filter`: everything that the filter does not match."""
-
-    def names(self) -> Callable[[str], bool]:
-        matches = super().names()
-        return (lambda name: not matches(name)) if self.filter else matches
 
 
 async def stats(request: Request, server: Server) -> Response:
@@ -62,10 +53,7 @@ async def prometheus(request: Request, server: Server) -> Response:
 
 
 def _selection(request: Request) -> stats_render.Selection:
-    selection = stats_render.parse_selection({name: value for name, value in request.query.items() if value or name not in ("format", "type")})
-    if "invert_filter" in request.query:
-        return _Inverted(selection.filter, selection.usedonly, selection.kinds, selection.histogram_buckets, selection.text_readouts)
-    return selection
+    return stats_render.parse_selection({name: value for name, value in request.query.items() if value or name not in ("format", "type")})
 
 
 def recent_lookups(request: Request, server: Server) -> Response:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import NoReturn
+
+from meshproxy.record import Record
 
 INVALID = "invalid"  # Envoy would reject it as well
 UNSUPPORTED = "unsupported"  # correct, but this proxy does not honour it; `--unsupported warn` lets it pass
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Record, frozen=True):
     """One thing that is wrong. `path` is as in the YAML file (`static_resources.listeners[0].name`); "" means the whole document."""
 
     path: str
@@ -27,7 +27,7 @@ class Problem:
 
     def under(self, prefix: str) -> Problem:
         """The same problem, seen from the message that holds this one at `prefix`."""
-        return replace(self, path=join(prefix, self.path))
+        return Problem(join(prefix, self.path), self.why, self.kind)
 
 
 class ConfigError(Exception):

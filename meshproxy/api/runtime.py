@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from envoy.type.v3 import percent_pb2
 
 from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED, Collector, ConfigError
+from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     import random
@@ -46,8 +46,7 @@ _DENOMINATOR_NAMES = {name: DENOMINATORS[number] for name, number in percent_pb2
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record, frozen=True):
     """One value as each kind of reader sees it; None where it is not of that kind. `raw` is what `/runtime` shows."""
 
     raw: str
@@ -61,8 +60,7 @@ class Entry:
         return int(self.number) if self.number is not None and 0 <= self.number <= 1 << 64 else None
 
 
-@dataclass(slots=True)
-class Layer:
+class Layer(Record):
     """The values of one layer. `admin` marks the one that can be modified."""
 
     name: str

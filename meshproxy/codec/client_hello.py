@@ -6,7 +6,7 @@ The bytes are only looked at; whoever terminates TLS gets them again. RFC 8446 s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from meshproxy.record import Record
 
 MAX_SIZE = 16 * 1024  # Envoy's and BoringSSL's limit of a ClientHello, in bytes
 _HANDSHAKE = 22
@@ -22,8 +22,7 @@ class TooLargeError(ValueError):
     """It begins like a ClientHello, but does not end within the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(Record, frozen=True):
     """`server_name` is lower case, None when there is none. `size`: bytes that the message took, record headers included."""
 
     server_name: str | None

@@ -7,7 +7,8 @@ unicast, Unix addresses and unspecified families are refused for proxied connect
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+
+from meshproxy.record import Record
 
 V1_SIGNATURE = b"PROXY "
 V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -25,8 +26,7 @@ class ProxyProtocolError(ValueError):
         self.version = version
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyHeader:
+class ProxyHeader(Record, frozen=True):
     """`size` bytes belong to the header. `source` and `destination` are (IP, port), None for LOCAL and UNKNOWN: the connection's own addresses count.
 
     `tlvs`: type and value of each extension, in order.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry
 from meshproxy.api.errors import fail, under
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
@@ -23,8 +23,7 @@ HONOURS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkContext:
+class NetworkContext(Record, frozen=True):
     """What a network filter may use when it is compiled. `listener_prefix` is `listener.<address>.`, or "" where there is no listener."""
 
     context: Context

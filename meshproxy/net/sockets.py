@@ -11,11 +11,11 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.net.address import Address
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,8 +43,7 @@ DEFAULT_BACKLOG = socket.SOMAXCONN
 _PREBIND, _BOUND, _LISTENING = 0, 1, 2  # core.v3.SocketOption.SocketState
 
 
-@dataclass(slots=True, frozen=True)
-class Option:
+class Option(Record, frozen=True):
     """One socket option. `state`: 0 set before bind, 1 after bind, 2 after listen."""
 
     level: int
@@ -178,8 +177,7 @@ def _as_address(socket_address: Any) -> Any:
     return address_pb2.Address(socket_address=socket_address)
 
 
-@dataclass(slots=True, frozen=True)
-class _Place:
+class _Place(Record, frozen=True):
     """One address of a listener, with what binding it needs."""
 
     address: Address

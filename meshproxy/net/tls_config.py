@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from dataclasses import dataclass, field
 from typing import Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.net.certificate import Certificate, DerError, pem_certificates
 from meshproxy.net.tls_verify import PeerChecks, compile_checks
+from meshproxy.record import Record, field
 
 _T = "envoy.extensions.transport_sockets.tls.v3."
 
@@ -42,8 +42,7 @@ _EC_KEY = b"\x2a\x86\x48\xce\x3d\x02\x01"  # id-ecPublicKey
 INLINE = "<inline>"
 
 
-@dataclass(slots=True)
-class OwnCertificate:
+class OwnCertificate(Record):
     """A certificate chain with its key, as PEM. `names`: lower-case DNS SANs, or the common name when there is none. `inline`: its `inline_bytes`, if any."""
 
     path: str
@@ -57,8 +56,7 @@ class OwnCertificate:
     names: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Material:
+class Material(Record):
     """What was read: own certificates, trusted authorities (for /certs: the first of them, with its path), revocation lists.
 
     `inline_authorities`: the `inline_bytes` that the authorities came as, if any.
@@ -72,8 +70,7 @@ class Material:
     system_roots: bool = False
 
 
-@dataclass(slots=True)
-class Common:
+class Common(Record):
     """A compiled `CommonTlsContext`. `trusts`: there is an authority to verify the peer with. `curve`: the only curve, when one is configured."""
 
     material: Material

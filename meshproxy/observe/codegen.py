@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from meshproxy.observe import flags, json_text, stream_values
+from meshproxy.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(Record, frozen=True):
     """What an operator evaluates to.
 
     `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap

@@ -13,12 +13,12 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
 from meshproxy.observe.codegen import Code, Value, as_bytes
 from meshproxy.observe.time_format import ISO_MILLISECONDS, ISO_MILLISECONDS_LOCAL, compile_time
+from meshproxy.record import replace
 
 
 def value_of(code: Code, name: str, parameter: str, length: int | None, enabled: frozenset[str] = frozenset()) -> Value:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshproxy.api.errors import ConfigError
 from meshproxy.observe import histogram as bins
 from meshproxy.observe.stats import Histogram, Kind, Store
 from meshproxy.observe.stats_render import EVERYTHING, Selection, selected
+from meshproxy.record import replace
 
 if TYPE_CHECKING:
     from meshproxy.observe.tags import StatsConfig, Tag

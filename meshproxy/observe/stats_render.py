@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import re2
@@ -16,6 +15,7 @@ from meshproxy.api.errors import ConfigError
 from meshproxy.observe import histogram as bins
 from meshproxy.observe.json_text import quote
 from meshproxy.observe.stats import Counter, Histogram, Kind, Store, Text
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,15 +33,15 @@ BUCKETS = ("cumulative", "disjoint", "detailed", "summary", "none", "prometheusn
 FORMATS = ("html", "active-html", "json", "prometheus", "text")
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which stats to show, and how. `filter` is a RE2 pattern that may match anywhere in a name."""
+class Selection(Record, frozen=True):
+    """Which stats to show, and how. `filter` is a RE2 pattern that may match anywhere in a name; `inverted`: show what it does not match."""
 
     filter: str = ""
     usedonly: bool = False
     kinds: tuple[Kind, ...] = TYPES["All"]
     histogram_buckets: str = ""
     text_readouts: bool = False
+    inverted: bool = False
 
     def names(self) -> Callable[[str], bool]:
         """The test of `filter`. ConfigError when it is no pattern."""
@@ -54,7 +54,8 @@ class Selection:
         except re2.error as error:
             text = error.args[0].decode() if isinstance(error.args[0], bytes) else error.args[0]
             raise ConfigError(f"Invalid re2 regex: {text}") from None
-        return lambda name: search(name) is not None
+        wanted = not self.inverted
+        return lambda name: (search(name) is not None) is wanted
 
 
 EVERYTHING = Selection()
@@ -70,7 +71,7 @@ def parse_selection(query: Mapping[str, str]) -> Selection:
     buckets = query.get("histogram_buckets", "")
     if buckets and buckets not in BUCKETS:
         raise ConfigError("usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n")
-    selection = Selection(query.get("filter", ""), "usedonly" in query, kinds, buckets, "text_readouts" in query)
+    selection = Selection(query.get("filter", ""), "usedonly" in query, kinds, buckets, "text_readouts" in query, "invert_filter" in query)
     selection.names()
     return selection
 

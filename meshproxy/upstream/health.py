@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.net import tasks
 from meshproxy.net.address import Address
+from meshproxy.record import Record
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.options import LOGICAL_DNS, number, seconds
 
@@ -59,8 +59,7 @@ class Outcome(Enum):
     PASSIVE = "passive"  # seen by a worker in a response to a real request
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record, frozen=True):
     """Times in seconds."""
 
     timeout: float
@@ -168,8 +167,7 @@ class Session:
         return settings.unhealthy_edge_interval if self.pending else settings.unhealthy_interval
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Record, frozen=True):
     """Where a host is checked: `address` of the host names it, `check_address` is asked, `hostname` is the Host of HTTP checks."""
 
     address: Address

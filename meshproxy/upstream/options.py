@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.codec import h1
+from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +58,7 @@ IDLE_TIMEOUT = 3600.0
 TCP_POOL_IDLE_TIMEOUT = 600.0
 
 
-@dataclass(slots=True)
-class ClusterOptions:
+class ClusterOptions(Record):
     """See the proto fields of the same names. Times are seconds, sizes bytes; 0 means no timeout, no limit."""
 
     type: int = STATIC

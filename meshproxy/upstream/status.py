@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.observe.stats import Store
+from meshproxy.record import replace
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.limits import PRIORITIES
 from meshproxy.upstream.outlier import LOCAL_SUCCESS_RATE, SUCCESS_RATE

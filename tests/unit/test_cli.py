@@ -80,7 +80,7 @@ def test_help_names_every_flag_with_its_meaning():
 
 
 def test_every_flag_is_an_option():
-    assert {flag.attribute for flag in cli.FLAGS} == set(cli.Options.__dataclass_fields__)
+    assert {flag.attribute for flag in cli.FLAGS} == set(cli.Options.__slots__)
 
 
 def test_main_reports_mistakes_and_fails(capsys):

@@ -5,8 +5,9 @@ Start with `fault.py` for a filter that waits, `header_mutation.py` for one that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     import random
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from meshproxy.upstream.cluster_manager import ClusterManager
 
 
-@dataclass(frozen=True, slots=True)
-class FilterContext:
+class FilterContext(Record, frozen=True):
     """What a filter may use when it is compiled. `scope` is `http.<stat_prefix>.`; `stat_prefix` is the connection manager's."""
 
     context: Context

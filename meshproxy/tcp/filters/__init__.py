@@ -6,8 +6,9 @@ A filter in front of the terminal one may have `on_connection(conn)`, `on_first_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from envoy.config.listener.v3 import listener_pb2
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from meshproxy.observe.stats import Scope
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkContext:
+class NetworkContext(Record, frozen=True):
     """What a network filter may use when it is compiled. `listener_prefix` is `listener.<address>.`, or "" where there is no listener (admin, tests)."""
 
     context: Context

@@ -7,8 +7,9 @@ a plain function `pick(context) -> Host | None`, which is all that the hot path 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     import random
@@ -65,8 +66,7 @@ class Balancer(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Deps:
+class Deps(Record):
     """What a balancer is made from."""
 
     stats: ClusterStats
@@ -74,15 +74,14 @@ class Deps:
     random: random.Random
     clock: Callable[[], float]
     panic_threshold: int = 50  # percent
-    active: Callable[[], int] = field(default=lambda: 0)  # active requests of the whole cluster
+    active: Callable[[], int] = lambda: 0  # active requests of the whole cluster
     runtime: Any = None  # api.runtime.Runtime or None
     locality: LocalityConfig | None = None
     # () -> host set of the cluster that this proxy belongs to (cluster_manager.local_cluster_name), for zone-aware routing
-    local_hosts: Callable[[], HostSet | None] = field(default=lambda: None)
+    local_hosts: Callable[[], HostSet | None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class LocalityConfig:
+class LocalityConfig(Record, frozen=True):
     """How localities take part: by their weights, or by zone-aware routing (when `weighted` is false)."""
 
     weighted: bool = False
