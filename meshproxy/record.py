@@ -95,7 +95,7 @@ def _values(record: Record) -> tuple[Any, ...]:
 
 
 def _equal(self: Record, other: object) -> Any:
-    return _values(self) == _values(other) if other.__class__ is self.__class__ else NotImplemented  # type: ignore[arg-type]
+    return _values(self) == _values(other) if other.__class__ is self.__class__ else NotImplemented
 
 
 def _hash(self: Record) -> int:

@@ -43,7 +43,7 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
         if (header and header[0] != _HANDSHAKE) or (len(header) > 1 and header[1] != 3):
             raise NotClientHelloError("not a TLS handshake record")
         if len(header) < 5:
-            return _more(data, max_size)
+            break
         length = header[3] << 8 | header[4]
         if not 0 < length <= 1 << 14:
             raise NotClientHelloError("a record's length is out of range")
@@ -59,14 +59,13 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
             if declared > needed:
                 raise NotClientHelloError("more than the ClientHello in its record")
         if at > len(data):
-            return _more(data, max_size)
-    server_name, alpn = _body(_Reader(bytes(message[4:])))
-    return ClientHello(server_name, alpn, at)
-
-
-def _more(data: bytes, max_size: int) -> None:
+            break
+    else:
+        server_name, alpn = _body(_Reader(bytes(message[4:])))
+        return ClientHello(server_name, alpn, at)
     if len(data) >= max_size:
         raise TooLargeError(f"the ClientHello is larger than {max_size} bytes")
+    return None
 
 
 class _Reader:

@@ -118,7 +118,7 @@ class _Mapper:
             with errors.under("body"):
                 self.body = datasource.read(proto.body)
         self.format = _compile_format(proto.body_format_override, "body_format_override") if proto.HasField("body_format_override") else None
-        self.mutate: Callable[[Any, ResponseHead], None] | None = compile_mutation(proto.headers_to_add, (), "headers", request=False)  # type: ignore[assignment]
+        self.mutate: Callable[[Any, ResponseHead], None] | None = compile_mutation(proto.headers_to_add, (), "headers", request=False)
 
 
 def compile(proto: Any, context: Context) -> LocalReplies:

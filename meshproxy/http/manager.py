@@ -1,6 +1,6 @@
 """The HTTP connection manager network filter: compiled once from its proto, shared by all its downstream connections.
 
-Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with `compile`, then `connection.py` (the codec's side) and `stream.py` (one request).
+Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with `compile`, then `connection.py` (the codec's side), `stream.py` (a request).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from meshproxy.http.replies import UPGRADE_FAILED, Reply
 from meshproxy.http.request_head import RequestHeadPreparer
 from meshproxy.http.routes import RouteTable
 from meshproxy.http.stream import Stream
-from meshproxy.observe import access_log, flags
+from meshproxy.observe import access_log
 from meshproxy.upstream import pool
 
 if TYPE_CHECKING:

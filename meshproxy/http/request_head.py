@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from meshproxy.codec.h1 import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
-from meshproxy.http.replies import Reply
 from meshproxy.http.paths import REDIRECT, REFUSE, PathOptions, normalise
+from meshproxy.http.replies import Reply
 from meshproxy.net.address import Address, canonical_ip
 from meshproxy.net.interfaces import machine_address
 
@@ -205,7 +205,7 @@ class RequestHeadPreparer:
         # The short way is for connection managers whose options add nothing but constants.
         self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
         self._plain_path = options.paths.is_plain
-        self._watched = _WATCHED.union(options.internal_only)
+        self._internal_only = frozenset(options.internal_only)
         self._additions = _AdditionsMemo()
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
 
@@ -227,16 +227,21 @@ class RequestHeadPreparer:
         if self._strips_host:
             self._strip_host(head, stream.connection)
         index = head._index
-        if not self._plain or index is None or not self._watched.isdisjoint(index):
+        if not self._plain or index is None or not _WATCHED.isdisjoint(index) or (self._internal_only and not self._internal_only.isdisjoint(index)):
             return self._carefully(stream, head)
         self.complete(stream, head, self.additions(stream.connection))
         return None
 
     def is_plain(self, known: KnownRequest) -> bool:
         """Whether a head needs no more than `complete`: then all its repetitions can go straight there."""
-        path = known.path
         return bool(
-            self._plain and known.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and self._watched.isdisjoint(known.index)
+            self._plain
+            and known.authority
+            and not self._strips_host
+            and known.path[:1] == b"/"
+            and self._plain_path(known.path)
+            and _WATCHED.isdisjoint(known.index)
+            and self._internal_only.isdisjoint(known.index)
         )
 
     def additions(self, connection: ConnectionInfo) -> Additions:
@@ -287,9 +292,9 @@ class RequestHeadPreparer:
         host = head.authority
         if self.options.strip_port is not None:
             name, colon, port = host.rpartition(b":")
-            if colon and port.isdigit() and (b":" not in name or name.endswith(b"]")):
-                if self.options.strip_port == "any" or int(port) == connection.local.port:
-                    host = name if head.method != b"CONNECT" or self.options.strip_port == "any" else host
+            given = colon and port.isdigit() and (b":" not in name or name.endswith(b"]"))
+            if given and (self.options.strip_port == "any" or int(port) == connection.local.port):
+                host = name if head.method != b"CONNECT" or self.options.strip_port == "any" else host
         if self.options.strip_trailing_host_dot:
             name, colon, port = host.partition(b":")
             if name.endswith(b"."):
@@ -321,10 +326,9 @@ class RequestHeadPreparer:
         if options.scheme_override is not None:
             head.scheme = options.scheme_override
             head.set(b"x-forwarded-proto", options.scheme_override)
-        else:
-            if head.scheme != b"https" or options.use_remote_address:
-                forwarded_proto = forwarded_proto.lower()
-                head.scheme = forwarded_proto if forwarded_proto in (b"http", b"https") else b"https" if tls else b"http"
+        elif head.scheme != b"https" or options.use_remote_address:
+            forwarded_proto = forwarded_proto.lower()
+            head.scheme = forwarded_proto if forwarded_proto in (b"http", b"https") else b"https" if tls else b"http"
         internal = stream.is_internal = single and trusted is not None and options.internal is not None and options.internal(trusted)
         if trusted is not None:
             stream.remote = trusted
@@ -445,7 +449,7 @@ def _forwarded_bytes(address: Address, mapped: bool) -> bytes:
 
 
 def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:
-    """The address `skip` places from the right end of an X-Forwarded-For value, and whether it is the only one in it. None when it is not there or not an address."""
+    """The address `skip` places from the right end of an X-Forwarded-For value (None: not there, or no address), and whether it is the only one in it."""
     if not value:
         return None, False
     parts = value.split(b",")

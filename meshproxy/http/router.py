@@ -393,8 +393,8 @@ class Attempt:
             and stream._locals is None
             and not host.canary
             and owner.route.virtual_cluster is None
-            and b"x-envoy-upstream-canary" not in index
-        ):  # type: ignore[operator]
+            and b"x-envoy-upstream-canary" not in index  # type: ignore[operator]
+        ):
             key = status, stream.is_internal, False, host.zone_stat
             codes = cluster.stats._codes
             try:
@@ -586,6 +586,7 @@ class Forwarding(Attempt):
     def pool_for(self, host: Host) -> Pool:
         """The pool of `host` for this route's priority."""
         cluster = self.cluster
+        pools_of_host: dict[Any, Pool] | None
         key: Any = self.route.priority
         if self.terminates:
             pools_of_host = host.pools = host.pools if host.pools is not None else {}
@@ -898,8 +899,8 @@ class Forwarding(Attempt):
             host = attempt.host
             canary, zone = (host.canary, host.zone_stat) if host is not None else (False, "")
             cluster.stats.charge_time((now - stream.request_end) * 1000, stream.is_internal, canary, zone)
-            if cluster.observes_latency:
-                cluster.observe(attempt.host, now - stream.upstream_start)
+            if cluster.observes_latency and host is not None:
+                cluster.observe(host, now - stream.upstream_start)
         if self.retry is not None:
             self._end_retries()
 
@@ -948,7 +949,7 @@ class Forwarding(Attempt):
         self.fail(
             Reply(
                 status,
-                f"upstream connect error or disconnect/reset before headers. {'retried and the latest ' if self.is_retry else ''}reset reason: {reason}".encode(),
+                f"upstream connect error or disconnect/reset before headers. {'retried and the latest ' * self.is_retry}reset reason: {reason}".encode(),
                 details=f"upstream_reset_{began}_response_started{{{reason}{suffix}}}".replace(" ", "_"),
                 flag=_RESET_FLAGS.get(reason, flags.UR),
                 headers=OVERLOADED if reason == pools.OVERFLOW and not self.router.suppress else (),
@@ -1091,7 +1092,12 @@ class Forwarding(Attempt):
         if state is None:
             policy = self.route.retry
             state = self.retry = retry.RetryState(
-                policy, self.cluster, self.route.priority, self.router.random, self.router.context.runtime, self.stream.request
+                policy,  # type: ignore[arg-type]  # asked for only where the route has one
+                self.cluster,
+                self.route.priority,
+                self.router.random,
+                self.router.context.runtime,
+                self.stream.request,
             )
         return state
 
@@ -1167,7 +1173,7 @@ class Forwarding(Attempt):
         return [] if self._retry_timer is not None else [self]
 
     def _others_in_flight(self) -> bool:
-        return self.pending_retries > 0 or bool(self.attempts) and any(not attempt.responded and not attempt.abandoned for attempt in self.attempts or ())
+        return self.pending_retries > 0 or (bool(self.attempts) and any(not attempt.responded and not attempt.abandoned for attempt in self.attempts or ()))
 
     def _remove(self, attempt: Attempt) -> None:
         if self.attempts is not None and attempt in self.attempts:

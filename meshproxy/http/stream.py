@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
-from meshproxy.http.filter_chain import EMPTY, Chain
+from meshproxy.http.filter_chain import EMPTY
 from meshproxy.http.replies import Reply
 from meshproxy.net import tasks
 from meshproxy.observe import flags
@@ -491,7 +491,7 @@ class Stream(StreamInfo):
         )
 
     @property
-    def upstream(self) -> Any:  # type: ignore[override]
+    def upstream(self) -> Any:
         """The upstream connection's addresses and TLS (net.connection.ConnectionInfo), or None: made from the connection when somebody asks."""
         connection = self._upstream
         return None if connection is None else connection.info
@@ -627,7 +627,7 @@ class _Hold:
             return
         if self.size > buffering.limit:
             buffering.done.set_result(False)
-        elif self._queue and self._queue[-1][2] or self.stream.request_ended:
+        elif (self._queue and self._queue[-1][2]) or self.stream.request_ended:
             buffering.done.set_result(True)
 
     def _unpause(self) -> None:

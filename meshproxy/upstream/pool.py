@@ -275,7 +275,7 @@ class Pool:
     # -- for requests
 
     def acquire(self, request: Any) -> Http1Connection | None:
-        """A connection with `request` attached to it, or None: then `request` hears later (or has heard already) through `on_connected` or `on_pool_failure`."""
+        """A connection with `request` attached to it, or None: then `request` hears (or has heard) through `on_connected` or `on_pool_failure`."""
         idle = self.idle
         if idle:
             limits = self.limits

@@ -32,10 +32,11 @@ def head(*lines: str) -> bytes:
     return ("\r\n".join(["HTTP/1.1 200 OK", *lines, "content-length: 0", "", ""])).encode()
 
 
-JOINED_IN_REQUESTS = """accept accept-language authorization cache-control content-encoding cookie expect if-match if-none-match origin pragma range referer user-agent
-via x-client-trace-id x-envoy-attempt-count x-custom x-envoy-decorator-operation x-forwarded-for x-forwarded-host x-forwarded-port x-request-id traceparent""".split()
-JOINED_IN_RESPONSES = """age allow cache-control content-encoding etag expires last-modified link location retry-after server set-cookie vary via www-authenticate
-x-custom x-envoy-degraded x-envoy-upstream-canary x-request-id""".split()
+JOINED_IN_REQUESTS = """accept accept-language authorization cache-control content-encoding cookie expect if-match if-none-match origin pragma range referer
+user-agent via x-client-trace-id x-envoy-attempt-count x-custom x-envoy-decorator-operation x-forwarded-for x-forwarded-host x-forwarded-port x-request-id
+traceparent""".split()
+JOINED_IN_RESPONSES = """age allow cache-control content-encoding etag expires last-modified link location retry-after server set-cookie vary via www-
+authenticate x-custom x-envoy-degraded x-envoy-upstream-canary x-request-id""".split()
 CASES = [
     Case("get", get("/")),
     Case("get_with_query", get("/a/b?c=d&e=%20f")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +34,7 @@ def run(parser_class, data: bytes, cuts: list[int]):
     parser = parser_class(sink, Options(trailers=True))
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
     try:
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             if data[start:end]:
                 parser.feed(data[start:end])
             while parser.done and parser.buffer and parser_class is RequestParser:

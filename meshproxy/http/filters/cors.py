@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from envoy.extensions.filters.http.cors.v3.cors_pb2 import CorsPolicy
 
     from meshproxy.codec.headers import RequestHead
+    from meshproxy.context import Context
     from meshproxy.http.filters import FilterContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
@@ -43,7 +44,7 @@ class Policy:
         "origins", "shadow_enabled",
     )  # fmt: skip
 
-    def __init__(self, protos: Sequence[Any], context: FilterContext) -> None:
+    def __init__(self, protos: Sequence[Any], context: FilterContext | Context) -> None:
         first = protos[0]
         self.enabled = _fraction(first, "filter_enabled", context, default=True)
         self.shadow_enabled = _fraction(first, "shadow_enabled", context, default=False)
@@ -190,7 +191,7 @@ def _flag(protos: Sequence[Any], field: str, *, default: bool) -> bool:
     return next((getattr(proto, field).value for proto in protos if proto.HasField(field)), default)
 
 
-def _fraction(proto: Any, field: str, context: FilterContext, *, default: bool) -> Fraction:
+def _fraction(proto: Any, field: str, context: FilterContext | Context, *, default: bool) -> Fraction:
     if not proto.HasField(field):
         return default
     with errors.under(field):
