@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, matchers, registry
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
+from meshproxy.api.matchers import HASH, QUESTION_MARK
 from meshproxy.api.uri_template import UriTemplate
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ HONOURS = {
     "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config": "san_matcher any_validated_client_certificate",
 }
 
-_QUESTION_MARK, _HASH = b"?#"
 ALLOW, DENY, LOG = range(3)  # envoy.config.rbac.v3.RBAC.Action
 
 
@@ -271,16 +271,14 @@ def _url_path(proto: Any, network: bool) -> Compiled:
     if network:
         return False
     prefix = proto.path.prefix.encode()
-    if prefix and not proto.path.ignore_case and _QUESTION_MARK not in prefix and _HASH not in prefix:
+    if prefix and not proto.path.ignore_case and QUESTION_MARK not in prefix and HASH not in prefix:
         # What follows the path plays no part then.
         return lambda info: info.request.path.startswith(prefix)
 
     def url_path(info: Any) -> bool:
-        # As matchers.compile_path, without its call: this is most policies' whole cost. (An int in bytes is ten times as fast as bytes in bytes.)
+        # As matchers.compile_path, without its call: this is most policies' whole cost.
         path = info.request.path
-        if _QUESTION_MARK in path or _HASH in path:
-            path = matchers.strip_query(path)
-        return matches(path)
+        return matches(matchers.strip_query(path) if QUESTION_MARK in path or HASH in path else path)
 
     return url_path
 

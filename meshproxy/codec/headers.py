@@ -51,21 +51,19 @@ class Headers:
 
     def set(self, name: bytes, value: bytes) -> None:
         """Give `name` exactly one value: in the place of its first occurrence, or at the end."""
-        if self.get(name) is None:
-            self.items.append((name, value))
-            assert self._index is not None
-            self._index[name] = value
-            return
-        items: list[Pair] = []
-        placed = False
-        for pair in self.items:
-            if pair[0] != name:
-                items.append(pair)
-            elif not placed:
-                items.append((name, value))
-                placed = True
-        self.items = items
-        self._index = None
+        before = self.get(name)
+        index = self._index
+        assert index is not None
+        items = self.items
+        if before is None:
+            items.append((name, value))
+        elif len(index) == len(items):  # no name occurs twice
+            items[items.index((name, before))] = name, value
+        else:
+            first = next(position for position, pair in enumerate(items) if pair[0] == name)
+            self.items = [pair for position, pair in enumerate(items) if pair[0] != name or position == first]
+            self.items[first] = name, value
+        index[name] = value
 
     def add(self, name: bytes, value: bytes) -> None:
         """Append one more value of `name`."""

@@ -39,8 +39,11 @@ class PathOptions:
         self.is_plain: Callable[[bytes], bool] = _has_no_fragment if len(suspicious) == 1 else lambda path: search(path) is None
 
 
+(_HASH,) = b"#"
+
+
 def _has_no_fragment(path: bytes) -> bool:
-    return path.find(b"#") < 0  # not `in`, which for bytes first fails to take its operand for a number
+    return _HASH not in path  # a number: for bytes, `in` first fails to take its operand for one
 
 
 def normalise(path: bytes, options: PathOptions) -> tuple[bytes, int]:

@@ -205,7 +205,7 @@ class RequestHeadPreparer:
         # The short way is for connection managers whose options add nothing but constants.
         self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
         self._plain_path = options.paths.is_plain
-        self._internal_only = frozenset(options.internal_only)
+        self._watched = _WATCHED.union(options.internal_only)
         self._additions = _AdditionsMemo()
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
 
@@ -227,21 +227,16 @@ class RequestHeadPreparer:
         if self._strips_host:
             self._strip_host(head, stream.connection)
         index = head._index
-        if not self._plain or index is None or not _WATCHED.isdisjoint(index) or (self._internal_only and not self._internal_only.isdisjoint(index)):
+        if not self._plain or index is None or not self._watched.isdisjoint(index):
             return self._carefully(stream, head)
         self.complete(stream, head, self.additions(stream.connection))
         return None
 
     def is_plain(self, known: KnownRequest) -> bool:
         """Whether a head needs no more than `complete`: then all its repetitions can go straight there."""
+        path = known.path
         return bool(
-            self._plain
-            and known.authority
-            and not self._strips_host
-            and known.path[:1] == b"/"
-            and self._plain_path(known.path)
-            and _WATCHED.isdisjoint(known.index)
-            and self._internal_only.isdisjoint(known.index)
+            self._plain and known.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and self._watched.isdisjoint(known.index)
         )
 
     def additions(self, connection: ConnectionInfo) -> Additions:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import Collector, fail, under
-from meshproxy.api.matchers import strip_query
+from meshproxy.api.matchers import HASH, QUESTION_MARK, strip_query
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.http import header_mutations, rate_limits
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
@@ -204,7 +204,7 @@ class VirtualHost:
         """Few routes: one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if path.find(b"?") >= 0 or path.find(b"#") >= 0:  # not `in`, which for bytes first fails to take its operand for a number
+        if QUESTION_MARK in path or HASH in path:
             path = strip_query(path)
         if self._sanitise is not None:
             path = self._sanitise(path)
@@ -220,7 +220,7 @@ class VirtualHost:
         """Many routes: those that the index gives, one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if path.find(b"?") >= 0 or path.find(b"#") >= 0:  # not `in`, which for bytes first fails to take its operand for a number
+        if QUESTION_MARK in path or HASH in path:
             path = strip_query(path)
         if self._sanitise is not None:
             path = self._sanitise(path)

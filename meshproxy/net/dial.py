@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from meshproxy.net.address import Address
 from meshproxy.net.connection import ConnectionInfo, next_id
 from meshproxy.net.tls_stats import failure_text
+from meshproxy.net.tls_transport import TlsTransport
 
 if TYPE_CHECKING:
     from meshproxy.net.sockets import DialOptions
-    from meshproxy.net.tls import UpstreamTls
+    from meshproxy.net.tls import HandshakeObject, UpstreamTls
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
 
@@ -68,8 +70,9 @@ async def connect(
             sock = await open_socket(address, options)
             try:
                 if transport is None:
-                    return await _adopt(loop, protocol_factory, sock, None, None)
-                return await _start_tls(loop, protocol_factory, sock, transport, server_name, alpn, san)
+                    return await _adopt(loop, protocol_factory, sock)
+                wrap = functools.partial(transport.wrap, server_name=server_name, alpn=alpn, san=san)
+                return await _Dialling(loop, protocol_factory, wrap).connect(sock)  # type: ignore[return-value]
             except BaseException:
                 sock.close()
                 raise
@@ -124,34 +127,49 @@ async def open_socket(address: Address, options: DialOptions | None = None) -> s
         raise
 
 
-async def _start_tls(
-    loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], _Protocol],
-    sock: socket.socket,
-    transport: UpstreamTls,
-    server_name: str | None,
-    alpn: tuple[str, ...],
-    san: str | None,
-) -> tuple[asyncio.Transport, _Protocol]:
-    context, name = transport.prepare(sock, server_name, alpn, san)
-    try:
-        return await _adopt(loop, protocol_factory, sock, context, name)
-    except (ssl.SSLError, ssl.CertificateError) as error:
-        raise DialError(TLS, failure_text(error)) from error
-    except OSError as error:  # closed or reset in the middle of the handshake
-        raise DialError(CONNECT_FAILURE, failure_text(error)) from error
+class _Dialling:
+    """A TLS handshake with an upstream host (net.tls_transport.Outcome)."""
+
+    __slots__ = ("_factory", "_loop", "_made", "_wrap")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, factory: Callable[[], _Protocol], wrap: Callable[..., HandshakeObject]) -> None:
+        self._loop = loop
+        self._factory = factory
+        self._wrap = wrap
+        self._made: asyncio.Future[tuple[TlsTransport, Any]] = loop.create_future()
+
+    async def connect(self, sock: socket.socket) -> tuple[TlsTransport, Any]:
+        """Shake hands on a connected socket. Raises DialError."""
+        transport = TlsTransport(self._wrap, self)
+        try:
+            await _adopt(self._loop, lambda: transport, sock)
+            return await self._made
+        except BaseException:
+            self._made.cancel()
+            transport.abort()
+            raise
+
+    def tls_ready(self, transport: TlsTransport) -> None:
+        protocol = self._factory()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)  # type: ignore[arg-type]
+        if not self._made.done():
+            self._made.set_result((transport, protocol))
+
+    def tls_failed(self, transport: TlsTransport, error: OSError | None) -> None:
+        if self._made.done():
+            return
+        # Closed or reset in the middle of the handshake is no fault of TLS.
+        reason = TLS if isinstance(error, ssl.SSLError) else CONNECT_FAILURE
+        failure = DialError(reason, failure_text(error) if error is not None else "")
+        failure.__cause__ = error
+        self._made.set_exception(failure)
 
 
-async def _adopt(
-    loop: asyncio.AbstractEventLoop,
-    protocol_factory: Callable[[], _Protocol],
-    sock: socket.socket,
-    context: ssl.SSLContext | None,
-    server_name: str | None,
-) -> tuple[asyncio.Transport, _Protocol]:
+async def _adopt(loop: asyncio.AbstractEventLoop, factory: Callable[[], _Protocol], sock: socket.socket) -> tuple[asyncio.Transport, _Protocol]:
     if sock.family == socket.AF_UNIX:
-        return await loop.create_unix_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)
-    return await loop.create_connection(protocol_factory, sock=sock, ssl=context, server_hostname=server_name)
+        return await loop.create_unix_connection(factory, sock=sock)
+    return await loop.create_connection(factory, sock=sock)
 
 
 # What connect() answers at once, as far as the error itself tells.

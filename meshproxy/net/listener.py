@@ -1,8 +1,8 @@
 """A listener in a worker: accepts connections, inspects them, finds their filter chain, hands them over.
 
-There are two ways to accept, chosen when the listener is compiled (docs/decisions/0003-accepting-connections.md). If every filter chain is plaintext, no
-listener filter must look at bytes first and no terminal filter wants the bare socket, uvloop accepts and reads by itself and Python hears of a connection
-once. Otherwise the listening sockets are watched here and every connection starts as a bare socket.
+There are two ways to accept, chosen when the listener is compiled (docs/decisions/0003-accepting-connections.md). If no listener filter must look at bytes
+first and no terminal filter wants the bare socket, uvloop accepts and reads by itself and Python hears of a connection once. Otherwise the listening
+sockets are watched here and every connection starts as a bare socket.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from meshproxy.net.drain import Drain
 from meshproxy.net.filter_chain import FilterChain, NetworkContext
 from meshproxy.net.filter_chain_match import FilterChainMatcher
 from meshproxy.net.gates import ClosingWatch, FirstDataGate, Waiting, allow
+from meshproxy.net.handshake import Handshake
 from meshproxy.net.inspect import Chain as InspectionChain
 from meshproxy.net.inspect import Inspection, TlsInspector
 from meshproxy.net.listener_stats import ListenerStats
 from meshproxy.net.sockets import bind
 from meshproxy.net.tasks import spawn
-from meshproxy.net.tls import Attempt, current_attempt, failure_text
 from meshproxy.observe import flags
 from meshproxy.observe.stream_info import StreamInfo
 
@@ -51,7 +51,6 @@ HONOURS = {
 
 log = logging.getLogger(__name__)
 
-_HANDSHAKE_TIMEOUT = 60.0  # seconds for a TLS handshake when transport_socket_connect_timeout is not set: half-open clients must not pile up
 _ACCEPT_BATCH = 64  # connections accepted in a row before other sockets have their turn
 _ACCEPT_PAUSE = 0.1  # seconds without accepting after the process ran out of descriptors
 
@@ -166,7 +165,7 @@ class Listener:
             not self._inspection.filters
             and not self._hands_off
             and not self.proto.HasField("max_connections_to_accept_per_socket_event")
-            and all(chain.tls is None and not chain.takes_socket for chain in chains)
+            and not any(chain.takes_socket for chain in chains)
         )
 
     def _compile_logs(self, errors: Collector) -> tuple[Any, ...]:
@@ -198,7 +197,7 @@ class Listener:
             if not self.direct:
                 self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
                 continue
-            protocol = _PlainConnection(self, sock.family, self._fixed_local(sock, address))
+            protocol = _Direct(self, sock.family, self._fixed_local(sock, address))
             backlog = self.proto.tcp_backlog_size.value or net_sockets.DEFAULT_BACKLOG
             make = self._loop.create_unix_server if sock.family == socket.AF_UNIX else self._loop.create_server
             self._servers.append(await make(protocol, sock=sock, backlog=backlog))
@@ -362,7 +361,7 @@ class Listener:
         spawn("downstream connection", self._adopt(conn, chain, sock))
 
     async def _adopt(self, conn: ConnectionInfo, chain: FilterChain, sock: socket.socket) -> None:
-        """Give the socket to the event loop, through a TLS handshake if the chain has one."""
+        """Give the socket to the event loop."""
         if chain.takes_socket:
             if await allow(conn, chain.on_connection):
                 self._hand_over(conn, chain, sock)
@@ -370,36 +369,12 @@ class Listener:
                 sock.close()
                 conn.closed()
             return
-        tls = chain.tls
-        attempt = Attempt(sock)
         try:
-            if tls is None:
-                await self._loop.connect_accepted_socket(lambda: _Accepted(self, conn, chain), sock)
-                return
-            current_attempt.set(attempt)
-            timeout = chain.handshake_timeout or _HANDSHAKE_TIMEOUT
-            await self._loop.connect_accepted_socket(lambda: _Accepted(self, conn, chain), sock, ssl=tls.context, ssl_handshake_timeout=timeout)
-        except OSError as error:  # SSLError is one
-            self._handshake_failed(conn, chain, attempt, error)
+            await self._loop.connect_accepted_socket(lambda: _Accepted(self, conn, chain), sock)
+        except OSError as error:
+            log.debug("listener %s: %r: cannot be taken over: %s", self.name, conn, error)
             sock.close()
-
-    def _handshake_failed(self, conn: ConnectionInfo, chain: FilterChain, attempt: Attempt, error: OSError) -> None:
-        failure = failure_text(attempt.error or error)
-        if attempt.error is None and isinstance(error, ConnectionAbortedError) and chain.handshake_timeout:
-            self.stats.downstream_cx_transport_socket_connect_timeout.n += 1
-            failure = "connect timeout"
-            conn.termination_details = "transport socket timeout was reached"
-        conn.transport_failure = failure or None
-        if attempt.ssl_object is not None and conn.tls is None and chain.tls is not None:
-            conn.tls = chain.tls.describe(attempt.ssl_object)
-        log.info(
-            "listener %s: TLS handshake failed: peer %s, SNI %s, reason: %s",
-            self.name,
-            conn.remote.text,
-            conn.server_name or attempt.server_name or "-",
-            failure or "the peer closed the connection",
-        )
-        conn.closed()
+            conn.closed()
 
     def _hand_over(self, conn: ConnectionInfo, chain: FilterChain, sock: socket.socket) -> None:
         """Give the bare socket to the terminal filter."""
@@ -448,8 +423,8 @@ class Listener:
 
     # -- connections that have a transport
 
-    def plain_connected(self, transport: Any, family: int, local: Address | None) -> None:
-        """uvloop accepted a plaintext connection."""
+    def accepted_directly(self, transport: Any, family: int, local: Address | None) -> None:
+        """uvloop accepted a connection."""
         peer = transport.get_extra_info("peername")
         name = transport.get_extra_info("sockname") if local is None else None
         if (peer is None and family != socket.AF_UNIX) or (name is None and local is None):
@@ -470,7 +445,14 @@ class Listener:
             transport.abort()
             return
         self._opened(conn, chain, transport)
-        self.connected(conn, chain, transport)
+        self.shake_hands(conn, chain, transport)
+
+    def shake_hands(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> None:
+        """A connection has a transport: begin with TLS if the chain has it, else it is ready."""
+        if chain.tls is None:
+            self.connected(conn, chain, transport)
+        else:
+            self._connections[conn] = Handshake(self, conn, chain).start(transport)
 
     def connected(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> None:
         """A connection is ready (its handshake done): let the network filters see it."""
@@ -514,7 +496,7 @@ class Listener:
         return f"<listener {self.name} {', '.join(map(str, self.addresses))} active={self.active}>"
 
 
-class _PlainConnection(asyncio.Protocol):
+class _Direct(asyncio.Protocol):
     """The first protocol of every connection that uvloop accepts: one object for all of them, because it has nothing to remember."""
 
     __slots__ = ("_family", "_listener", "_local")
@@ -524,16 +506,16 @@ class _PlainConnection(asyncio.Protocol):
         self._family = family
         self._local = local
 
-    def __call__(self) -> _PlainConnection:
+    def __call__(self) -> _Direct:
         """The protocol factory."""
         return self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._listener.plain_connected(transport, self._family, self._local)
+        self._listener.accepted_directly(transport, self._family, self._local)
 
 
 class _Accepted(asyncio.Protocol):
-    """The first protocol of a connection that was accepted here: it learns the outcome of the TLS handshake and makes way."""
+    """The first protocol of a connection that was accepted here."""
 
     __slots__ = ("_chain", "_conn", "_listener")
 
@@ -543,11 +525,7 @@ class _Accepted(asyncio.Protocol):
         self._chain = chain
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        tls = self._chain.tls
-        if tls is not None:
-            self._conn.tls = tls.describe(transport.get_extra_info("ssl_object"))
-            self._conn.handshake_end = self._listener.context.clock()
-        self._listener.connected(self._conn, self._chain, transport)
+        self._listener.shake_hands(self._conn, self._chain, transport)
 
 
 def _inspection_timed_out(inspection: Inspection) -> None:

@@ -2,14 +2,13 @@
 
 Back-pressure is the transports': when one cannot write (above its high-water mark, the buffer limit of its connection), the other is not read.
 
-A peer that closes only its sending side is passed on as such: to a plaintext connection by a FIN, to a TLS one by a close_notify. The other way round the
-event loop is the limit: the end of a TLS peer ends both directions. A reset is passed on as a reset.
+A peer that closes only its sending side is passed on as such: to a plaintext connection by a FIN, to a TLS one by a close_notify. A reset is passed on as a
+reset.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.net.splice import linger_zero
@@ -21,15 +20,13 @@ if TYPE_CHECKING:
 class Side(asyncio.Protocol):
     """One of the two connections. What comes before there is a `peer` is kept, one read of it, and reading paused; `release` lets it go on."""
 
-    __slots__ = ("_eof", "_held", "_notify_due", "_observer", "_paused", "_upstream", "lost", "peer", "transport")
+    __slots__ = ("_eof", "_held", "_observer", "_upstream", "lost", "peer", "transport")
 
     def __init__(self, observer: Observer, upstream: bool, peer: Side | None = None) -> None:
         self._observer = observer
         self._upstream = upstream
         self._eof = False
         self._held = b""
-        self._paused = False  # because the peer is full
-        self._notify_due = False  # close_notify, once reading goes on
         self.peer = peer
         self.transport: Any = None
         self.lost = False
@@ -70,31 +67,8 @@ class Side(asyncio.Protocol):
             return True  # again in `release`
         if peer.lost or peer._eof:
             return False  # both have said all: close
-        peer._finish_writing()
+        peer.transport.write_eof()
         return True
-
-    def _finish_writing(self) -> None:
-        """Nothing more comes for this side."""
-        transport = self.transport
-        if transport.can_write_eof():
-            transport.write_eof()
-        elif self._paused:
-            self._notify_due = True  # what was read but not taken yet would confuse OpenSSL
-        else:
-            self._send_close_notify()
-
-    def _send_close_notify(self) -> None:
-        transport = self.transport
-        if self.lost or transport.is_closing():
-            return
-        try:
-            transport.get_extra_info("ssl_object").unwrap()
-        except ssl.SSLWantReadError:
-            # It is written, but still inside OpenSSL: the event loop sends what it finds there whenever it has read.
-            transport.pause_reading()
-            transport.resume_reading()
-        except ssl.SSLError:
-            transport.close()
 
     def pause_writing(self) -> None:
         self._pause_peer(True)
@@ -107,17 +81,10 @@ class Side(asyncio.Protocol):
         if peer is None or peer.lost or peer.transport is None or peer.transport.is_closing():
             return
         self._observer.blocked(not self._upstream, pause)
-        peer._pause(pause)
-
-    def _pause(self, pause: bool) -> None:
-        self._paused = pause
         if pause:
-            self.transport.pause_reading()
-            return
-        self.transport.resume_reading()
-        if self._notify_due:
-            self._notify_due = False
-            asyncio.get_running_loop().call_soon(self._send_close_notify)
+            peer.transport.pause_reading()
+        else:
+            peer.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True

@@ -1,15 +1,13 @@
 """TLS on either side: `DownstreamTlsContext` and `UpstreamTlsContext` compiled into Python SSL contexts, and what happens around a handshake.
 
-The handshake itself is OpenSSL's, driven by uvloop. `HandshakeObject` sits between the two: it sees the end of each handshake before anybody else, so
-that a peer whose certificate is not the one asked for is turned away before a byte is exchanged, and failures are counted and their alerts still sent.
+The handshake itself is OpenSSL's, driven by `net.tls_transport`. `HandshakeObject` sits between the two: it sees the end of each handshake before anybody
+else, so that a peer whose certificate is not the one asked for is turned away before a byte is exchanged, and failures are counted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import ssl
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import UNSUPPORTED, fail, under
@@ -20,13 +18,13 @@ from meshproxy.net.tls_flight import ServerFlight, usual_signature
 from meshproxy.net.tls_stats import PeerRejected, TlsStats, failure_text
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Callable
 
     from meshproxy.net.certificate import Certificate
     from meshproxy.net.tls_config import Common
     from meshproxy.observe.stats import Scope
 
-__all__ = ["HONOURS", "Attempt", "DownstreamTls", "HandshakeObject", "TlsStats", "UpstreamTls", "compile_downstream", "compile_upstream", "failure_text"]
+__all__ = ["HONOURS", "DownstreamTls", "HandshakeObject", "TlsStats", "UpstreamTls", "compile_downstream", "compile_upstream", "failure_text"]
 
 HONOURS = {
     **_CONFIG_HONOURS,
@@ -43,46 +41,39 @@ HONOURS = {
 log = logging.getLogger(__name__)
 
 
-class Attempt:
-    """One handshake under way. `sock` is only used to send the alert of a failed one; `names`: see `PeerChecks.verify`."""
-
-    __slots__ = ("error", "names", "server_name", "sock", "ssl_object")
-
-    def __init__(self, sock: socket.socket | None = None, names: tuple[str, ...] = ()) -> None:
-        self.sock = sock
-        self.names = names
-        self.server_name: str | None = None
-        self.error: BaseException | None = None
-        self.ssl_object: ssl.SSLObject | None = None
-
-
 # The alert certificate_unknown, as a TLS 1.2 record: before the keys are in use it goes in clear.
 _CERTIFICATE_UNKNOWN = b"\x15\x03\x03\x00\x02\x02\x2e"
-
-# uvloop runs a connection's callbacks in the context in which the connection was made: that is how a handshake finds its attempt.
-current_attempt: ContextVar[Attempt | None] = ContextVar("tls_attempt", default=None)
 
 
 class HandshakeObject(ssl.SSLObject):
     """An SSLObject that reports the end of its handshake to the DownstreamTls or UpstreamTls that it belongs to, and reads along what the server says.
 
-    `flight` is what the server said; `incoming` is None once all of it is read, `outgoing` once the handshake is done.
+    `names`: see `PeerChecks.verify`. `flight` is what the server said; `incoming` is None once all of it is read, `outgoing` once the handshake is done.
+    `last_words`: after a failure, what is to be sent before closing. `read_plain`, `write_plain` and `pending_plain` are `read`, `write` and `pending`
+    without a Python frame each.
     """
 
-    attempt: Attempt
+    names: tuple[str, ...]
     incoming: ssl.MemoryBIO | None
     outgoing: ssl.MemoryBIO | None
     flight: ServerFlight
+    last_words: bytes
+    read_plain: Callable[[int], bytes]
+    write_plain: Callable[[bytes], int]
+    pending_plain: Callable[[], int]
 
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> HandshakeObject:
         self: HandshakeObject = super()._create(incoming, outgoing, *args, **kwargs)  # type: ignore[misc]
+        self.names = ()
         self.incoming = incoming
         self.outgoing = outgoing
         self.flight = ServerFlight()
-        attempt = current_attempt.get()
-        self.attempt = attempt if attempt is not None else Attempt()
-        self.attempt.ssl_object = self
+        self.last_words = b""
+        inner = self._sslobj  # type: ignore[attr-defined]
+        self.read_plain = inner.read
+        self.write_plain = inner.write
+        self.pending_plain = inner.pending
         return self
 
     def do_handshake(self) -> None:
@@ -126,20 +117,15 @@ class HandshakeObject(ssl.SSLObject):
             return
         certificate, self.flight.certificate = self.flight.certificate, b""
         try:
-            self.context.owner.examine(certificate, self.attempt)  # type: ignore[attr-defined]
+            self.context.owner.examine(certificate, self.names)  # type: ignore[attr-defined]
         except PeerRejected as error:
             outgoing.read()
             self._fail(error, _CERTIFICATE_UNKNOWN)
             raise
 
     def _fail(self, error: ssl.SSLError, last_words: bytes) -> None:
-        """Send the alert: the event loop drops the connection without looking whether there is one."""
-        self.attempt.error = error
+        self.last_words = last_words
         self.context.owner.stats.count_failure(error)  # type: ignore[attr-defined]
-        sock = self.attempt.sock
-        if sock is not None and last_words:
-            with contextlib.suppress(OSError):
-                sock.send(last_words)
 
 
 class _Tls:
@@ -177,6 +163,10 @@ class DownstreamTls(_Tls):
     def __init__(self, common: Common, stats: TlsStats, context: ssl.SSLContext) -> None:
         super().__init__(common, stats)
         self.context = context
+
+    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> HandshakeObject:
+        """The TLS object of one connection; it reads and writes encrypted bytes there."""
+        return self.context.wrap_bio(incoming, outgoing, server_side=True)  # type: ignore[return-value]
 
     def finish(self, ssl_object: HandshakeObject) -> None:
         """Count the handshake and check the client's certificate. Raises PeerRejected."""
@@ -216,30 +206,35 @@ class UpstreamTls(_Tls):
             self._contexts[alpn] = context
         return context
 
-    def prepare(
-        self, sock: socket.socket | None, server_name: str | None = None, alpn: tuple[str, ...] = (), san: str | None = None
-    ) -> tuple[ssl.SSLContext, str]:
-        """The context and server name for one connection ('' for no SNI), and the attempt set for this task. See `dial.connect`."""
+    def wrap(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *,
+        server_name: str | None = None,
+        alpn: tuple[str, ...] = (),
+        san: str | None = None,
+    ) -> HandshakeObject:
+        """The TLS object of one connection; it reads and writes encrypted bytes there. For the rest see `dial.connect`."""
         name = self.sni if server_name is None else server_name
-        names: tuple[str, ...] = ()
+        wrapped: HandshakeObject = self._context(self.alpn or alpn).wrap_bio(incoming, outgoing, server_hostname=name or None)  # type: ignore[assignment]
         if san:
-            names = (san,)
+            wrapped.names = (san,)
         elif self.auto_sni_san_validation and name:
-            names = (name,)
-        current_attempt.set(Attempt(sock, names))
-        return self._context(self.alpn or alpn), name
+            wrapped.names = (name,)
+        return wrapped
 
-    def examine(self, certificate: bytes, attempt: Attempt) -> None:
+    def examine(self, certificate: bytes, names: tuple[str, ...]) -> None:
         """Check the server's certificate (DER). Raises PeerRejected."""
-        if certificate and (self.checks or attempt.names):
+        if certificate and (self.checks or names):
             from meshproxy.net.certificate import Certificate
 
-            self.checks.verify(Certificate(certificate), self.stats, attempt.names)
+            self.checks.verify(Certificate(certificate), self.stats, names)
 
     def finish(self, ssl_object: HandshakeObject) -> None:
         """Count the handshake and check the server's certificate. Raises PeerRejected."""
         certificate = ssl_object.getpeercert(True) or b""
-        self.examine(certificate, ssl_object.attempt)
+        self.examine(certificate, ssl_object.names)
         flight = ssl_object.flight
         self.stats.count_handshake(ssl_object, flight.group, flight.signature or usual_signature(certificate), presented=True)
 

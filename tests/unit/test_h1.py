@@ -303,3 +303,51 @@ def test_the_line_memo_is_bounded():
     assert len(lines) <= 4
     assert lines[b"X-Request-Id: 1"] == (b"x-request-id", b"1")
     assert b"X-Request-Id: 1" not in lines
+
+
+@pytest.mark.parametrize("line", [b"X-Seen: a\x7f", b"X-Seen: a\0b", b"X-Seen", b"X-Seen : a", b"X Seen: a", b": a", b"Host: a b", b"host: \x01"])
+def test_a_name_that_is_known_does_not_excuse_the_rest(line):
+    assert h1.parse_header_line(b"X-Seen: a\tb \xff ") == (b"x-seen", b"a\tb \xff")
+    assert h1.parse_header_line(b"Host: a") == (b"host", b"a")
+    for _ in range(2):
+        with pytest.raises(h1.ProtocolError):
+            h1.parse_header_line(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"GET /a?b HTTP/1.1", (b"GET", b"/a?b", 11)),
+        (b"OPTIONS * HTTP/1.0", (b"OPTIONS", b"*", 10)),
+        (b"GET  HTTP/1.1", None),
+        (b"GET / HTTP/1.1 ", None),
+        (b"GET /\x7f HTTP/1.1", None),
+        (b"GET /\xe9 HTTP/1.1", None),
+        (b"PLEASE / HTTP/1.1", None),
+        (b"GET / HTTP/2.0", None),
+    ],
+)
+def test_request_lines(line, expected):
+    if expected is not None:
+        assert h1.parse_request_line(line) == expected
+    else:
+        with pytest.raises(h1.ProtocolError):
+            h1.parse_request_line(line)
+
+
+def test_methods_that_nobody_knows():
+    assert h1.parse_request_line(b"PLEASE / HTTP/1.1", any_method=True) == (b"PLEASE", b"/", 11)
+    with pytest.raises(h1.ProtocolError):
+        h1.parse_request_line(b"PLE@SE / HTTP/1.1", any_method=True)
+
+
+def test_setting_a_header():
+    head = Headers([(b"a", b"1"), (b"b", b"2"), (b"c", b"3")])
+    head.set(b"b", b"x")
+    head.set(b"d", b"4")
+    assert head.items == [(b"a", b"1"), (b"b", b"x"), (b"c", b"3"), (b"d", b"4")]
+    assert (head.get(b"b"), head.get(b"d")) == (b"x", b"4")
+    head = Headers([(b"a", b"1"), (b"b", b"2"), (b"a", b"3"), (b"a", b"4")])
+    head.set(b"a", b"x")
+    assert head.items == [(b"a", b"x"), (b"b", b"2")]
+    assert (head.get(b"a"), len(head)) == (b"x", 2)

@@ -35,9 +35,9 @@ def upstream(**fields: Any) -> tuple[tls.UpstreamTls, Store]:
 class Pair:
     """A client and a server connected in memory."""
 
-    def __init__(self, client: ssl.SSLContext, server: ssl.SSLContext, name: str | None = "server.example.com") -> None:
+    def __init__(self, client: ssl.SSLContext | tls.UpstreamTls, server: ssl.SSLContext, name: str | None = "server.example.com", **wrap: Any) -> None:
         up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client.wrap_bio(down, up, server_hostname=name)
+        self.client = client.wrap(down, up, **wrap) if isinstance(client, tls.UpstreamTls) else client.wrap_bio(down, up, server_hostname=name)
         self.server = server.wrap_bio(up, down, server_side=True)
 
     def shake(self) -> tuple[Exception | None, Exception | None]:
@@ -60,14 +60,13 @@ def serve(server: tls.DownstreamTls, client: ssl.SSLContext, name: str | None = 
     return pair, pair.shake()[1]
 
 
-def call(client: tls.UpstreamTls, certificate: str = "server", *, client_ca: bool = False, **prepare: Any) -> tuple[Pair, Exception | None]:
+def call(client: tls.UpstreamTls, certificate: str = "server", *, client_ca: bool = False, **wrap: Any) -> tuple[Pair, Exception | None]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki()[f"{certificate}.pem"], pki()[f"{certificate}.key"])
     if client_ca:
         context.load_verify_locations(pki()["ca.pem"])
         context.verify_mode = ssl.CERT_REQUIRED
-    ours, name = client.prepare(None, **prepare)
-    pair = Pair(ours, context, name or None)
+    pair = Pair(client, context, **wrap)
     return pair, pair.shake()[0]
 
 
@@ -423,13 +422,17 @@ def test_names_given_with_the_dial():
     assert call(client, server_name="server.example.com")[1] is None
 
 
+def wrapped(client: tls.UpstreamTls, *alpn: str) -> ssl.SSLContext:
+    return client.wrap(ssl.MemoryBIO(), ssl.MemoryBIO(), alpn=alpn).context
+
+
 def test_upstream_alpn():
     client, _ = upstream()
-    context, _ = client.prepare(None, alpn=("h2",))
-    assert context is client.prepare(None, alpn=("h2",))[0]
-    assert context is not client.prepare(None)[0]
+    context = wrapped(client, "h2")
+    assert context is wrapped(client, "h2")
+    assert context is not wrapped(client)
     fixed = tls.compile_upstream(message(UPSTREAM, {"common_tls_context": {"alpn_protocols": ["http/1.1"]}}), Store().scope("cluster.c."))
-    assert fixed.prepare(None, alpn=("h2",))[0] is fixed.prepare(None)[0]
+    assert wrapped(fixed, "h2") is wrapped(fixed)
 
 
 @pytest.mark.parametrize(
