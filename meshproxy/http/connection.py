@@ -127,6 +127,8 @@ class ServerConnection(asyncio.Protocol):
         stream = self.stream
         local = self._local
         self._discarding = True
+        if isinstance(error, ConnectionResetError):
+            self.info.detected_close = "RemoteReset"
         if stream is not None:
             self.stats.downstream_cx_destroy_active_rq.n += 1
             (self.stats.downstream_cx_destroy_local_active_rq if local else self.stats.downstream_cx_destroy_remote_active_rq).n += 1
@@ -396,10 +398,11 @@ class ServerConnection(asyncio.Protocol):
         else:
             self._closing = True
 
-    def _close(self, *, delayed: bool) -> None:
+    def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
         """Flush and close. `delayed`: the client may still be sending, and would lose our response to a reset if we closed at once (RFC 9112 9.6)."""
         if self._discarding:
             return
+        self.info.local_close_reason = reason
         self.flush()
         self._discarding = True
         manager = self.manager
@@ -413,6 +416,7 @@ class ServerConnection(asyncio.Protocol):
     def _delayed_close(self) -> None:
         self._timer = None
         self._local = True
+        self.info.local_close_reason = "triggered_delayed_close_timeout"
         self.stats.downstream_cx_delayed_close_timeout.n += 1
         self.transport.close()
 
@@ -428,6 +432,7 @@ class ServerConnection(asyncio.Protocol):
         self._closing = True
         self.parser.state = h1.UNTIL_CLOSE
         stream.flags |= flags.DPE
+        self.info.flags |= flags.DPE
         if stream.response_started:
             stream.details = error.details
             stream.reset()
@@ -460,13 +465,15 @@ class ServerConnection(asyncio.Protocol):
         """max_connection_duration."""
         if not self._discarding:
             self.stats.downstream_cx_max_duration_reached.n += 1
-            self._start_drain()
+            if not self.requests:
+                self.info.flags |= flags.DT
+            self._start_drain("max_connection_duration_reached")
 
-    def _start_drain(self) -> None:
+    def _start_drain(self, reason: str) -> None:
         """The next response is the last; close when none has come for `drain_timeout`. A connection that never had a request closes at once."""
         self._closing = True
         if not self.requests:
-            self._close(delayed=False)
+            self._close(delayed=False, reason=reason)
         elif self.stream is None:
             self._replace_timer(self.manager.loop.call_later(self.manager.options.drain_timeout, self._drained))
 
@@ -513,7 +520,7 @@ class ServerConnection(asyncio.Protocol):
             left = self.idle_since + manager.idle_timeout - now
             if left <= 0.0005:
                 self.stats.downstream_cx_idle_timeout.n += 1
-                self._start_drain()
+                self._start_drain("on_idle_timeout")
                 return
         else:
             self._check_at = _NEVER

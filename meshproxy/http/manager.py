@@ -217,6 +217,16 @@ class HttpConnectionManager:
             stats.downstream_cx_ssl_active.n -= 1
         stats.downstream_cx_length_ms.record((self.clock() - connection._started) * 1000)
 
+    def missed(self, info: ConnectionInfo, *, secure: bool) -> None:
+        """Count a connection that has ended before it came here."""
+        stats = self.stats
+        stats.downstream_cx_total.n += 1
+        if secure:
+            stats.downstream_cx_ssl_total.n += 1
+        stats.downstream_cx_destroy.n += 1
+        (stats.downstream_cx_destroy_remote if info.local_close_reason is None else stats.downstream_cx_destroy_local).n += 1
+        stats.downstream_cx_length_ms.record((self.clock() - info.start) * 1000)
+
     def drain_close(self, connection: ServerConnection) -> bool:
         """Whether a response on `connection` should say that the connection closes."""
         drain = self.context.drain

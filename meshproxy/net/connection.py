@@ -29,6 +29,7 @@ class ConnectionInfo:
         "direct_remote",  # Address of the TCP peer
         "filter_chain",  # net.filter_chain.FilterChain | None, once it was chosen
         "filter_state",  # dict[str, Any] | None, from listener and network filters
+        "flags",  # response flags that are the connection's own, not a request's
         "handshake_end",  # when the TLS handshake was done; 0.0 for none
         "id",  # unique within the process
         "listener",  # net.listener.Listener | None
@@ -38,6 +39,7 @@ class ConnectionInfo:
         "on_closed",  # Callable[[ConnectionInfo], None] | None: the listener's; call `closed`
         "proxy_tlvs",  # dict[int, bytes] | None
         "remote",  # Address after PROXY protocol
+        "served",  # whether the terminal filter has it
         "server_name",  # SNI, lower case, or None
         "start",
         "stream",  # StreamInfo | None: what the listener's access log shows of the connection, when the terminal filter keeps one for it
@@ -68,6 +70,8 @@ class ConnectionInfo:
         self.handshake_end = 0.0
         self.local_close_reason: str | None = None
         self.detected_close = "Normal"
+        self.flags = 0
+        self.served = False
         self.on_closed: Callable[[ConnectionInfo], None] | None = None
 
     def closed(self) -> None:

@@ -44,11 +44,13 @@ class FilterChain:
     """`on_connection`, `on_first_data` and `on_close` are the hooks of the filters before the terminal one, in order (closing: in reverse).
 
     `handshake_timeout`: seconds until the transport socket must be connected, 0.0 for none. `takes_socket`: the terminal filter wants the bare socket.
+    `missed`: how the terminal filter, if it cares, hears of a connection that never got to it.
     """
 
     __slots__ = (
         "handshake_timeout",
         "metadata",
+        "missed",
         "name",
         "on_close",
         "on_connection",
@@ -74,6 +76,7 @@ class FilterChain:
         self.on_first_data = _hooks(filters, "on_first_data")
         self.on_close = _hooks(reversed(filters), "on_close")
         self.takes_socket: bool = self.tls is None and not self.on_first_data and getattr(self.terminal, "takes_socket", False)
+        self.missed: Callable[..., None] | None = getattr(self.terminal, "missed", None)
         self.reports_close: bool = getattr(self.terminal, "reports_close", False)
 
     def __repr__(self) -> str:

@@ -140,6 +140,9 @@ class FirstDataGate(ClosingWatch):
             self._refuse()
 
     def _refuse(self) -> None:
+        stream = self._conn.stream
+        if stream is not None:  # its terminal filter never sees the bytes
+            stream.bytes_received += sum(map(len, self._held))
         self._held.clear()
         self._transport.close()
 

@@ -61,7 +61,7 @@ class Handshake:
         failure = failure_text(error) if error is not None else ""
         if self._timed_out and chain.handshake_timeout:
             listener.stats.downstream_cx_transport_socket_connect_timeout.n += 1
-            failure = "connect timeout"
+            conn.local_close_reason = "transport_socket_timeout"
             conn.termination_details = "transport socket timeout was reached"
         conn.transport_failure = failure or None
         conn.tls = chain.tls.describe(transport.ssl_object)
@@ -70,6 +70,6 @@ class Handshake:
             listener.name,
             conn.remote.text,
             conn.server_name or "-",
-            failure or "the peer closed the connection",
+            failure or conn.termination_details or "the peer closed the connection",
         )
         conn.closed()

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _FIRST_PEEK = 4096  # bytes; grows while a filter wants more
 _MAX_PEEK = 1 << 17
 _PAUSE = 0.01  # seconds between looks at a socket that cannot say when there is more
+_MAX_HANDSHAKE_MESSAGE = 16384  # bytes; of Envoy's TLS library
 _MAX_HTTP_LINE = 1 << 16  # Envoy's limit for a request line that is to be inspected
 _SO_ORIGINAL_DST = 80  # of SOL_IP and SOL_IPV6, from the kernel's netfilter headers
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
@@ -120,6 +121,10 @@ class TlsInspector(ListenerFilter):
 
 def _not_tls(data: bytes) -> str:
     """What Envoy's TLS library says of such bytes; it shows in access logs as the downstream transport failure reason."""
+    if data.startswith(b"\x16\x03"):  # a handshake record, but of no ClientHello
+        too_long = int.from_bytes(data[6:9]) > _MAX_HANDSHAKE_MESSAGE
+        code, reason = ("96", "EXCESSIVE_MESSAGE_SIZE") if too_long else ("df", "UNEXPECTED_MESSAGE")
+        return f"TLS_error|error:100000{code}:SSL routines:OPENSSL_internal:{reason}:TLS_error_end"
     if data.startswith((b"GET ", b"POST ", b"HEAD ", b"PUT ")):
         return "TLS_error|error:1000009c:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end"
     if data.startswith(b"CONNE"):
@@ -231,8 +236,8 @@ class ProxyProtocol(ListenerFilter):
             return MORE
         if version in self._disallowed:
             if not self._optional:
+                self._found[version].n += 1
                 self._refused[version].n += 1
-                self._error.n += 1
                 return CLOSE
             version = 0
         if version == 0:

@@ -26,7 +26,7 @@ from meshproxy.net.filter_chain_match import FilterChainMatcher
 from meshproxy.net.gates import ClosingWatch, FirstDataGate, Waiting, allow
 from meshproxy.net.handshake import Handshake
 from meshproxy.net.inspect import Chain as InspectionChain
-from meshproxy.net.inspect import Inspection, TlsInspector
+from meshproxy.net.inspect import Inspection
 from meshproxy.net.listener_stats import ListenerStats
 from meshproxy.net.sockets import bind
 from meshproxy.net.tasks import spawn
@@ -136,10 +136,7 @@ class Listener:
 
             chain.add(compile_filter(proxy_protocol_pb2.ProxyProtocol(), root), first=True)
         if "TlsInspector" not in chain.type_names and any(_needs_tls_inspector(entry.filter_chain_match) for entry in chains):
-            log.warning("listener %s: filter chain match rules require TLS Inspector listener filter, but it isn't configured: adding it", self.name)
-            from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
-
-            chain.add(TlsInspector(tls_inspector_pb2.TlsInspector(), root))
+            log.warning("listener %s: filter chains are matched by what only the TLS inspector finds out, and it is not among the listener filters", self.name)
         return chain
 
     def _compile_chains(self, network: NetworkContext, scope: Any, errors: Collector) -> None:
@@ -378,6 +375,7 @@ class Listener:
 
     def _hand_over(self, conn: ConnectionInfo, chain: FilterChain, sock: socket.socket) -> None:
         """Give the bare socket to the terminal filter."""
+        conn.served = True
         session = chain.terminal.accept_socket(conn, sock)
         if conn in self._connections:
             self._connections[conn] = session
@@ -396,6 +394,8 @@ class Listener:
             hook(conn)
         if self._logs:
             self._log(conn)
+        if not conn.served and chain.missed is not None:
+            chain.missed(conn, secure=chain.tls is not None)
 
     def _no_chain(self, conn: ConnectionInfo) -> None:
         self.stats.no_filter_chain_match.n += 1
@@ -417,7 +417,7 @@ class Listener:
             stream._metadata = conn.metadata
             stream._filter_state = conn.filter_state
             stream.details = details
-        stream.flags |= flag
+        stream.flags |= flag | conn.flags
         for logger in self._logs:
             logger.log(stream)
 
@@ -483,6 +483,7 @@ class Listener:
         waiting.release(self._begin(conn, chain, transport))
 
     def _begin(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> Any:
+        conn.served = True
         protocol = chain.terminal.create_protocol(conn)
         if chain.on_first_data:
             protocol = FirstDataGate(conn, protocol, chain.on_first_data, chain.reports_close)

@@ -40,6 +40,7 @@ class Sinks:
         self.min_size = min_size
         self.stats = _Stats(context.stats)
         self._open: dict[str, Sink] = {}
+        context.stats.collectors.append(self._settle)
 
     def file(self, path: str) -> Sink:
         """The sink of a path, opened now. ConfigError when it cannot be."""
@@ -85,6 +86,9 @@ class Sinks:
             sink.close()
         self._open.clear()
 
+    def _settle(self) -> None:
+        self.stats.write_total_buffered.n = sum(sink.size for sink in self._open.values())
+
     def __repr__(self) -> str:
         return f"<Sinks {sorted(self._open)}>"
 
@@ -114,6 +118,11 @@ class Sink:
             self._sinks.later(self._sinks.delay, self)
         elif size >= self._sinks.min_size:
             self._full()
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self._size
 
     def flush(self) -> None:
         """Write what has come together. Errors are counted: there is nobody to tell."""
@@ -196,7 +205,7 @@ class _Stats:
         self.write_failed = scope.counter("write_failed")
         self.flushed_by_timer = scope.counter("flushed_by_timer")
         self.reopen_failed = scope.counter("reopen_failed")
-        scope.gauge("write_total_buffered")
+        self.write_total_buffered = scope.gauge("write_total_buffered")
 
 
 def _open(path: str) -> int:

@@ -214,6 +214,10 @@ class TcpProxy:
         session.start_with_socket(sock)
         return session
 
+    def missed(self, conn: ConnectionInfo, *, secure: bool) -> None:
+        """A connection has ended before it came here: there is nothing but to count and to log it."""
+        Session(self, conn).missed()
+
     def __repr__(self) -> str:
         return f"<tcp_proxy {self.stat_prefix}>"
 

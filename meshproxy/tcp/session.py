@@ -77,6 +77,15 @@ class Session(StreamInfo):
             self._log_timer = proxy.loop.call_later(proxy.log_interval, self._log_periodically)
         self._connect_task = spawn("tcp proxy connect", self._connect())
 
+    def missed(self) -> None:
+        """The downstream connection was over before the session could begin."""
+        self._ended = True
+        self.end = self.start
+        self.start = self.connection.start
+        self.start_wall -= self.end - self.start
+        self.flags |= self.connection.flags
+        self._write_logs()
+
     # -- choosing and connecting
 
     async def _connect(self) -> None:
@@ -265,6 +274,7 @@ class Session(StreamInfo):
         if isinstance(error, ConnectionResetError):
             if upstream:
                 self.flags |= flags.UR
+                self.connection.detected_close = "LocalReset"
             else:
                 self.connection.detected_close = "RemoteReset"
         side = self._side
@@ -327,8 +337,8 @@ class Session(StreamInfo):
         if task is not None and not task.done() and self._upstream_stats is None and task is not asyncio.current_task():
             task.cancel()
         self._count_upstream_end(local=local_upstream)
-        self._write_logs()
         self.connection.closed()
+        self._write_logs()
 
     def _count_upstream_end(self, local: bool) -> None:
         """Count a connected upstream connection out; only the first call counts."""

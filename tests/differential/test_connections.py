@@ -1,5 +1,7 @@
 """Life of downstream connections: keep-alive, pipelining, who closes when, HTTP/1.0, 1xx and Expect, limits per connection."""
 
+from typing import Any
+
 from tests.differential.harness import (
     OK,
     Case,
@@ -18,21 +20,30 @@ from tests.differential.harness import (
     check_cases,
     cluster,
     each,
+    file_log,
     get,
     http,
     req,
     to,
 )
 
+ENDS = [file_log("connection flags=%RESPONSE_FLAGS% closed=%DOWNSTREAM_LOCAL_CLOSE_REASON%/%DOWNSTREAM_DETECTED_CLOSE_TYPE%\n")]
+
+
+def server(name: str, **options: Any) -> dict:
+    """A listener that also logs how its connections end."""
+    return http(name, to("a"), listener_fields={"access_log": ENDS}, **options)
+
+
 CONFIG = bootstrap(
-    http("main", to("a")),
-    http("http10", to("a"), http_protocol_options={"accept_http_10": True, "default_host_for_http_10": "default.test"}),
-    http("http10_no_default", to("a"), http_protocol_options={"accept_http_10": True}),
-    http("continue", to("a"), proxy_100_continue=True),
-    http("two_requests", to("a"), common_http_protocol_options={"max_requests_per_connection": 2}),
-    http("idle", to("a"), common_http_protocol_options={"idle_timeout": "0.1s"}, drain_timeout="0.1s"),
-    http("old_age", to("a"), common_http_protocol_options={"max_connection_duration": "0.1s"}, drain_timeout="0.1s"),
-    http("absolute_off", to("a"), http_protocol_options={"allow_absolute_url": False}),
+    server("main"),
+    server("http10", http_protocol_options={"accept_http_10": True, "default_host_for_http_10": "default.test"}),
+    server("http10_no_default", http_protocol_options={"accept_http_10": True}),
+    server("continue", proxy_100_continue=True),
+    server("two_requests", common_http_protocol_options={"max_requests_per_connection": 2}),
+    server("idle", common_http_protocol_options={"idle_timeout": "0.1s"}, drain_timeout="0.1s"),
+    server("old_age", common_http_protocol_options={"max_connection_duration": "0.1s"}, drain_timeout="0.1s"),
+    server("absolute_off", http_protocol_options={"allow_absolute_url": False}),
     clusters=[cluster("a")],
 )
 

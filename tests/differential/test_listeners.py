@@ -28,8 +28,9 @@ LOG = file_log(
     "local=%DOWNSTREAM_LOCAL_ADDRESS% xff=%REQ(X-FORWARDED-FOR)% tls=%DOWNSTREAM_TLS_VERSION%\n",
 )
 LISTENER_LOG = [
-    file_log("listener flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS% termination=%CONNECTION_TERMINATION_DETAILS% sni=%REQUESTED_SERVER_NAME%\n")
-]
+    file_log("listener flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS% termination=%CONNECTION_TERMINATION_DETAILS% sni=%REQUESTED_SERVER_NAME% "
+             "failure=%DOWNSTREAM_TRANSPORT_FAILURE_REASON%\n")
+]  # fmt: skip
 
 
 def says(name: str, **options: Any) -> dict:
@@ -60,6 +61,10 @@ CONFIG = bootstrap(
         chain("any_tls", {"transport_protocol": "tls"}, tls="other"),
         chain("plain", {"transport_protocol": "raw_buffer"}),
     ], listener_filters=TLS_INSPECTOR, access_log=LISTENER_LOG),
+    listener("no_inspector", chains=[chain("exact", {"server_names": ["a.test"]}, tls="server"), chain("rest", tls="server")]),
+    listener("limited", filter_("connection_limit", stat_prefix="limited", max_connections=1), says("limited"), access_log=LISTENER_LOG),
+    listener("proxy_v2_or_none", chains=[chain("v2_or_none")],
+             listener_filters=[filter_("proxy_protocol", disallowed_versions=["V1"], allow_requests_without_proxy_protocol=True)]),
     listener("no_match", chains=[chain("exact", {"server_names": ["a.test"]}, tls="server")], listener_filters=TLS_INSPECTOR, access_log=LISTENER_LOG),
     listener("alpn", chains=[
         chain("foo", {"application_protocols": ["foo"]}, tls="server", alpn=("foo",)),
@@ -167,6 +172,15 @@ async def in_pieces(rig: Rig) -> Any:
     return await rig.exchange(wire, get())
 
 
+async def one_too_many(rig: Rig) -> Any:
+    """The second of two connections is closed by the network filter in front of the connection manager."""
+    first = await rig.connect("limited")
+    answer = await rig.exchange(first, get())
+    second = await rig.connect("limited")
+    await second.until(lambda: False)
+    return [answer, bytes(second.received)]
+
+
 async def client_hello_in_pieces(rig: Rig) -> Any:
     """A ClientHello record cut in two by TCP: the inspector waits for the rest."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -200,6 +214,9 @@ CASES = [
     Case("sni_plaintext", get(), on="sni"),
     Case("sni_hello_in_pieces", client_hello_in_pieces),
     Case("sni_garbage", [b"\x16\x03\x01\x00\x05hello", Response()], on="sni", then="leave"),
+    Case("sni_no_hello", [b"\x16\x03\x01\x00\x05\x02\x00\x00\x01x", Response()], on="sni", then="leave"),
+    Case("no_inspector", get(), on="no_inspector", tls=Tls()),
+    Case("one_connection_too_many", one_too_many),
     Case("no_match_other_name", get(), on="no_match", tls=Tls(sni="b.test"), then="leave"),
     Case("no_match_plaintext", [get(), Response()], on="no_match", then="closed"),
     *[Case(f"alpn_{name}", get(), on="alpn", tls=Tls(alpn=alpn)) for name, alpn in {
@@ -221,7 +238,10 @@ CASES = [
     proxied("proxy_optional", "with", V1),
     proxied("proxy_optional", "without", b""),
     proxied("proxy_v2_only", "v1", V1),
+    proxied("proxy_v2_only", "v1_bad", BAD_HEADERS["v1_bad_address"]),
     proxied("proxy_v2_only", "v2", HEADERS["v2"]),
+    proxied("proxy_v2_or_none", "v1", V1),
+    proxied("proxy_v2_or_none", "none", b""),
     proxied("proxy_tlv", "present", HEADERS["v2_tlv"]),
     proxied("proxy_tlv", "absent", HEADERS["v2"]),
     Case("filters_timeout", [Response()], on="filters_timeout", then="closed"),

@@ -26,7 +26,8 @@ from tests.differential.harness import (
 LOG = file_log(
     "tcp flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS% termination=%CONNECTION_TERMINATION_DETAILS% rx=%BYTES_RECEIVED% tx=%BYTES_SENT% "
     "upstream=%UPSTREAM_HOST% cluster=%UPSTREAM_CLUSTER% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% code=%RESPONSE_CODE% protocol=%PROTOCOL% "
-    "attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% remote=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% method=%REQ(:METHOD)%\n",
+    "attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% remote=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% method=%REQ(:METHOD)% "
+    "closed=%DOWNSTREAM_LOCAL_CLOSE_REASON%/%DOWNSTREAM_DETECTED_CLOSE_TYPE%\n",
 )
 
 
@@ -36,9 +37,9 @@ def proxy(name: str, to: str = "a", *before: Any, listener_fields: dict | None =
     return listener(name, *before, filter_("tcp_proxy", stat_prefix=name, access_log=[LOG], **target, **fields), **(listener_fields or {}))
 
 
-def rbac(name: str, action: str, principal: dict) -> dict:
+def rbac(name: str, action: str, principal: dict, **fields: Any) -> dict:
     policies = {"p": {"permissions": [{"any": True}], "principals": [principal]}}
-    return filter_("network_rbac", stat_prefix=f"{name}.", rules={"action": action, "policies": policies})
+    return filter_("network_rbac", stat_prefix=f"{name}.", rules={"action": action, "policies": policies}, **fields)
 
 
 LOOPBACK = {"direct_remote_ip": {"address_prefix": "127.0.0.0", "prefix_len": 8}}
@@ -62,6 +63,7 @@ CONFIG = bootstrap(
     proxy("early_log", access_log_options={"flush_access_log_on_connected": True}),
     proxy("rbac_allowed", "a", rbac("allowed", "ALLOW", LOOPBACK)),
     proxy("rbac_refused", "a", rbac("refused", "ALLOW", ELSEWHERE)),
+    proxy("rbac_refused_later", "a", rbac("refused_later", "ALLOW", ELSEWHERE, delay_deny="0.05s")),
     proxy("rbac_denied", "a", rbac("denied", "DENY", LOOPBACK)),
     proxy("rbac_shadow", "a", filter_("network_rbac", stat_prefix="shadow.", shadow_rules={"action": "DENY", "policies": {
         "p": {"permissions": [{"any": True}], "principals": [LOOPBACK]}}})),
@@ -180,9 +182,9 @@ CASES = [
     Case("a_megabyte", many_bytes, ECHO, skip=("upstream",)),
     tcp("log_on_connect", TALK, on="early_log"),
     tcp("rbac_allowed", TALK, on="rbac_allowed"),
-    tcp("rbac_refused", [b"hello"], on="rbac_refused"),
-    tcp("rbac_refused_waits_for_bytes", [b"x"], on="rbac_refused"),
-    tcp("rbac_denied", [b"hello"], on="rbac_denied"),
+    tcp("rbac_refused", [Until(b"ready"), b"hello"], GREET, on="rbac_refused"),
+    tcp("rbac_refused_later", [Until(b"ready"), b"x"], GREET, on="rbac_refused_later"),
+    tcp("rbac_denied", [Until(b"ready"), b"hello"], GREET, on="rbac_denied"),
     tcp("rbac_shadow", TALK, on="rbac_shadow"),
     limited("connection_limit"),
     limited("connection_limit_delay"),

@@ -33,7 +33,12 @@ LOG = file_log(
     "issuer=%DOWNSTREAM_PEER_ISSUER% presented=%DOWNSTREAM_PEER_CERT_V_START(%Y)% up_version=%UPSTREAM_TLS_VERSION% up_peer=%UPSTREAM_PEER_SUBJECT% "
     "up_dns=%UPSTREAM_PEER_DNS_SAN%\n",
 )
-LISTENER_LOG = [file_log("listener flags=%RESPONSE_FLAGS% sni=%REQUESTED_SERVER_NAME%\n")]
+LISTENER_LOG = [
+    file_log(
+        "listener flags=%RESPONSE_FLAGS% sni=%REQUESTED_SERVER_NAME% termination=%CONNECTION_TERMINATION_DETAILS% "
+        "closed=%DOWNSTREAM_LOCAL_CLOSE_REASON%/%DOWNSTREAM_DETECTED_CLOSE_TYPE%\n"
+    )
+]
 
 
 def certificate(name: str) -> dict:
@@ -50,12 +55,22 @@ def san(kind: str, **match: Any) -> dict:
     return {"san_type": kind, "matcher": match}
 
 
-def secure(name: str, *, server: str = "server", common: dict | None = None, hcm_options: dict | None = None, hosts: Any = None, **context: Any) -> dict:
+def secure(
+    name: str,
+    *,
+    server: str = "server",
+    common: dict | None = None,
+    hcm_options: dict | None = None,
+    hosts: Any = None,
+    chain_fields: dict | None = None,
+    **context: Any,
+) -> dict:
     """A TLS listener with a connection manager."""
     tls = {"common_tls_context": {"tls_certificates": [certificate(server)], **(common or {})}, **context}
     chain = {
         "filters": [hcm(name, hosts or to("a"), access_log=[LOG], **(hcm_options or {}))],
         "transport_socket": {"name": "tls", "typed_config": {"@": "downstream_tls", **tls}},
+        **(chain_fields or {}),
     }
     return listener(name, chains=[chain], access_log=LISTENER_LOG)
 
@@ -82,6 +97,7 @@ UPSTREAMS = (
 )
 CONFIG = bootstrap(
     secure("main"),
+    secure("impatient", chain_fields={"transport_socket_connect_timeout": "0.1s"}),
     secure("alpn", common={"alpn_protocols": ["http/1.1"]}),
     secure("tls12", common={"tls_params": {"tls_maximum_protocol_version": "TLSv1_2"}}),
     secure("tls13", common={"tls_params": {"tls_minimum_protocol_version": "TLSv1_3"}}),
@@ -154,6 +170,8 @@ CASES = [
     tls("two_requests", "main", Tls()),
     Case("connection_close", [get("/", "Connection: close"), Response()], on="main", tls=Tls(), then="closed"),
     Case("plaintext_to_tls", [get(), Response()], on="main", then="closed", skip=("client",)),
+    Case("gone_before_the_handshake", [Close()], on="main", then="leave"),
+    Case("no_handshake", [], on="impatient", then="closed"),
     tls("alpn_offered", "alpn", Tls(alpn=("http/1.1",))),
     tls("alpn_unknown", "alpn", Tls(alpn=("spdy",))),
     tls("alpn_none", "alpn", Tls()),

@@ -223,8 +223,9 @@ def test_tls(filters):
             chain("a", {"server_names": ["server.example.com"]}, downstream_tls("server", alpn_protocols=["h2"])),
             chain("b", {"server_names": ["*.example.com"]}, downstream_tls("other")),
             chain("plain", {"transport_protocol": "raw_buffer"}),
+            listener_filters=[inspector(TLS_INSPECTOR)],
         )
-        listener = await start(made, proto)  # the TLS inspector is added
+        listener = await start(made, proto)
         assert not listener.direct
         line = await first_line(listener, ssl=client_context(alpn=("h2",)), server_hostname="server.example.com")
         assert line.startswith("a server.example.com h2 127.0.0.1:")
@@ -246,6 +247,18 @@ def test_tls(filters):
     run(main)
 
 
+def test_no_inspector_is_added(filters, caplog):
+    async def main():
+        by_name = chain("named", {"server_names": ["server.example.com"]}, downstream_tls("server"))
+        listener = await start(context(), listener_proto(by_name, chain("rest", None, downstream_tls("server"))))
+        assert "it is not among the listener filters" in caplog.text
+        line = await first_line(listener, ssl=client_context(), server_hostname="server.example.com")
+        assert line.startswith("rest None ")  # as in Envoy: nobody has learnt the name
+        listener.close()
+
+    run(main)
+
+
 def test_tls_without_inspector(filters):
     async def main():
         made = context()
@@ -262,7 +275,8 @@ def test_failed_handshake(filters, caplog):
         caplog.set_level("INFO")
         made = context()
         validation = {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": "spiffe://nobody"}}]}
-        listener = await start(made, listener_proto(chain("tls", {"transport_protocol": "tls"}, downstream_tls(validation=validation))))
+        tls = chain("tls", {"transport_protocol": "tls"}, downstream_tls(validation=validation))
+        listener = await start(made, listener_proto(tls, listener_filters=[inspector(TLS_INSPECTOR)]))
         reader, writer = await connect(listener, ssl=client_context("client"), server_hostname="server.example.com")
         with contextlib.suppress(OSError):
             assert await reader.read() == b""

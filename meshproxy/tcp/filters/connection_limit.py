@@ -49,6 +49,7 @@ class ConnectionLimit:
             return None
         self._active.add(1)
         self._limited.n += 1
+        conn.local_close_reason = "over_connection_limit"
         return self._close_later() if self._delay else False
 
     def on_close(self, conn: ConnectionInfo) -> None:

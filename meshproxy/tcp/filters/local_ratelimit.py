@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from meshproxy.api import errors, runtime
 from meshproxy.net import token_bucket
+from meshproxy.observe import flags
 
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.local_ratelimit.v3.local_rate_limit_pb2 import LocalRateLimit as LocalRateLimitProto
@@ -40,6 +41,8 @@ class LocalRateLimit:
         if not (enabled if isinstance(enabled, bool) else enabled()) or self._bucket.consume():
             return None
         self._limited.n += 1
+        conn.local_close_reason = "local_ratelimit_close_over_limit"
+        conn.flags |= flags.URX
         return False
 
 

@@ -76,6 +76,7 @@ class Rbac:
             self._allowed.n += 1
             return None
         self._denied.n += 1
+        conn.local_close_reason = "rbac_deny_close"
         conn.termination_details = rbac_engine.response_details(policy)
         return self._deny_later() if self._delay else False
 
