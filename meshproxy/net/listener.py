@@ -390,7 +390,8 @@ class Listener:
     def _closed(self, conn: ConnectionInfo) -> None:
         self._connections.pop(conn, None)
         self.stats.closed((self.context.clock() - conn.start) * 1000)
-        for hook in conn.filter_chain.on_close:
+        chain = conn.filter_chain
+        for hook in chain.on_close:
             hook(conn)
         if self._logs:
             self._log(conn)
