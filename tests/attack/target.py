@@ -16,7 +16,6 @@ from typing import Any
 
 from benchmarks import measure
 from tests.differential import config as configs
-from tests.differential.outcome import stat_deltas
 from tests.differential.proxy import our_command
 from tests.differential.rig import Rig
 from tests.differential.wire import Play, Signals, Step, Wire, answer, read_body, read_head
@@ -48,6 +47,37 @@ class Mirror:
         head = await read_head(wire)
         body = await read_body(wire, head, to_the_end=False)
         wire.send(answer(body=head.partition(b"\r\n")[0] + b"\n" + body))
+
+
+@dataclass(frozen=True)
+class Pour:
+    """Upstream: send a piece again and again, as fast as the proxy takes it; up to the end of the connection without a count. Never holds much of it."""
+
+    piece: bytes
+    count: int | None = None
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        wire.transport.set_write_buffer_limits(1 << 16)
+        sent = 0
+        while wire.end is None and not wire.transport.is_closing() and sent != self.count:
+            wire.send(self.piece)
+            sent += 1
+            while wire.end is None and not wire.transport.is_closing() and wire.transport.get_write_buffer_size() > 1 << 16:
+                await asyncio.sleep(0.001)
+            if sent % 64 == 0:
+                await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class Deaf:
+    """Either side: read nothing until the signal."""
+
+    until: str
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        wire.transport.pause_reading()
+        await signals[self.until].wait()
+        wire.transport.resume_reading()
 
 
 @dataclass(frozen=True)
@@ -126,6 +156,7 @@ class Target(Rig):
         """What a test finds: upstreams that answer, and the neighbour at work."""
         for name, upstream in self.upstreams.items():
             upstream.begin(Play([[Mirror()]]) if name == "polite" else Play(), Signals())
+        self._before = await self.proxy.stats()
         self.neighbour = Neighbour(self)
         await self.neighbour.start()
 
@@ -174,8 +205,10 @@ class Target(Rig):
 
     async def read(self, wire: Wire, token: bytes | None = None) -> Answer:
         """Read to the connection's end, or until `token` has come."""
+        seen = 0
         async with asyncio.timeout(LIMIT_S):
-            while wire.end is None and (token is None or token not in wire.received):
+            while wire.end is None and (token is None or wire.received.find(token, max(0, seen - len(token))) < 0):
+                seen = len(wire.received)
                 wire._changed.clear()
                 await wire._changed.wait()
         end = wire.end
@@ -183,19 +216,26 @@ class Target(Rig):
         self._clients.remove(wire)
         return Answer(bytes(wire.received), end)
 
-    async def wait_stat(self, name: str, value: int) -> None:
-        """Wait until a counter or gauge is at least `value`."""
+    async def counted(self, name: str) -> int:
+        """How much a counter has grown in this test."""
+        return (await self.proxy.stats()).get(name, 0) - self._before.get(name, 0)
+
+    async def wait_counted(self, name: str, value: int) -> None:
+        """Wait until a counter has grown by `value` at least."""
         async with asyncio.timeout(LIMIT_S):
-            while (await self.proxy.stats()).get(name, 0) < value:
+            while await self.counted(name) < value:
                 await asyncio.sleep(0.01)
 
-    @contextlib.asynccontextmanager
-    async def counting(self) -> AsyncIterator[dict[str, int]]:
-        """The stats that changed by the end of the block."""
-        before = await self.proxy.stats()
-        deltas: dict[str, int] = {}
-        yield deltas
-        deltas |= stat_deltas(before, await self.proxy.stats())
+    async def stalled(self, name: str) -> int:
+        """Wait until a counter has begun to grow and no longer does; by how much."""
+        last, same = 0, 0
+        async with asyncio.timeout(LIMIT_S):
+            while same < 5:
+                await asyncio.sleep(0.02)
+                value = await self.counted(name)
+                same = same + 1 if value and value == last else 0
+                last = value
+        return last
 
     # -- memory
 
