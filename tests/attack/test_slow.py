@@ -1,0 +1,166 @@
+"""Peers that take their time, on purpose: each is ended by a timeout of the configuration, however it drips, and its memory and its upstream are given back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.attack.target import Deaf, Pour, Target, arena, http
+from tests.differential.config import cluster, filter_, listener, to
+from tests.differential.wire import OK, Head, Request, Signal, Wire
+
+MB = 1 << 20
+SOON = "0.3s"
+MANY = 200
+
+
+def tls() -> dict[str, Any]:
+    certificate = {"certificate_chain": {"filename": "${pem:server}"}, "private_key": {"filename": "${key:server}"}}
+    return {"name": "tls", "typed_config": {"@": "downstream_tls", "common_tls_context": {"tls_certificates": [certificate]}}}
+
+
+def with_tls(base: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    base["filter_chains"][0] |= {"transport_socket": tls(), **fields}
+    return base
+
+
+NO_TIMEOUT = to("a", timeout="0s")
+CONFIG = arena(
+    http("main", NO_TIMEOUT),
+    http("heads", NO_TIMEOUT, request_headers_timeout=SOON),
+    http("requests", NO_TIMEOUT, request_timeout=SOON),
+    http("streams", NO_TIMEOUT, stream_idle_timeout=SOON),
+    http("idle", NO_TIMEOUT, common_http_protocol_options={"idle_timeout": SOON}, drain_timeout="0.05s"),
+    http("aged", NO_TIMEOUT, common_http_protocol_options={"max_connection_duration": SOON}, drain_timeout="0.05s"),
+    http("duration", NO_TIMEOUT, common_http_protocol_options={"max_stream_duration": SOON}),
+    with_tls(http("tls", NO_TIMEOUT), transport_socket_connect_timeout=SOON),
+    http("inspected", NO_TIMEOUT, listener_fields={"listener_filters": [filter_("tls_inspector"), filter_("http_inspector")], "listener_filters_timeout": SOON}),
+    http("proxied", NO_TIMEOUT, listener_fields={"listener_filters": [filter_("proxy_protocol")], "listener_filters_timeout": SOON}),
+    listener("tcp", filter_("tcp_proxy", stat_prefix="tcp", cluster="a", idle_timeout=SOON)),
+    clusters=[cluster("a")],
+)  # fmt: skip
+
+GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def drip(wire: Wire, begin: bytes, drop: bytes) -> None:
+    """Send a beginning, and then a little now and then until the peer has had enough."""
+    wire.send(begin)
+    while wire.end is None and not wire.transport.is_closing():
+        await asyncio.sleep(0.02)
+        wire.send(drop)
+
+
+async def dripping(target: Target, listener: str, begin: bytes, drop: bytes, count: int) -> list[list[int]]:
+    """The statuses that so many dripping clients are told before their connections end."""
+
+    async def one() -> list[int]:
+        wire = await target.connect(listener)
+        await drip(wire, begin, drop)
+        return (await target.read(wire)).statuses
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+@pytest.mark.parametrize("drop", [b"", b"a", b": ", b"X: y\r\n"])
+async def test_slow_heads(target: Target, drop: bytes):
+    """Slowloris: request_headers_timeout runs from the first byte of a head, and nothing that still comes moves it."""
+    assert await dripping(target, "heads", GET[:-2], drop, MANY // 4) == [[408]] * (MANY // 4)
+    assert await target.counted("http.heads.downstream_rq_header_timeout") == MANY // 4
+
+
+@pytest.mark.parametrize(("begin", "drop"), [(POST, b"x"), (CHUNKED, b"1\r\nx\r\n"), (CHUNKED, b"0"), (GET[:-2], b"x"), (CHUNKED + b"0\r\n", b"x: y\r\n")])
+async def test_slow_requests(target: Target, begin: bytes, drop: bytes):
+    """R-U-Dead-Yet: request_timeout is for the whole request, body and trailers included."""
+    assert await dripping(target, "requests", begin, drop, 20) == [[408]] * 20
+    assert await target.counted("http.requests.downstream_rq_timeout") == 20
+
+
+async def test_second_head_is_timed_too(target: Target):
+    """A connection that has behaved once is trusted no more than a new one."""
+    wire = await target.connect("heads")
+    wire.send(GET)
+    await wire.until(lambda: wire.received.endswith(b"ok"))
+    await drip(wire, GET[:-4], b"x")
+    assert (await target.read(wire)).data.count(b"HTTP/1.1 408 ") == 1
+
+
+async def test_body_that_stops(target: Target):
+    """stream_idle_timeout ends a request whose body stops coming, and frees the upstream connection that it holds."""
+    target.upstream("a", [Head(), Signal("held")])
+    wires = [await target.connect("streams") for _ in range(20)]
+    for wire in wires:
+        wire.send(POST + b"x")
+    answers = [await target.read(wire) for wire in wires]
+    assert [answer.statuses for answer in answers] == [[408]] * 20
+    await target.wait_counted("cluster.a.upstream_cx_destroy", 20)
+
+
+async def test_answer_that_never_comes(target: Target):
+    """The same for an upstream that is silent."""
+    target.upstream("a", [Request(), Deaf("never")])
+    answers = await asyncio.gather(*(target.send(GET, listener=name, token=b"timeout") for name in ("streams", "duration") for _ in range(10)))
+    assert [answer.statuses for answer in answers] == [[504]] * 20
+    target.signals["never"].set()
+
+
+@pytest.mark.parametrize("listener", ["streams", "duration"])
+async def test_answer_that_nobody_reads(target: Target, listener: str):
+    """A client that asks for much and reads nothing is cut off: its connection is closed although its answer cannot be flushed, and the upstream is free."""
+    target.upstream("a", [Request(), b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (32 * MB), Pour(b"x" * 65536, 512)])
+    async with target.within(24 * MB):
+        wires = [await target.connect(listener) for _ in range(4)]
+        for wire in wires:
+            wire.transport.pause_reading()
+            wire.send(GET)
+        await target.wait_counted(f"http.{listener}.downstream_cx_destroy", 4)
+    await target.wait_counted("cluster.a.upstream_cx_destroy", 4)
+
+
+@pytest.mark.parametrize(("listener", "begin"), [("idle", b""), ("idle", GET), ("aged", b""), ("aged", GET), ("tcp", b""), ("tcp", b"bytes")])
+async def test_connections_that_do_nothing(target: Target, listener: str, begin: bytes):
+    """Clients that connect and then do nothing, or no more, are let go by idle_timeout and max_connection_duration."""
+    target.upstream("a", *([[b"hello", Deaf("never")]] if listener == "tcp" else [[Request(), OK]]), on_connect=listener == "tcp")
+    answers = await asyncio.gather(*(target.send(begin, listener=listener) for _ in range(MANY)))
+    assert all(answer.end for answer in answers)
+    if listener == "tcp":
+        target.signals["never"].set()
+
+
+@pytest.mark.parametrize("begin", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)])
+async def test_handshakes_that_stop(target: Target, begin: bytes):
+    """transport_socket_connect_timeout ends a TLS handshake that does not go on."""
+    answers = await asyncio.gather(*(target.send(begin, listener="tls") for _ in range(MANY)))
+    assert all(answer.end for answer in answers)
+    assert await target.counted("listener.tls.downstream_cx_transport_socket_connect_timeout") == MANY
+
+
+@pytest.mark.parametrize(
+    ("listener", "begin"),
+    [("inspected", b""), ("inspected", b"\x16\x03\x01\x02\x00\x01"), ("inspected", b"GE"), ("inspected", b"PRI * HTTP/2.0\r\n"), ("proxied", b"PROXY TCP4 1.2.3.4"),
+     ("proxied", b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c"), ("proxied", b"")],
+)  # fmt: skip
+async def test_first_bytes_that_stop(target: Target, listener: str, begin: bytes):
+    """listener_filters_timeout ends a connection about which too little is known."""
+    answers = await asyncio.gather(*(target.send(begin, listener=listener) for _ in range(MANY)))
+    assert all(answer.end and not answer.data for answer in answers)
+    assert await target.counted(f"listener.{listener}.downstream_pre_cx_timeout") == MANY
+
+
+async def test_clients_that_vanish(target: Target):
+    """Resets and half-closed connections in every state leave nothing behind; that is what the end of each test looks at."""
+    target.upstream("a", [Head(), Deaf("never")])
+    for begin in (b"", b"G", GET[:-2], GET, POST, POST + b"x", CHUNKED, CHUNKED + b"5\r\nhel", GET + GET, b"\x16\x03\x01"):
+        for listener in ("main", "tls", "inspected", "proxied", "tcp"):
+            for ending in ("close", "reset", "half"):
+                wire = await target.connect(listener)
+                wire.send(begin)
+                if ending == "half":
+                    wire.transport.write_eof()
+                else:
+                    getattr(wire, ending)()
+    target.signals["never"].set()
