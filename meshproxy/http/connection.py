@@ -47,6 +47,7 @@ class ServerConnection(asyncio.Protocol):
         "_spoken",
         "_started",
         "_timer",
+        "_unsent",
         "headers_timer",
         "idle_since",
         "info",
@@ -76,6 +77,7 @@ class ServerConnection(asyncio.Protocol):
         self._paused = False
         self._spoken = False  # something came: only then is it HTTP/1 for the statistics
         self._started = 0.0
+        self._unsent = 0  # bytes not yet sent when the wait for closing began
         self._timer: asyncio.TimerHandle | None = None
         self._check_at = _NEVER  # when the idle timer fires
         self._additions: Any = None
@@ -408,17 +410,31 @@ class ServerConnection(asyncio.Protocol):
         manager = self.manager
         if delayed and manager.delayed_close_timeout and not self.transport.is_closing():
             self.resume_reading()
-            self._replace_timer(manager.loop.call_later(manager.delayed_close_timeout, self._delayed_close))
+            self._close_later()
         else:
             self._local = True
             self.transport.close()
+            if manager.delayed_close_timeout and self.transport.get_write_buffer_size():
+                self._close_later()
+
+    def _close_later(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._replace_timer(self.manager.loop.call_later(self.manager.delayed_close_timeout, self._delayed_close))
 
     def _delayed_close(self) -> None:
+        """The end, also of a client that does not take what is still to be sent. One that takes some of it gets the time once more, as from Envoy."""
         self._timer = None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._close_later()
+            return
         self._local = True
         self.info.local_close_reason = "triggered_delayed_close_timeout"
         self.stats.downstream_cx_delayed_close_timeout.n += 1
-        self.transport.close()
+        if unsent:
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def _protocol_error(self, error: ProtocolError) -> None:
         manager = self.manager
