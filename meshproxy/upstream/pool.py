@@ -212,11 +212,14 @@ class Http1Connection(asyncio.Protocol):
             self.request.on_upstream_writable(True)
 
     def close(self) -> None:
-        """Close once; what was written is still sent."""
+        """Close once. An upstream that has not taken all of a request by now need not take the rest, and could keep us waiting."""
         if not self.closed:
             self.closed = True
             self.pool.forget(self)
-            self.transport.close()
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            else:
+                self.transport.close()
 
     def abort(self) -> None:
         """Close at once, dropping what is queued; the request, if any, has let go of it."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.attack.target import Deaf, Pour, Target, arena, http
 from tests.differential.config import cluster
-from tests.differential.wire import OK, Close, Eof, Request, Reset, Signal, Wait
+from tests.differential.wire import OK, Close, Eof, Head, Request, Reset, Signal, Wait
 
 MB = 1 << 20
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
@@ -132,6 +132,18 @@ async def test_upload_to_an_upstream_that_does_not_read(target: Target):
         target.signals["read"].set()
         answer = await target.read(wire)
     assert answer.data.endswith(b"ok")
+
+
+async def test_early_answer_of_an_upstream_that_reads_no_more(target: Target):
+    """The connection is of no use any more, and goes although the upload cannot be flushed."""
+    target.upstream("a", [Head(), Deaf("never"), OK])
+    wire = await target.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: %d\r\n\r\n" % (16 * MB) + b"x" * (16 * MB))
+    await target.wait_counted("cluster.a.upstream_flow_control_backed_up_total", 1)
+    target.upstreams["a"].connections[0].send(OK)
+    assert (await target.read(wire)).statuses == [200]
+    await target.wait_counted("cluster.a.upstream_cx_destroy", 1)
+    target.signals["never"].set()
 
 
 async def test_tiny_chunks(target: Target):
