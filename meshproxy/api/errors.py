@@ -5,8 +5,9 @@ Code that compiles a proto names paths relative to that proto; whoever called it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 from meshproxy.record import Record
@@ -62,13 +63,23 @@ def fail(path: str, why: str, kind: str = INVALID) -> NoReturn:
     raise ConfigError.at(path, why, kind)
 
 
-@contextmanager
-def under(prefix: str) -> Iterator[None]:
-    """Put `prefix` in front of the paths of a ConfigError raised inside."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under(prefix) from error.__cause__
+class under:
+    """Put `prefix` in front of the paths of a ConfigError raised inside; a function is asked for it only then.
+
+    Not a generator: large route tables are compiled while requests wait for them, and pass here a dozen times a route.
+    """
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, prefix: str | Callable[[], str]) -> None:
+        self._prefix = prefix
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if isinstance(error, ConfigError):
+            prefix = self._prefix
+            raise error.under(prefix if isinstance(prefix, str) else prefix()) from error.__cause__
 
 
 class Collector:

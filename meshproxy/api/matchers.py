@@ -186,8 +186,12 @@ def _present(name: bytes, found: bool, missing: bool) -> HeaderPredicate:
 
 
 def _value(name: bytes, test: BytesPredicate, hit: bool, missing: bool) -> HeaderPredicate:
+    pseudo = name[:1] == b":" or name == b"host"
+
     def matches(head: Headers) -> bool:
-        value = head.get(name)
+        # HOT: a dictionary's own `get` costs a quarter of a Python method.
+        index = head._index
+        value = head.get(name) if pseudo or index is None else index.get(name)
         if value is None:
             return missing
         if test(value):

@@ -164,6 +164,14 @@ class HttpConnectionManager:
         return chain
 
     def _build(self, route: Route | None) -> Chain:
+        admission = route is not None and (
+            route.idle_timeout is not None
+            or route.max_stream_duration_ms is not None
+            or route.grpc_timeout_header_max_ms is not None
+            or bool(self.options.max_stream_duration)
+        )
+        if route is not None and not route.filter_configs and not admission:
+            return self._plain_chain
         filters = []
         for entry in self._filters:
             overrides = [] if route is None else [level[entry.name] for level in route.filter_configs if entry.name in level]
@@ -180,12 +188,6 @@ class HttpConnectionManager:
                     compiled.name = entry.name
             if compiled is not None:
                 filters.append(compiled)
-        admission = route is not None and (
-            route.idle_timeout is not None
-            or route.max_stream_duration_ms is not None
-            or route.grpc_timeout_header_max_ms is not None
-            or bool(self.options.max_stream_duration)
-        )
         return Chain(filters, admission) if filters or admission else EMPTY
 
     # -- connections

@@ -1,17 +1,17 @@
 """Route tables: from a request to its route. `RouteTable` finds the virtual host, `VirtualHost` the route.
 
 A host is looked up as Envoy does: exactly, then by the longest `*suffix`, then by the longest `prefix*`, then `*`. Exactly one virtual host is asked; when
-none of its routes matches there is no route. Answers are remembered by host, so the hot path is one dictionary look-up and the virtual host's match.
+none of its routes matches there is no route. Answers that took more than one look are remembered by host, so the hot path is one or two dictionary
+look-ups and the virtual host's match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import datasource, matchers, runtime
-from meshproxy.api.errors import Collector, under
+from meshproxy.api.errors import Collector, join, under
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.http import (
     filter_overrides,
@@ -75,6 +75,7 @@ class RouteTable:
     """
 
     __slots__ = (
+        "_as_configured",
         "_default",
         "_exact",
         "_hosts",
@@ -122,6 +123,8 @@ class RouteTable:
         self._index_domains()
         strip_port = proto.ignore_port_in_host_matching
         self._key: Callable[[bytes], bytes] = _without_port if strip_port else bytes.lower
+        # A host that is as it was configured needs no other look: nothing goes before an exact match.
+        self._as_configured = {} if strip_port else self._exact
         self._memo: dict[bytes, VirtualHost] = {}
 
     def _index_domains(self) -> None:
@@ -160,12 +163,8 @@ class RouteTable:
         if self.vhost_header:
             return self._match_by_header(stream)
         name = stream.request.authority  # type: ignore[union-attr]
-        host = self._memo.get(name)
-        if host is None:
-            host = self._find(name)
-            if host is None:
-                return None
-        return host.match(stream)
+        host = self._as_configured.get(name) or self._memo.get(name) or self._find(name)
+        return None if host is None else host.match(stream)
 
     def _match_by_header(self, stream: StreamInfo) -> Route | None:
         """`vhost_header`: a header takes the place of the host."""
@@ -214,11 +213,9 @@ class RouteTable:
                 VirtualHost(host.proto, self).check(also)
         problems.raise_any()
 
-    @contextmanager
-    def errors_under(self, host: VirtualHost, path: str = "") -> Iterator[None]:
+    def errors_under(self, host: VirtualHost, path: str = "") -> under:
         """Complete the paths of errors in a virtual host."""
-        with under(f"virtual_hosts[{self._hosts.index(host)}]"), under(path):
-            yield
+        return under(lambda: join(f"virtual_hosts[{self._hosts.index(host)}]", path))
 
     def __repr__(self) -> str:
         return f"<RouteTable {self.name}, {len(self._hosts)} virtual hosts>"

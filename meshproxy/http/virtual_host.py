@@ -135,7 +135,7 @@ class VirtualHost:
             self.compile()
             routes = self.proto.routes
             self._sanitise = strip_parameters if self.table.ignore_path_parameters else None
-            self._index = PathIndex(path_key(route.match) for route in routes)
+            self._index = PathIndex(path_key(route.match) for route in routes) if len(routes) > _INDEXED else None
             self._connect = tuple(order for order, route in enumerate(routes) if route.match.HasField("connect_matcher"))
             self._entries: list[Entry | None] = [None] * len(routes)
             if len(routes) <= _INDEXED:
@@ -227,7 +227,7 @@ class VirtualHost:
         if not path or head.method == b"CONNECT":
             return self._match_connect(stream, path)
         entries = self._entries
-        for order in self._index.candidates(path):
+        for order in self._index.candidates(path):  # type: ignore[union-attr]  # or this would be the other function
             path_test, head_test, stream_test, route = entries[order] or self._compile_entry(order)
             if path_test(path) and (head_test is None or head_test(head)) and (stream_test is None or stream_test(stream)):
                 choose = route.choose
@@ -239,7 +239,8 @@ class VirtualHost:
         head: RequestHead = stream.request  # type: ignore[assignment]
         is_connect = head.method == b"CONNECT"
         connect = self._connect if is_connect else ()
-        orders = sorted({*connect, *self._index.candidates(path)}) if path else connect
+        others = range(len(self._entries)) if self._index is None else self._index.candidates(path)
+        orders = sorted({*connect, *others}) if path else connect
         for order in orders:
             path_test, head_test, stream_test, route = self._entries[order] or self._compile_entry(order)
             if (order in connect or path_test(path)) and (head_test is None or head_test(head)) and (stream_test is None or stream_test(stream)):
