@@ -24,9 +24,11 @@ def pki_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def process(request: pytest.FixtureRequest, pki_folder: Path) -> AsyncIterator[Target]:
     """The process under attack."""
     process = Target(request.module.CONFIG, pki_folder)
-    await process.start()
-    yield process
-    await process.stop()
+    try:
+        await process.start()
+        yield process
+    finally:
+        await process.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

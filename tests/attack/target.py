@@ -226,6 +226,12 @@ class Target(Rig):
             while await self.counted(name) < value:
                 await asyncio.sleep(0.01)
 
+    async def wait_gauge(self, name: str, value: int) -> None:
+        """Wait until a gauge is at most `value`."""
+        async with asyncio.timeout(LIMIT_S):
+            while (await self.proxy.stats()).get(name, 0) > value:
+                await asyncio.sleep(0.01)
+
     async def stalled(self, name: str) -> int:
         """Wait until a counter has begun to grow and no longer does; by how much."""
         last, same = 0, 0
