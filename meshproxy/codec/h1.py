@@ -34,6 +34,7 @@ MAX_CHUNK_LINE_BYTES = 4096  # chunk size and extensions of one chunk; extension
 # Where a parser is.
 HEAD, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, UNTIL_CLOSE, TUNNEL, DONE = range(9)
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*").match
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _TARGET = re.compile(rb"[\x21-\x7e]+").fullmatch
@@ -180,9 +181,10 @@ class StatusLines(dict[bytes, tuple[int, bytes, int]]):
         if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(code) != 3 or not code.isdigit() or _BAD_IN_VALUE(reason) is not None or code < b"100":
             raise ProtocolError("http1.codec_error")
         result = 11 if version == b"HTTP/1.1" else 10, reason, int(code)
-        if len(self) >= 256:
-            self.clear()
-        self[line] = result
+        if len(line) <= 256:
+            if len(self) >= 256:
+                self.clear()
+            self[line] = result
         return result
 
 
@@ -313,7 +315,7 @@ class Options:
 class _Parser:
     """What both directions share: the buffer, and bodies."""
 
-    __slots__ = ("_feeding", "buffer", "heads", "options", "remaining", "sink", "state", "trailer_lines")
+    __slots__ = ("_feeding", "buffer", "heads", "options", "remaining", "seen", "sink", "state", "trailer_lines")
 
     def __init__(self, sink: Sink, options: Options) -> None:
         self.sink = sink
@@ -322,6 +324,7 @@ class _Parser:
         self.state = HEAD
         self.buffer = b""
         self.remaining = 0
+        self.seen = 0  # of an incomplete head: how far it was looked at, so that a head in small pieces is not looked through for each of them
         self.trailer_lines: list[bytes] = []
         self._feeding = False
 
@@ -362,13 +365,16 @@ class _Parser:
 
     def _lines(self, data: bytes) -> tuple[list[bytes], int] | None:
         """The lines of a complete head and where it ends; None when more bytes are needed."""
-        end = data.find(b"\r\n\r\n")
+        seen = self.seen
+        end = data.find(b"\r\n\r\n", seen)
         if end < 0 or end > self.options.max_head_bytes:
             if len(data) > self.options.max_head_bytes:
                 raise ProtocolError("http1.headers_too_large", 431)
-            if _LONE_LF(data) is not None:
+            if _LONE_LF(data, seen) is not None:
                 raise ProtocolError("http1.codec_error")
             return None
+        if seen:
+            self.seen = 0
         return data[:end].split(b"\r\n"), end + 4
 
     def _body(self, data: bytes) -> bytes:
@@ -536,13 +542,14 @@ class RequestParser(_Parser):
         if data[0] in _LINE_END:
             # RFC 9112 2.2: an empty line before a request line is ignored; some clients send one after a body.
             if data[:2] == b"\r\n":
-                return data[2:]
+                return data[_EMPTY_LINES(data).end() :]  # type: ignore[union-attr]
             if data != b"\r":
                 raise ProtocolError("http1.codec_error")
             return data
         found = self._lines(data)
         if found is None:
             self._check_beginning(data)
+            self.seen = max(len(data) - 3, 0)
             return data
         lines, end = found
         options = self.options
@@ -600,7 +607,8 @@ class RequestParser(_Parser):
         """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""
         end = data.find(b"\r\n")
         if end >= 0:
-            self.options.request_line(data[:end])
+            if end > self.seen or not self.seen:  # else it was complete the last time
+                self.options.request_line(data[:end])
         elif _TOKEN(data[:1]) is None:
             raise ProtocolError("http1.codec_error")
 
@@ -729,11 +737,13 @@ class ResponseParser(_Parser):
     def _head(self, data: bytes) -> bytes:
         found = self._lines(data)
         if found is None:
-            line, ended, _ = data.partition(b"\r\n")
-            if ended:
-                _status_line(line)
-            elif not line.startswith(b"HTTP/1.") and not b"HTTP/1.".startswith(line):
+            end = data.find(b"\r\n")
+            if end >= 0:
+                if end > self.seen or not self.seen:  # else it was complete the last time
+                    _status_line(data[:end])
+            elif not data.startswith(b"HTTP/1.") and not b"HTTP/1.".startswith(data):
                 raise ProtocolError("http1.codec_error")
+            self.seen = max(len(data) - 3, 0)
             return data
         lines, end = found
         version, reason, status = _status_line(lines[0])

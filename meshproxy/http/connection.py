@@ -28,6 +28,7 @@ _NO_LENGTH = (b"content-length", b"0")
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 _NEVER = float("inf")
+_MAX_PIPELINED = 1 << 16  # bytes of further requests that are read ahead while one is served
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CONTINUE_10 = b"HTTP/1.0 100 Continue\r\n\r\n"
 
@@ -41,6 +42,7 @@ class ServerConnection(asyncio.Protocol):
         "_chunked",
         "_closing",
         "_discarding",
+        "_full",
         "_local",
         "_out",
         "_paused",
@@ -75,6 +77,7 @@ class ServerConnection(asyncio.Protocol):
         self._discarding = False  # nothing that still comes is read
         self._local = False  # it was us who closed
         self._paused = False
+        self._full = False  # too much waits to be sent
         self._spoken = False  # something came: only then is it HTTP/1 for the statistics
         self._started = 0.0
         self._unsent = 0  # bytes not yet sent when the wait for closing began
@@ -114,7 +117,7 @@ class ServerConnection(asyncio.Protocol):
             manager = self.manager
             if manager.times_heads and self.headers_timer is None and self.parser.buffer and not self._discarding:
                 self._time_head()
-        elif self.parser.buffer and len(self.parser.buffer) > self.manager.buffer_limit:
+        elif self.parser.buffer and len(self.parser.buffer) > _MAX_PIPELINED:
             self.pause_reading()
 
     def eof_received(self) -> bool:
@@ -139,14 +142,23 @@ class ServerConnection(asyncio.Protocol):
         self.info.closed()
 
     def pause_writing(self) -> None:
-        if self.stream is not None:
+        """The client takes its answers more slowly than they come: none of its further requests is begun until it has taken most of them."""
+        self._full = True
+        stream = self.stream
+        if stream is None or stream.request_ended:
+            self.pause_reading()
+        if stream is not None:
             self.manager.stats.downstream_flow_control_paused_reading_total.n += 1
-            self.stream.on_writable(False)
+            stream.on_writable(False)
 
     def resume_writing(self) -> None:
+        self._full = False
         if self.stream is not None:
             self.manager.stats.downstream_flow_control_resumed_reading_total.n += 1
             self.stream.on_writable(True)
+        elif not self._discarding:
+            self.resume_reading()
+            self.manager.loop.call_soon(self._next_request)
 
     def pause_reading(self) -> None:
         """Idempotent."""
@@ -362,6 +374,9 @@ class ServerConnection(asyncio.Protocol):
             self._close(delayed=not stream.request_ended or stream.close_connection)
             return
         self.idle_since = stream.end
+        if self._full:
+            self.pause_reading()  # `resume_writing` goes on
+            return
         if self._paused:
             self.resume_reading()
         parser = self.parser
@@ -372,7 +387,7 @@ class ServerConnection(asyncio.Protocol):
             parser.state = h1.HEAD
 
     def _next_request(self) -> None:
-        if self._discarding or self.stream is not None:
+        if self._discarding or self.stream is not None or self._full:
             return
         try:
             self.parser.next_message()
