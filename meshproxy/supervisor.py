@@ -77,6 +77,7 @@ class Supervisor:
             listeners=plan.listeners,
             concurrency=plan.concurrency,
         )
+        certs.show_expirations(self._server.certificates, self._context.stats)
         self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None)
         self._stats = ServerStats(self._server)
         self._server.prepare_scrape = self._prepare_scrape

@@ -17,6 +17,7 @@ import uvloop  # by main already, so that workers share its pages
 from meshproxy import process
 from meshproxy.api import errors
 from meshproxy.api.runtime import Runtime
+from meshproxy.api.secrets import Secrets
 from meshproxy.channel import Channel, Kind
 from meshproxy.context import Context
 from meshproxy.net.drain import Drain
@@ -79,6 +80,9 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
     context = Context(loop=loop, stats=stats, timers=None, worker_id=worker_id, concurrency=plan.concurrency, node=plan.node)  # type: ignore[arg-type]
     context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
     context.cells = plan.cells
+    if bootstrap.static_resources.secrets:
+        with errors.under("static_resources.secrets"):
+            context.secrets = Secrets(bootstrap.static_resources.secrets)
     with errors.under("layered_runtime"):
         context.runtime = Runtime.from_proto(bootstrap.layered_runtime, plan.node.cluster)
     options = plan.options

@@ -5,38 +5,48 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Iterator
+from hashlib import sha256
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, to_json
-from meshproxy.api import datasource, registry
+from meshproxy.api import datasource, registry, secrets
 from meshproxy.api.errors import ConfigError
+from meshproxy.net import sockets
 from meshproxy.net.certificate import Certificate, pem_certificates
 from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
+    from meshproxy.observe.stats import Store
     from meshproxy.server import Server
 
 _DAY = 86_400
 
 
 class Bundle(Record):
-    """The certificates of one TLS context, with where each came from."""
+    """The certificates of one TLS context, with where each came from. `prefix`: of the stats of its listener or cluster; `expirations`: name, Unix time."""
 
+    prefix: str
     authorities: list[tuple[str, Certificate]] = field(default_factory=list)
     chains: list[tuple[str, Certificate]] = field(default_factory=list)
+    expirations: list[tuple[str, int]] = field(default_factory=list)
+
+    def add(self, to: list[tuple[str, Certificate]], found: list[tuple[str, Certificate]], name: str) -> None:
+        """Add the certificates that one name stands for."""
+        to += found
+        self.expirations += [(name, certificate.not_after) for _, certificate in found[:1]]
 
 
 def certs(request: Request, server: Server) -> Response:
     """JSON (envoy.admin.v3.Certificates)."""
     now = time.time()
-    entries = []
-    for bundle in server.certificates:
-        entry = {}
-        if bundle.authorities:
-            entry["ca_cert"] = [_details(path, certificate, now) for path, certificate in bundle.authorities]
-        if bundle.chains:
-            entry["cert_chain"] = [_details(path, certificate, now) for path, certificate in bundle.chains]
-        entries.append(entry)
+    entries = [
+        {
+            "ca_cert": [_details(path, certificate, now) for path, certificate in bundle.authorities],
+            "cert_chain": [_details(path, certificate, now) for path, certificate in bundle.chains],
+        }
+        for bundle in server.certificates
+    ]
     return Response(to_json({"certificates": entries}), content_type=JSON)
 
 
@@ -72,20 +82,32 @@ def days_until_first_expires(bundles: list[Bundle], now: float, default: int) ->
 
 
 def collect(bootstrap: Any) -> list[Bundle]:
-    """Every TLS context of a bootstrap that has certificates. It was compiled before, so what cannot be read is simply not shown."""
+    """Every TLS context of a bootstrap. It was compiled before, so what cannot be read is simply not shown."""
+    known = secrets.Secrets(bootstrap.static_resources.secrets)
     bundles = []
-    for context in _contexts(bootstrap):
-        bundle = Bundle()
-        for certificate in context.tls_certificates:
-            bundle.chains += _read(certificate.certificate_chain)[:1]
-        which = context.WhichOneof("validation_context_type")
-        if which in ("validation_context", "combined_validation_context"):
-            validation = context.validation_context if which == "validation_context" else context.combined_validation_context.default_validation_context
-            if validation.HasField("trusted_ca"):
-                bundle.authorities += _read(validation.trusted_ca)
-        if bundle.chains or bundle.authorities:
-            bundles.append(bundle)
+    for prefix, context in _contexts(bootstrap):
+        bundle = Bundle(prefix)
+        names, authority = secrets.names(context)
+        secrets.inline(context, known)
+        for name, certificate in zip_longest(names, context.tls_certificates, fillvalue=""):
+            bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name or _unnamed("cert", certificate.certificate_chain))
+        trusted = context.validation_context.trusted_ca
+        bundle.add(bundle.authorities, _read(trusted), authority or _unnamed("ca_cert", trusted))
+        bundles.append(bundle)
     return bundles
+
+
+def _unnamed(kind: str, source: Any) -> str:
+    """What Envoy calls a certificate that is no secret's. Those from files have no bytes of their own: it shows but one of them."""
+    return f"unnamed_{kind}_{sha256(source.inline_bytes).hexdigest()[:8]}"
+
+
+def show_expirations(bundles: list[Bundle], stats: Store) -> None:
+    """The gauges that say when certificates expire, in Unix seconds."""
+    for bundle in bundles:
+        scope = stats.scope(f"{bundle.prefix}ssl.certificate.")
+        for name, not_after in bundle.expirations:
+            scope.gauge(f"{name}.expiration_unix_time_seconds").n = not_after
 
 
 def _read(source: Any) -> list[tuple[str, Certificate]]:
@@ -97,19 +119,20 @@ def _read(source: Any) -> list[tuple[str, Certificate]]:
         return []
 
 
-def _contexts(bootstrap: Any) -> Iterator[Any]:
-    """Every CommonTlsContext of the listeners and clusters."""
+def _contexts(bootstrap: Any) -> Iterator[tuple[str, Any]]:
+    """Every CommonTlsContext of the listeners and clusters, with the prefix of its stats."""
     for listener in bootstrap.static_resources.listeners:
+        prefix = f"listener.{listener.stat_prefix or sockets.addresses(listener)[0].text}."
         for chain in (*listener.filter_chains, listener.default_filter_chain):
-            yield from _inside(chain)
+            yield from _inside(prefix, chain)
     for cluster in bootstrap.static_resources.clusters:
-        yield from _inside(cluster)
-        for match in cluster.transport_socket_matches:
-            yield from _inside(match)
+        prefix = f"cluster.{cluster.alt_stat_name or cluster.name}."
+        for holder in (cluster, *cluster.transport_socket_matches):
+            yield from _inside(prefix, holder)
 
 
-def _inside(holder: Any) -> Iterator[Any]:
+def _inside(prefix: str, holder: Any) -> Iterator[tuple[str, Any]]:
     if holder.HasField("transport_socket"):
         config = registry.unpack(holder.transport_socket.typed_config)
         if "common_tls_context" in config.DESCRIPTOR.fields_by_name:
-            yield config.common_tls_context
+            yield prefix, config.common_tls_context

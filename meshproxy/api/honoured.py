@@ -11,7 +11,7 @@ _ROUTE = "envoy.config.route.v3."
 
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine",
-    f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters",
+    f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters secrets",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
     f"{_CORE}Node": "id cluster metadata locality user_agent_name user_agent_version user_agent_build_version",

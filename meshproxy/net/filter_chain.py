@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api import registry
+from meshproxy.api import registry, secrets
 from meshproxy.api.errors import fail, under
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT
@@ -70,7 +70,7 @@ class FilterChain:
         )
         self.proxy_protocol: bool = proto.use_proxy_proto.value
         with under("transport_socket"):
-            self.tls = _compile_transport(proto, listener_scope)
+            self.tls = _compile_transport(proto, listener_scope, network.context)
         filters, self.terminal = _compile_filters(proto, network)
         self.on_connection = _hooks(filters, "on_connection")
         self.on_first_data = _hooks(filters, "on_first_data")
@@ -87,7 +87,7 @@ def _hooks(filters: Any, name: str) -> tuple[Callable[..., Any], ...]:
     return tuple(getattr(filter, name) for filter in filters if hasattr(filter, name))
 
 
-def _compile_transport(proto: Any, scope: Scope) -> DownstreamTls | None:
+def _compile_transport(proto: Any, scope: Scope, context: Context) -> DownstreamTls | None:
     """None for plaintext: no transport socket, or a raw buffer."""
     if not proto.HasField("transport_socket"):
         return None
@@ -99,6 +99,8 @@ def _compile_transport(proto: Any, scope: Scope) -> DownstreamTls | None:
         module = registry.module(registry.type_url(socket.typed_config), "downstream transport socket")
         if message.DESCRIPTOR.name == "RawBuffer":
             return None
+        with under("common_tls_context"):
+            secrets.inline(message.common_tls_context, context.secrets)
         return module.compile_downstream(message, scope)
 
 

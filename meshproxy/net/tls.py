@@ -136,10 +136,6 @@ class _Tls:
         self.checks = common.checks
         self.material = common.material
         self.verifies = common.trusts or bool(common.checks)
-        for item in common.material.certificates:
-            stats.show_certificate("cert", item.inline, item.leaf.not_after)
-        for _, authority in common.material.authorities:
-            stats.show_certificate("ca_cert", common.material.inline_authorities, authority.not_after)
 
     @property
     def certificates(self) -> list[tuple[str, Certificate]]:

@@ -43,10 +43,9 @@ INLINE = "<inline>"
 
 
 class OwnCertificate(Record):
-    """A certificate chain with its key, as PEM. `names`: lower-case DNS SANs, or the common name when there is none. `inline`: its `inline_bytes`, if any."""
+    """A certificate chain with its key, as PEM. `names`: lower-case DNS SANs, or the common name when there is none."""
 
     path: str
-    inline: bytes
     chain: bytes
     key_path: str
     key: bytes
@@ -57,14 +56,10 @@ class OwnCertificate(Record):
 
 
 class Material(Record):
-    """What was read: own certificates, trusted authorities (for /certs: the first of them, with its path), revocation lists.
-
-    `inline_authorities`: the `inline_bytes` that the authorities came as, if any.
-    """
+    """What was read: own certificates, trusted authorities (for /certs: the first of them, with its path), revocation lists."""
 
     certificates: list[OwnCertificate] = field(default_factory=list)
     trusted: bytes = b""
-    inline_authorities: bytes = b""
     authorities: list[tuple[str, Certificate]] = field(default_factory=list)
     crl: bytes = b""
     system_roots: bool = False
@@ -208,7 +203,7 @@ def _read_certificate(proto: Any) -> OwnCertificate:
     if proto.HasField("password"):
         with under("password"):
             password = _read(proto.password).rstrip(b"\r\n")
-    return OwnCertificate(chain_path, proto.certificate_chain.inline_bytes, chain, _path(proto.private_key), key, password, leaf, key_type, names)
+    return OwnCertificate(chain_path, chain, _path(proto.private_key), key, password, leaf, key_type, names)
 
 
 def _common_name(leaf: Certificate) -> tuple[str, ...]:
@@ -221,7 +216,6 @@ def _read_authorities(context: Any, material: Material) -> bool:
     material.system_roots = context.HasField("system_root_certs")
     if context.HasField("trusted_ca"):
         path = _path(context.trusted_ca)
-        material.inline_authorities = context.trusted_ca.inline_bytes
         with under("trusted_ca"):
             material.trusted = _read(context.trusted_ca)
             try:

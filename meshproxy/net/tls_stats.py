@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,6 +75,12 @@ class PeerRejected(ssl.SSLCertVerificationError):
     """The peer's certificate is good for its issuer, but not what the configuration asks for (SAN, pinned hash)."""
 
 
+def declare(scope: Scope, *, server_side: bool) -> None:
+    """Make the names known that a TLS context brings along."""
+    scope.declare("counter", _SERVER_FACTORY if server_side else _CLIENT_FACTORY)
+    scope.scope("ssl.").declare("counter", _COUNTERS)
+
+
 class TlsStats:
     """The `ssl.` counters of one listener or cluster. `versions`, `ciphers`, `curves` and `sigalgs` come into being with the first handshake that used them."""
 
@@ -92,19 +97,11 @@ class TlsStats:
 
     def __init__(self, scope: Scope, *, server_side: bool) -> None:
         """`scope`: that of the listener or cluster (`listener.127.0.0.1_443.`, `cluster.foo.`)."""
-        scope.declare("counter", _SERVER_FACTORY if server_side else _CLIENT_FACTORY)
+        declare(scope, server_side=server_side)
         self._scope = scope.scope("ssl.")
-        self._scope.declare("counter", _COUNTERS)
         for name in _COUNTERS:
             setattr(self, name, self._scope.counter(name))
         self._memo: dict[tuple[str, ...], tuple[Counter, ...]] = {}
-
-    def show_certificate(self, kind: str, source: bytes, not_after: int) -> None:
-        """Show when a configured certificate expires, in Unix seconds. `kind`: cert, or ca_cert.
-
-        Certificates that no secret names are called by a hash of their inline bytes; of those from files, which have none, Envoy shows but one.
-        """
-        self._scope.gauge(f"certificate.unnamed_{kind}_{sha256(source).hexdigest()[:8]}.expiration_unix_time_seconds", shared=True).n = not_after
 
     def count_handshake(self, ssl_object: ssl.SSLObject, curve: str, signature: str, *, presented: bool) -> None:
         """Count a completed handshake. `curve` and `signature` (how the peer signed) are "" when they are not known or there was none."""

@@ -129,7 +129,7 @@ class Cluster:
         problems = errors.Collector()
         compiled = ClusterOptions(type=options.STRICT_DNS if proto.HasField("cluster_type") else proto.type)
         with problems.under(""):
-            compiled = options.compile_options(proto, scope, default_bind)
+            compiled = options.compile_options(proto, scope, context.secrets, default_bind)
         self._take(compiled)
         with problems.under("circuit_breakers"):
             self.limits = limits.compile_limits(proto.circuit_breakers, self.name, context, share=not dry_run)

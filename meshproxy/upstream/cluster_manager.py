@@ -93,6 +93,8 @@ class ClusterManager:
         stats.declare(scope)
         if proto.HasField("outlier_detection"):
             outlier.declare(scope)
+        if proto.HasField("transport_socket") or proto.transport_socket_matches:
+            _declare_tls(proto, scope)
         self._active.n = len(self._known)
         return True
 
@@ -327,3 +329,11 @@ def validate(proto: Any, context: Context, config: Any = None) -> None:
             if group.priority > 0:
                 errors.fail(f"load_assignment.endpoints[{index}].priority", f"Unexpected non-zero priority for local cluster '{proto.name}'.")
     Cluster(proto, context, default_bind=bind, dry_run=True)
+
+
+def _declare_tls(proto: Any, scope: Scope) -> None:
+    sockets = [proto.transport_socket, *(match.transport_socket for match in proto.transport_socket_matches)]
+    if any(socket.typed_config.type_url.endswith(".UpstreamTlsContext") for socket in sockets):
+        from meshproxy.net import tls_stats
+
+        tls_stats.declare(scope, server_side=False)

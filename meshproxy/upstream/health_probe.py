@@ -78,7 +78,7 @@ class Prober:
 def compile_prober(cluster: Any, context: Context, scope: Scope) -> Prober:
     """From a Cluster message. Raises ConfigError."""
     check = cluster.health_checks[0]
-    options = compile_options(cluster, scope)
+    options = compile_options(cluster, scope, context.secrets)
     settings = Settings.from_proto(check)
     with errors.under("health_checks[0]"):
         if check.WhichOneof("health_checker") == "tcp_health_check":

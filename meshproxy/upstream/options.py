@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.api.secrets import inline
 from meshproxy.codec import h1
 from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshproxy.api.secrets import Secrets
     from meshproxy.net.sockets import DialOptions
     from meshproxy.net.tls import UpstreamTls
     from meshproxy.observe.stats import Scope
@@ -82,7 +84,7 @@ class ClusterOptions(Record):
     choose_transport: Callable[[dict[str, Any] | None, dict[str, Any] | None], UpstreamTls | None] | None = None
 
 
-def compile_options(proto: Any, scope: Scope, default_bind: Any = None) -> ClusterOptions:
+def compile_options(proto: Any, scope: Scope, secrets: Secrets | None, default_bind: Any = None) -> ClusterOptions:
     """Check a Cluster message and take out what does not change. Reads certificates. Raises ConfigError with all problems."""
     options = ClusterOptions()
     problems = errors.Collector()
@@ -92,7 +94,7 @@ def compile_options(proto: Any, scope: Scope, default_bind: Any = None) -> Clust
     with problems.under("upstream_bind_config"):
         _dialling(proto, options, default_bind)
     with problems.under(""):
-        _transport(proto, options, scope)
+        _transport(proto, options, scope, secrets)
     problems.raise_any()
     return options
 
@@ -243,15 +245,15 @@ def _dialling(proto: Any, options: ClusterOptions, default_bind: Any) -> None:
     options.dial_options = sockets.compile_dial_options(bind, keepalive, default_bind)
 
 
-def _transport(proto: Any, options: ClusterOptions, scope: Scope) -> None:
+def _transport(proto: Any, options: ClusterOptions, scope: Scope, secrets: Secrets | None) -> None:
     if proto.HasField("transport_socket"):
         with errors.under("transport_socket.typed_config"):
-            options.transport = compile_transport(proto.transport_socket, scope)
+            options.transport = _compile_transport(proto.transport_socket, scope, secrets)
     if proto.transport_socket_matches:
-        options.choose_transport = _matches(proto, options.transport, scope)
+        options.choose_transport = _matches(proto, options.transport, scope, secrets)
 
 
-def compile_transport(socket: Any, scope: Scope) -> UpstreamTls | None:
+def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> UpstreamTls | None:
     """An upstream TransportSocket; None for raw buffers. Paths of errors are relative to its `typed_config`."""
     if not socket.HasField("typed_config"):
         return None
@@ -259,17 +261,20 @@ def compile_transport(socket: Any, scope: Scope) -> UpstreamTls | None:
     module = registry.module(url, "upstream transport socket")
     if url.endswith(".RawBuffer"):
         return None
-    tls: UpstreamTls = module.compile_upstream(registry.unpack(socket.typed_config), scope)
+    message = registry.unpack(socket.typed_config)
+    with errors.under("common_tls_context"):
+        inline(message.common_tls_context, secrets)
+    tls: UpstreamTls = module.compile_upstream(message, scope)
     return tls
 
 
-def _matches(proto: Any, default: Any, scope: Scope) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
+def _matches(proto: Any, default: Any, scope: Scope, secrets: Secrets | None) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
     from google.protobuf.json_format import MessageToDict
 
     rules = []
     for index, match in enumerate(proto.transport_socket_matches):
         with errors.under(f"transport_socket_matches[{index}].transport_socket.typed_config"):
-            tls = compile_transport(match.transport_socket, scope)
+            tls = _compile_transport(match.transport_socket, scope, secrets)
         rules.append((MessageToDict(match.match), tls, scope.counter(f"{match.name}.total_match_count", shared=True)))
     unmatched = scope.counter("default.total_match_count", shared=True)
 
