@@ -6,7 +6,6 @@ import ipaddress
 import time
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, to_json
@@ -89,8 +88,9 @@ def collect(bootstrap: Any) -> list[Bundle]:
         bundle = Bundle(prefix)
         names, authority = secrets.names(context)
         secrets.inline(context, known)
-        for name, certificate in zip_longest(names, context.tls_certificates, fillvalue=""):
-            bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name or _unnamed("cert", certificate.certificate_chain))
+        for at, certificate in enumerate(context.tls_certificates):
+            name = names[at] if names else _unnamed("cert", certificate.certificate_chain)
+            bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name)
         trusted = context.validation_context.trusted_ca
         bundle.add(bundle.authorities, _read(trusted), authority or _unnamed("ca_cert", trusted))
         bundles.append(bundle)

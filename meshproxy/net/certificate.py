@@ -74,8 +74,10 @@ class Certificate:
 
     @property
     def serial(self) -> str:
-        """Serial number in lower-case hexadecimal, without leading zeros."""
-        return f"{int.from_bytes(self._parsed.serial, 'big', signed=True):x}"
+        """Serial number in lower-case hexadecimal, whole bytes without leading zero bytes, as Envoy's TLS library writes it."""
+        number = int.from_bytes(self._parsed.serial, "big", signed=True)
+        digits = f"{abs(number):x}"
+        return f"{'-' if number < 0 else ''}{'0' if number and len(digits) % 2 else ''}{digits}"
 
     @property
     def not_before(self) -> int:

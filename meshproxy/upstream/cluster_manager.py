@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from meshproxy.context import Context
+    from meshproxy.observe.stats import Scope
     from meshproxy.upstream.host import Host, HostSet
 
 

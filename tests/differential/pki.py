@@ -35,7 +35,7 @@ class Authority:
             .subject_name(subject)
             .issuer_name(self.subject)
             .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
+            .serial_number(1 << 152 | x509.random_serial_number() >> 8)  # an odd number of hexadecimal digits
             .not_valid_before(_NOT_BEFORE)
             .not_valid_after(_NOT_BEFORE + dt.timedelta(days=days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
