@@ -140,6 +140,7 @@ class ServerConnection(asyncio.Protocol):
             stream.on_reset(flags.DC, "downstream_remote_disconnect")
         self.manager.connection_closed(self, local)
         self.info.closed()
+        self.parser.sink = None  # type: ignore[assignment]  # else the two, and all that TLS has for them, wait for the garbage collector
 
     def pause_writing(self) -> None:
         """The client takes its answers more slowly than they come: none of its further requests is begun until it has taken most of them."""

@@ -46,6 +46,7 @@ class TlsTransport(asyncio.Protocol):
         "_eof",
         "_eof_due",
         "_error",
+        "_flowing",
         "_goodbye_due",
         "_incoming",
         "_outcome",
@@ -54,8 +55,11 @@ class TlsTransport(asyncio.Protocol):
         "_pending",
         "_protocol",
         "_raw",
+        "_raw_write",
         "_read_more",
         "_ready",
+        "_take",
+        "_writable",
         "_write_ended",
         "_write_more",
         "ssl_object",
@@ -69,11 +73,14 @@ class TlsTransport(asyncio.Protocol):
         self._read_more = ssl_object.read_plain
         self._write_more = ssl_object.write_plain
         self._pending = ssl_object.pending_plain
+        self._take = outgoing.read
         self._raw: Any = None
         self._protocol: Any = None
         self._deliver: Callable[[bytes], object] = _nobody
         self._backlog: list[bytes] = []  # what OpenSSL does not take while it renegotiates
         self._ready = False
+        self._flowing = False  # ready, and what comes may be delivered
+        self._writable = True  # what is written goes to OpenSSL
         self._paused = False
         self._eof = False  # the peer has said all
         self._eof_due = False  # and the protocol is to hear of it once it has taken the rest
@@ -86,15 +93,29 @@ class TlsTransport(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._raw = transport
+        self._raw_write = transport.write
         if not self.ssl_object.server_side:
             self._shake()
 
     def data_received(self, data: bytes) -> None:
-        self._incoming.write(data)
-        if self._ready:
-            self._read()
-        elif not self._closing:
-            self._shake()
+        # HOT
+        size = len(data)
+        incoming = self._incoming
+        incoming.write(data)
+        if not self._flowing:
+            if not self._ready and not self._closing:
+                self._shake()
+            return
+        try:
+            plain = self._read_more(size)
+        except ssl.SSLError as error:
+            self._nothing(error)
+            return
+        # One record, and nothing after it. Plain bytes are fewer than encrypted ones, unless OpenSSL had some of them before.
+        if plain and len(plain) < size and not incoming.pending:
+            self._deliver(plain)
+        else:
+            self._read_on(plain)
 
     def eof_received(self) -> bool:
         if not self._ready:
@@ -116,7 +137,7 @@ class TlsTransport(asyncio.Protocol):
             self._protocol.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._closing = True
+        self._stop()
         protocol, outcome = self._protocol, self._outcome
         # What refers to this object from here would keep all of it alive until the garbage collector comes.
         self._protocol = self._outcome = None
@@ -139,19 +160,20 @@ class TlsTransport(asyncio.Protocol):
             return
         except ssl.SSLError as error:
             self._error = error
+            self._stop()
             if ssl_object.last_words:
                 self._raw.write(ssl_object.last_words)
-            self._closing = True
             self._raw.close()
             return
         outcome, self._outcome = self._outcome, None
         self._ready = True
+        self._flowing = not self._paused
         waiting = bool(self._incoming.pending)
         if not waiting:
             self._flush()  # else what is left of the handshake (session tickets) goes out together with the answer
         if outcome is not None:
             outcome.tls_ready(self)
-        if waiting and not self._closing:
+        if waiting and self._flowing:
             if ssl_object.server_side:
                 self._read()
             else:  # whoever dialled hears first that there is a connection
@@ -165,33 +187,44 @@ class TlsTransport(asyncio.Protocol):
 
     def _read(self) -> None:
         """Give the protocol all that is there, in one piece."""
-        if self._paused or self._closing:
-            return
-        incoming, pending, read = self._incoming, self._pending, self._read_more
-        data, parts, ended = b"", [], False
         try:
-            data = read(incoming.pending or pending())
-            if data:
-                while size := pending() or incoming.pending:
-                    part = read(size)
-                    if not part:
-                        ended = True
-                        break
-                    parts.append(part)
-            else:
-                ended = True
+            data = self._read_more(self._incoming.pending or self._pending())
+        except ssl.SSLError as error:
+            self._nothing(error)
+        else:
+            self._read_on(data)
+
+    def _nothing(self, error: ssl.SSLError) -> None:
+        """Nothing could be read."""
+        if isinstance(error, ssl.SSLZeroReturnError):  # the same as an empty read, when our own close_notify was first
+            self._read_on(b"")
+        elif not isinstance(error, _MORE):
+            self._fail(error)
+        elif self._outgoing.pending or self._backlog:
+            self._write_backlog()
+
+    def _read_on(self, data: bytes) -> None:
+        """Give the protocol `data` and all that follows. An empty read is the peer's close_notify."""
+        incoming, pending, read = self._incoming, self._pending, self._read_more
+        parts = [data]
+        failure: ssl.SSLError | None = None
+        try:
+            while data and (size := pending() or incoming.pending):
+                data = read(size)
+                parts.append(data)
         except _MORE:
             pass
+        except ssl.SSLZeroReturnError:
+            data = b""
         except ssl.SSLError as error:
-            self._fail(error)
-            return
-        if parts:
-            data = b"".join((data, *parts))
+            failure = error
         if self._outgoing.pending or self._backlog:
             self._write_backlog()
-        if data:
-            self._deliver(data)
-        if ended and not self._eof:
+        if whole := b"".join(parts):
+            self._deliver(whole)
+        if failure is not None:
+            self._fail(failure)
+        elif not data and not self._eof:
             self._eof = True
             self._tell_eof()
 
@@ -200,7 +233,7 @@ class TlsTransport(asyncio.Protocol):
         if self._closing or self._protocol is None:
             return
         try:
-            if self._incoming.pending or self._pending():
+            if self._flowing and (self._incoming.pending or self._pending()):
                 self._read()
             if self._eof_due and not self._left():
                 self._tell_eof()
@@ -219,9 +252,14 @@ class TlsTransport(asyncio.Protocol):
     def _fail(self, error: ssl.SSLError) -> None:
         """What came is not TLS of this connection: say so and close."""
         self._error = error
-        self._closing = True
+        self._stop()
         self._flush()
         self._raw.close()
+
+    def _stop(self) -> None:
+        """Nothing is read or written from now on."""
+        self._closing = True
+        self._flowing = self._writable = False
 
     # -- writing
 
@@ -236,7 +274,10 @@ class TlsTransport(asyncio.Protocol):
             while backlog:
                 self._write_more(backlog[0])
                 del backlog[0]
+            self._writable = not self._write_ended and not self._closing
         self._flush()
+        if self._goodbye_due and not self._paused and not backlog:
+            self._say_goodbye()
 
     def _say_goodbye(self) -> None:
         """Send our close_notify. Not while bytes wait that the protocol has not taken: OpenSSL would take them for bytes after the peer's end."""
@@ -249,19 +290,20 @@ class TlsTransport(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send `data`; see asyncio.Transport. Nothing is sent once the connection is closing."""
-        if self._closing or self._write_ended or not data:
-            return
-        if self._backlog:
-            self._backlog.append(data)
+        # HOT
+        if not self._writable or not data:
+            if self._backlog and data and not self._write_ended:
+                self._backlog.append(data)
             return
         try:
             self._write_more(data)
-        except _MORE:
-            self._backlog.append(data)
         except ssl.SSLError as error:
-            self._fail(error)
-            return
-        self._raw.write(self._outgoing.read())
+            if not isinstance(error, _MORE):
+                self._fail(error)
+                return
+            self._backlog.append(data)
+            self._writable = False
+        self._raw_write(self._take())
 
     def writelines(self, parts: Iterable[bytes]) -> None:
         """Send several pieces as one."""
@@ -276,7 +318,8 @@ class TlsTransport(asyncio.Protocol):
         if self._write_ended or self._closing:
             return
         self._write_ended = True
-        if self._paused:
+        self._writable = False
+        if self._paused or self._backlog:
             self._goodbye_due = True
         else:
             self._say_goodbye()
@@ -287,12 +330,12 @@ class TlsTransport(asyncio.Protocol):
             return
         if self._ready and (not self._write_ended or self._goodbye_due):
             self._say_goodbye()
-        self._closing = True
+        self._stop()
         self._raw.close()
 
     def abort(self) -> None:
         """Close at once."""
-        self._closing = True
+        self._stop()
         if self._raw is not None:
             self._raw.abort()
 
@@ -304,6 +347,7 @@ class TlsTransport(asyncio.Protocol):
         """The protocol wants no more bytes for now."""
         if not self._paused:
             self._paused = True
+            self._flowing = False
             self._raw.pause_reading()
 
     def resume_reading(self) -> None:
@@ -311,6 +355,7 @@ class TlsTransport(asyncio.Protocol):
         if not self._paused or self._closing:
             return
         self._paused = False
+        self._flowing = self._ready
         self._raw.resume_reading()
         if self._goodbye_due or self._eof_due or self._incoming.pending or self._pending():
             asyncio.get_running_loop().call_soon(self._read_later)
