@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshproxy.observe import flags, json_text, stream_values
-from meshproxy.record import Record
+from meshproxy.record import Record, replace
 
 
 class Value(Record, frozen=True):
@@ -19,7 +19,8 @@ class Value(Record, frozen=True):
 
     `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap
     expression that decides the value and takes few values itself; empty when there is none. `unique`: bytes that hardly ever come twice, so that
-    remembering them is no use. `safe`: bytes that need no escaping in JSON.
+    remembering them is no use. `safe`: bytes that need no escaping in JSON. `planned`: how to say it of a stream that has a `kind`: COMMON to all of a kind,
+    the SAME expression, another one, or not at all (empty).
     """
 
     kind: str
@@ -29,6 +30,10 @@ class Value(Record, frozen=True):
     key: str = ""
     unique: bool = False
     safe: bool = False
+    planned: str = ""
+
+
+COMMON, SAME = "common", "same"
 
 
 class Code:
@@ -36,6 +41,7 @@ class Code:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self.lines: list[str] = []
+        self._clocks = clock, wall
         self.names: dict[str, Any] = {
             "v": stream_values,
             "short": flags.short,
@@ -48,6 +54,12 @@ class Code:
             "dump": json_text.dump,
         }
         self._locals: dict[str, str] = {}
+
+    def another(self) -> Code:
+        """Code for another branch of the same function: it has locals of its own."""
+        code = Code(*self._clocks)
+        code.names = self.names
+        return code
 
     def bind(self, value: Any) -> str:
         """A global name for an object."""
@@ -102,84 +114,134 @@ def _nothing(name: bytes) -> None:
     """The lookup function of headers that are not there."""
 
 
-class Line:
-    """Bytes put together from literals and values by `%`, in two steps where values have keys.
+Convert = Callable[[Code, Value], tuple[bytes, str]]  # a value's conversion, such as `%d`, and the expression for it
 
-    Status, flags, route, cluster and the like come in few combinations: a line in which all of those are filled in is kept for each combination, so that a
-    stream costs one look-up for them together. `code` evaluates what is left, `fill` the values with keys.
+
+class Line:
+    """Bytes put together from literals and values by `%`, in two steps: what many streams have in common is filled in once and kept.
+
+    Status, flags, route, cluster and the like (values with a `key`) come in few combinations, and a stream costs one look-up for them together. Streams of one
+    `kind` (StreamInfo.kind) have nearly everything in common: where the rest can be said of them (`Value.planned`), they have a branch of their own.
     """
 
-    _LIMIT = 256  # combinations; a full memo is emptied
-
-    def __init__(self, code: Code, fill: Code) -> None:
-        self.code = code
-        self.fill = fill
-        self._parts: list[bytes | tuple[bytes, str, bool]] = []  # literals, and (conversion, expression, whether it is one of `fill`)
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        self._general = _Steps(code)
+        self._of_kind: _Steps | None = _Steps(code.another())
         self._keys: list[str] = []
 
     def literal(self, text: bytes) -> None:
         """Add text as it is."""
-        self._parts.append(text)
+        self._general.literal(text)
+        if self._of_kind is not None:
+            self._of_kind.literal(text)
 
-    def value(self, conversion: bytes, expression: str) -> None:
-        """Add a value: `%b` or `%d`, and an expression of `code`."""
-        self._parts.append((conversion, expression, False))
-
-    def keyed(self, key: str, expression: str) -> None:
-        """Add bytes that depend on `key` alone: an expression of `fill`."""
-        if key not in self._keys:
-            self._keys.append(key)
-        self._parts.append((b"%b", expression, True))
+    def value(self, parse: Callable[[Code], Value], convert: Convert) -> None:
+        """Add a value: `parse` finds it for one branch of the function."""
+        steps = self._general
+        value = parse(steps.each)
+        if value.key:
+            if value.key not in self._keys:
+                self._keys.append(value.key)
+            steps.add_once(*convert(steps.once, parse(steps.once)))
+        else:
+            steps.add(*convert(steps.each, value))
+        steps = self._of_kind  # type: ignore[assignment]
+        if steps is None:
+            return
+        if value.planned == COMMON:
+            steps.add_once(*convert(steps.once, parse(steps.once)))
+        elif value.planned == SAME:
+            steps.add(*convert(steps.each, parse(steps.each)))
+        elif value.planned:
+            steps.add(*convert(steps.each, replace(value, expression=value.planned)))
+        else:
+            self._of_kind = None
 
     def function(self) -> Callable[[Any], bytes]:
         """The line as a function of the stream."""
-        code = self.code
-        template, arguments = self._template(filling=False)
-        if not self._keys:
-            code.lines.append(f"return {percent(template, arguments)}")
-            return code.function()
-        inner, values = self._template(filling=True)
-        self.fill.lines.append(f"return {percent(inner, values)}")
-        fill = self.fill.function()
+        lines: list[str] = []
+        if self._of_kind is not None:
+            known, learn = self._of_kind.memo()
+            lines += [
+                "kind = s.kind",
+                "if kind is not None:",
+                "    try:",
+                f"        line = {known}[kind]",
+                "    except KeyError:",
+                f"        {learn}(kind, s)",  # which reads all of it: from here on it is a stream like others
+                "    else:",
+                *(f"        {line}" for line in self._of_kind.each.lines),
+                f"        return {self._of_kind.filled('line')}",
+            ]
+        lines += self._code.lines
+        if self._keys:
+            known, learn = self._general.memo()
+            lines += [
+                f"key = {self._keys[0]}" if len(self._keys) == 1 else f"key = ({', '.join(self._keys)})",
+                "try:",
+                f"    line = {known}[key]",
+                "except KeyError:",
+                f"    line = {learn}(key, s)",
+            ]
+        lines.append(f"return {self._general.filled('line' if self._keys else '')}")
+        self._code.lines = lines
+        return self._code.function()
+
+
+class _Steps:
+    """A line in two steps: values that many streams have in common make the template that is filled for each."""
+
+    _LIMIT = 512  # templates kept; a full memo is emptied
+
+    def __init__(self, each: Code) -> None:
+        self.each = each
+        self.once = each.another()
+        self._template = b""
+        self._common: list[str] = []
+        self._own: list[str] = []
+
+    def literal(self, text: bytes) -> None:
+        self._template += text.replace(b"%", b"%%%%")
+
+    def add(self, conversion: bytes, expression: str) -> None:
+        """A value that each stream has for itself: an expression of `each`."""
+        self._template += conversion.replace(b"%", b"%%")
+        self._own.append(expression)
+
+    def add_once(self, conversion: bytes, expression: str) -> None:
+        """A value that streams have in common: an expression of `once`."""
+        self._template += b"%b"
+        self._common.append(f"({percent(conversion, [expression])}).replace(b'%', b'%%')")
+
+    def filled(self, template: str = "") -> str:
+        """The second step, as an expression. `template`: the variable that holds what the first step made; empty when there is nothing in common."""
+        return f"{template} % ({_tuple(self._own)})" if template else percent(self._template % (), self._own)
+
+    def memo(self) -> tuple[str, str]:
+        """Names of the memo of templates, and of the function that adds one: (key, stream) -> template."""
+        self.once.lines.append(f"return {percent(self._template, self._common)}")
+        fill = self.once.function()
         templates: dict[Any, bytes] = {}
 
-        def remember(key: Any, stream: Any) -> bytes:
+        def learn(key: Any, stream: Any) -> bytes:
             if len(templates) >= self._LIMIT:
                 templates.clear()
-            filled = templates[key] = fill(stream)
-            return filled
+            template = templates[key] = fill(stream)
+            return template
 
-        known, add = code.bind(templates), code.bind(remember)
-        code.lines += [
-            f"key = {self._keys[0]}" if len(self._keys) == 1 else f"key = ({', '.join(self._keys)})",
-            "try:",
-            f"    line = {known}[key]",
-            "except KeyError:",
-            f"    line = {add}(key, s)",
-            f"return line % ({''.join(f'{argument}, ' for argument in arguments)})",
-        ]
-        return code.function()
-
-    def _template(self, *, filling: bool) -> tuple[bytes, list[str]]:
-        """Template and arguments of the whole line, or (`filling`) of the step that makes such a template by filling keyed values in."""
-        template: list[bytes] = []
-        arguments: list[str] = []
-        for part in self._parts:
-            if isinstance(part, bytes):
-                template.append(part.replace(b"%", b"%%%%" if filling else b"%%"))
-            elif part[2] == filling:
-                template.append(part[0])
-                arguments.append(f"({part[1]}).replace(b'%', b'%%')" if filling else part[1])
-            elif filling:
-                template.append(b"%" + part[0])
-        return b"".join(template), arguments
+        return self.each.bind(templates), self.each.bind(learn)
 
 
 def percent(template: bytes, arguments: list[str]) -> str:
     """The expression that fills a template."""
     if template == b"%b":
         return arguments[0]
-    return f"{template!r} % ({''.join(f'{argument}, ' for argument in arguments)})"
+    return f"{template!r} % ({_tuple(arguments)})"
+
+
+def _tuple(arguments: list[str]) -> str:
+    return "".join(f"{argument}, " for argument in arguments)
 
 
 def as_bytes(code: Code, value: Value) -> str:

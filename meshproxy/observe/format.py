@@ -68,39 +68,27 @@ class Compiler:
 
     def parse(self, code: Code, text: str) -> list[Segment]:
         """Literals and values. ConfigError for what is no format."""
-        segments: list[Segment] = []
-        literal: list[str] = []
-        position = 0
-        while (percent := text.find("%", position)) >= 0:
-            literal.append(text[position:percent])
-            if text.startswith("%%", percent):
-                literal.append("%")
-                position = percent + 2
-                continue
-            match = _COMMAND.match(text, percent)
-            length = None if match is None or match[3] is None else int(match[3])
-            if match is None or (length is not None and length >= _LENGTH_LIMIT):
-                raise ConfigError(f"Incorrect configuration: {text}. Couldn't find valid command at position {percent}")
-            if any(literal):
-                segments.append("".join(literal).encode())
-            literal = []
-            segments.append(operators.value_of(code, match[1], match[2] or "", length, self._enabled))
-            position = match.end()
-        literal.append(text[position:])
-        if any(literal):
-            segments.append("".join(literal).encode())
-        return segments
+        return [part if isinstance(part, bytes) else self._command(code, part) for part in _parts(text)]
+
+    def _command(self, code: Code, match: re.Match[str]) -> Value:
+        length = None if match[3] is None else int(match[3])
+        return operators.value_of(code, match[1], match[2] or "", length, self._enabled)
 
     def text(self, text: str, *, omit_empty: bool = False) -> bytes | Format:
         """A text format; a constant when nothing in it varies. Missing values are `-`, or nothing with `omit_empty`."""
-        code = self._code()
-        segments = self.parse(code, text)
-        if all(isinstance(segment, bytes) for segment in segments):
-            return b"".join(segments)  # type: ignore[arg-type]
-        line = Line(code, self._code())
-        for segment, same in zip(segments, self.parse(line.fill, text), strict=True):
-            _add_text(line, segment, same, b"" if omit_empty else b"-")
+        parts = _parts(text)
+        if all(isinstance(part, bytes) for part in parts):
+            return b"".join(parts)  # type: ignore[arg-type]
+        line = Line(self._code())
+        for part in parts:
+            if isinstance(part, bytes):
+                line.literal(part)
+            else:
+                self._add_text(line, part, b"" if omit_empty else b"-")
         return line.function()
+
+    def _add_text(self, line: Line, match: re.Match[str], empty: bytes) -> None:
+        line.value(lambda code: self._command(code, match), lambda code, value: _text_of(code, value, empty))
 
     def header_value(self, text: str) -> bytes | Format:
         """The value of a header. Missing values are empty, and what could end the header line early becomes a space (RFC 9110 section 5.5)."""
@@ -122,7 +110,7 @@ class Compiler:
             name = _Sparse(self, code).object(fields)
             code.lines.append(f"return b'{{}}\\n' if {name} is None else {name} + b'\\n'")
             return code.function()
-        line = Line(code, self._code())
+        line = Line(code)
         self._object(line, fields)
         line.literal(b"\n")
         return line.function()
@@ -156,14 +144,13 @@ class Compiler:
             self._string(line, value.string_value)
 
     def _string(self, line: Line, text: str) -> None:
-        segments = self.parse(line.code, text)
-        if all(isinstance(segment, bytes) for segment in segments):
-            line.literal(json_text.quote(b"".join(segments)))  # type: ignore[arg-type]
-        elif len(segments) == 1:
-            (same,) = self.parse(line.fill, text)
-            _add_json(line, segments[0], same)  # type: ignore[arg-type]
+        parts = _parts(text)
+        if all(isinstance(part, bytes) for part in parts):
+            line.literal(json_text.quote(b"".join(parts)))  # type: ignore[arg-type]
+        elif len(parts) == 1:
+            line.value(lambda code: self._command(code, parts[0]), _json_part)  # type: ignore[arg-type]
         else:
-            line.value(b"%b", f"quote({_concatenation(line.code, segments, b'-')})")
+            line.value(lambda code: Value("bytes", _concatenation(code, self.parse(code, text), b"-"), False, unique=True), _json_part)
 
 
 class _Sparse:
@@ -223,6 +210,31 @@ class _Sparse:
 # -- expressions
 
 
+def _parts(text: str) -> list[bytes | re.Match[str]]:
+    """Literals and commands. ConfigError for what is no format."""
+    parts: list[bytes | re.Match[str]] = []
+    literal: list[str] = []
+    position = 0
+    while (percent := text.find("%", position)) >= 0:
+        literal.append(text[position:percent])
+        if text.startswith("%%", percent):
+            literal.append("%")
+            position = percent + 2
+            continue
+        match = _COMMAND.match(text, percent)
+        if match is None or (match[3] is not None and int(match[3]) >= _LENGTH_LIMIT):
+            raise ConfigError(f"Incorrect configuration: {text}. Couldn't find valid command at position {percent}")
+        if any(literal):
+            parts.append("".join(literal).encode())
+        literal = []
+        parts.append(match)
+        position = match.end()
+    literal.append(text[position:])
+    if any(literal):
+        parts.append("".join(literal).encode())
+    return parts
+
+
 def _concatenation(code: Code, segments: list[Segment], empty: bytes) -> str:
     """One expression for all segments put together, as text."""
     template: list[bytes] = []
@@ -247,29 +259,13 @@ def _text_of(code: Code, value: Value, empty: bytes) -> tuple[bytes, str]:
     return b"%b", name
 
 
-def _add_text(line: Line, segment: Segment, same: Segment, empty: bytes) -> None:
-    """Add a segment to a line of text; `same` is the segment again, for the line's second function."""
-    if isinstance(segment, bytes):
-        line.literal(segment)
-    elif segment.key and segment.length is None:
-        conversion, expression = _text_of(line.fill, same, empty)  # type: ignore[arg-type]
-        line.keyed(segment.key, expression if conversion == b"%b" else f"(b'%d' % {expression})")
-    else:
-        line.value(*_text_of(line.code, segment, empty))
-
-
-def _add_json(line: Line, value: Value, same: Value) -> None:
-    """Add a single command to a line of JSON; `same` is the command again, for the line's second function."""
-    if value.key:
-        line.keyed(value.key, _nullable(line.fill, same, b"null"))
-    elif value.kind == "int" and not value.optional:
-        line.value(b"%d", value.expression)
-    elif value.safe and value.length is None and not value.optional:
-        line.literal(b'"')
-        line.value(b"%b", value.expression)
-        line.literal(b'"')
-    else:
-        line.value(b"%b", line.code.local(_nullable(line.code, value, b"null")))
+def _json_part(code: Code, value: Value) -> tuple[bytes, str]:
+    """Conversion and expression for a single value in JSON."""
+    if value.kind == "int" and not value.optional:
+        return b"%d", value.expression
+    if value.safe and value.length is None and not value.optional:
+        return b'"%b"', value.expression
+    return b"%b", code.local(_nullable(code, value, b"null"))
 
 
 def _nullable(code: Code, value: Value, null: bytes | None) -> str:

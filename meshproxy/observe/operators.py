@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
-from meshproxy.observe.codegen import Code, Value, as_bytes
+from meshproxy.observe.codegen import COMMON, SAME, Code, Value, as_bytes
 from meshproxy.observe.time_format import ISO_MILLISECONDS, ISO_MILLISECONDS_LOCAL, compile_time
 from meshproxy.record import replace
 
@@ -45,8 +45,8 @@ def value_of(code: Code, name: str, parameter: str, length: int | None, enabled:
 # -- commands without parameters
 
 
-def _text(expression: str, *, optional: bool = True, key: str = "") -> Value:
-    return Value("text", expression, optional, key=key)
+def _text(expression: str, *, optional: bool = True, key: str = "", planned: str = "") -> Value:
+    return Value("text", expression, optional, key=key, planned=planned)
 
 
 def _number(expression: str, *, optional: bool = False, key: str = "") -> Value:
@@ -136,9 +136,24 @@ def _simple() -> dict[str, Value]:
     for command, address in _ADDRESSES.items():
         table[f"{command}_ADDRESS"] = _text(f"(None if (a := {address}) is None else a._text or a.text)")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)
-    return table | _tls_commands()
+    table |= _tls_commands()
+    return {name: replace(value, planned=_PLANNED.get(name, "")) for name, value in table.items()}
 
 
+# Of streams that go by a plan (http.plan): what those of one plan and one response have in common, and how to say the rest.
+_PLANNED = {
+    **dict.fromkeys(
+        (
+            "PROTOCOL RESPONSE_CODE RESPONSE_FLAGS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT ROUTE_NAME UPSTREAM_REQUEST_ATTEMPT_COUNT UPSTREAM_CLUSTER"
+            " UPSTREAM_CLUSTER_RAW UPSTREAM_TRANSPORT_FAILURE_REASON HOSTNAME"
+        ).split(),
+        COMMON,
+    ),
+    **dict.fromkeys("DURATION CONNECTION_TERMINATION_DETAILS CONNECTION_ID FILTER_CHAIN_NAME UNIQUE_ID".split(), SAME),
+    **dict.fromkeys((f"DOWNSTREAM_{which}{end}_ADDRESS" for which in ("", "DIRECT_") for end in ("REMOTE", "LOCAL")), SAME),
+    "UPSTREAM_HOST": "(s.connected.host.address._text or s.connected.host.address.text)",
+    "UPSTREAM_LOCAL_ADDRESS": "s.connected.info.local.text",
+}
 _ADDRESSES = {
     "UPSTREAM_LOCAL": "v.upstream_local(s)",
     "UPSTREAM_REMOTE": "v.upstream_remote(s)",
@@ -232,9 +247,19 @@ def _headers_of(lookup: Callable[[Code, str], str]) -> Callable[[Code, str], Val
         names = _header_names(parameter)
         expression = _first_of(code, names, lookup)
         key = expression if names == [":method"] and lookup is _request_header else ""
-        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names))
+        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names), planned=_planned_header(names))
 
     return make
+
+
+def _planned_header(names: list[str]) -> str:
+    """See `_PLANNED`; for requests and responses, which have no names in common that matter here."""
+    if not any(name in _OF_EACH_STREAM for name in names):
+        return COMMON
+    return _OF_EACH_STREAM[names[0]] if len(names) == 1 else ""
+
+
+_OF_EACH_STREAM = {"x-request-id": "s.request_id", "x-envoy-upstream-service-time": "s.service_time", "date": ""}
 
 
 def _request_without_query(code: Code, parameter: str) -> Value:
@@ -260,7 +285,7 @@ def _emit_time_local(code: Code, parameter: str) -> Value:
 def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
     pattern = _time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS)
     safe = not local and json.dumps(pattern) == f'"{pattern}"'
-    return Value("bytes", f"{code.bind(compile_time(pattern, local=local))}({when})", optional=False, safe=safe)
+    return Value("bytes", f"{code.bind(compile_time(pattern, local=local))}({when})", optional=False, safe=safe, planned=SAME)
 
 
 def _time_pattern(parameter: str) -> str:
@@ -309,7 +334,7 @@ def _common_duration(code: Code, parameter: str) -> Value:
 
 
 def _details(code: Code, parameter: str) -> Value:
-    return _text("(s.details or None)" if parameter == "ALLOW_WHITESPACES" else "v.details(s)", key="s.details")
+    return _text("(s.details or None)" if parameter == "ALLOW_WHITESPACES" else "v.details(s)", key="s.details", planned=COMMON)
 
 
 def _grpc_status(code: Code, parameter: str) -> Value:
@@ -336,14 +361,15 @@ def _server_name(code: Code, parameter: str) -> Value:
             "REQUESTED_SERVER_NAME",
             which,
             {"SNI_ONLY": "v.server_name(s)", "SNI_FIRST": f"(v.server_name(s) or {host})", "HOST_FIRST": f"({host} or v.server_name(s))"},
-        )
+        ),
+        planned=SAME if which in ("", "SNI_ONLY") else "",
     )
 
 
 def _path(code: Code, parameter: str) -> Value:
     query, _, source = parameter.partition(":")
     path = _option("PATH", source, {"ORIG_OR_PATH": "v.any_path(s)", "ORIG": "v.original_path(s)", "PATH": "v.path(s)"})
-    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True)
+    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True, planned=COMMON)
 
 
 def _query_parameter(code: Code, parameter: str) -> Value:

@@ -18,6 +18,7 @@ class StreamInfo:
 
     # -- who
     connection: ConnectionInfo
+    codec: Any = None  # the downstream side of an HTTP stream, which counts bytes where the connection is metered
     request: RequestHead | None = None
     response: ResponseHead | None = None  # what went downstream
     request_trailers: Headers | None = None
@@ -56,6 +57,10 @@ class StreamInfo:
     upstream: Any = None  # net.connection.ConnectionInfo of the upstream connection (local address, TLS), or None
     upstream_failure: str | None = None  # transport failure reason
     attempts: int = 0
+
+    # -- what it has in common with others
+    # Of streams that go by a plan (http.plan), an object for all that had the same request and the same response: see `observe.codegen.Line`.
+    kind: Any = None
 
     # -- what filters know
     _metadata: dict[str, dict[str, Any]] | None = None

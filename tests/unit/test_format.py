@@ -479,10 +479,61 @@ def test_lines_of_a_kind_differ_in_the_rest() -> None:
         assert text_line(stream) == b"%d %b %d %b 100%% via_upstream" % (status, name.encode() or b"-", sent, request_id)
 
 
+class Planned(Stream):
+    """A stream that goes by a plan: whoever reads anything else of it makes it an ordinary one."""
+
+    plan_only = frozenset(("kind", "request_id", "service_time", "start", "end", "start_wall", "connection", "connected", "remote", "become", "plan_only"))
+
+    def __init__(self, kind: Any, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.request.set(b"x-request-id", self.request_id)
+        self.response.set(b"x-envoy-upstream-service-time", self.service_time)
+        self.connected = SimpleNamespace(host=self.host)
+        self.kind = kind
+
+    def __getattribute__(self, name: str) -> Any:
+        if name[:1] != "_" and name not in Planned.plan_only and self.kind is not None:
+            self.kind = None
+        return super().__getattribute__(name)
+
+
+PLANNABLE = (
+    "%START_TIME% %REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %BYTES_SENT% "
+    "%DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% %REQ(X-REQUEST-ID)% %REQ(:AUTHORITY)% %UPSTREAM_HOST% %UPSTREAM_CLUSTER% "
+    "%DOWNSTREAM_REMOTE_ADDRESS% 100%%"
+)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_streams_of_one_kind(text: bool) -> None:
+    commands = PLANNABLE.split()
+    line = Compiler().text(PLANNABLE + "\n") if text else compile_json({f"{index:02d}%": command for index, command in enumerate(commands)})
+    assert callable(line)
+    kind = object()
+    for number, id, kept in ((1, b"one%d", False), (2, b"two", True), (3, b'th"ree', True)):
+        attributes = {"request_id": id, "service_time": b"%d" % number, "end": 100.0 + number, "start_wall": 1795234962.0 + number}
+        attributes["host"] = SimpleNamespace(address=Address("127.0.0.1", number))
+        planned = Planned(None, **attributes)
+        expected = line(planned)
+        planned.kind = kind
+        assert line(planned) == expected
+        assert (planned.kind is kind) is kept  # the first one was read
+        assert str(number).encode() in expected
+
+
+def test_formats_that_look_further_read_the_stream() -> None:
+    line = compile_json({"a": "%RESPONSE_CODE%", "b": "%REQ(:METHOD)%", "c": "%RESP(DATE)%"})
+    kind = object()
+    for _ in range(2):
+        planned = Planned(kind, request_id=b"x", service_time=b"1")
+        assert json.loads(line(planned)) == {"a": 200, "b": "POST", "c": None}
+        assert planned.kind is None
+
+
 def test_more_kinds_of_lines_than_are_kept() -> None:
     line = compile_json({"a": "%RESPONSE_CODE%"})
     for _ in range(2):
-        assert [json.loads(line(Stream(status=status)))["a"] for status in range(400)] == [*range(400)]
+        assert [json.loads(line(Stream(status=status)))["a"] for status in range(700)] == [*range(700)]
 
 
 def test_values_that_come_again_and_those_that_do_not() -> None:
