@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from meshproxy.upstream.cluster_manager import ClusterManager
 
 
+class Changes:
+    """How often something changed that decides how requests are handled (clusters, runtime, draining): plans (http.plan) of before are void."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
 class Context(Record):
     """The surroundings of a compiled configuration. Attributes are set before anything is compiled and never replaced."""
 
@@ -34,6 +43,7 @@ class Context(Record):
     node: Any = None  # envoy.config.core.v3.Node
     cells: Any = None  # net.shared.Cells: numbers that all workers share; None where there is one worker
     shared: dict[Any, Any] = field(default_factory=dict)  # objects that several filters have in common, each under a key of its own
+    changes: Changes = field(default_factory=Changes)
     worker_id: int = 0
     concurrency: int = 1
     random: random.Random = field(default_factory=random.Random)

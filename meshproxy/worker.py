@@ -155,7 +155,7 @@ class Worker:
             Kind.STOP: lambda body: self._stop(),
             Kind.HEALTHCHECK_FAIL: self._fail_health_checks,
             Kind.LOG_LEVEL: lambda body: plan.levels.update(marshal.loads(body)),
-            Kind.RUNTIME: lambda body: context.runtime.modify(marshal.loads(body)),
+            Kind.RUNTIME: self._modify_runtime,
             Kind.REOPEN_LOGS: self._reopen_logs,
             Kind.EJECTED: lambda body: context.clusters.eject(*marshal.loads(body)),
         }
@@ -174,6 +174,10 @@ class Worker:
             self._handlers[kind](body)
 
     # -- what main says
+
+    def _modify_runtime(self, body: bytes) -> None:
+        self._context.runtime.modify(marshal.loads(body))
+        self._context.changes.n += 1
 
     def _start(self, body: bytes) -> None:
         for listener in self._listeners:

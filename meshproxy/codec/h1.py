@@ -234,35 +234,43 @@ def _join_repeated(items: list[Pair], names: frozenset[bytes]) -> list[Pair]:
 class KnownRequest:
     """A head without a body that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
 
-    `items` and `index` are never changed; each request gets copies. `note` belongs to the sink, which may keep there what it concluded from the head.
+    `items` and `index` are never changed; each request gets copies. `size` is the head's length on the wire. `plain` and `plans` belong to the sink, which
+    may keep there what it concluded from the head.
     """
 
-    __slots__ = ("authority", "index", "items", "method", "note", "path", "scheme")
+    __slots__ = ("authority", "index", "items", "method", "path", "plain", "plans", "scheme", "size")
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, size: int) -> None:
+        self.size = size
         self.method = head.method
         self.path = head.path
         self.authority = head.authority
         self.scheme = head.scheme
         self.items = head.items.copy()
         self.index = head._index.copy() if head._index is not None else dict(reversed(head.items))
-        self.note: Any = None
+        self.plain: bool | None = None
+        self.plans: dict[Any, Any] = NO_PLANS
+
+
+NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
 
 
 class KnownResponse:
-    """A response's head with a content length and nothing else that matters for framing, parsed. `items` and `index` are never changed."""
+    """A response's head with a content length and nothing else that matters for framing, parsed. `items` and `index` are never changed.
 
-    __slots__ = ("index", "items", "length", "reason", "server_at", "status")
+    `size`: the head's length on the wire; `length`: the body's.
+    """
 
-    def __init__(self, head: ResponseHead, length: int) -> None:
+    __slots__ = ("index", "items", "length", "reason", "size", "status")
+
+    def __init__(self, head: ResponseHead, length: int, size: int) -> None:
+        self.size = size
         assert head._index is not None
         self.status = head.status
         self.reason = head.reason
         self.items = head.items.copy()
         self.index = head._index.copy()
         self.length = length
-        names = [name for name, _ in head.items]
-        self.server_at = names.index(b"server") if names.count(b"server") == 1 else -1  # where a proxy puts its own name
 
 
 class Heads(dict[bytes, Any]):
@@ -590,7 +598,7 @@ class RequestParser(_Parser):
             if method != b"CONNECT":
                 self.state = DONE
                 if version == 11 and head.case is None:
-                    known = KnownRequest(head)
+                    known = KnownRequest(head, end)
                     self.heads.remember(data if end == len(data) else data[:end], known)
                     self.sink.on_known(known)
                 else:
@@ -781,7 +789,7 @@ class ResponseParser(_Parser):
             self.keep_alive = version == 11
             self.remaining = remaining = int(length) if len(length) < 18 and length.isdigit() and len(index) == len(items) else content_length(head)
             if version == 11 and len(index) == len(items) and _FRAMING_RESPONSE.isdisjoint(index):
-                self.heads.remember(data[:end], KnownResponse(head, remaining))
+                self.heads.remember(data[:end], KnownResponse(head, remaining, end))
             if remaining:
                 self.state = LENGTH
                 self.sink.on_headers(head, False)

@@ -11,8 +11,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1, header_case
-from meshproxy.codec.h1 import KnownRequest, ProtocolError, RequestParser
+from meshproxy.codec.h1 import NO_PLANS, KnownRequest, ProtocolError, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.http.plan import MAX_PER_HEAD, Plan
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
@@ -37,10 +38,8 @@ class ServerConnection(asyncio.Protocol):
     """One downstream connection of an HTTP connection manager. Owns its stream and its parser."""
 
     __slots__ = (
-        "_additions",
         "_check_at",
         "_chunked",
-        "_closing",
         "_discarding",
         "_full",
         "_local",
@@ -50,11 +49,17 @@ class ServerConnection(asyncio.Protocol):
         "_started",
         "_timer",
         "_unsent",
+        "additions",
+        "changes",
+        "closing",
         "headers_timer",
+        "heads",
         "idle_since",
         "info",
         "manager",
         "parser",
+        "passed",
+        "ready",
         "requests",
         "stats",
         "stream",
@@ -66,6 +71,10 @@ class ServerConnection(asyncio.Protocol):
         self.info = info
         self.stats = manager.stats
         self.parser = RequestParser(self, manager.parser_options)
+        self.heads = self.parser.heads
+        self.changes = manager.changes
+        self.ready = False  # for a whole request: no stream, nothing buffered, nothing pending
+        self.passed: Any = None  # the plan (http.plan) whose head the filters let pass last on this connection
         self.transport: Any = None
         self.stream: Stream | None = None
         self.requests = 0
@@ -73,7 +82,7 @@ class ServerConnection(asyncio.Protocol):
         self.headers_timer: asyncio.TimerHandle | None = None
         self._out = b""
         self._chunked = False
-        self._closing = False  # close after the present response
+        self.closing = False  # close after the present response
         self._discarding = False  # nothing that still comes is read
         self._local = False  # it was us who closed
         self._paused = False
@@ -83,7 +92,7 @@ class ServerConnection(asyncio.Protocol):
         self._unsent = 0  # bytes not yet sent when the wait for closing began
         self._timer: asyncio.TimerHandle | None = None
         self._check_at = _NEVER  # when the idle timer fires
-        self._additions: Any = None
+        self.additions: Any = None
 
     # -- the transport's calls
 
@@ -99,6 +108,15 @@ class ServerConnection(asyncio.Protocol):
             manager.loop.call_later(manager.max_connection_duration, self._expire)
 
     def data_received(self, data: bytes) -> None:
+        if self.ready:
+            # HOT: a whole request that repeats one of before.
+            self.ready = False
+            known = self.heads.get(data)
+            if known is not None:
+                plan = known.plans.get(self.additions)
+                if plan is not None and plan.generation == self.changes.n and (plan is self.passed or not plan.hooks):
+                    plan.start(self)
+                    return
         stats = self.stats
         if not self._spoken:
             self._spoken = True
@@ -107,6 +125,8 @@ class ServerConnection(asyncio.Protocol):
         stats.downstream_cx_rx_bytes_total.n += len(data)
         if self._discarding:
             return
+        if self.stream is not None and self.parser.state == h1.HEAD:
+            self.parser.state = h1.DONE  # the stream goes by plan; what comes meanwhile waits
         try:
             self.parser.feed(data)
         except ProtocolError as error:
@@ -163,13 +183,13 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Idempotent."""
-        if not self._paused and not self.transport.is_closing():
+        if not self._paused and not self.transport.isclosing():
             self._paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Idempotent."""
-        if self._paused and not self.transport.is_closing():
+        if self._paused and not self.transport.isclosing():
             self._paused = False
             self.transport.resume_reading()
 
@@ -178,9 +198,12 @@ class ServerConnection(asyncio.Protocol):
     def on_known(self, known: KnownRequest) -> None:
         """HOT: a complete request without a body, of which everything that its head says by itself is known."""
         manager = self.manager
-        plain = known.note
+        plain = known.plain
+        plan = None
         if plain is None:
-            plain = known.note = manager.preparer.is_plain(known)
+            plain = known.plain = manager.preparer.is_plain(known)
+        elif plain and self.additions is not None:
+            plan = self._plan(known)
         head = RequestHead(known.method, known.path, known.authority, known.items.copy(), known.index.copy(), scheme=known.scheme)
         if not plain or manager.has_stream_timers or manager.max_requests or self.headers_timer is not None:
             self.on_headers(head, True)
@@ -195,11 +218,23 @@ class ServerConnection(asyncio.Protocol):
         manager.rq_started += 1
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
-        additions = self._additions
+        additions = self.additions
         if additions is None:
-            additions = self._additions = manager.preparer.additions(self.info)
+            additions = self.additions = manager.preparer.additions(self.info)
         manager.complete_head(stream, head, additions)
         stream.begin(True)
+        if plan is not None and stream.forwarding is not None:
+            self.passed = plan  # every filter let it pass, at once
+
+    def _plan(self, known: KnownRequest) -> Plan | None:
+        """The plan for a head that is not new, made now if there is none."""
+        plans = known.plans
+        plan = plans.get(self.additions, NO_PLANS)
+        if plan is NO_PLANS or (plan is not None and plan.generation != self.changes.n):
+            if plans is NO_PLANS or len(plans) >= MAX_PER_HEAD:
+                plans = known.plans = {}
+            plan = plans[self.additions] = self.manager.plan(known, self.additions)
+        return plan
 
     def on_headers(self, head: RequestHead, end_stream: bool) -> None:
         manager = self.manager
@@ -217,14 +252,14 @@ class ServerConnection(asyncio.Protocol):
         manager.rq_started += 1
         parser = self.parser
         if not parser.keep_alive:
-            self._closing = True
+            self.closing = True
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
         if head.version == 10:
             stream.protocol = "HTTP/1.0"
         if manager.max_requests and self.requests >= manager.max_requests:
             self.stats.downstream_cx_max_requests_reached.n += 1
-            self._closing = True
+            self.closing = True
         if manager.has_stream_timers:
             manager.start_timers(stream)
         if parser.upgrade is not None or head.method == b"CONNECT":
@@ -279,17 +314,17 @@ class ServerConnection(asyncio.Protocol):
             # The rest of the request would be read as the next one, or never come: this connection cannot be kept.
             stats.downstream_rq_response_before_rq_complete.n += 1
             stats.downstream_rq_rx_reset.n += 1
-            self._closing = True
+            self.closing = True
         assert request is not None
         manager = self.manager
         if stream.close_connection:
-            self._closing = True
-        elif not self._closing and manager.drain_close(self):
+            self.closing = True
+        elif not self.closing and manager.drain_close(self):
             stats.downstream_cx_drain_close.n += 1
-            self._closing = stream.close_connection = True
+            self.closing = stream.close_connection = True
         if not end_stream and request.version == 10 and b"content-length" not in head:
-            self._closing = True
-        if self._closing:
+            self.closing = True
+        if self.closing:
             items.append(_CLOSE)
         elif request.version == 10:
             items.append(_KEEP_ALIVE)
@@ -318,7 +353,7 @@ class ServerConnection(asyncio.Protocol):
         """HOT: encode a whole response with a content length and write it."""
         request = stream.request
         manager = self.manager
-        if self._closing or stream.close_connection or manager.codec_special or not stream.request_ended or request.version != 11 or manager.drain_active():  # type: ignore[union-attr]
+        if self.closing or stream.close_connection or manager.codec_special or not stream.request_ended or request.version != 11 or manager.drain_active():  # type: ignore[union-attr]
             self.send_headers(stream, head, not body)
             if body:
                 self.send_data(body, True)
@@ -371,7 +406,7 @@ class ServerConnection(asyncio.Protocol):
         self.stream = None
         if self._discarding:
             return
-        if self._closing or not stream.request_ended or stream.tunnel:
+        if self.closing or not stream.request_ended or stream.tunnel:
             self._close(delayed=not stream.request_ended or stream.close_connection)
             return
         self.idle_since = stream.end
@@ -386,6 +421,14 @@ class ServerConnection(asyncio.Protocol):
             self.manager.loop.call_soon(self._next_request)
         else:
             parser.state = h1.HEAD
+            self.ready = not parser.buffer and not parser._feeding
+
+    def go_on(self) -> None:
+        """A request that went by plan is done, and more has come meanwhile."""
+        if not self._discarding:
+            if self._paused:
+                self.resume_reading()
+            self.manager.loop.call_soon(self._next_request)
 
     def _next_request(self) -> None:
         if self._discarding or self.stream is not None or self._full:
@@ -404,17 +447,17 @@ class ServerConnection(asyncio.Protocol):
 
     def discard_request(self) -> None:
         """A response was made before the request was complete: what still comes of it is thrown away, and the connection closes after the response."""
-        self._closing = True
+        self.closing = True
 
     # -- the end
 
     def drain(self) -> None:
         """The listener is draining: an idle connection is closed now, a busy one after its response."""
         if self.stream is None and not self.parser.buffer:
-            self._closing = True
+            self.closing = True
             self._close(delayed=False)
         else:
-            self._closing = True
+            self.closing = True
 
     def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
         """Flush and close. `delayed`: the client may still be sending, and would lose our response to a reset if we closed at once (RFC 9112 9.6)."""
@@ -423,8 +466,9 @@ class ServerConnection(asyncio.Protocol):
         self.info.local_close_reason = reason
         self.flush()
         self._discarding = True
+        self.ready = False
         manager = self.manager
-        if delayed and manager.delayed_close_timeout and not self.transport.is_closing():
+        if delayed and manager.delayed_close_timeout and not self.transport.isclosing():
             self.resume_reading()
             self._close_later()
         else:
@@ -461,7 +505,7 @@ class ServerConnection(asyncio.Protocol):
         stream = self.stream
         if stream is None:
             stream = self.stream = manager.broken_stream(self)
-        self._closing = True
+        self.closing = True
         self.parser.state = h1.UNTIL_CLOSE
         stream.flags |= flags.DPE
         self.info.flags |= flags.DPE
@@ -489,7 +533,7 @@ class ServerConnection(asyncio.Protocol):
             return
         counter.n += 1
         stream = self.stream = self.manager.broken_stream(self)
-        self._closing = True
+        self.closing = True
         stream.local_reply(reply)
         self.flush()
 
@@ -503,7 +547,8 @@ class ServerConnection(asyncio.Protocol):
 
     def _start_drain(self, reason: str) -> None:
         """The next response is the last; close when none has come for `drain_timeout`. A connection that never had a request closes at once."""
-        self._closing = True
+        self.closing = True
+        self.ready = False
         if not self.requests:
             self._close(delayed=False, reason=reason)
         elif self.stream is None:
@@ -557,6 +602,7 @@ class ServerConnection(asyncio.Protocol):
         else:
             self._check_at = _NEVER
             return
+        self.ready = False  # the next request sees to the stream's timeout
         self._watch(left)
 
     def __repr__(self) -> str:

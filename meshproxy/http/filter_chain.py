@@ -12,7 +12,7 @@ _NAMES = ("request_headers", "request_data", "request_trailers", "response_heade
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = (*_NAMES, "admission")
+    __slots__ = (*_NAMES, "admission", "plannable", "repeated")
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -23,7 +23,10 @@ class Chain:
     complete: tuple[Hook, ...]
 
     def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
-        """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`)."""
+        """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`).
+
+        `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`.
+        """
         filters = tuple(filters)
         self.admission = admission
         for name in _NAMES:
@@ -31,6 +34,9 @@ class Chain:
             if name.startswith("response"):
                 hooks.reverse()
             setattr(self, name, tuple(hooks))
+        repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in filters if hasattr(filter_, "request_headers")]
+        self.plannable = None not in repeated and not (self.response_headers or self.response_data or self.response_trailers or admission)
+        self.repeated: tuple[Hook, ...] = tuple(repeated) if self.plannable else ()
 
 
 EMPTY = Chain(())

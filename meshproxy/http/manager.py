@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors, registry
 from meshproxy.codec import h1, header_case
 from meshproxy.codec.headers import Pair, ResponseHead
-from meshproxy.http import local_reply, router, timeouts
+from meshproxy.http import local_reply, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
@@ -28,6 +28,8 @@ from meshproxy.upstream import pool
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
+    from meshproxy.codec.h1 import KnownRequest
+    from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.tcp.filters import NetworkContext
@@ -84,6 +86,8 @@ class HttpConnectionManager:
         self.proxy_100_continue = options.head.proxy_100_continue
         self.header_case = header_case.compile(options.header_case)
         self.keeps_reason = options.forwards_reason
+        self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
+        self.changes = context.changes
         self.logs_times = False
         self.preparer = RequestHeadPreparer(options.head, context.random)
         self.complete_head = self.preparer.complete
@@ -95,6 +99,7 @@ class HttpConnectionManager:
         self._via = options.head.via
         self._echo_request_id = proto.always_set_request_id_in_response
         self._date: Pair = (b"date", b"")
+        self.date = b""
         self.next_second = 0.0
         self.wall_offset = context.wall() - context.clock()
         # -- the parts
@@ -102,9 +107,9 @@ class HttpConnectionManager:
             self.routes = RouteTable(proto.route_config, context)
         self.match = self.routes.match
         self._replies = local_reply.compile(proto, context)
-        self._logs = tuple(self._compile_logs(proto))
-        self.logs_times = bool(self._logs)
-        self._connection_class = self._metered_class() if any(log.metered for log in self._logs) else ServerConnection
+        self.logs = tuple(self._compile_logs(proto))
+        self.logs_times = bool(self.logs)
+        self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
         self.router: router.Router
         self._filters = self._compile_filters(proto)
         self.routes.insert_original = not self.router.suppress
@@ -114,7 +119,10 @@ class HttpConnectionManager:
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[ServerConnection] = set()
-        self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
+        self._plans: list[plan.Plan] = []
+        # Whether requests can go by plan at all.
+        self.plannable = self._connection_class is ServerConnection and self.router.charges_plainly
+        self.plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
         self._drain = context.drain
         if context.drain is not None:
             context.drain.register(self)
@@ -239,13 +247,31 @@ class HttpConnectionManager:
         for connection in list(self.connections):
             connection.drain()
 
+    def drain_changed(self) -> None:
+        """A drain began or ended: responses may have to say that the connection closes."""
+        self.changes.n += 1
+
     # -- streams
+
+    def plan(self, known: KnownRequest, additions: Additions) -> plan.Plan | None:
+        """Make the plan for a head that repeats itself, if there can be one."""
+        if self._drain is not None and self._drain.active:
+            return None
+        if self._plans and (len(self._plans) >= plan.MAX_PLANS or self._plans[0].generation != self.changes.n):
+            self.settle()
+            self.changes.n += 1
+            self._plans.clear()
+        made = plan.make(self, known, additions)
+        if made is not None:
+            self._plans.append(made)
+        return made
 
     def tick(self, now: float) -> None:
         """Once a second while there are requests: the date header."""
         wall = self.context.wall()
         self.wall_offset = wall - now
-        self._date = (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(wall)).encode())
+        self.date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(wall)).encode()
+        self._date = (b"date", self.date)
         self.next_second = now + 1.0 - wall % 1.0
 
     def broken_stream(self, codec: ServerConnection) -> Stream:
@@ -299,15 +325,16 @@ class HttpConnectionManager:
             stream.timed_out("downstream duration timeout", "max_duration_timeout", 0, grpc_status=4)
             stream.codec.flush()
 
-    def finish_response_head(self, stream: Stream, head: ResponseHead) -> None:
-        """The connection manager's own headers, on every response."""
+    def finish_response_head(self, stream: Stream, head: ResponseHead, date: Pair | None = None) -> None:
+        """The connection manager's own headers, on every response. `date`: instead of the present one."""
         items = head.items
         index = head._index
         if index is None:
             index = head._index = dict(reversed(items))
         if b"date" not in index:
-            items.append(self._date)
-            index[b"date"] = self._date[1]
+            date = date or self._date
+            items.append(date)
+            index[b"date"] = date[1]
         server = index.get(b"server")
         if server is None:
             if self._server_transformation != 2:
@@ -359,16 +386,26 @@ class HttpConnectionManager:
             self._by_status[status] = 1
         if stream.upgrading:
             self.stats.downstream_cx_upgrades_active.n -= 1
-        for hook in stream.chain.complete:
+        self.watch(stream, stream.chain)
+
+    def watch(self, stream: Stream, chain: Chain) -> None:
+        """Tell those who watch streams end."""
+        for hook in chain.complete:
             hook(stream)
-        for log in self._logs:
+        for log in self.logs:
             log.log(stream)
+
+    def count_responses(self, status: int, count: int) -> None:
+        """Count responses, for `settle`."""
+        self._by_status[status] = self._by_status.get(status, 0) + count
 
     def settle(self) -> None:
         """Before statistics are collected: spread what requests counted in one place over all the counters that it means."""
         stats = self.stats
         started = self.rq_started - self._settled
         self._settled = self.rq_started
+        for made in self._plans:
+            started += made.settle()
         stats.downstream_rq_total.n += started
         stats.downstream_rq_http1_total.n += started
         finished = 0

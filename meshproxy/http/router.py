@@ -81,7 +81,7 @@ class Router:
         scope = context.scope
         self._no_route = scope.counter("no_route")
         self._no_cluster = scope.counter("no_cluster")
-        self._rq_total = scope.counter("rq_total")
+        self.rq_total = scope.counter("rq_total")
         self._rq_redirect = scope.counter("rq_redirect")
         self._rq_direct_response = scope.counter("rq_direct_response")
         self.rq_reset_after_downstream_response_started = scope.counter("rq_reset_after_downstream_response_started")
@@ -92,12 +92,12 @@ class Router:
         self.respect_expected = proto.respect_expected_rq_timeout
         self.charges_plainly = self.dynamic_stats  # what `Attempt.on_response_whole` counts itself
         self.suppress_grpc_failures = proto.suppress_grpc_request_failure_code_stats
-        self._strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
+        self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
 
-    def start(self, stream: Stream, end_stream: bool) -> Reply | None:
-        """Take a request whose filters are done; a Reply when it cannot be forwarded."""
-        self._rq_total.n += 1
+    def start(self, stream: Stream, end_stream: bool, host: Host | None = None) -> Reply | None:
+        """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already."""
+        self.rq_total.n += 1
         route = stream.route
         if route is None:
             self._no_route.n += 1
@@ -116,7 +116,7 @@ class Router:
         stream.cluster = cluster
         head = stream.request
         assert head is not None
-        if self._strict and (refused := timeouts.check_strict(head, self._strict)) is not None:
+        if self.strict and (refused := timeouts.check_strict(head, self.strict)) is not None:
             return refused
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
@@ -139,7 +139,8 @@ class Router:
         if route.finalize_request is not None:
             # After the timeouts, before the choice of a host: hashing and retries see what the route added.
             route.finalize_request(stream)
-        host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
+        if host is None:
+            host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
         if host is None:
             cluster.stats.upstream_cx_none_healthy.n += 1
             forwarding.charge(503, None)
@@ -178,8 +179,12 @@ class Router:
         """Requests whose route timeout is `seconds`."""
         queue = self._timeouts.get(seconds)
         if queue is None:
-            queue = self._timeouts[seconds] = self.context.timers.queue(seconds, Forwarding.on_timeout)
+            queue = self._timeouts[seconds] = self.context.timers.queue(seconds, _timed_out)
         return queue
+
+
+def _timed_out(stream: Stream) -> None:
+    stream.forwarding.on_timeout()
 
 
 _NOTHING: list[bytes] = []  # the body of requests without one; never appended to
@@ -372,7 +377,7 @@ class Attempt:
         queue = owner._queue
         if queue is not None:
             owner._queue = None
-            del queue.started[owner]
+            del queue.started[stream]
         cluster = owner.cluster
         if cluster.outlier is not None:
             cluster.outlier.result(host, status)
@@ -509,8 +514,8 @@ class Forwarding(Attempt):
         "attempts",
         "body",
         "body_size",
-        "chunked",
         "careful",
+        "chunked",
         "cluster",
         "done",
         "ended",
@@ -569,6 +574,22 @@ class Forwarding(Attempt):
         self._duration_timer: Any = None
         self._lb: LbContext | None = None
 
+    @classmethod
+    def under_way(cls, router: Router, stream: Stream, connection: Any, queue: TimeoutQueue | None) -> Forwarding:
+        """The forwarding of a bodiless request whose head has gone out already, on `connection`."""
+        self = cls(router, stream, stream.route, stream.cluster)
+        self.timeout = self.route.timeout
+        self.retries = self.keeps_body = self.route.retry is not None
+        self.ended = self.plain = self.sent_all = True
+        self.connection = connection
+        self.pool = connection.pool
+        self.host = connection.host
+        self._queue = queue
+        connection.planned = None
+        connection.request = self
+        connection.parser.expect(stream.request.method)  # type: ignore[union-attr]
+        return self
+
     # -- choosing
 
     def lb_context(self) -> LbContext:
@@ -617,7 +638,7 @@ class Forwarding(Attempt):
             self.terminates = self.route.connect_config is not None and stream.upgrade == b"CONNECT"
             if self.timeout:  # until the tunnel is there: what is in it has no end that could be timed
                 queue = self._queue = self.router.timeout_queue(self.timeout)
-                queue.start(self, stream.last_active)
+                queue.start(stream, stream.last_active)
         elif end_stream:
             self.ended = True
             head = stream.request
@@ -626,9 +647,9 @@ class Forwarding(Attempt):
             if timeout:
                 queue = self._queue = self.router._timeouts.get(timeout) or self.router.timeout_queue(timeout)
                 if queue.handle is None:
-                    queue.start(self, stream.request_end)
+                    queue.start(stream, stream.request_end)
                 else:
-                    queue.started[self] = stream.request_end
+                    queue.started[stream] = stream.request_end
             if self.mirrors is not None:
                 self.mirrors.finish()
         elif b"content-length" not in stream.request:  # type: ignore[operator]
@@ -770,7 +791,7 @@ class Forwarding(Attempt):
             return
         if self.timeout:
             queue = self._queue = self.router.timeout_queue(self.timeout)
-            queue.start(self, self.stream.request_end)
+            queue.start(self.stream, self.stream.request_end)
         if self.per_try_timeout:
             for attempt in self.attempts or (self,):
                 if attempt.connection is not None and not attempt.responded:
@@ -1223,7 +1244,7 @@ class Forwarding(Attempt):
         queue = self._queue
         if queue is not None:
             self._queue = None
-            queue.started.pop(self, None)
+            queue.started.pop(self.stream, None)
 
 
 _SERVICE_TIMES = [(b"x-envoy-upstream-service-time", b"%d" % milliseconds) for milliseconds in range(256)]

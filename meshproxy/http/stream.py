@@ -39,6 +39,8 @@ class Stream(StreamInfo):
         "_request_hold",
         "_response_hold",
         "_timers",
+        "_upstream",
+        "answer",  # this and the others that __init__ does not set belong to http.plan
         "attempts",
         "bytes_received",
         "bytes_sent",
@@ -46,6 +48,7 @@ class Stream(StreamInfo):
         "close_connection",
         "cluster",
         "codec",
+        "connected",
         "connection",
         "details",
         "end",
@@ -56,13 +59,16 @@ class Stream(StreamInfo):
         "is_internal",
         "last_active",
         "manager",
+        "plan",
         "request",
         "request_end",
         "request_ended",
+        "request_id",
         "response",
         "response_start",
         "response_started",
         "route",
+        "stage",
         "start",
         "status",
         "tunnel",
@@ -81,7 +87,6 @@ class Stream(StreamInfo):
     upgrading: bool = False  # its upgrade was allowed, and is counted as active
     echoes_request_id: bool = False  # x-envoy-force-trace: the response names the request's id
     local_reply_body: bytes = b""
-    _upstream: Any = None
     _locals: dict[Any, Any] | None = None
 
     def __init__(self, manager: HttpConnectionManager, codec: ServerConnection, head: RequestHead, now: float) -> None:
@@ -111,6 +116,7 @@ class Stream(StreamInfo):
         self._request_hold: _Hold | None = None
         self._response_hold: _Hold | None = None
         self._timers: list[Any] | None = None
+        self._upstream: Any = None
 
     # -- what filters use
 
@@ -176,11 +182,16 @@ class Stream(StreamInfo):
             if reply is not None:
                 self.local_reply(reply)
                 return
-        hooks = chain.request_headers
-        if hooks:
+        if chain.request_headers:
             self._request_headers(0, end_stream)
             return
         reply = manager.router.start(self, end_stream)
+        if reply is not None:
+            self.local_reply(reply)
+
+    def forward(self, end_stream: bool, host: Any = None) -> None:
+        """Hand a request whose filters are done to the router. `host`: chosen already."""
+        reply = self.manager.router.start(self, end_stream, host)
         if reply is not None:
             self.local_reply(reply)
 
@@ -193,11 +204,8 @@ class Stream(StreamInfo):
             if result is not None:
                 self._hold_headers(result, position, end_stream)
                 return
-        if self.ended:
-            return
-        reply = self.manager.router.start(self, end_stream)
-        if reply is not None:
-            self.local_reply(reply)
+        if not self.ended:
+            self.forward(end_stream)
 
     def _hold_headers(self, result: Any, position: int, end_stream: bool) -> None:
         # A function of its own: the closure would make the variables of the hot loop cells.

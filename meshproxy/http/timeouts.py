@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _TIMEOUT = b"x-envoy-upstream-rq-timeout-ms"
 _PER_TRY = b"x-envoy-upstream-rq-per-try-timeout-ms"
-_EXPECTED = b"x-envoy-expected-rq-timeout-ms"
+EXPECTED = b"x-envoy-expected-rq-timeout-ms"
 _ALT_RESPONSE = b"x-envoy-upstream-rq-timeout-alt-response"
 _STREAM_DURATION = b"x-envoy-upstream-stream-duration-ms"
 _ALT_STAT_NAME = b"x-envoy-upstream-alt-stat-name"
 
 # A head without any of these gets its route's constants.
-CONTROL_HEADERS = retry.REQUEST_HEADERS | {_ALT_STAT_NAME, _TIMEOUT, _PER_TRY, _EXPECTED, _ALT_RESPONSE, _STREAM_DURATION, b"grpc-timeout"}
+CONTROL_HEADERS = retry.REQUEST_HEADERS | {_ALT_STAT_NAME, _TIMEOUT, _PER_TRY, EXPECTED, _ALT_RESPONSE, _STREAM_DURATION, b"grpc-timeout"}
 
 _MAX_GRPC_VALUE = 99_999_999
 _GRPC_UNITS_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
@@ -41,7 +41,7 @@ def prepare(route: Route, stream: Stream, router: Any) -> tuple[float, float]:
     assert head is not None
     if head.get(_TIMEOUT) is None and CONTROL_HEADERS.isdisjoint(head._index or ()) and not (route.max_grpc_timeout_ms is not None and stream.is_grpc):
         if not router.suppress and route.expected_timeout is not None:
-            head.add(_EXPECTED, route.expected_timeout)
+            head.add(EXPECTED, route.expected_timeout)
         return route.timeout, route.per_try_timeout
     grpc = stream.is_grpc
     global_ms, per_try_ms = final_timeouts(route, head, grpc, respect_expected=router.respect_expected)
@@ -70,7 +70,7 @@ def final_timeouts(route: Route, head: RequestHead, grpc: bool, *, respect_expec
     global_ms = route.timeout_ms
     if grpc and route.max_grpc_timeout_ms is not None and not route.uses_stream_duration:
         global_ms = _grpc_timeout_ms(route.max_grpc_timeout_ms, route.grpc_timeout_offset_ms, head)
-    asked = head.get(_EXPECTED) if respect_expected else None
+    asked = head.get(EXPECTED) if respect_expected else None
     if asked is None:
         asked = head.get(_TIMEOUT)
         head.remove(_TIMEOUT)
@@ -136,7 +136,7 @@ def set_expected(route: Route, head: RequestHead, global_ms: int, per_try_ms: in
     if not expected:
         return
     if insert:
-        head.set(_EXPECTED, b"%d" % expected)
+        head.set(EXPECTED, b"%d" % expected)
     if grpc and route.max_grpc_timeout_ms is not None and not route.uses_stream_duration:
         head.set(b"grpc-timeout", format_grpc_timeout(expected))
 

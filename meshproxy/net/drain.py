@@ -18,6 +18,9 @@ class Drainable(Protocol):
     def drain_connections(self) -> None:
         """Close idle connections now and the others after their response."""
 
+    def drain_changed(self) -> None:
+        """`Drain.active` may have changed."""
+
 
 class Drain:
     """The drain state of one process. `seconds`: the drain time. `active` is False in normal operation: hot code looks at nothing else."""
@@ -43,11 +46,17 @@ class Drain:
         if self._started is None:
             self._started = self._clock()
         self.active = True
+        self._tell()
 
     def set_health_failed(self, failed: bool) -> None:
         """/healthcheck/fail and /healthcheck/ok."""
         self.health_failed = failed
         self.active = failed or self._started is not None
+        self._tell()
+
+    def _tell(self) -> None:
+        for item in list(self._items):
+            item.drain_changed()
 
     @property
     def draining(self) -> bool:

@@ -73,12 +73,13 @@ class Histogram(Metric):
     seconds. `interval` holds what the last flush period brought, `cumulative` everything since the start; both change in `flush` only.
     """
 
-    __slots__ = ("_pending", "cumulative", "interval", "merged", "record")
+    __slots__ = ("_counted", "_pending", "cumulative", "interval", "merged", "record")
     kind: Kind = "histogram"
 
     def __init__(self, name: str, number: int, shared: bool) -> None:
         super().__init__(name, number, shared)
         self._pending: list[float] = []
+        self._counted: bins.Bins = {}
         self.record: Callable[[float], None] = self._pending.append
         self.merged: bins.Bins = {}
         self.interval: bins.Bins = {}
@@ -92,9 +93,15 @@ class Histogram(Metric):
         """Record several values."""
         self._pending.extend(values)
 
+    def count(self, values: Mapping[int, int]) -> None:
+        """Record values that came several times: value -> how often."""
+        for value, count in values.items():
+            key = bins.bin_of(value)
+            self._counted[key] = self._counted.get(key, 0) + count
+
     def drain(self) -> bins.Bins:
         """The bins of the values recorded since the last call."""
-        drained: bins.Bins = {}
+        drained, self._counted = self._counted, {}
         if self._pending:
             bins.fold(self._pending, drained)
             self._pending.clear()

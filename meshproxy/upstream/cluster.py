@@ -210,6 +210,12 @@ class Cluster:
 
     # -- for the hot path
 
+    @property
+    def plannable(self) -> bool:
+        """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
+        special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
+        return not special and self.drops is None and self.max_stream_duration is None
+
     def server_name_for(self, stream: Any) -> str | None:
         """The SNI for a request when `auto_sni` is set: its Host, or the header that `override_auto_sni_header` names, without a port."""
         head = stream.request
@@ -355,6 +361,7 @@ class Cluster:
         self._locality_weights = assignment.locality_weights
         self._assignment_policy = assignment.policy
         self._compile_drops(assignment.policy.drop_ratio)
+        self.context.changes.n += 1
 
     def _compile_drops(self, ratio: float) -> None:
         runtime = self.context.runtime

@@ -90,6 +90,7 @@ class ClusterManager:
         else:
             self._added.n += 1
         self._known[name] = _Known(serialised, via_api)
+        self.context.changes.n += 1
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
         stats.declare(scope)
         if proto.HasField("outlier_detection"):
@@ -109,6 +110,7 @@ class ClusterManager:
 
     def _forget(self, name: str) -> None:
         known = self._known.pop(name)
+        self.context.changes.n += 1
         proto = known.proto
         for timer in known.timers or ():
             timer.cancel()

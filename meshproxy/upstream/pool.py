@@ -48,9 +48,11 @@ class Http1Connection(asyncio.Protocol):
         "_info",
         "closed",
         "connected_at",
+        "heads",
         "host",
         "idle_since",
         "parser",
+        "planned",
         "pool",
         "request",
         "served",
@@ -63,8 +65,10 @@ class Http1Connection(asyncio.Protocol):
         self.host = pool.host
         self.stats = pool.stats
         self.parser = ResponseParser(self, pool.options)
+        self.heads = self.parser.heads
         self.transport: Any = None
         self.request: Any = None
+        self.planned: Any = None  # http.plan.PlannedStream: the request, as long as it goes by its plan
         self.served = 0
         self.closed = False
         self.connected_at = 0.0
@@ -84,6 +88,14 @@ class Http1Connection(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        planned = self.planned
+        if planned is not None:
+            # HOT: a whole response with a known head.
+            end = data.find(b"\r\n\r\n") + 4
+            known = self.heads.get(data[:end])
+            if known is not None and len(data) - end == known.length and planned.plan.respond(planned, self, known, data, end):
+                return
+            planned.leave_plan()
         stats = self.stats
         stats.upstream_cx_rx_bytes_total.n += len(data)
         request = self.request
@@ -271,6 +283,7 @@ class Pool:
         self.pending: deque[Any] = deque()
         self.connecting = 0
         self.draining = False
+        self.special = bool(self.max_requests)  # `release` has more to do than to keep the connection
         self.raw = raw
         if not raw:
             cluster.stats.declare_codec()
@@ -460,7 +473,7 @@ class Pool:
 
     def drain(self) -> None:
         """Close idle connections now and the others after their request (the host left the cluster, or the process ends)."""
-        self.draining = True
+        self.draining = self.special = True
         for connection in self.idle.copy():
             connection.close()
 

@@ -197,6 +197,13 @@ class ClusterStats:
         except KeyError:
             self._rq_times[internal, canary, zone] = [milliseconds]
 
+    def charge_many(self, status: int, internal: bool, times: dict[int, int]) -> None:
+        """`charge` and `charge_time` for many responses: milliseconds -> how many took so long."""
+        key = status, internal, False, ""
+        self._codes[key] = self._codes.get(key, 0) + sum(times.values())
+        for prefix in _categories(internal, False, ""):
+            self.scope.histogram(prefix + "upstream_rq_time").count(times)
+
     def settle(self) -> None:
         """Spread what was charged since the last call over the metrics. Part of `Cluster.publish`."""
         for (status, internal, canary, zone), count in self._codes.items():
