@@ -177,6 +177,7 @@ class Worker:
 
     def _modify_runtime(self, body: bytes) -> None:
         self._context.runtime.modify(marshal.loads(body))
+        self._context.clusters.runtime_changed()
         self._context.changes.n += 1
 
     def _start(self, body: bytes) -> None:

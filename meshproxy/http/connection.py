@@ -183,13 +183,13 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Idempotent."""
-        if not self._paused and not self.transport.isclosing():
+        if not self._paused and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Idempotent."""
-        if self._paused and not self.transport.isclosing():
+        if self._paused and not self.transport.is_closing():
             self._paused = False
             self.transport.resume_reading()
 
@@ -468,7 +468,7 @@ class ServerConnection(asyncio.Protocol):
         self._discarding = True
         self.ready = False
         manager = self.manager
-        if delayed and manager.delayed_close_timeout and not self.transport.isclosing():
+        if delayed and manager.delayed_close_timeout and not self.transport.is_closing():
             self.resume_reading()
             self._close_later()
         else:

@@ -560,7 +560,7 @@ class Forwarding(Attempt):
         self.body_size = 0
         self.plain = False  # no body, no tunnel, nothing that rewrites the head on its way out
         # Something that few routes ask for is due before a try is sent: `before_sending`.
-        self.careful = route.careful or cluster.max_stream_duration is not None or stream._locals is not None
+        self.careful = route.careful or cluster.max_stream_duration > 0 or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
         self.keeps_body = self.chunked = self.tunnel = self.terminates = self.is_retry = self.paused_for_connection = self.informed = False
         self.ended = False  # the request is complete

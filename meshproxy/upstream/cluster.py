@@ -214,7 +214,7 @@ class Cluster:
     def plannable(self) -> bool:
         """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
         special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
-        return not special and self.drops is None and self.max_stream_duration is None
+        return not special and self.drops is None and not self.max_stream_duration
 
     def server_name_for(self, stream: Any) -> str | None:
         """The SNI for a request when `auto_sni` is set: its Host, or the header that `override_auto_sni_header` names, without a port."""
@@ -368,7 +368,7 @@ class Cluster:
         key = f"upstream.maintenance_mode.{self.name}"
         if runtime is not None:
             ratio = min(ratio, runtime.integer("load_balancing_policy.drop_overload_limit", 100) / 100.0)
-        maintained = runtime is not None and (runtime.mutable or runtime.integer(key, 0) > 0)
+        maintained = runtime is not None and runtime.integer(key, 0) > 0
         if not maintained and ratio <= 0.0:
             self.drops = None
             return
@@ -413,6 +413,10 @@ class Cluster:
                 drain(host)
         if self.on_hosts_changed is not None:
             self.on_hosts_changed()
+
+    def runtime_changed(self) -> None:
+        """Runtime values may say something else about dropping requests now."""
+        self._compile_drops(self._assignment_policy.drop_ratio)
 
     def rebalance(self) -> None:
         """Decide again with the same hosts: something else that load balancing looks at has changed."""

@@ -119,6 +119,12 @@ class ClusterManager:
         self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.").remove()
         self._active.n = len(self._known)
 
+    def runtime_changed(self) -> None:
+        """Tell the clusters in use."""
+        for known in self._known.values():
+            if known.cluster is not None:
+                known.cluster.runtime_changed()
+
     def get(self, name: str) -> Cluster | None:
         """The cluster of that name, compiled now if this is its first use."""
         known = self._known.get(name)

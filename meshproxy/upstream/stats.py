@@ -199,29 +199,27 @@ class ClusterStats:
 
     def charge_many(self, status: int, internal: bool, times: dict[int, int]) -> None:
         """`charge` and `charge_time` for many responses: milliseconds -> how many took so long."""
-        key = status, internal, False, ""
-        self._codes[key] = self._codes.get(key, 0) + sum(times.values())
+        self._count_codes(status, internal, False, "", sum(times.values()))
         for prefix in _categories(internal, False, ""):
             self.scope.histogram(prefix + "upstream_rq_time").count(times)
 
     def settle(self) -> None:
         """Spread what was charged since the last call over the metrics. Part of `Cluster.publish`."""
-        for (status, internal, canary, zone), count in self._codes.items():
-            known = 100 <= status < 600
-            names = (
-                ["upstream_rq_completed", f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"]
-                if known
-                else ["upstream_rq_completed", "upstream_rq_unknown"]
-            )
-            for prefix in _categories(internal, canary, zone):
-                for name in names:
-                    self.scope.counter(prefix + name).n += count
+        for key, count in self._codes.items():
+            self._count_codes(*key, count)
         self._codes.clear()
         for (internal, canary, zone), times in self._rq_times.items():
             if times:
                 for prefix in _categories(internal, canary, zone):
                     self.scope.histogram(prefix + "upstream_rq_time").extend(times)
                 times.clear()
+
+    def _count_codes(self, status: int, internal: bool, canary: bool, zone: str, count: int) -> None:
+        names = ["upstream_rq_completed"]
+        names += [f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"] if 100 <= status < 600 else ["upstream_rq_unknown"]
+        for prefix in _categories(internal, canary, zone):
+            for name in names:
+                self.scope.counter(prefix + name).n += count
 
     def charge_prefixed(self, prefix: str, status: int) -> None:
         """Count a response under a prefix of its own (`retry.`), without internal, canary and zone variants."""
