@@ -65,6 +65,7 @@ class Plan:
         "prepared",
         "priority",
         "queue",
+        "queue_per_try",
         "responses",
         "route",
         "sent",
@@ -84,6 +85,7 @@ class Plan:
         self.cluster: Cluster = cluster
         self.outlier = cluster.outlier
         self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
+        self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
         self.internal = outcome.internal
         self.watched = bool(manager.logs or outcome.chain.complete)
         self.head_bytes = head_bytes
@@ -129,6 +131,12 @@ class Plan:
                 queue.start(stream, now)
             else:
                 queue.started[stream] = now
+        queue = self.queue_per_try
+        if queue is not None:
+            if queue.handle is None:
+                queue.start(stream, now)
+            else:
+                queue.started[stream] = now
         self.started += 1
         new_id = self.new_id
         if new_id is None:
@@ -167,6 +175,9 @@ class Plan:
         if now >= manager.next_second:
             manager.tick(now)
         queue = self.queue
+        if queue is not None:
+            del queue.started[stream]
+        queue = self.queue_per_try
         if queue is not None:
             del queue.started[stream]
         # The connection first: it may serve the next request.
@@ -327,7 +338,7 @@ class PlannedStream(Stream):
         self.attempts = 1
         if stage == _UPSTREAM:
             self.codec.parser.state = h1.DONE
-            self.forwarding = Forwarding.under_way(plan.manager.router, self, self.connected, plan.queue)
+            self.forwarding = Forwarding.under_way(plan.manager.router, self, self.connected, plan.queue, plan.queue_per_try)
             return
         response, known, milliseconds = self.answer
         self.ended = self.response_started = True
@@ -470,7 +481,6 @@ def _is_plannable(manager: HttpConnectionManager, route: Route, index: dict[byte
         and not route.careful
         and not route.needs_lb_context
         and not route.mirrors
-        and not route.per_try_timeout
         and not route.include_attempt_count_in_request
         and not route.include_attempt_count_in_response
         and route.max_grpc_timeout_ms is None

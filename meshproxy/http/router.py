@@ -182,9 +182,17 @@ class Router:
             queue = self._timeouts[seconds] = self.context.timers.queue(seconds, _timed_out)
         return queue
 
+    def per_try_queue(self, seconds: float) -> TimeoutQueue:
+        """Requests that go by plan and whose route has a per-try timeout of `seconds`."""
+        return self.context.timers.queue(seconds, _per_try_timed_out)
+
 
 def _timed_out(stream: Stream) -> None:
     stream.forwarding.on_timeout()
+
+
+def _per_try_timed_out(stream: Stream) -> None:
+    stream.forwarding._per_try_timed_out()
 
 
 _NOTHING: list[bytes] = []  # the body of requests without one; never appended to
@@ -575,10 +583,14 @@ class Forwarding(Attempt):
         self._lb: LbContext | None = None
 
     @classmethod
-    def under_way(cls, router: Router, stream: Stream, connection: Any, queue: TimeoutQueue | None) -> Forwarding:
-        """The forwarding of a bodiless request whose head has gone out already, on `connection`."""
+    def under_way(cls, router: Router, stream: Stream, connection: Any, queue: TimeoutQueue | None, per_try: TimeoutQueue | None) -> Forwarding:
+        """The forwarding of a bodiless request whose head has gone out already, on `connection`. `queue`, `per_try`: where its timeouts run."""
         self = cls(router, stream, stream.route, stream.cluster)
         self.timeout = self.route.timeout
+        self.per_try_timeout = self.route.per_try_timeout
+        if per_try is not None and (started := per_try.started.pop(stream, None)) is not None:
+            left = max(0.0, started + self.per_try_timeout - router.clock())
+            self._per_try_timer = router.context.loop.call_later(left, self._per_try_timed_out)
         self.retries = self.keeps_body = self.route.retry is not None
         self.ended = self.plain = self.sent_all = True
         self.connection = connection
