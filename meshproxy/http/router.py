@@ -17,6 +17,7 @@ from meshproxy.http import mirror, replies, retry, timeouts
 from meshproxy.http.replies import OVERLOADED, Reply
 from meshproxy.http.route import NO_LIMIT
 from meshproxy.http.route_rewrite import update_authority
+from meshproxy.http.stream import UNCHOSEN
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
 from meshproxy.upstream import pool as pools
@@ -95,8 +96,8 @@ class Router:
         self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
 
-    def start(self, stream: Stream, end_stream: bool, host: Host | None = None) -> Reply | None:
-        """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already."""
+    def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN) -> Reply | None:
+        """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already, None if there was none."""
         self.rq_total.n += 1
         route = stream.route
         if route is None:
@@ -139,7 +140,7 @@ class Router:
         if route.finalize_request is not None:
             # After the timeouts, before the choice of a host: hashing and retries see what the route added.
             route.finalize_request(stream)
-        if host is None:
+        if host is UNCHOSEN:
             host = cluster.pick(forwarding.lb_context() if cluster.needs_context or route.needs_lb_context else None)
         if host is None:
             cluster.stats.upstream_cx_none_healthy.n += 1
@@ -404,6 +405,7 @@ class Attempt:
         if (
             router.charges_plainly
             and stream._locals is None
+            and not stream.health_check
             and not host.canary
             and owner.route.virtual_cluster is None
             and b"x-envoy-upstream-canary" not in index  # type: ignore[operator]

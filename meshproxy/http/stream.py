@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshproxy.http")
 
 _HEADERS, _DATA, _TRAILERS = range(3)
+UNCHOSEN: Any = object()  # in place of a host
 
 
 class Stream(StreamInfo):
@@ -189,8 +190,8 @@ class Stream(StreamInfo):
         if reply is not None:
             self.local_reply(reply)
 
-    def forward(self, end_stream: bool, host: Any = None) -> None:
-        """Hand a request whose filters are done to the router. `host`: chosen already."""
+    def forward(self, end_stream: bool, host: Any = UNCHOSEN) -> None:
+        """Hand a request whose filters are done to the router. `host`: chosen already, None if there was none."""
         reply = self.manager.router.start(self, end_stream, host)
         if reply is not None:
             self.local_reply(reply)
