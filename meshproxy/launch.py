@@ -1,43 +1,54 @@
 """The way from the command line to a running main process, in the order that makes it short.
 
-A child reads, checks and dry-run compiles the configuration while this process imports the rest of the proxy. So main never holds what only checking needs
-(the YAML parser, the constraints, a throw-away compilation of everything), and on two cores the check costs no time. Both start from what they have in
-common, which is imported before.
+One child reads the configuration while this process imports what it needs to check it; a second one checks and dry-run compiles it while this process
+imports the rest. So main never holds what only checking needs (the YAML parser, the constraints, a throw-away compilation of everything), and on two cores
+much of the work costs no time. What is imported when is what this file is about, so it imports inside functions: docs/decisions/0005-start-up.md.
 """
 
 from __future__ import annotations
 
 import gc
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import logs, process, worker
+from meshproxy import process
+from meshproxy.api import document
 from meshproxy.api.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshproxy import logs, worker
     from meshproxy.cli import Options
 
-log = logging.getLogger("meshproxy.main")
+_Problems = list[tuple[str, str, str]]  # as plain data, for the way from a child
 
 
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
+    reading = process.Errand(lambda: _read(options))
+    import logging
+
+    from meshproxy import worker
+
     try:
         levels, handler = _set_up_logs(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     plan = worker.Plan(options=options, concurrency=options.concurrency or process.cpu_count(), levels=levels, log_handler=handler)
-    errand = process.Errand(lambda: _check(plan))
+    checking = process.Errand(lambda: _check(plan, *reading.read()))
+    reading.close()
     if options.mode != "validate":
+        from envoy.config.bootstrap.v3 import bootstrap_pb2  # noqa: F401  `_adopt` shall find it imported
+
         from meshproxy import supervisor
-    serialised, problems, warnings = errand.result()
+    serialised, problems, warnings = checking.read()
     try:
         if problems:
-            raise ConfigError(Problem(*fields) for fields in problems)
-        for fields in warnings:
-            log.warning("not honoured: %s", Problem(*fields))
+            raise ConfigError(_problems(problems))
+        for problem in _problems(warnings):
+            logging.getLogger("meshproxy.main").warning("not honoured: %s", problem)
         if options.mode == "validate":
             print(f"configuration '{options.config_path}' OK")
             return 0
@@ -45,6 +56,8 @@ def run(options: Options) -> int:
     except ConfigError as error:
         print(f"error initializing configuration '{options.config_path}':\n{error}", file=sys.stderr)
         return 1
+    for errand in (reading, checking):
+        errand.wait()
     # Nothing made so far is garbage, and there is a lot of it: the first collection shall not look at it.
     gc.freeze()
     gc.enable()
@@ -52,6 +65,8 @@ def run(options: Options) -> int:
 
 
 def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
+    from meshproxy import logs
+
     pattern = options.log_format or logs.DEFAULT_FORMAT
     if options.log_format_escaped:
         pattern = pattern.replace("%v", "%_")
@@ -61,24 +76,39 @@ def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
         raise ConfigError(f"cannot open log file '{options.log_path}': {error.strerror}") from error
 
 
-def _check(plan: worker.Plan) -> tuple[bytes, list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """In the child: the serialised bootstrap, and the problems and warnings as plain data."""
+def _read(options: Options) -> tuple[list[document.Source], _Problems]:
+    """In the first child: the configuration as plain data, or what is wrong with it."""
+    try:
+        return document.read(options.config_path or None, options.config_yaml), []
+    except ConfigError as error:
+        return [], _plain(error.problems)
+
+
+def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problems) -> tuple[bytes, _Problems, _Problems]:
+    """In the second child: the serialised bootstrap, problems and warnings."""
+    if problems:
+        return b"", problems, []
+    from meshproxy import worker
     from meshproxy.api import bootstrap as bootstraps
 
     def dry_run(bootstrap: Any) -> None:
         plan.node = node_of(bootstrap, plan.options)
         worker.dry_run(bootstrap, plan)
 
-    options = plan.options
     try:
-        bootstrap, warnings = bootstraps.validate(options.config_path or None, options.config_yaml, unsupported=options.unsupported, dry_run=dry_run)
+        bootstrap = bootstraps.from_sources(sources)
+        warnings = bootstraps.check(bootstrap, plan.options.unsupported, dry_run)
     except ConfigError as error:
-        return b"", [_plain(problem) for problem in error.problems], []
-    return bootstrap.SerializeToString(), [], [_plain(problem) for problem in warnings]
+        return b"", _plain(error.problems), []
+    return bootstrap.SerializeToString(), [], _plain(warnings)
 
 
-def _plain(problem: Problem) -> tuple[str, str, str]:
-    return problem.path, problem.why, problem.kind
+def _plain(problems: Iterable[Problem]) -> _Problems:
+    return [(problem.path, problem.why, problem.kind) for problem in problems]
+
+
+def _problems(plain: _Problems) -> list[Problem]:
+    return [Problem(*fields) for fields in plain]
 
 
 def _adopt(plan: worker.Plan, serialised: bytes) -> Any:

@@ -64,7 +64,8 @@ def fork(run: Callable[[], None], keep: Collection[int]) -> tuple[int, int]:
 class Errand:
     """Work done by a short-lived child, so that its memory goes with it and this process can do something else meanwhile.
 
-    `work` returns plain data (what `marshal` takes); `result` waits for it. What the child printed is printed; its failure raises RuntimeError here.
+    `work` returns plain data (what `marshal` takes). Either `result` waits for it, or a child forked later takes it with `read`, and this process waits for
+    the end of the errand with `wait`. What the child printed is printed; its failure raises RuntimeError.
     """
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -78,12 +79,30 @@ class Errand:
 
     def result(self) -> Any:
         """What `work` returned."""
-        with os.fdopen(self._read_fd, "rb") as pipe:
-            data = pipe.read()
+        data = self._read()
+        self.wait()
+        return marshal.loads(data)
+
+    def read(self) -> Any:
+        """What `work` returned, in a child of the process that started the errand."""
+        data = self._read()
+        if not data:
+            raise RuntimeError("a child process failed")
+        return marshal.loads(data)
+
+    def close(self) -> None:
+        """Leave the result to a child that has been forked."""
+        os.close(self._read_fd)
+
+    def wait(self) -> None:
+        """Wait until the child has ended."""
         _, status = os.waitpid(self._pid, 0)
         if status:
             raise RuntimeError(f"a child process failed: {os.waitstatus_to_exitcode(status)}")
-        return marshal.loads(data)
+
+    def _read(self) -> bytes:
+        with os.fdopen(self._read_fd, "rb") as pipe:
+            return pipe.read()
 
 
 def _run_errand(work: Callable[[], Any], write_fd: int) -> NoReturn:
@@ -93,6 +112,8 @@ def _run_errand(work: Callable[[], Any], write_fd: int) -> NoReturn:
         with os.fdopen(write_fd, "wb") as pipe:
             pipe.write(data)
         status = 0
+    except BrokenPipeError:
+        status = 1  # nobody wants the result any more
     except BaseException:  # noqa: BLE001  nothing may return into the parent's stack
         traceback.print_exc()
     finally:

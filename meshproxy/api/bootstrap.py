@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import text_format
@@ -17,31 +16,37 @@ from meshproxy.api import convert, document, messages, semantics, support
 from meshproxy.api.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # The type of an Any in text format: [type.googleapis.com/package.Message]
 _TEXT_TYPE = re.compile(r"\[[\w.\-]+/([\w.]+)\]")
 
 
 def load(path: str | None = None, config_yaml: str = "") -> Bootstrap:
-    """The bootstrap in the file at `path`, with `config_yaml` merged into it (`--config-path` and `--config-yaml`).
+    """The bootstrap in the file at `path`, with `config_yaml` merged into it: see `document.read`. Raises ConfigError."""
+    return from_sources(document.read(path, config_yaml))
 
-    By the file's suffix: `.pb` is a binary message, `.pb_text` its text format, `.json` JSON; everything else is YAML or JSON. Merging is protobuf's:
-    scalars are replaced, messages merged, lists appended. Raises ConfigError.
-    """
-    if not path and not config_yaml:
-        raise ConfigError("no configuration: give a file (-c) or text (--config-yaml)")
-    bootstrap = Bootstrap()
-    if path:
-        bootstrap = _from_file(path, _read(path))
-    if config_yaml:
-        bootstrap.MergeFrom(parse(config_yaml))
-    return bootstrap
+
+def from_sources(sources: Iterable[document.Source]) -> Bootstrap:
+    """The bootstrap of what `document.read` read, merged as protobuf does: scalars are replaced, messages merged, lists appended. Raises ConfigError."""
+    whole = None
+    for form, content in sources:
+        bootstrap = _READERS[form](content)
+        if whole is None:
+            whole = bootstrap
+        else:
+            whole.MergeFrom(bootstrap)
+    assert whole is not None
+    return whole
 
 
 def parse(text: str | bytes, *, json_only: bool = False) -> Bootstrap:
     """The bootstrap that a YAML or JSON text describes. Raises ConfigError."""
-    value = document.parse(text, json_only=json_only)
+    return from_value(document.parse(text, json_only=json_only))
+
+
+def from_value(value: Any) -> Bootstrap:
+    """The bootstrap that a plain value describes. Raises ConfigError."""
     if value is None:
         raise ConfigError("the configuration is empty")
     return convert.to_message(value, Bootstrap)
@@ -54,12 +59,17 @@ def validate(
     unsupported: str = "reject",
     dry_run: Callable[[Bootstrap], None] | None = None,
 ) -> tuple[Bootstrap, list[Problem]]:
-    """Load and check a bootstrap as far as it can be done without serving. Returns it with the warnings.
+    """Load and check a bootstrap. Returns it with the warnings; see `check`. Raises ConfigError with all problems."""
+    bootstrap = load(path, config_yaml)
+    return bootstrap, check(bootstrap, unsupported, dry_run)
+
+
+def check(bootstrap: Bootstrap, unsupported: str = "reject", dry_run: Callable[[Bootstrap], None] | None = None) -> list[Problem]:
+    """Check a bootstrap as far as it can be done without serving. Returns the warnings.
 
     `unsupported` is "reject" or "warn": what to do about fields that are not honoured. `dry_run` compiles everything, to find what only compiling shows, and
     raises ConfigError; it is called only with a bootstrap that keeps the declared constraints. Raises ConfigError with all problems.
     """
-    bootstrap = load(path, config_yaml)
     problems, warnings = support.check(bootstrap, unsupported)
     if not problems:
         problems = semantics.check(bootstrap)
@@ -71,25 +81,7 @@ def validate(
                 problems += [problem for problem in error.problems if problem.path not in known]
     if problems:
         raise ConfigError(problems)
-    return bootstrap, warnings
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path!r} is not a file name") from error
-
-
-def _from_file(path: str, data: bytes) -> Bootstrap:
-    lower = path.lower()
-    if lower.endswith(".pb"):
-        return from_binary(data)
-    if lower.endswith(".pb_text"):
-        return from_text_format(data)
-    return parse(data, json_only=lower.endswith(".json"))
+    return warnings
 
 
 def from_binary(data: bytes) -> Bootstrap:
@@ -109,3 +101,6 @@ def from_text_format(data: bytes) -> Bootstrap:
         return text_format.Parse(text, Bootstrap())
     except (UnicodeDecodeError, text_format.ParseError, RecursionError) as error:
         raise ConfigError(f"not text format: {error}") from error
+
+
+_READERS = {"value": from_value, "pb": from_binary, "pb_text": from_text_format}

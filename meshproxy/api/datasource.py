@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshproxy.api import errors
@@ -53,7 +52,8 @@ def read_text(source: DataSource, *, allow_empty: bool = False, max_size: int = 
 
 def _read_file(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         errors.fail("filename", f"cannot read {path}: {error.strerror}")
     except ValueError:  # a NUL in the name

@@ -7,9 +7,9 @@ package of its proto package, so that looking at the few files of that package f
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf import descriptor_pool, message_factory
@@ -83,20 +83,22 @@ def _load(package: str, message: str) -> bool:
             importlib.import_module(f"google.protobuf.{_GOOGLE[message]}")
         return message in _GOOGLE
     for folder in _folders(package):
-        for file in sorted(folder.glob("*_pb2.py")):
+        for file in sorted(name for name in os.listdir(folder) if name.endswith("_pb2.py")):
             # Generated code keeps each message's place in the serialised file under its upper-case name.
-            if f"['_{message.upper()}']".encode() in file.read_bytes():
-                module = importlib.import_module(f"{package}.{file.stem}")
+            with open(f"{folder}/{file}", "rb") as code:
+                found = f"['_{message.upper()}']".encode() in code.read()
+            if found:
+                module = importlib.import_module(f"{package}.{file.removesuffix('.py')}")
                 if message in module.DESCRIPTOR.message_types_by_name:
                     return True
     return False
 
 
 @lru_cache(256)
-def _folders(package: str) -> tuple[Path, ...]:
+def _folders(package: str) -> tuple[str, ...]:
     parts = package.split(".")
     try:
         root = importlib.import_module(parts[0])
     except ImportError:
         return ()
-    return tuple(folder for base in root.__path__ if (folder := Path(base).joinpath(*parts[1:])).is_dir())
+    return tuple(folder for base in root.__path__ if os.path.isdir(folder := os.path.join(base, *parts[1:])))

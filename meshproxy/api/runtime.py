@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envoy.type.v3 import percent_pb2
@@ -20,6 +19,7 @@ from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
     from envoy.config.bootstrap.v3.bootstrap_pb2 import LayeredRuntime, RuntimeLayer
     from envoy.config.core.v3.base_pb2 import RuntimeFeatureFlag, RuntimeFractionalPercent
@@ -234,6 +234,8 @@ def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
         root = "/".join(part for part in (disk.symlink_root, disk.subdirectory, service_cluster if disk.append_service_cluster else "") if part)
         if not root:
             errors.fail("disk_layer.symlink_root", "must not be empty")
+        from pathlib import Path
+
         if disk.symlink_root and not Path(disk.symlink_root).parent.is_dir():
             # The link may come later; where it will be must exist, for Envoy watches it.
             errors.fail("disk_layer.symlink_root", f"the directory {Path(disk.symlink_root).parent} does not exist")
