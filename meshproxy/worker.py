@@ -102,11 +102,12 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
     """Compile everything and throw it away. Raises ConfigError with every problem found."""
     context = make_context(None, bootstrap, plan, worker_id=0)
     config = bootstrap.cluster_manager if bootstrap.HasField("cluster_manager") else None
+    validator = cluster_manager.Validator(context, config)
     problems = errors.Collector()
     for at, cluster in enumerate(bootstrap.static_resources.clusters):
         with problems.under(f"static_resources.clusters[{at}]"):
             context.clusters.add(cluster)
-            cluster_manager.validate(cluster, context, config)
+            validator.check(cluster)
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         with problems.under(f"static_resources.listeners[{at}]"):
             Listener(listener, [], context)

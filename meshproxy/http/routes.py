@@ -34,7 +34,7 @@ from meshproxy.http.route import Route
 from meshproxy.http.virtual_host import VirtualHost
 
 if TYPE_CHECKING:
-    from envoy.config.route.v3 import route_pb2
+    from envoy.config.route.v3 import route_components_pb2, route_pb2
 
     from meshproxy.context import Context
     from meshproxy.observe.stream_info import StreamInfo
@@ -205,12 +205,17 @@ class RouteTable:
     def check(self, also: Callable[[Route], object] | None = None) -> None:
         """Compile every virtual host and route, and keep nothing; call `also` with each route, for what others compile of it.
 
-        Raises a ConfigError with all problems. Costs about 50 us a route.
+        Of virtual hosts that differ only in names, domains (whose mistakes the table itself finds) and clusters the first one is compiled, at about 50 us a
+        route. Raises a ConfigError with all problems.
         """
         problems = Collector()
+        good: set[bytes] = set()
         for index, host in enumerate(self._hosts):
-            with problems.under(f"virtual_hosts[{index}]"):
-                VirtualHost(host.proto, self).check(also)
+            kind = _without_names(host.proto)
+            if kind not in good:
+                with problems.under(f"virtual_hosts[{index}]"):
+                    VirtualHost(host.proto, self).check(also)
+                    good.add(kind)
         problems.raise_any()
 
     def errors_under(self, host: VirtualHost, path: str = "") -> under:
@@ -219,6 +224,19 @@ class RouteTable:
 
     def __repr__(self) -> str:
         return f"<RouteTable {self.name}, {len(self._hosts)} virtual hosts>"
+
+
+def _without_names(proto: route_components_pb2.VirtualHost) -> bytes:
+    """What virtual hosts must have in common for one of them to stand for all when they are checked."""
+    kind = type(proto)()
+    kind.CopyFrom(proto)
+    kind.ClearField("name")
+    kind.ClearField("domains")
+    for one in kind.routes:
+        one.ClearField("name")
+        if one.route.cluster:
+            one.route.cluster = "any"
+    return kind.SerializeToString(deterministic=True)
 
 
 def _without_port(name: bytes) -> bytes:

@@ -15,6 +15,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from meshproxy.api import errors
 from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
+from meshproxy.upstream.options import STATIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -330,14 +331,51 @@ class ClusterManager:
                 known.cluster.close()
 
 
+class Validator:
+    """Finds the mistakes in Cluster messages by compiling them. Of clusters that differ only in their names and endpoints the first one is compiled."""
+
+    def __init__(self, context: Context, config: Any = None) -> None:
+        """`context` should have statistics of its own. `config`: envoy.config.bootstrap.v3.ClusterManager or None."""
+        self._context = context
+        self._local_name: str = config.local_cluster_name if config is not None else ""
+        self._bind = config.upstream_bind_config if config is not None and config.HasField("upstream_bind_config") else None
+        self._good: set[bytes] = set()
+
+    def check(self, proto: Any) -> None:
+        """Raises ConfigError with everything that is wrong with the cluster."""
+        if self._local_name and proto.name == self._local_name:
+            for index, group in enumerate(proto.load_assignment.endpoints):
+                if group.priority > 0:
+                    errors.fail(f"load_assignment.endpoints[{index}].priority", f"Unexpected non-zero priority for local cluster '{proto.name}'.")
+        static = proto.type == STATIC and not proto.HasField("cluster_type")
+        kind = _without_names(proto, static)
+        if kind not in self._good:
+            Cluster(proto, self._context, default_bind=self._bind, dry_run=True)
+            self._good.add(kind)
+        elif static:
+            with errors.under("load_assignment"):
+                endpoints.check(proto.load_assignment)
+
+
+def _without_names(proto: Any, static: bool) -> bytes:
+    """What clusters must have in common for one of them to stand for all when they are validated."""
+    kind = cluster_pb2.Cluster()
+    kind.CopyFrom(proto)
+    kind.ClearField("name")
+    if kind.HasField("load_assignment"):
+        assignment = kind.load_assignment
+        assignment.ClearField("cluster_name")
+        if static:
+            assignment.ClearField("endpoints")
+        for group in assignment.endpoints:
+            for endpoint in group.lb_endpoints:
+                endpoint.endpoint.ClearField("address")  # a name to resolve; only their number can be wrong
+    return kind.SerializeToString(deterministic=True)
+
+
 def validate(proto: Any, context: Context, config: Any = None) -> None:
-    """Compile a Cluster message and throw the result away. `context` should have statistics of its own. Raises ConfigError."""
-    bind = config.upstream_bind_config if config is not None and config.HasField("upstream_bind_config") else None
-    if config is not None and proto.name == config.local_cluster_name:
-        for index, group in enumerate(proto.load_assignment.endpoints):
-            if group.priority > 0:
-                errors.fail(f"load_assignment.endpoints[{index}].priority", f"Unexpected non-zero priority for local cluster '{proto.name}'.")
-    Cluster(proto, context, default_bind=bind, dry_run=True)
+    """Compile a Cluster message and throw the result away: a `Validator` for only one."""
+    Validator(context, config).check(proto)
 
 
 def _declare_tls(proto: Any, scope: Scope) -> None:

@@ -74,6 +74,19 @@ def parse(proto: Any, cluster: Cluster, address_of: Callable[[Any], Address] = A
     return assignment
 
 
+def check(proto: Any) -> None:
+    """Raise what `parse` would raise, and make no hosts."""
+    problems = errors.Collector()
+    parse_policy(proto)
+    for index, group in enumerate(proto.endpoints):
+        for number, endpoint in enumerate(group.lb_endpoints):
+            try:
+                _address(endpoint.endpoint, Address.from_proto)
+            except ConfigError as error:
+                problems.problems.extend(problem.under(f"endpoints[{index}].lb_endpoints[{number}]") for problem in error.problems)
+    problems.raise_any()
+
+
 def parse_policy(proto: Any) -> Policy:
     """The assignment's policy. Raises ConfigError."""
     if not proto.HasField("policy"):
@@ -103,15 +116,7 @@ def _host(
     address_of: Callable[[Any], Address],
 ) -> Host:
     inner = endpoint.endpoint
-    try:
-        address = address_of(inner.address)
-    except ConfigError as error:
-        raise error.under("endpoint.address") from error
-    check = None
-    if inner.HasField("health_check_config"):
-        check = inner.health_check_config
-        if check.port_value and address.kind != "ip":
-            errors.fail("endpoint.health_check_config.port_value", "Invalid host configuration: non-zero port for non-IP address")
+    address = _address(inner, address_of)
     return Host(
         cluster,
         address,
@@ -122,8 +127,18 @@ def _host(
         metadata=metadata_dict(endpoint.metadata) if endpoint.HasField("metadata") else None,
         locality_metadata=locality_metadata,
         health_flags=hosts.eds_flags(endpoint.health_status),
-        health_check=check,
+        health_check=inner.health_check_config if inner.HasField("health_check_config") else None,
     )
+
+
+def _address(inner: Any, address_of: Callable[[Any], Address]) -> Address:
+    try:
+        address = address_of(inner.address)
+    except ConfigError as error:
+        raise error.under("endpoint.address") from error
+    if inner.HasField("health_check_config") and inner.health_check_config.port_value and address.kind != "ip":
+        errors.fail("endpoint.health_check_config.port_value", "Invalid host configuration: non-zero port for non-IP address")
+    return address
 
 
 class Merge:

@@ -15,7 +15,7 @@ from meshproxy.net.shared import Cells
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream import limits, status
 from meshproxy.upstream.cluster import Cluster, LbContext
-from meshproxy.upstream.cluster_manager import validate
+from meshproxy.upstream.cluster_manager import Validator, validate
 from tests.unit import upstream_help as up
 
 FIVE = up.addresses(5)
@@ -109,6 +109,24 @@ def test_all_mistakes_are_reported():
     with pytest.raises(ConfigError) as error:
         validate(up.proto(up.static(up.group("x:1", "y:2"), connect_timeout="0s", lb_policy="MAGLEV", maglev_lb_config={"table_size": 4})), up.context())
     assert len(error.value.problems) == 4
+
+
+def test_clusters_of_one_kind_are_told_apart_where_it_matters():
+    validator = Validator(up.context())
+    validator.check(up.proto(up.static(up.group("1.1.1.1:1"), name="a")))
+    validator.check(up.proto(up.static(up.group("1.1.1.1:1", "2.2.2.2:2"), name="b")))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^load_assignment\.endpoints\[0\]\.lb_endpoints\[1\]\.endpoint\.address\.socket_address\.address: malformed"):
+            validator.check(up.proto(up.static(up.group("1.1.1.1:1", "x:2"), name="c")))
+    for name in ("d", "e"):
+        with pytest.raises(ConfigError, match="maglev"):
+            validator.check(up.proto(up.static(up.group("1.1.1.1:1"), name=name, lb_policy="MAGLEV", maglev_lb_config={"table_size": 4})))
+    logical = {"type": "LOGICAL_DNS", "load_assignment": {"endpoints": [up.group("x:1")]}}
+    validator.check(up.proto({"name": "f", **logical}))
+    validator.check(up.proto({"name": "g", **logical}))
+    logical["load_assignment"] = {"endpoints": [up.group("x:1", "y:2")]}
+    with pytest.raises(ConfigError, match="single lb_endpoint"):
+        validator.check(up.proto({"name": "h", **logical}))
 
 
 def test_unknown_policies_are_skipped_if_a_known_one_follows():

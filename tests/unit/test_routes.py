@@ -337,3 +337,10 @@ def test_all_errors_are_reported():
     bad = {"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "a"}}
     found = problems({"virtual_hosts": [{"name": "a", "domains": ["a"], "routes": [bad, to("x"), bad]}, {"name": "b", "domains": ["b"], "routes": [bad]}]})
     assert [path.split(".match")[0] for path, _ in found] == ["virtual_hosts[0].routes[0]", "virtual_hosts[0].routes[2]", "virtual_hosts[1].routes[0]"]
+
+
+def test_every_virtual_host_of_one_kind_is_reported():
+    hosts = [{"name": name, "domains": [name], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}, "name": name}]} for name in "abc"]
+    table({"virtual_hosts": hosts}).check()
+    hosts[0]["routes"][0]["route"]["regex_rewrite"] = hosts[2]["routes"][0]["route"]["regex_rewrite"] = {"pattern": {"regex": "("}, "substitution": ""}
+    assert [path.partition(".")[0] for path, _ in problems({"virtual_hosts": hosts})] == ["virtual_hosts[0]", "virtual_hosts[2]"]
