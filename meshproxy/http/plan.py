@@ -66,6 +66,7 @@ class Plan:
         "priority",
         "queue",
         "queue_per_try",
+        "request_id",
         "responses",
         "route",
         "sent",
@@ -92,6 +93,7 @@ class Plan:
         self.prepared = _Template(outcome.prepared, outcome.id)  # the head as filters see it
         self.sent = _Template(outcome.sent, outcome.id)  # the head as it goes upstream
         self.new_id = manager.preparer.new_id if outcome.id else None
+        self.request_id = outcome.prepared.get(_ID)  # where none is generated
         before, _, after = outcome.wire.partition(outcome.id) if outcome.id else (outcome.wire, b"", b"")
         self.before: bytes = before
         self.after: bytes = after
@@ -196,7 +198,8 @@ class Plan:
         else:
             pool.idle.append(connection)
         stream.stage = _DONE
-        milliseconds = int((now - stream.start) * 1000)
+        start = stream.start
+        milliseconds = int((now - start) * 1000)
         times = response.times
         try:
             times[milliseconds] += 1
@@ -204,11 +207,12 @@ class Plan:
             times[milliseconds] = 1
         codec.stream = None
         codec.idle_since = now
+        service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
         codec.transport.write(
             b"".join(
                 (
                     response.before,
-                    (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b"",
+                    service_time,
                     response.between,
                     manager.date if response.dated else b"",
                     response.after,
@@ -219,6 +223,10 @@ class Plan:
         if self.watched:
             stream.end = now
             stream.answer = response, known, milliseconds
+            request_id = self.request_id if self.new_id is None else stream.request_id
+            if not response.timed:
+                service_time = known.index.get(_SERVICE_TIME)
+            stream.facts = response, codec.info, host, request_id, service_time, start, now, start + manager.wall_offset
             manager.watch(stream, self.chain)
         if codec.parser.buffer:
             codec.go_on()
@@ -357,7 +365,9 @@ class PlannedStream(Stream):
 # Unset: the attributes of a stream that the plan's way never sets, with the values that they have on the general way before anything happens.
 _UNSET = tuple(
     {
-        **dict.fromkeys(("_request_hold", "_response_hold", "_timers", "details", "forwarding", "cluster", "host", "response", "upgrade", "_upstream")),
+        **dict.fromkeys(
+            ("_request_hold", "_response_hold", "_timers", "_upstream", "cluster", "details", "facts", "forwarding", "host", "response", "upgrade")
+        ),
         **dict.fromkeys(("attempts", "bytes_received", "bytes_sent", "flags", "status"), 0),
         **dict.fromkeys(("response_header_bytes", "upstream_bytes_received", "upstream_bytes_sent"), 0),
         **dict.fromkeys(("upstream_start", "upstream_sent", "upstream_first", "upstream_last", "response_start"), 0.0),

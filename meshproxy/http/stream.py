@@ -54,6 +54,7 @@ class Stream(StreamInfo):
         "details",
         "end",
         "ended",
+        "facts",
         "flags",
         "forwarding",
         "host",
@@ -105,6 +106,7 @@ class Stream(StreamInfo):
         self.host: Any = None
         self.forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
         self.details: str | None = None
+        self.facts = None
         self.status = self.flags = self.attempts = 0
         self.bytes_received = self.bytes_sent = self.upstream_bytes_sent = self.upstream_bytes_received = 0
         self.request_ended = False  # the downstream has sent everything

@@ -19,8 +19,8 @@ class Value(Record, frozen=True):
 
     `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap
     expression that decides the value and takes few values itself; empty when there is none. `unique`: bytes that hardly ever come twice, so that
-    remembering them is no use. `safe`: bytes that need no escaping in JSON. `planned`: how to say it of a stream that has a `kind`: COMMON to all of a kind,
-    the SAME expression, another one, or not at all (empty).
+    remembering them is no use. `safe`: bytes that need no escaping in JSON. `planned`: how to say it of a stream with `facts`: COMMON to all of a kind,
+    the SAME expression, one that uses the facts by their names, or not at all (empty).
     """
 
     kind: str
@@ -121,7 +121,7 @@ class Line:
     """Bytes put together from literals and values by `%`, in two steps: what many streams have in common is filled in once and kept.
 
     Status, flags, route, cluster and the like (values with a `key`) come in few combinations, and a stream costs one look-up for them together. Streams of one
-    `kind` (StreamInfo.kind) have nearly everything in common: where the rest can be said of them (`Value.planned`), they have a branch of their own.
+    kind (StreamInfo.facts) have nearly everything in common: where the rest can be said of them (`Value.planned`), they have a branch of their own.
     """
 
     def __init__(self, code: Code) -> None:
@@ -164,8 +164,9 @@ class Line:
         if self._of_kind is not None:
             known, learn = self._of_kind.memo()
             lines += [
-                "kind = s.kind",
-                "if kind is not None:",
+                "facts = s.facts",
+                "if facts is not None:",
+                "    kind, connection, host, request_id, service_time, start, end, start_wall = facts",
                 "    try:",
                 f"        line = {known}[kind]",
                 "    except KeyError:",

@@ -140,7 +140,8 @@ def _simple() -> dict[str, Value]:
     return {name: replace(value, planned=_PLANNED.get(name, "")) for name, value in table.items()}
 
 
-# Of streams that go by a plan (http.plan): what those of one plan and one response have in common, and how to say the rest.
+_DOWNSTREAM = ("REMOTE", "LOCAL", "DIRECT_REMOTE", "DIRECT_LOCAL")
+# Of streams with `facts`: what those of one kind have in common, and how to say the rest.
 _PLANNED = {
     **dict.fromkeys(
         (
@@ -149,10 +150,11 @@ _PLANNED = {
         ).split(),
         COMMON,
     ),
-    **dict.fromkeys("DURATION CONNECTION_TERMINATION_DETAILS CONNECTION_ID FILTER_CHAIN_NAME UNIQUE_ID".split(), SAME),
-    **dict.fromkeys((f"DOWNSTREAM_{which}{end}_ADDRESS" for which in ("", "DIRECT_") for end in ("REMOTE", "LOCAL")), SAME),
-    "UPSTREAM_HOST": "(s.connected.host.address._text or s.connected.host.address.text)",
-    "UPSTREAM_LOCAL_ADDRESS": "s.connected.info.local.text",
+    **dict.fromkeys("CONNECTION_TERMINATION_DETAILS FILTER_CHAIN_NAME UNIQUE_ID".split(), SAME),
+    **{f"DOWNSTREAM_{which}_ADDRESS": f"(connection.{which.lower()}._text or connection.{which.lower()}.text)" for which in _DOWNSTREAM},
+    "DURATION": "int((end - start) * 1000 + 1e-4)",
+    "CONNECTION_ID": "connection.id",
+    "UPSTREAM_HOST": "(host.address._text or host.address.text)",
 }
 _ADDRESSES = {
     "UPSTREAM_LOCAL": "v.upstream_local(s)",
@@ -259,7 +261,7 @@ def _planned_header(names: list[str]) -> str:
     return _OF_EACH_STREAM[names[0]] if len(names) == 1 else ""
 
 
-_OF_EACH_STREAM = {"x-request-id": "s.request_id", "x-envoy-upstream-service-time": "s.service_time", "date": ""}
+_OF_EACH_STREAM = {"x-request-id": "request_id", "x-envoy-upstream-service-time": "service_time", "date": ""}
 
 
 def _request_without_query(code: Code, parameter: str) -> Value:
@@ -285,7 +287,9 @@ def _emit_time_local(code: Code, parameter: str) -> Value:
 def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
     pattern = _time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS)
     safe = not local and json.dumps(pattern) == f'"{pattern}"'
-    return Value("bytes", f"{code.bind(compile_time(pattern, local=local))}({when})", optional=False, safe=safe, planned=SAME)
+    render = code.bind(compile_time(pattern, local=local))
+    planned = f"{render}(start_wall)" if when == "s.start_wall" else SAME
+    return Value("bytes", f"{render}({when})", optional=False, safe=safe, planned=planned)
 
 
 def _time_pattern(parameter: str) -> str:

@@ -58,9 +58,10 @@ class StreamInfo:
     upstream_failure: str | None = None  # transport failure reason
     attempts: int = 0
 
-    # -- what it has in common with others
-    # Of streams that go by a plan (http.plan), an object for all that had the same request and the same response: see `observe.codegen.Line`.
-    kind: Any = None
+    # -- what it does not have in common with others
+    # Of a stream that went by a plan (http.plan), when it has ended: (kind, connection, host, request_id, service_time, start, end, start_wall). The kind is an
+    # object that stands for all streams that had the same request and the same response. See `observe.codegen.Line`.
+    facts: tuple[Any, ...] | None = None
 
     # -- what filters know
     _metadata: dict[str, dict[str, Any]] | None = None

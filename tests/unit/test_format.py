@@ -480,20 +480,24 @@ def test_lines_of_a_kind_differ_in_the_rest() -> None:
 
 
 class Planned(Stream):
-    """A stream that goes by a plan: whoever reads anything else of it makes it an ordinary one."""
+    """A stream that went by a plan: whoever reads anything else than its facts makes it an ordinary one."""
 
-    plan_only = frozenset(("kind", "request_id", "service_time", "start", "end", "start_wall", "connection", "connected", "remote", "become", "plan_only"))
+    facts: Any = None
 
-    def __init__(self, kind: Any, **attributes: Any) -> None:
+    def __init__(self, request_id: bytes, service_time: bytes, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.request.set(b"x-request-id", self.request_id)
-        self.response.set(b"x-envoy-upstream-service-time", self.service_time)
-        self.connected = SimpleNamespace(host=self.host)
-        self.kind = kind
+        self.request.set(b"x-request-id", request_id)
+        self.response.set(b"x-envoy-upstream-service-time", service_time)
+        self.remote = None
+        self._rest = self.connection, self.host, request_id, service_time, self.start, self.end, self.start_wall
+
+    def of(self, kind: object) -> Planned:
+        self.facts = (kind, *self._rest)
+        return self
 
     def __getattribute__(self, name: str) -> Any:
-        if name[:1] != "_" and name not in Planned.plan_only and self.kind is not None:
-            self.kind = None
+        if name[:1] != "_" and name not in ("facts", "of"):
+            self.facts = None
         return super().__getattribute__(name)
 
 
@@ -510,14 +514,12 @@ def test_streams_of_one_kind(text: bool) -> None:
     line = Compiler().text(PLANNABLE + "\n") if text else compile_json({f"{index:02d}%": command for index, command in enumerate(commands)})
     assert callable(line)
     kind = object()
-    for number, id, kept in ((1, b"one%d", False), (2, b"two", True), (3, b'th"ree', True)):
-        attributes = {"request_id": id, "service_time": b"%d" % number, "end": 100.0 + number, "start_wall": 1795234962.0 + number}
-        attributes["host"] = SimpleNamespace(address=Address("127.0.0.1", number))
-        planned = Planned(None, **attributes)
+    for number, request_id, kept in ((1, b"one%d", False), (2, b"two", True), (3, b'th"ree', True)):
+        host = SimpleNamespace(address=Address("127.0.0.1", number))
+        planned = Planned(request_id, b"%d" % number, end=100.0 + number, start_wall=1795234962.0 + number, host=host)
         expected = line(planned)
-        planned.kind = kind
-        assert line(planned) == expected
-        assert (planned.kind is kind) is kept  # the first one was read
+        assert line(planned.of(kind)) == expected
+        assert (planned.facts is not None) is kept  # the first one was read
         assert str(number).encode() in expected
 
 
@@ -525,9 +527,8 @@ def test_formats_that_look_further_read_the_stream() -> None:
     line = compile_json({"a": "%RESPONSE_CODE%", "b": "%REQ(:METHOD)%", "c": "%RESP(DATE)%"})
     kind = object()
     for _ in range(2):
-        planned = Planned(kind, request_id=b"x", service_time=b"1")
+        planned = Planned(b"x", b"1").of(kind)
         assert json.loads(line(planned)) == {"a": 200, "b": "POST", "c": None}
-        assert planned.kind is None
 
 
 def test_more_kinds_of_lines_than_are_kept() -> None:
