@@ -872,6 +872,10 @@ def content_length(head: Headers) -> int:
 
 # -- encoding
 
+# How a body without a known length, and one that is not there, are framed. These very objects: logs tell them from a peer's own fields.
+CHUNKED: Pair = (b"transfer-encoding", b"chunked")
+NO_LENGTH: Pair = (b"content-length", b"0")
+
 _field = b": ".join
 
 

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 # The log commands that need metered connections, in a logger's configuration as bytes.
-METERED = re.compile(rb"STREAM_(?:WIRE|(?:DECOMPRESSED_)?HEADER)_BYTES_").search
+METERED = re.compile(rb"STREAM_(?:WIRE|(?:DECOMPRESSED_)?HEADER)_BYTES_|US_RX_BODY_BEG").search
 
 _PER_FIELD = 3  # Envoy's parser does not tell of the space after the colon
 _INFORMATIONAL = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9]").match
@@ -28,27 +28,29 @@ class HeadMeter:
         self._head = self.rest = b""
         self.complete = False
 
-    def feed(self, data: bytes) -> int:
+    def feed(self, data: bytes) -> list[int]:
         """What the fields of the heads take that end in `data`; only informational responses are followed by another head."""
-        size = 0
+        sizes: list[int] = []
         data = self._head + data
         while not self.complete:
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 self._head = data
-                return size
+                return sizes
             head, data = data[:end], data[end + 4 :]
-            size += _received(head)
+            sizes.append(_received(head))
             if _INFORMATIONAL(head) is None:
                 self.complete = True
                 self.rest = data
         self._head = b""
-        return size
+        return sizes
 
 
 def _received(head: bytes) -> int:
-    sizes = [len(name) + len(value.strip(b" \t")) + _PER_FIELD for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])]
-    return sum(sizes) or _PER_FIELD
+    first, *lines = head.split(b"\r\n")
+    if b"HTTP/1." not in first:  # no message
+        return 0
+    return sum([len(name) + len(value.strip(b" \t")) + _PER_FIELD for name, _, value in (line.partition(b":") for line in lines)]) or _PER_FIELD
 
 
 def sent_fields(message: bytes) -> int:

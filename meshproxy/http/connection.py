@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshproxy.http")
 
-_CHUNKED = (b"transfer-encoding", b"chunked")
-_NO_LENGTH = (b"content-length", b"0")
+_CHUNKED = h1.CHUNKED
+_NO_LENGTH = h1.NO_LENGTH
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 _NEVER = float("inf")

@@ -88,6 +88,7 @@ class LocalReplies:
         if chosen is not None:
             body = chosen[0](stream)
             content_type = chosen[1]
+        stream.local_reply_body = b""  # access logs do not show it
         return head.status, body, content_type
 
     def _grpc(self, head: ResponseHead, reply: Reply, body: bytes) -> ResponseHead:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors, registry
 from meshproxy.codec import h1, header_case
 from meshproxy.codec.headers import Pair, ResponseHead
-from meshproxy.http import local_reply, plan, router, timeouts
+from meshproxy.http import local_reply, log_events, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from meshproxy.tcp.filters import NetworkContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-HONOURS = Options.HONOURS | local_reply.HONOURS
+HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS
 
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 
@@ -62,6 +62,7 @@ class HttpConnectionManager:
 
     terminal = True
     reports_close = True
+    protocol = "HTTP/1.1"
 
     def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
         context = self.context = network.context
@@ -109,6 +110,7 @@ class HttpConnectionManager:
         self._replies = local_reply.compile(proto, context)
         self.logs = tuple(self._compile_logs(proto))
         self.logs_times = bool(self.logs)
+        self._log_events = log_events.compile(proto, self.logs, context.loop)
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
         self.router: router.Router
         self._filters = self._compile_filters(proto)
@@ -180,7 +182,7 @@ class HttpConnectionManager:
         )
         if route is not None and not route.filter_configs and not admission:
             return self._plain_chain
-        filters = []
+        filters: list[Any] = [] if self._log_events is None else [self._log_events]
         for entry in self._filters:
             overrides = [] if route is None else [level[entry.name] for level in route.filter_configs if entry.name in level]
             # The most specific level decides whether the filter runs; configurations are handed over from all levels.

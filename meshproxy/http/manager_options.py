@@ -52,8 +52,8 @@ class Options:
             " original_ip_detection_extensions internal_address_config skip_xff_append via generate_request_id preserve_external_request_id"
             " always_set_request_id_in_response forward_client_cert_details set_current_client_cert_details proxy_100_continue"
             " represent_ipv4_remote_address_as_ipv4_mapped_ipv6 upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action"
-            " request_id_extension local_reply_config strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message"
-            " strip_trailing_host_dot append_x_forwarded_port"
+            " request_id_extension local_reply_config access_log_options access_log_flush_interval flush_access_log_on_new_request"
+            " strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
         ),
         _HCM + "HttpFilter": "name typed_config is_optional disabled",
         _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",

@@ -44,7 +44,7 @@ class MeteredConnection(ServerConnection):
         # As Envoy: what a client pipelines counts for the request that it came with, and once more for its own.
         self.wire_bytes_received += len(data)
         if not self._meter.complete:
-            self.header_bytes_received += self._meter.feed(data)
+            self.header_bytes_received += sum(self._meter.feed(data))
 
     def stream_done(self, stream: Stream) -> None:
         early = self._early if self._early or stream.bytes_received else self._meter.rest

@@ -357,7 +357,6 @@ class PlannedStream(Stream):
         self.upstream_first = self.upstream_last = self.response_start = self.end
         time = b"%d" % milliseconds if response.timed else b""
         date = self.manager.date if response.dated else b""
-        self.response_header_bytes = len(response.before) + len(time) + len(response.between) + len(date) + len(response.after)
         items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in response.items]
         self.response = ResponseHead(known.status, items, reason=known.reason)
 
@@ -369,7 +368,7 @@ _UNSET = tuple(
             ("_request_hold", "_response_hold", "_timers", "_upstream", "cluster", "details", "facts", "forwarding", "host", "response", "upgrade")
         ),
         **dict.fromkeys(("attempts", "bytes_received", "bytes_sent", "flags", "status"), 0),
-        **dict.fromkeys(("response_header_bytes", "upstream_bytes_received", "upstream_bytes_sent"), 0),
+        **dict.fromkeys(("upstream_bytes_received", "upstream_bytes_sent"), 0),
         **dict.fromkeys(("upstream_start", "upstream_sent", "upstream_first", "upstream_last", "response_start"), 0.0),
         **dict.fromkeys(("close_connection", "ended", "response_started", "tunnel"), False),
     }.items()

@@ -48,8 +48,8 @@ _DECLARED = tuple(
     """passthrough_internal_redirect_bad_location passthrough_internal_redirect_no_route passthrough_internal_redirect_predicate
     passthrough_internal_redirect_too_many_redirects passthrough_internal_redirect_unsafe_scheme rq_overload_local_reply""".split(),
 )
-_CHUNKED = (b"transfer-encoding", b"chunked")
-_NO_LENGTH = (b"content-length", b"0")
+_CHUNKED = h1.CHUNKED
+_NO_LENGTH = h1.NO_LENGTH
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
 _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
 
@@ -1170,6 +1170,7 @@ class Forwarding(Attempt):
         self.pending_retries -= 1
         self.is_retry = True
         stream = self.stream
+        stream._upstream = None
         stream.attempts += 1
         head = stream.request
         assert head is not None

@@ -88,7 +88,6 @@ class Stream(StreamInfo):
     idle_timeout: float = 0.0
     upgrading: bool = False  # its upgrade was allowed, and is counted as active
     echoes_request_id: bool = False  # x-envoy-force-trace: the response names the request's id
-    local_reply_body: bytes = b""
     _locals: dict[Any, Any] | None = None
 
     def __init__(self, manager: HttpConnectionManager, codec: ServerConnection, head: RequestHead, now: float) -> None:

@@ -21,7 +21,7 @@ _OTHER = "other"
 
 
 class VirtualClusters:
-    """Those of one virtual host; callable: the name of a stream's virtual cluster, `other` when none matches.
+    """Those of one virtual host; callable: the name of a stream's virtual cluster, None when none matches (its statistics are those of `other`).
 
     Statistics: `vhost.<virtual host>.vcluster.<name>.upstream_rq_{total,completed,Nxx,NNN,...}`.
     """
@@ -35,13 +35,13 @@ class VirtualClusters:
         self._responses: dict[tuple[str, int], tuple[Any, ...]] = {}
         self._counters: dict[tuple[str, str], Any] = {}
 
-    def __call__(self, stream: StreamInfo) -> str:
+    def __call__(self, stream: StreamInfo) -> str | None:
         head = stream.request
         assert head is not None
         for name, matches in self._entries:
             if matches(head):
                 return name
-        return _OTHER
+        return None
 
     def charge(self, stream: StreamInfo, status: int) -> None:
         """Count a response."""
@@ -64,10 +64,10 @@ class VirtualClusters:
 
     def _name(self, stream: StreamInfo) -> str:
         """The stream's virtual cluster, decided once and noted for access logs."""
-        name: str | None = stream.__dict__.get("virtual_cluster_name")
-        if name is None:
-            name = stream.__dict__["virtual_cluster_name"] = self(stream)
-        return name
+        known = stream.__dict__
+        if "virtual_cluster_name" not in known:
+            known["virtual_cluster_name"] = self(stream)
+        return known["virtual_cluster_name"] or _OTHER
 
 
 def compile_virtual_clusters(virtual_host: str, protos: Iterable[route_components_pb2.VirtualCluster], context: Context) -> VirtualClusters | None:

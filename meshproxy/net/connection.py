@@ -24,6 +24,7 @@ class ConnectionInfo:
     __slots__ = (
         "application_protocols",  # ALPN offered (ClientHello) or detected (http_inspector): tuple[str, ...]
         "buffer_limit",  # per_connection_buffer_limit_bytes: soft limit of what is buffered in each direction
+        "connected",  # of an upstream connection: when the TCP connection was there; 0.0 when that is not known
         "detected_close",  # how it ended: 'Normal' | 'RemoteReset'
         "direct_local",  # Address the socket has
         "direct_remote",  # Address of the TCP peer
@@ -68,6 +69,7 @@ class ConnectionInfo:
         self.buffer_limit = DEFAULT_BUFFER_LIMIT
         self.stream: Any = None
         self.handshake_end = 0.0
+        self.connected = 0.0
         self.local_close_reason: str | None = None
         self.detected_close = "Normal"
         self.flags = 0

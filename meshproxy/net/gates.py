@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.codec.metering import CountingTransport
 from meshproxy.net.tasks import spawn
 
 if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
+    from meshproxy.observe.stream_info import StreamInfo
 
 
 class ClosingWatch(asyncio.Protocol):
@@ -51,6 +53,29 @@ class ClosingWatch(asyncio.Protocol):
                 self._protocol.connection_lost(error)
         finally:
             self._conn.closed()
+
+
+class Counted(ClosingWatch):
+    """Counts what goes over a connection for the listener's log. `stream`: what the log shows of it; `protocol_name`: what is spoken once something comes."""
+
+    __slots__ = ("_protocol_name", "_stream")
+
+    def __init__(self, stream: StreamInfo, protocol: Any, protocol_name: str | None) -> None:
+        super().__init__(stream.connection, protocol)
+        self._stream = stream
+        self._protocol_name = protocol_name
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(CountingTransport(transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._stream.bytes_received += len(data)
+        self._stream.protocol = self._protocol_name
+        super().data_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stream.bytes_sent = self._transport.written
+        super().connection_lost(error)
 
 
 class Waiting(asyncio.Protocol):

@@ -23,14 +23,14 @@ from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT, ConnectionInfo, next_
 from meshproxy.net.drain import Drain
 from meshproxy.net.filter_chain import FilterChain, NetworkContext
 from meshproxy.net.filter_chain_match import FilterChainMatcher
-from meshproxy.net.gates import ClosingWatch, FirstDataGate, Waiting, allow
+from meshproxy.net.gates import ClosingWatch, Counted, FirstDataGate, Waiting, allow
 from meshproxy.net.handshake import Handshake
 from meshproxy.net.inspect import Chain as InspectionChain
 from meshproxy.net.inspect import Inspection
 from meshproxy.net.listener_stats import ListenerStats
 from meshproxy.net.sockets import bind
 from meshproxy.net.tasks import spawn
-from meshproxy.observe import flags
+from meshproxy.observe import events, flags
 from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
@@ -409,6 +409,7 @@ class Listener:
         if stream is None:
             stream = StreamInfo()
             stream.connection = conn
+        if type(stream) is StreamInfo:  # none that the terminal filter keeps
             stream.start = conn.start
             now = self.context.clock()
             stream.start_wall = self.context.wall() - (now - conn.start)
@@ -420,7 +421,7 @@ class Listener:
             stream.details = details
         stream.flags |= flag | conn.flags
         for logger in self._logs:
-            logger.log(stream)
+            logger.log(stream, events.NOT_SET)
 
     # -- connections that have a transport
 
@@ -486,6 +487,10 @@ class Listener:
     def _begin(self, conn: ConnectionInfo, chain: FilterChain, transport: Any) -> Any:
         conn.served = True
         protocol = chain.terminal.create_protocol(conn)
+        if self._logs and conn.stream is None:
+            stream = conn.stream = StreamInfo()
+            stream.connection = conn
+            protocol = Counted(stream, protocol, getattr(chain.terminal, "protocol", None))
         if chain.on_first_data:
             protocol = FirstDataGate(conn, protocol, chain.on_first_data, chain.reports_close)
         elif not chain.reports_close:

@@ -16,7 +16,7 @@ from meshproxy.api import matchers, runtime
 from meshproxy.api.errors import UNSUPPORTED, fail, under
 from meshproxy.codec.headers import RequestHead
 from meshproxy.observe import flags
-from meshproxy.observe.stream_values import access_log_type, dynamic_metadata, grpc_code
+from meshproxy.observe.stream_values import dynamic_metadata, grpc_code
 
 if TYPE_CHECKING:
     from envoy.config.accesslog.v3 import accesslog_pb2
@@ -194,7 +194,7 @@ def _never(value: Any) -> bool:
 def _log_type(proto: accesslog_pb2.LogTypeFilter, context: Context) -> Predicate:
     wanted = frozenset(types.AccessLogType.Name(number) for number in proto.types)
     exclude = proto.exclude
-    return lambda stream: (access_log_type(stream) in wanted) != exclude
+    return lambda stream: (stream.access_log_type in wanted) != exclude
 
 
 _MAKERS: dict[str, Callable[[Any, Context], Predicate]] = {

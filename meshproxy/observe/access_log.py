@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import registry
 from meshproxy.api.errors import UNSUPPORTED, fail, under
 from meshproxy.codec import metering
-from meshproxy.observe import access_filters
+from meshproxy.observe import access_filters, events
 from meshproxy.observe.format import DEFAULT, Compiler, Format, compile_substitution_format, default_format
 from meshproxy.observe.sinks import Sink, Sinks
 
@@ -30,20 +30,6 @@ HONOURS = {
     "envoy.extensions.access_loggers.stream.v3.StderrAccessLog": "log_format",
     **access_filters.HONOURS,
 }
-
-# Events that an entry may be for (envoy.data.accesslog.v3.AccessLogType).
-DOWNSTREAM_START = "DownstreamStart"
-DOWNSTREAM_PERIODIC = "DownstreamPeriodic"
-DOWNSTREAM_END = "DownstreamEnd"
-DOWNSTREAM_TUNNEL = "DownstreamTunnelSuccessfullyEstablished"
-UPSTREAM_POOL_READY = "UpstreamPoolReady"
-UPSTREAM_PERIODIC = "UpstreamPeriodic"
-UPSTREAM_END = "UpstreamEnd"
-TCP_UPSTREAM_CONNECTED = "TcpUpstreamConnected"
-TCP_PERIODIC = "TcpPeriodic"
-TCP_START = "TcpConnectionStart"
-TCP_END = "TcpConnectionEnd"
-NOT_SET = "NotSet"
 
 
 class AccessLog:
@@ -83,7 +69,7 @@ def _typed(render: Format, write: Callable[[bytes], None], accepts: access_filte
     plain = _plain(render, write, accepts)
 
     def log(stream: StreamInfo, event: str = "") -> None:
-        stream.access_log_type = event or (TCP_END if stream.protocol is None else DOWNSTREAM_END)  # type: ignore[attr-defined]
+        stream.access_log_type = event or (events.TCP_END if stream.protocol is None else events.DOWNSTREAM_END)
         plain(stream)
 
     return log

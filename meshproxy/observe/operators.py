@@ -86,10 +86,10 @@ def _simple() -> dict[str, Value]:
         "RESPONSE_DURATION": _if_http(_between("s.start", "s.upstream_first")),
         "RESPONSE_TX_DURATION": _if_http(_between("s.upstream_first", "s.end")),
         "ROUNDTRIP_DURATION": _number("None", optional=True),
-        "DOWNSTREAM_HANDSHAKE_DURATION": _number('v.between(s.start, getattr(s.connection, "handshake_end", 0.0), 1000)', optional=True),
-        "UPSTREAM_CONNECTION_POOL_READY_DURATION": _between("s.start", "s.upstream_start"),
+        "DOWNSTREAM_HANDSHAKE_DURATION": _number("v.handshake_duration(s)", optional=True),
+        "UPSTREAM_CONNECTION_POOL_READY_DURATION": _between("s.start", "v.pool_ready(s)"),
         "ROUTE_NAME": _text("v.route_name(s)", key="(None if s.route is None else s.route.name)"),
-        "VIRTUAL_CLUSTER_NAME": _text("v.virtual_cluster_name(s)"),
+        "VIRTUAL_CLUSTER_NAME": _text("s.virtual_cluster_name"),
         "UPSTREAM_REQUEST_ATTEMPT_COUNT": _number("s.attempts", key="s.attempts"),
         "UPSTREAM_HOST": _text(
             "(None if s.host is None else s.host.address.text)", key="(None if s.host is None else s.host.address._text or s.host.address.text)"
@@ -104,7 +104,7 @@ def _simple() -> dict[str, Value]:
         "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)", key="(None if s.cluster is None else s.cluster.name)"),
         "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("(None if s.upstream is None else '')"),
         "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure.replace(' ', '_') if s.upstream_failure else None)"),
-        "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.upstream is None else "Normal")'),
+        "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.host is None else "Normal")'),
         "UPSTREAM_LOCAL_CLOSE_REASON": _text("None"),
         "UPSTREAM_CONNECTION_ID": _number("(0 if s.upstream is None else s.upstream.id)"),
         "UPSTREAM_CONNECTION_IDS_ATTEMPTED": _text("v.upstream_connections_attempted(s)"),
@@ -120,9 +120,9 @@ def _simple() -> dict[str, Value]:
         "TLS_JA3_FINGERPRINT": _text("None"),
         "TLS_JA4_FINGERPRINT": _text("None"),
         "HOSTNAME": _text(repr(socket.gethostname()), optional=False),
-        "LOCAL_REPLY_BODY": Value("bytes", 'getattr(s, "local_reply_body", b"")', False),
+        "LOCAL_REPLY_BODY": Value("bytes", "s.local_reply_body", False),
         "FILTER_CHAIN_NAME": _text("(None if s.connection.filter_chain is None else s.connection.filter_chain.name or None)"),
-        "ACCESS_LOG_TYPE": _text("v.access_log_type(s)", optional=False),
+        "ACCESS_LOG_TYPE": _text("s.access_log_type", optional=False),
         "UNIQUE_ID": _text("v.unique_id()", optional=False),
         "TRACE_ID": _text('getattr(s, "trace_id", None)'),
         "SPAN_ID": _text('getattr(s, "span_id", None)'),
@@ -130,7 +130,7 @@ def _simple() -> dict[str, Value]:
     }
     for form in ("", "DECOMPRESSED_"):
         table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number("s.upstream_header_bytes_sent")
-        table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("s.upstream_header_bytes_received")
+        table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number(f"s.upstream_{form.lower()}header_bytes_received")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number("v.response_header_lines_bytes(s)")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("v.downstream_header_bytes_received(s)")
     for command, address in _ADDRESSES.items():
@@ -312,12 +312,12 @@ _MOMENTS = {
     "US_CX_BEG": "v.upstream_moment(s, 'start')",
     "US_CX_END": "v.upstream_moment(s, 'connected')",
     "US_HS_END": "v.upstream_moment(s, 'handshake_end')",
-    "US_TX_BEG": "s.upstream_start",
+    "US_TX_BEG": "(0.0 if s.protocol is None else s.upstream_start)",
     "US_TX_END": "s.upstream_sent",
     "US_RX_BEG": "s.upstream_first",
-    "US_RX_BODY_BEG": "getattr(s, 'upstream_body_first', 0.0)",
+    "US_RX_BODY_BEG": "v.body_start(s)",
     "US_RX_END": "s.upstream_last",
-    "DS_TX_BEG": "s.response_start",
+    "DS_TX_BEG": "v.response_start(s)",
     "DS_TX_END": "(0.0 if s.protocol is None else s.end)",
     "DS_CX_BEG": "v.connection_moment(s, 'start')",
     "DS_CX_END": "v.connection_moment(s, 'end')",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.observe import events
+
 if TYPE_CHECKING:
     from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
     from meshproxy.net.connection import ConnectionInfo
@@ -20,6 +22,7 @@ class StreamInfo:
     connection: ConnectionInfo
     codec: Any = None  # the downstream side of an HTTP stream, which counts bytes where the connection is metered
     request: RequestHead | None = None
+    response_started: bool = False
     response: ResponseHead | None = None  # what went downstream
     request_trailers: Headers | None = None
     response_trailers: Headers | None = None
@@ -32,12 +35,15 @@ class StreamInfo:
     flags: int = 0  # observe.flags bits
     details: str | None = None  # response code details
     termination_details: str | None = None  # connection termination details
+    local_reply_body: bytes = b""  # while a local reply is formatted
+    access_log_type: str = events.NOT_SET  # the event that is being logged
     bytes_received: int = 0  # request body bytes (TCP: all bytes)
     bytes_sent: int = 0  # response body bytes (TCP: all bytes)
     upstream_bytes_sent: int = 0  # on the wire, header and body
     upstream_bytes_received: int = 0
     upstream_header_bytes_sent: int = 0  # both only where a log asks: see codec.metering
     upstream_header_bytes_received: int = 0
+    upstream_decompressed_header_bytes_received: int = 0
 
     # -- when
     start_wall: float = 0.0
@@ -48,6 +54,7 @@ class StreamInfo:
     upstream_first: float = 0.0  # first byte received from upstream
     upstream_last: float = 0.0  # last byte received from upstream
     response_start: float = 0.0  # first byte sent downstream
+    upstream_body_first: float = 0.0  # first byte of the response's body received from upstream; only where a log asks for it
     end: float = 0.0  # last byte sent downstream, or the end of the stream
 
     # -- where to
@@ -57,6 +64,8 @@ class StreamInfo:
     upstream: Any = None  # net.connection.ConnectionInfo of the upstream connection (local address, TLS), or None
     upstream_failure: str | None = None  # transport failure reason
     attempts: int = 0
+
+    virtual_cluster_name: str | None = None  # set when a try is counted
 
     # -- what it does not have in common with others
     # Of a stream that went by a plan (http.plan), when it has ended: (kind, connection, host, request_id, service_time, start, end, start_wall). The kind is an

@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent_encode
 
+from meshproxy.codec import h1
+from meshproxy.observe import flags
+
 if TYPE_CHECKING:
     from meshproxy.observe.stream_info import StreamInfo
+
+_NO_CONNECTION = flags.UF | flags.UO
 
 GRPC_NAMES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied", "ResourceExhausted",
@@ -179,11 +184,6 @@ _URL_CHARACTERS = frozenset(
 )  # fmt: skip
 
 
-def access_log_type(s: Any) -> str:
-    """Which event the entry is for."""
-    return getattr(s, "access_log_type", "NotSet")
-
-
 def downstream_wire_bytes_received(s: Any) -> int:
     """Everything that came of an HTTP request so far, where the connection is metered; all bytes of a TCP session."""
     return s.bytes_received if s.protocol is None else getattr(s.codec, "wire_bytes_received", 0)
@@ -209,8 +209,12 @@ def request_header_map_bytes(s: StreamInfo) -> int:
 
 
 def response_header_map_bytes(s: StreamInfo) -> int:
-    """Names and values of the response's headers, `:status` included."""
-    return 0 if s.response is None else 10 + _map_bytes(s.response.items)
+    """Names and values of the response's headers, `:status` included, without what the codec appended to frame the body."""
+    if s.response is None:
+        return 0
+    items = s.response.items
+    framed = bool(items) and (items[-1] is h1.CHUNKED or items[-1] is h1.NO_LENGTH)
+    return 10 + _map_bytes(items[:-1] if framed else items)
 
 
 def response_header_lines_bytes(s: StreamInfo) -> int:
@@ -233,11 +237,6 @@ def _map_bytes(items: Iterable[tuple[bytes, bytes]]) -> int:
 def route_name(s: StreamInfo) -> str | None:
     """The route's name."""
     return (s.route.name or None) if s.route is not None else None
-
-
-def virtual_cluster_name(s: Any) -> str | None:
-    """The virtual cluster that the request counts for."""
-    return getattr(s, "virtual_cluster_name", None)
 
 
 def cluster_name(s: StreamInfo) -> str | None:
@@ -270,9 +269,8 @@ def upstream_host_name_without_port(host: Any) -> str | None:
 
 
 def hosts_attempted(s: Any, render: Callable[[Any], str | None]) -> str | None:
-    """Every host that was tried, in order, rendered and joined."""
-    hosts = getattr(s, "attempted_hosts", None) or (() if s.host is None else (s.host,))
-    return ",".join([render(host) or "" for host in hosts]) or None
+    """The host of the last try, if there was a connection to it. (Envoy keeps no more than that of earlier ones either.)"""
+    return None if s.upstream is None else render(s.host)
 
 
 def host_address(host: Any) -> str:
@@ -383,6 +381,31 @@ def between(start: float, end: float, unit: int) -> int | None:
         return None
     # Differences of floats may fall just short of the whole number that was meant.
     return int((end - start) * unit + 1e-4)
+
+
+def handshake_duration(s: StreamInfo) -> int | None:
+    """From the stream's start to the end of the TLS handshake, in milliseconds: below zero for requests, which come after it."""
+    end = s.connection.handshake_end
+    return int((end - s.start) * 1000) if end else None
+
+
+def response_start(s: Any) -> float:
+    """When the response began. One that was sent in one piece began when the upstream's had come, or ended at once."""
+    if s.response_start or s.protocol is None or not s.response_started:
+        return float(s.response_start)
+    return float(s.upstream_last or s.end)
+
+
+def body_start(s: StreamInfo) -> float:
+    """When the upstream's body began: known where connections are metered for it, else when the whole response came in one piece."""
+    return s.upstream_body_first or (s.upstream_first if s.bytes_sent and s.upstream_first == s.upstream_last else 0.0)
+
+
+def pool_ready(s: StreamInfo) -> float:
+    """When the last try got its connection, or was told that it gets none."""
+    if s.flags & _NO_CONNECTION and s.upstream is None:
+        return s.end
+    return s.upstream_start
 
 
 def upstream_moment(s: StreamInfo, name: str) -> float:

@@ -12,7 +12,7 @@ from meshproxy.net.connection import ConnectionInfo, next_id
 from meshproxy.net.relay import Side
 from meshproxy.net.splice import Splice
 from meshproxy.net.tasks import spawn
-from meshproxy.observe import flags
+from meshproxy.observe import events, flags
 from meshproxy.observe.stream_info import StreamInfo
 from meshproxy.upstream.balance.base import LbContext
 
@@ -45,7 +45,7 @@ class Session(StreamInfo):
         self._side: Side | None = None  # downstream, with a transport
         self._splice: Splice | None = None
         self._connect_task: asyncio.Task[None] | None = None
-        self._connected_at = 0.0
+        self._dialled_at = self._connected_at = 0.0
         self._timers: list[asyncio.TimerHandle] = []
         self._log_timer: asyncio.TimerHandle | None = None
         self._ended = False
@@ -141,7 +141,7 @@ class Session(StreamInfo):
         stats.upstream_cx_active.n += 1
         stats.upstream_rq_pending_active.n += 1
         self._holds = limits
-        started = self._clock()
+        started = self._dialled_at = self._clock()
         failure: dial.DialError | None = None
         try:
             await self._dial(cluster, host)
@@ -231,12 +231,15 @@ class Session(StreamInfo):
         host.rq_active += 1
         self._upstream_received_counter = stats.upstream_cx_rx_bytes_total
         self._upstream_sent_counter = stats.upstream_cx_tx_bytes_total
-        self.upstream_start = self._clock()
+        self.upstream_start = self.upstream.connected = self._clock()
+        self.upstream.start = self._dialled_at
+        if self.upstream.tls is not None:
+            self.upstream.handshake_end = self.upstream_start
         idle = self.proxy.idle
         if idle is not None:
             idle.start(self, self.upstream_start)
         if self.proxy.log_on_connected:
-            self._write_logs()
+            self._write_logs(events.TCP_CONNECTED)
 
     # -- while bytes move (net.splice.Observer)
 
@@ -369,11 +372,11 @@ class Session(StreamInfo):
 
     def _log_periodically(self) -> None:
         self._log_timer = self.proxy.loop.call_later(self.proxy.log_interval, self._log_periodically)
-        self._write_logs()
+        self._write_logs(events.TCP_PERIODIC)
 
-    def _write_logs(self) -> None:
+    def _write_logs(self, event: str = events.TCP_END) -> None:
         for logger in self.proxy.logs:
-            logger.log(self)
+            logger.log(self, event)
 
     def __repr__(self) -> str:
         return f"<tcp session {self.connection!r} to {self.host.address if self.host else None}>"

@@ -32,9 +32,20 @@ class MeteredConnection(Http1Connection):
             self.request.stream.upstream_header_bytes_sent += sent_fields(data)
 
     def data_received(self, data: bytes) -> None:
-        if self.request is not None and not self._meter.complete:
-            self.request.stream.upstream_header_bytes_received += self._meter.feed(data)
+        if self.request is not None:
+            self._count(self.request.stream, data)
         super().data_received(data)
+
+    def _count(self, stream: Any, data: bytes) -> None:
+        meter = self._meter
+        if not meter.complete:
+            for size in meter.feed(data):
+                stream.upstream_header_bytes_received += size
+                # Envoy counts what the heads before took again with each of them.
+                stream.upstream_decompressed_header_bytes_received += stream.upstream_header_bytes_received
+            data = meter.rest
+        if data and not stream.upstream_body_first:
+            stream.upstream_body_first = self.pool.context.clock()
 
 
 class _MeteredTransport(CountingTransport):

@@ -48,9 +48,11 @@ class Http1Connection(asyncio.Protocol):
         "_info",
         "closed",
         "connected_at",
+        "dialled_at",
         "heads",
         "host",
         "idle_since",
+        "made_at",  # for TLS: when the socket was connected and the handshake began
         "parser",
         "planned",
         "pool",
@@ -71,7 +73,8 @@ class Http1Connection(asyncio.Protocol):
         self.planned: Any = None  # http.plan.PlannedStream: the request, as long as it goes by its plan
         self.served = 0
         self.closed = False
-        self.connected_at = 0.0
+        self.connected_at = self.dialled_at = 0.0
+        self.made_at = pool.context.clock()
         self.idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._info: ConnectionInfo | None = None
@@ -82,6 +85,10 @@ class Http1Connection(asyncio.Protocol):
         info = self._info
         if info is None:
             info = self._info = dial.describe(self.transport, self.host.address)
+            info.start = self.dialled_at
+            info.connected = self.connected_at
+            if info.tls is not None:
+                info.connected, info.handshake_end = self.made_at, self.connected_at
         return info
 
     def connection_made(self, transport: Any) -> None:
@@ -395,6 +402,7 @@ class Pool:
         except dial.DialError as error:
             self._dial_failed(error)
             return
+        connection.dialled_at = started
         connection.connected_at = connection.idle_since = context.clock()
         self.stats.upstream_cx_connect_ms.record((connection.connected_at - started) * 1000)
         transport.set_write_buffer_limits(cluster.per_connection_buffer_limit)

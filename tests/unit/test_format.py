@@ -16,7 +16,7 @@ from meshproxy.api.errors import UNSUPPORTED, ConfigError
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.net.address import Address
 from meshproxy.net.connection import ConnectionInfo
-from meshproxy.observe import flags
+from meshproxy.observe import flags, operators
 from meshproxy.observe.format import DEFAULT, Compiler, compile_format, compile_header_value, compile_json, compile_substitution_format
 from meshproxy.observe.stream_info import StreamInfo
 
@@ -702,3 +702,21 @@ def test_a_request_that_could_not_be_read_has_no_line() -> None:
     for command in ("%REQ(:METHOD)%", "%REQ(:PATH)%", "%REQ(x?:PATH)%", "%PATH%", "%PATH(NQ:PATH)%", "%QUERY_PARAMS%"):
         assert typed(command, stream) is None
     assert typed("%REQUEST_HEADERS_BYTES%", stream) == 0
+
+
+_PARAMETERS = {
+    "REQ": "x", "REQUEST_HEADER": "x", "RESP": "x", "RESPONSE_HEADER": "x", "TRAILER": "x", "RESPONSE_TRAILER": "x", "COMMON_DURATION": "DS_RX_BEG:DS_TX_BEG",
+    "QUERY_PARAM": "x", "ENVIRONMENT": "X", "METADATA": "LISTENER:x", "DYNAMIC_METADATA": "x", "CLUSTER_METADATA": "x", "UPSTREAM_METADATA": "x",
+    "FILTER_STATE": "x", "COALESCE": '{"operators": ["PROTOCOL"]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [None, "HTTP/1.1"])
+@pytest.mark.parametrize("command", sorted(operators.COMMANDS - {"REQ_WITHOUT_QUERY"}))
+def test_every_command_can_be_asked_of_a_connection_without_requests(command: str, protocol: str | None):
+    # What a listener's log shows of an HTTP connection: no request, response, route or codec.
+    stream = StreamInfo()
+    stream.connection = ConnectionInfo(1, Address("127.0.0.1", 1), Address("127.0.0.1", 2), 1.0)
+    stream.protocol = protocol
+    parameter = _PARAMETERS.get(command)
+    assert isinstance(compile_format(f"[%{command}{f'({parameter})' if parameter else ''}%]")(stream), str)

@@ -51,7 +51,7 @@ class Log:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
-    def log(self, stream: Any) -> None:
+    def log(self, stream: Any, event: str = "") -> None:
         names = ("flags", "bytes_received", "bytes_sent", "upstream_bytes_sent", "upstream_bytes_received", "upstream_failure", "attempts", "end")
         line = {name: getattr(stream, name) for name in names}
         self.lines.append(line | {"host": stream.host.address if stream.host else None, "upstream": stream.upstream})
