@@ -41,7 +41,6 @@ class ServerConnection(asyncio.Protocol):
         "_check_at",
         "_chunked",
         "_discarding",
-        "_full",
         "_local",
         "_out",
         "_paused",
@@ -52,6 +51,7 @@ class ServerConnection(asyncio.Protocol):
         "additions",
         "changes",
         "closing",
+        "full",
         "headers_timer",
         "heads",
         "idle_since",
@@ -86,7 +86,7 @@ class ServerConnection(asyncio.Protocol):
         self._discarding = False  # nothing that still comes is read
         self._local = False  # it was us who closed
         self._paused = False
-        self._full = False  # too much waits to be sent
+        self.full = False  # too much waits to be sent
         self._spoken = False  # something came: only then is it HTTP/1 for the statistics
         self._started = 0.0
         self._unsent = 0  # bytes not yet sent when the wait for closing began
@@ -164,7 +164,7 @@ class ServerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client takes its answers more slowly than they come: none of its further requests is begun until it has taken most of them."""
-        self._full = True
+        self.full = True
         stream = self.stream
         if stream is None or stream.request_ended:
             self.pause_reading()
@@ -173,7 +173,7 @@ class ServerConnection(asyncio.Protocol):
             stream.on_writable(False)
 
     def resume_writing(self) -> None:
-        self._full = False
+        self.full = False
         if self.stream is not None:
             self.manager.stats.downstream_flow_control_resumed_reading_total.n += 1
             self.stream.on_writable(True)
@@ -410,7 +410,7 @@ class ServerConnection(asyncio.Protocol):
             self._close(delayed=not stream.request_ended or stream.close_connection)
             return
         self.idle_since = stream.end
-        if self._full:
+        if self.full:
             self.pause_reading()  # `resume_writing` goes on
             return
         if self._paused:
@@ -426,12 +426,12 @@ class ServerConnection(asyncio.Protocol):
     def go_on(self) -> None:
         """A request that went by plan is done, and more has come meanwhile."""
         if not self._discarding:
-            if self._paused:
+            if self._paused and not self.full:
                 self.resume_reading()
             self.manager.loop.call_soon(self._next_request)
 
     def _next_request(self) -> None:
-        if self._discarding or self.stream is not None or self._full:
+        if self._discarding or self.stream is not None or self.full:
             return
         try:
             self.parser.next_message()

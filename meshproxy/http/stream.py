@@ -604,10 +604,11 @@ class _Hold:
             return
         resume(result)
         # The walk may have stopped at the next awaitable; then the queue goes on waiting for that one.
+        if self._task is mine and not stream.ended:
+            self._unpause()  # first: whoever takes the queue now may have to pause for reasons of its own
         while self._task is mine and not stream.ended:
             if not self._queue:
                 stream.release_hold(self)
-                self._unpause()
                 return
             kind, payload, end_stream = self._queue.pop(0)
             if kind == _DATA:
@@ -643,8 +644,10 @@ class _Hold:
     def _unpause(self) -> None:
         if self._paused:
             self._paused = False
-            self.stream.resume_request()
-            self.stream.on_writable(True)
+            if self.stream._response_hold is not self:
+                self.stream.resume_request()
+            elif not self.stream.codec.full:
+                self.stream.on_writable(True)
 
     def cancel(self) -> None:
         task = self._task

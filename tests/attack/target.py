@@ -180,10 +180,13 @@ class Target(Rig):
 
     async def calm(self) -> None:
         """Wait until there is no connection and no request left."""
-        async with asyncio.timeout(LIMIT_S):
-            while busy := await self.busy():
-                self.last_busy = busy
-                await asyncio.sleep(0.01)
+        busy: dict[str, int] = {}
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while busy := await self.busy():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"left behind: {busy}") from None
 
     async def busy(self) -> dict[str, int]:
         """The gauges that say that something is going on, the admin interface's own apart."""
@@ -194,7 +197,10 @@ class Target(Rig):
     def upstream(self, name: str, *scripts: list[Step | bytes], on_connect: bool = False) -> None:
         """What an upstream does from now on: the n-th request gets the n-th script, the last one repeats."""
         self.signals = Signals()
-        self.upstreams[name].begin(Play(list(scripts), on_connect=on_connect), self.signals)
+        upstream = self.upstreams[name]
+        connections = upstream.connections
+        upstream.begin(Play(list(scripts), on_connect=on_connect), self.signals)
+        upstream.connections = connections
 
     async def send(self, *pieces: bytes, listener: str = "main", token: bytes | None = None) -> Answer:
         """Send pieces on a connection of its own, and read to its end, or until `token` has come."""
