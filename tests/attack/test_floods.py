@@ -95,7 +95,7 @@ async def test_requests_one_by_one_of_a_client_that_does_not_read(target: Target
 
 async def test_empty_lines(target: Target):
     """A megabyte of nothing before a request."""
-    async with target.within(8 * MB):
+    async with target.within(16 * MB):
         answer = await target.send(b"\r\n" * (MB // 2), LAST)
     assert answer.statuses == [200]
 
