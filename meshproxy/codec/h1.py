@@ -8,7 +8,7 @@ Parsers push what they read to their sink:
 
 and, for what is by far the most common, in one call instead:
 
-    on_known(known_request)          a complete request without a body
+    on_known(known_request)          a complete request without a body, seen before
     on_whole(known_response, body)   a complete response with a body of known length
 
 A parser stops after each message (`done`) until `next_message()`: what a peer pipelined waits in `buffer`. Anything malformed raises `ProtocolError`
@@ -104,10 +104,6 @@ class ResponseSink(Sink, Protocol):
 def parse_header_line(line: bytes) -> Pair:
     """`Name: value` -> (name in lower case, value), validated."""
     spelt, colon, value = line.partition(b":")
-    name = _names.get(spelt)
-    # HOT: one C call for the value.
-    if name is not None and colon and value.translate(_VALUE) is value:
-        return name, value.strip(b" \t")
     if not colon or _TOKEN(spelt) is None or _BAD_IN_VALUE(value) is not None:
         if spelt.lower() == b"host" and _CONTROL(value) is None:
             raise ProtocolError("http.invalid_authority")
@@ -145,8 +141,15 @@ class HeaderLines(dict[bytes, Pair]):
         self.max_line = max_line
 
     def __missing__(self, line: bytes) -> Pair:
-        pair = parse_header_line(line)
-        if pair[0] not in _UNIQUE and len(line) <= self.max_line:
+        # HOT: what `parse_header_line` does for a name that is known, without its call.
+        spelt, colon, value = line.partition(b":")
+        name = _names.get(spelt)
+        if name is None or not colon or value.translate(_VALUE) is not value:
+            pair = parse_header_line(line)
+            name = pair[0]
+        else:
+            pair = name, value.strip(b" \t")
+        if name not in _UNIQUE and len(line) <= self.max_line:
             if len(self) >= self.limit:
                 self.clear()
             self[line] = pair
@@ -276,12 +279,26 @@ class KnownResponse:
 class Heads(dict[bytes, Any]):
     """The heads seen lately, by their bytes. A full memo is emptied: keeping an order would cost every request something."""
 
-    __slots__ = ("limit", "max_bytes")
+    __slots__ = ("_once", "limit", "max_bytes")
+
+    _MAX_ONCE = 1024
 
     def __init__(self, limit: int = 256, max_bytes: int = 2048) -> None:
         super().__init__()
         self.limit = limit
         self.max_bytes = max_bytes
+        self._once: set[int] = set()
+
+    def is_new(self, head: bytes) -> bool:
+        """Whether a head has not been seen lately. Only what comes twice is worth being remembered, and does not have to make room for what never will."""
+        number = hash(head)
+        once = self._once
+        if number in once:
+            return False
+        if len(once) >= self._MAX_ONCE:
+            once.clear()
+        once.add(number)
+        return True
 
     def remember(self, head: bytes, known: Any) -> None:
         """Bounded: at most `limit` heads of at most `max_bytes`."""
@@ -295,7 +312,18 @@ class Heads(dict[bytes, Any]):
 class Options:
     """Limits and liberties of a parser, from `Http1ProtocolOptions` and the connection manager. Parsers with the same options share their memo of heads."""
 
-    __slots__ = ("absolute_url", "accept_http_10", "heads", "keep_case", "max_head_bytes", "max_headers", "rejects_underscores", "request_line", "trailers")
+    __slots__ = (
+        "absolute_url",
+        "accept_http_10",
+        "heads",
+        "keep_case",
+        "max_head_bytes",
+        "max_headers",
+        "ordinary",
+        "rejects_underscores",
+        "request_line",
+        "trailers",
+    )
 
     def __init__(
         self,
@@ -318,6 +346,7 @@ class Options:
         self.accept_http_10 = accept_http_10
         self.request_line = partial(parse_request_line, any_method=True) if any_method else parse_request_line
         self.heads = Heads(0 if keep_case else 256)
+        self.ordinary = not (keep_case or rejects_underscores)
 
 
 class _Parser:
@@ -512,8 +541,8 @@ class _Parser:
 class RequestParser(_Parser):
     """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection.
 
-    A bodiless HTTP/1.1 request that asks nothing of the connection comes as `sink.on_known(KnownRequest)` in place of `on_headers`: the connection stays, the
-    message is complete, and the next one may be a repetition that is not parsed at all.
+    A bodiless HTTP/1.1 request that asks nothing of the connection and whose head was seen before comes as `sink.on_known(KnownRequest)` in place of
+    `on_headers`: the connection stays, the message is complete, and the next one may be a repetition that is not parsed at all.
     """
 
     __slots__ = ("expect_continue", "keep_alive", "upgrade")
@@ -569,6 +598,24 @@ class RequestParser(_Parser):
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(_header_line, lines)]
         index = dict(items)
+        if (
+            version == 11
+            and len(index) == len(items)
+            and items
+            and items[0][0] == b"host"
+            and target[0] == 47  # "/"
+            and options.ordinary
+            and _FRAMING.isdisjoint(index)
+            and method != b"CONNECT"
+        ):
+            # HOT: what by far the most requests look like.
+            del items[0]
+            self.keep_alive = True
+            self.expect_continue = False
+            self.upgrade = None
+            self.state = DONE
+            self._bodiless(RequestHead(method, target, index.pop(b"host"), items, index), data, end)
+            return data[end:]
         if options.rejects_underscores and any(b"_" in name for name in index):
             raise ProtocolError("http1.unexpected_underscore")
         # -- the authority: Host, unless the target is absolute
@@ -598,9 +645,7 @@ class RequestParser(_Parser):
             if method != b"CONNECT":
                 self.state = DONE
                 if version == 11 and head.case is None:
-                    known = KnownRequest(head, end)
-                    self.heads.remember(data if end == len(data) else data[:end], known)
-                    self.sink.on_known(known)
+                    self._bodiless(head, data, end)
                 else:
                     self.sink.on_headers(head, True)
             else:
@@ -610,6 +655,18 @@ class RequestParser(_Parser):
         end_stream = self._framing(head, index)
         self.sink.on_headers(head, end_stream)
         return data[end:]
+
+    def _bodiless(self, head: RequestHead, data: bytes, end: int) -> None:
+        """A whole request that asks nothing of the connection."""
+        if end != len(data):
+            data = data[:end]
+        heads = self.heads
+        if heads.is_new(data):
+            self.sink.on_headers(head, True)
+        else:
+            known = KnownRequest(head, end)
+            heads.remember(data, known)
+            self.sink.on_known(known)
 
     def _check_beginning(self, data: bytes) -> None:
         """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""

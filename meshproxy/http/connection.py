@@ -201,7 +201,7 @@ class ServerConnection(asyncio.Protocol):
         plain = known.plain
         plan = None
         if plain is None:
-            plain = known.plain = manager.preparer.is_plain(known)
+            plain = known.plain = manager.preparer.is_plain(known, known.index)
         elif plain and self.additions is not None:
             plan = self._plan(known)
         head = RequestHead(known.method, known.path, known.authority, known.items.copy(), known.index.copy(), scheme=known.scheme)

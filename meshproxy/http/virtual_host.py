@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import Collector, fail, under
-from meshproxy.api.matchers import HASH, QUESTION_MARK, strip_query
+from meshproxy.api.matchers import HASH, QUESTION_MARK
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.http import header_mutations, rate_limits
 from meshproxy.http.filter_overrides import FilterOverride, compile_overrides
@@ -204,8 +204,10 @@ class VirtualHost:
         """Few routes: one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if QUESTION_MARK in path or HASH in path:
-            path = strip_query(path)
+        if QUESTION_MARK in path:
+            path = path[: path.find(b"?")]
+        if HASH in path:
+            path = path[: path.find(b"#")]
         if self._sanitise is not None:
             path = self._sanitise(path)
         if not path or head.method == b"CONNECT":
@@ -220,8 +222,10 @@ class VirtualHost:
         """Many routes: those that the index gives, one after the other."""
         head: RequestHead = stream.request  # type: ignore[assignment]
         path = head.path
-        if QUESTION_MARK in path or HASH in path:
-            path = strip_query(path)
+        if QUESTION_MARK in path:
+            path = path[: path.find(b"?")]
+        if HASH in path:
+            path = path[: path.find(b"#")]
         if self._sanitise is not None:
             path = self._sanitise(path)
         if not path or head.method == b"CONNECT":

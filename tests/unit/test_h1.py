@@ -351,3 +351,31 @@ def test_setting_a_header():
     head.set(b"a", b"x")
     assert head.items == [(b"a", b"x"), (b"b", b"2")]
     assert (head.get(b"a"), len(head)) == (b"x", 2)
+
+
+def test_only_heads_that_come_twice_are_remembered():
+    class Sink(Recorder):
+        def on_known(self, known):
+            self.events.append("known")
+
+        def on_headers(self, head, end_stream):
+            self.events.append("new")
+
+    sink, options = Sink(), Options()
+    parser = RequestParser(sink, options)
+    for path in (b"/a", b"/b", b"/a", b"/a", b"/c"):
+        parser.feed(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+        parser.next_message()
+    assert sink.events == ["new", "new", "known", "known", "new"]
+    assert [known.path for known in options.heads.values()] == [b"/a"]
+
+
+def test_the_memory_of_heads_is_bounded():
+    heads = h1.Heads(limit=2)
+    for number in range(5000):
+        head = b"%d" % number
+        assert heads.is_new(head)
+        assert not heads.is_new(head)
+        heads.remember(head, number)
+    assert len(heads) <= 2
+    assert len(heads._once) <= h1.Heads._MAX_ONCE

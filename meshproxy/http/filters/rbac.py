@@ -57,7 +57,7 @@ class Verdict:
 class Rules:
     """An engine with the names that its verdicts go by."""
 
-    __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "_verdicts", "engine", "hints")
+    __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "engine", "hints", "verdicts")
 
     def __init__(self, engine: Engine, scope: Scope, *, key_prefix: str, shadow: bool, per_rule: bool) -> None:
         self.engine = engine
@@ -66,14 +66,14 @@ class Rules:
         self._key_prefix = key_prefix
         self._shadow = shadow
         self._per_rule = per_rule
-        self._verdicts: dict[str | None, Verdict] = {}
+        self.verdicts: dict[str | None, Verdict] = {}
 
     def verdict(self, stream: StreamInfo) -> Verdict:
         """The verdict on a request, not yet counted."""
         policy = self.engine.match(stream)
-        verdict = self._verdicts.get(policy)
+        verdict = self.verdicts.get(policy)
         if verdict is None:
-            verdict = self._verdicts[policy] = self._make(policy)
+            verdict = self.verdicts[policy] = self._make(policy)
         return verdict
 
     def only_pass(self) -> Verdict | None:
@@ -82,7 +82,7 @@ class Rules:
         names = [name for name, _ in engine.policies] if engine.action == rbac_engine.ALLOW else [None]
         if len(names) != 1:
             return None
-        return self._verdicts.setdefault(names[0], self._make(names[0]))
+        return self.verdicts.setdefault(names[0], self._make(names[0]))
 
     def decide(self, stream: StreamInfo) -> Verdict:
         """The verdict on a request, counted."""
@@ -118,21 +118,11 @@ class Rbac:
         self.names = names
         self.rules = rules
         self.shadow = shadow
-        plain = rules is not None and shadow is None and not rules.hints
-        self.request_headers: Hook = self._enforce if plain else self._decide_all
-        if plain and rules is not None and rules.engine.repeatable:
-            self.request_headers_repeated = _repeated(rules)
-
-    def _enforce(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
-        # HOT: rules alone.
-        verdict = self.rules.verdict(stream)  # type: ignore[union-attr]
-        for counter in verdict.counters:
-            counter.n += 1
-        if stream._metadata is None:
-            stream._metadata = {METADATA: verdict.metadata}
-        else:
-            _note(stream, verdict.metadata)
-        return verdict.reply
+        self.request_headers: Hook = self._decide_all
+        if rules is not None and shadow is None and not rules.hints:
+            self.request_headers = _enforcing(rules)
+            if rules.engine.repeatable:
+                self.request_headers_repeated = _repeated(rules)
 
     def _decide_all(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
         reply = None
@@ -143,6 +133,24 @@ class Rbac:
             reply = verdict.reply
             _note(stream, verdict.metadata)
         return reply
+
+
+def _enforcing(rules: Rules) -> Hook:
+    """The hook of rules alone."""
+    match, known, learn = rules.engine.match, rules.verdicts, rules.verdict
+
+    def enforce(stream: StreamInfo, end_stream: bool) -> Reply | None:
+        # HOT
+        verdict = known.get(match(stream)) or learn(stream)
+        for counter in verdict.counters:
+            counter.n += 1
+        if stream._metadata is None:
+            stream._metadata = {METADATA: verdict.metadata}
+        else:
+            _note(stream, verdict.metadata)
+        return verdict.reply
+
+    return enforce
 
 
 def _repeated(rules: Rules) -> Callable[[StreamInfo], Reply | None]:
