@@ -29,11 +29,12 @@ _MAX_FLOAT = 3.4028234663852886e38
 
 
 class Walk:
-    """One conversion: where it is, and what it found. `stack` holds field names, indices and map keys."""
+    """One conversion: where it is, and what it found. `stack` holds field names, indices and map keys. `columns`: many values are converted at once."""
 
-    __slots__ = ("deepest", "problems", "stack")
+    __slots__ = ("columns", "deepest", "problems", "stack")
 
-    def __init__(self) -> None:
+    def __init__(self, *, columns: bool = False) -> None:
+        self.columns = columns
         self.stack: list[str | int] = []
         self.problems: list[Problem] = []
         self.deepest = 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from meshproxy.api import bootstrap, convert, document, messages, registry, semantics, support
 from meshproxy.api.errors import ConfigError
+from meshproxy.api.scalars import Walk
 
 SCALARS = (
     st.none()
@@ -121,3 +122,49 @@ def test_no_name_loads_anything_outside_the_api(name):
 @pytest.mark.parametrize("name", ["os.path", "meshproxy.api.errors", "envoy..x", "envoy.config.core.v3.", "...", "envoy.__init__", "google.protobuf.Foo", ""])
 def test_names_that_are_no_messages(name):
     assert messages.descriptor(name) is None
+
+
+def _mostly(usual, unusual):
+    return st.one_of(*[st.just(usual)] * 6, unusual)
+
+
+def _optional(**fields):
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+PORTS = _mostly(
+    {"address": "10.0.0.1", "port_value": 80}, _optional(address=SCALARS, portValue=st.sampled_from([1, "2", 2.0, True, -1, 1 << 40]), named_port=st.just("x"))
+)
+ENDPOINTS = st.lists(
+    _mostly({"endpoint": {}}, _optional(endpoint=_optional(address=_optional(socket_address=PORTS, pipe=SCALARS)), health_status=SCALARS)), max_size=4
+)
+CLUSTERS = st.lists(
+    _optional(
+        name=_mostly("a", SCALARS),
+        connect_timeout=_mostly("1s", SCALARS),
+        connectTimeout=st.just("2s"),
+        type=_mostly("STATIC", SCALARS),
+        load_assignment=_optional(endpoints=_mostly([], st.lists(_optional(lb_endpoints=ENDPOINTS, lbEndpoints=SCALARS)) | ENDPOINTS)),
+        per_connection_buffer_limit_bytes=_mostly(4096, SCALARS),
+        typed_extension_protocol_options=_mostly({}, DOCUMENTS),
+        metadata=DOCUMENTS,
+        unknown=st.none(),
+    ),
+    max_size=5,
+)
+
+
+@given(CLUSTERS)
+@settings(max_examples=400)
+def test_conversion_by_columns_is_conversion(clusters):
+    value = {"static_resources": {"clusters": clusters}}
+    walk = Walk()
+    arguments = convert._plan(Bootstrap.DESCRIPTOR)(value, walk)
+    found = []
+    message = None
+    try:
+        message = convert.to_message(value, Bootstrap)
+    except ConfigError as error:
+        found = error.problems
+    assert found == walk.problems
+    assert message == (None if found else Bootstrap(**arguments))
