@@ -8,7 +8,7 @@ Parsers push what they read to their sink:
 
 and, for what is by far the most common, in one call instead:
 
-    on_known(known_request)          a complete request without a body, seen before
+    on_known(known_request)          a complete request without a body
     on_whole(known_response, body)   a complete response with a body of known length
 
 A parser stops after each message (`done`) until `next_message()`: what a peer pipelined waits in `buffer`. Anything malformed raises `ProtocolError`
@@ -237,22 +237,29 @@ def _join_repeated(items: list[Pair], names: frozenset[bytes]) -> list[Pair]:
 class KnownRequest:
     """A head without a body that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
 
-    `items` and `index` are never changed; each request gets copies. `size` is the head's length on the wire. `plain` and `plans` belong to the sink, which
-    may keep there what it concluded from the head.
+    `items` and `index` are never changed while it is `kept`; `head` gives each request its own. `size` is the head's length on the wire. `plain` and `plans`
+    belong to the sink, which may keep there what it concluded from the head.
     """
 
-    __slots__ = ("authority", "index", "items", "method", "path", "plain", "plans", "scheme", "size")
+    __slots__ = ("authority", "index", "items", "kept", "method", "path", "plain", "plans", "scheme", "size")
 
-    def __init__(self, head: RequestHead, size: int) -> None:
+    def __init__(self, method: bytes, path: bytes, authority: bytes, items: list[Pair], index: dict[bytes, bytes], size: int, scheme: bytes = b"http") -> None:
+        self.method = method
+        self.path = path
+        self.authority = authority
+        self.items = items
+        self.index = index
         self.size = size
-        self.method = head.method
-        self.path = head.path
-        self.authority = head.authority
-        self.scheme = head.scheme
-        self.items = head.items.copy()
-        self.index = head._index.copy() if head._index is not None else dict(reversed(head.items))
+        self.scheme = scheme
+        self.kept = False
         self.plain: bool | None = None
         self.plans: dict[Any, Any] = NO_PLANS
+
+    def head(self) -> RequestHead:
+        """The head for one request. The first time that a head is seen there is only one, and nothing is copied."""
+        if self.kept:
+            return RequestHead(self.method, self.path, self.authority, self.items.copy(), self.index.copy(), scheme=self.scheme)
+        return RequestHead(self.method, self.path, self.authority, self.items, self.index, scheme=self.scheme)
 
 
 NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
@@ -300,13 +307,14 @@ class Heads(dict[bytes, Any]):
         once.add(number)
         return True
 
-    def remember(self, head: bytes, known: Any) -> None:
-        """Bounded: at most `limit` heads of at most `max_bytes`."""
-        if len(head) <= self.max_bytes:
-            if len(self) >= self.limit:
-                self.clear()
-            if self.limit:
-                self[head] = known
+    def remember(self, head: bytes, known: Any) -> bool:
+        """Keep what is known of a head: at most `limit` heads of at most `max_bytes`. Whether it is kept."""
+        if len(head) > self.max_bytes or not self.limit:
+            return False
+        if len(self) >= self.limit:
+            self.clear()
+        self[head] = known
+        return True
 
 
 class Options:
@@ -541,8 +549,8 @@ class _Parser:
 class RequestParser(_Parser):
     """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection.
 
-    A bodiless HTTP/1.1 request that asks nothing of the connection and whose head was seen before comes as `sink.on_known(KnownRequest)` in place of
-    `on_headers`: the connection stays, the message is complete, and the next one may be a repetition that is not parsed at all.
+    A bodiless HTTP/1.1 request that asks nothing of the connection comes as `sink.on_known(KnownRequest)` in place of `on_headers`: the connection stays, the
+    message is complete, and the next one may be a repetition that is not parsed at all.
     """
 
     __slots__ = ("expect_continue", "keep_alive", "upgrade")
@@ -614,7 +622,7 @@ class RequestParser(_Parser):
             self.expect_continue = False
             self.upgrade = None
             self.state = DONE
-            self._bodiless(RequestHead(method, target, index.pop(b"host"), items, index), data, end)
+            self._bodiless(KnownRequest(method, target, index.pop(b"host"), items, index, end), data, end)
             return data[end:]
         if options.rejects_underscores and any(b"_" in name for name in index):
             raise ProtocolError("http1.unexpected_underscore")
@@ -645,7 +653,7 @@ class RequestParser(_Parser):
             if method != b"CONNECT":
                 self.state = DONE
                 if version == 11 and head.case is None:
-                    self._bodiless(head, data, end)
+                    self._bodiless(KnownRequest(method, head.path, head.authority, items, index, end, head.scheme), data, end)
                 else:
                     self.sink.on_headers(head, True)
             else:
@@ -656,17 +664,14 @@ class RequestParser(_Parser):
         self.sink.on_headers(head, end_stream)
         return data[end:]
 
-    def _bodiless(self, head: RequestHead, data: bytes, end: int) -> None:
+    def _bodiless(self, known: KnownRequest, data: bytes, end: int) -> None:
         """A whole request that asks nothing of the connection."""
         if end != len(data):
             data = data[:end]
         heads = self.heads
-        if heads.is_new(data):
-            self.sink.on_headers(head, True)
-        else:
-            known = KnownRequest(head, end)
-            heads.remember(data, known)
-            self.sink.on_known(known)
+        if not heads.is_new(data):
+            known.kept = heads.remember(data, known)
+        self.sink.on_known(known)
 
     def _check_beginning(self, data: bytes) -> None:
         """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""

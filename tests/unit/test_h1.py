@@ -356,17 +356,18 @@ def test_setting_a_header():
 def test_only_heads_that_come_twice_are_remembered():
     class Sink(Recorder):
         def on_known(self, known):
-            self.events.append("known")
-
-        def on_headers(self, head, end_stream):
-            self.events.append("new")
+            head = known.head()
+            assert head.items == known.items == [(b"a", b"1")]
+            assert known.kept == (head.items is not known.items)
+            head.add(b"b", b"2")
+            self.events.append((known.path, known.kept))
 
     sink, options = Sink(), Options()
     parser = RequestParser(sink, options)
     for path in (b"/a", b"/b", b"/a", b"/a", b"/c"):
-        parser.feed(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+        parser.feed(b"GET %b HTTP/1.1\r\nHost: a\r\nA: 1\r\n\r\n" % path)
         parser.next_message()
-    assert sink.events == ["new", "new", "known", "known", "new"]
+    assert sink.events == [(b"/a", False), (b"/b", False), (b"/a", True), (b"/a", True), (b"/c", False)]
     assert [known.path for known in options.heads.values()] == [b"/a"]
 
 
