@@ -221,46 +221,53 @@ class _Way:
             self._pipe = splice.pipes.take()
 
     def _move(self) -> None:
+        # HOT: what happened is counted once, after the loop. The megabytes that the kernel moves push this code out of the processor's caches: what is run
+        # between two of them is dear.
         splice, from_upstream, pipe = self._splice, self._from_upstream, self._pipe
         assert pipe is not None
-        for _ in range(_ROUNDS):
-            count = 0
-            if not self._in_pipe:
-                try:
-                    count = self._in_pipe = os.splice(self._source_fd, pipe[1], PIPE_SIZE, flags=_FLAGS)
-                except (BlockingIOError, InterruptedError):
-                    return
-                except OSError as error:
-                    splice.fail(from_upstream, error)
-                    return
-                if not count:
-                    self._finish()
-                    return
-                splice.observer.received(from_upstream, count)
-            if not self._empty_pipe(pipe):
-                return
-            if not 0 < count < COPY_SIZE:
-                self._small = 0
-                continue
+        source, (out, into), destination, move = self._source_fd, pipe, self._destination_fd, os.splice
+        count = received = 0
+        waited = in_pipe = self._in_pipe
+        ended = blocked = False
+        failure: OSError | None = None
+        try:
+            for _ in range(_ROUNDS):
+                if not in_pipe:
+                    count = in_pipe = move(source, into, PIPE_SIZE, None, None, _FLAGS)
+                    if not count:
+                        ended = True
+                        break
+                    received += count
+                while in_pipe:
+                    in_pipe -= move(out, destination, in_pipe, None, None, _FLAGS)
+                if 0 < count < COPY_SIZE:
+                    break
+        except (BlockingIOError, InterruptedError):
+            blocked = in_pipe > 0
+        except OSError as error:
+            failure = error
+        self._in_pipe = in_pipe
+        if received:
+            splice.observer.received(from_upstream, received)
+        if sent := waited + received - in_pipe:
+            splice.observer.sent(not from_upstream, sent)
+        if failure is not None:
+            splice.fail(not from_upstream if in_pipe else from_upstream, failure)
+        elif ended:
+            self._finish()
+        elif blocked:
+            self._block()
+        else:
+            self._weigh(count)
+
+    def _weigh(self, count: int) -> None:
+        """Back to copying when there is no bulk any more; `count`: the bytes of the last read, 0 for none."""
+        if count >= COPY_SIZE:
+            self._small = 0
+        elif count and not self._in_pipe:
             self._small += 1
             if self._small >= _SMALL:
                 self.release()
-            return
-
-    def _empty_pipe(self, pipe: tuple[int, int]) -> bool:
-        """Write out what is in the pipe; whether all of it went."""
-        while self._in_pipe:
-            try:
-                sent = os.splice(pipe[0], self._destination_fd, self._in_pipe, flags=_FLAGS)
-            except (BlockingIOError, InterruptedError):
-                self._block()
-                return False
-            except OSError as error:
-                self._splice.fail(not self._from_upstream, error)
-                return False
-            self._in_pipe -= sent
-            self._splice.observer.sent(not self._from_upstream, sent)
-        return True
 
     def _block(self) -> None:
         """The destination is full: leave the source alone until it is not."""
