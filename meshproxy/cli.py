@@ -47,6 +47,7 @@ class Options(Record):
     reject_unknown_dynamic_fields: bool = False
     ignore_unknown_dynamic_fields: bool = False
     skip_deprecated_logs: bool = False
+    stats_tag: tuple[str, ...] = ()  # each name:value
     disable_hot_restart: bool = False
     cpuset_threads: bool = False
     enable_fine_grain_logging: bool = False
@@ -65,7 +66,7 @@ class UsageError(Exception):
 
 
 class Flag(Record, frozen=True):
-    """One flag. `kind` is str, int (unsigned 32 bits) or bool (a switch); `attribute` of Options is the name with underscores."""
+    """One flag. `kind` is str, int (unsigned 32 bits), bool (a switch) or tuple (text, may be given again); `attribute` of Options is the name with _."""
 
     name: str
     kind: type
@@ -80,12 +81,14 @@ class Flag(Record, frozen=True):
 
     @property
     def usage(self) -> str:
-        value = {str: "<string>", int: "<uint32_t>", bool: ""}[self.kind]
+        value = {str: "<string>", int: "<uint32_t>", bool: "", tuple: "<string>"}[self.kind]
         names = f"-{self.short}, --{self.name}" if self.short else f"--{self.name}"
         return f"{names} {value}".rstrip()
 
 
 _NO_HOT_RESTART = "Accepted for compatibility: hot restart does not exist yet, so it changes nothing."
+
+_NO_XDS = "Accepted for compatibility: there is no dynamic configuration yet, so it changes nothing."
 
 FLAGS = (
     Flag("config-path", str, "Bootstrap configuration file, YAML or JSON by its extension (.yaml, .yml, .json, .pb, .pb_text).", short="c"),
@@ -122,11 +125,12 @@ FLAGS = (
         choices=("reject", "warn"),
         complaint="unknown --unsupported value '{}'",
     ),
-    Flag("allow-unknown-static-fields", bool, "Ignore fields that the Envoy API does not know, instead of rejecting them."),
+    Flag("allow-unknown-static-fields", bool, "Warn about fields of the bootstrap that the Envoy API does not know, instead of rejecting them."),
     Flag("allow-unknown-fields", bool, "Old name of --allow-unknown-static-fields."),
-    Flag("reject-unknown-dynamic-fields", bool, "Reject unknown fields in dynamic configuration too."),
-    Flag("ignore-unknown-dynamic-fields", bool, "Do not warn about unknown fields in dynamic configuration."),
-    Flag("skip-deprecated-logs", bool, "Do not warn about deprecated fields."),
+    Flag("reject-unknown-dynamic-fields", bool, f"{_NO_XDS} Then: reject resources with unknown fields instead of warning about them."),
+    Flag("ignore-unknown-dynamic-fields", bool, f"{_NO_XDS} Then: do not warn about unknown fields of resources."),
+    Flag("skip-deprecated-logs", bool, "Do not warn about deprecated fields; they are still counted (runtime.deprecated_feature_use)."),
+    Flag("stats-tag", tuple, "A tag of every stat, as name:value. May be given again."),
     Flag("file-flush-interval-msec", int, "How long an access log line may wait in memory. Default 10000; we write after a second at the latest."),
     Flag("file-flush-min-size-kb", int, "How much access log may wait in memory. Default 64."),
     Flag(
@@ -153,6 +157,9 @@ FLAGS = (
     Flag("log-stacktrace-single-entry", bool, "Accepted: a traceback is always one entry."),
 )
 _BY_NAME = {f"--{flag.name}": flag for flag in FLAGS} | {f"-{flag.short}": flag for flag in FLAGS if flag.short}
+_REFUSED = {
+    "--disable-extensions": "is not supported: extensions that the configuration does not use are never loaded, and there is no list to take others from",
+}
 _OTHERS = ("--version", "--help", "-h", "--hot-restart-version")
 
 
@@ -173,7 +180,7 @@ def parse(arguments: Sequence[str]) -> Options | str:
         flag = _BY_NAME.get(name)
         if flag is None:
             raise UsageError(_unknown(argument))
-        if flag.attribute in values:
+        if flag.attribute in values and flag.kind is not tuple:
             raise UsageError(f"{flag.usage}: given twice")
         if flag.kind is bool:
             if equals:
@@ -184,7 +191,10 @@ def parse(arguments: Sequence[str]) -> Options | str:
             value = next(rest, None)  # type: ignore[assignment]
             if value is None:
                 raise UsageError(f"{flag.usage}: missing a value")
-        values[flag.attribute] = _convert(flag, value)
+        if flag.kind is tuple:
+            values[flag.attribute] = (*values.get(flag.attribute, ()), _stats_tag(value))
+        else:
+            values[flag.attribute] = _convert(flag, value)
     options = Options(**values)
     if options.restart_epoch:
         raise UsageError(f"--restart-epoch {options.restart_epoch}: there is no parent to take over from: hot restart does not exist yet. Use 0.")
@@ -202,10 +212,23 @@ def _convert(flag: Flag, value: str) -> str | int:
     return value
 
 
+def _stats_tag(value: str) -> str:
+    name, colon, rest = value.partition(":")
+    if not colon:
+        raise UsageError(f"misformatted stats-tag '{value}': it must be name:value")
+    if not (name.isascii() and name.isalnum()):
+        raise UsageError(f"misformatted stats-tag '{value}' contains invalid char in '{name}': a name is made of letters and digits")
+    if not rest or "." in rest:
+        raise UsageError(f"misformatted stats-tag '{value}' contains invalid char in '{rest}': a value is not empty and has no dots")
+    return value
+
+
 def _unknown(argument: str) -> str:
     import difflib
 
     name = argument.partition("=")[0]
+    if name in _REFUSED:
+        return f"{name} {_REFUSED[name]}"
     if not name.startswith("-"):
         return f"'{argument}' is not a flag. A configuration file is given as: -c {argument}"
     close = difflib.get_close_matches(name, [*_BY_NAME, *_OTHERS], n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
 from meshproxy.api import document
-from meshproxy.api.errors import ConfigError, Problem
+from meshproxy.api.errors import DEPRECATED, UNKNOWN, ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +47,7 @@ def run(options: Options) -> int:
     try:
         if problems:
             raise ConfigError(_problems(problems))
-        for problem in _problems(warnings):
-            logging.getLogger("meshproxy.main").warning("not honoured: %s", problem)
+        _warn(_problems(warnings), plan)
         if options.mode == "validate":
             print(f"configuration '{options.config_path}' OK")
             return 0
@@ -62,6 +61,15 @@ def run(options: Options) -> int:
     gc.freeze()
     gc.enable()
     return main.serve()
+
+
+def _warn(warnings: list[Problem], plan: worker.Plan) -> None:
+    log = logging.getLogger("meshproxy.main")
+    for problem in warnings:
+        if problem.kind != DEPRECATED or not plan.options.skip_deprecated_logs:
+            log.warning("%s: %s", {UNKNOWN: "unknown field", DEPRECATED: "deprecated field"}.get(problem.kind, "not honoured"), problem)
+    plan.unknown_fields = sum(problem.kind == UNKNOWN for problem in warnings)
+    plan.deprecated_fields = sum(problem.kind == DEPRECATED for problem in warnings)
 
 
 def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
@@ -95,9 +103,11 @@ def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problem
         plan.node = node_of(bootstrap, plan.options)
         worker.dry_run(bootstrap, plan)
 
+    options = plan.options
+    unknown: list[Problem] = []
     try:
-        bootstrap = bootstraps.from_sources(sources)
-        warnings = bootstraps.check(bootstrap, plan.options.unsupported, dry_run)
+        bootstrap = bootstraps.from_sources(sources, unknown if options.allow_unknown_static_fields or options.allow_unknown_fields else None)
+        warnings = unknown + bootstraps.check(bootstrap, options.unsupported, dry_run)
     except ConfigError as error:
         return b"", _plain(error.problems), []
     return bootstrap.SerializeToString(), [], _plain(warnings)

@@ -51,6 +51,13 @@ class ServerStats:
     def _set(self, name: str, value: int) -> None:
         self._server.stats.gauge(name).n = value
 
+    def configured(self, unknown: int, deprecated: int) -> None:
+        """What the bootstrap had that the API does not know, or will not know."""
+        stats = self._server.stats
+        stats.counter("server.static_unknown_fields").n += unknown
+        stats.counter("runtime.deprecated_feature_use").n += deprecated
+        self._set("runtime.deprecated_feature_seen_since_process_start", deprecated)
+
     def listeners_added(self, count: int) -> None:
         """Static listeners, created once in every worker."""
         server = self._server

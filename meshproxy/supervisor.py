@@ -78,8 +78,10 @@ class Supervisor:
             concurrency=plan.concurrency,
         )
         certs.show_expirations(self._server.certificates, self._context.stats)
-        self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None)
+        fixed_tags = [tuple(tag.split(":", 1)) for tag in options.stats_tag]
+        self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None, fixed_tags)
         self._stats = ServerStats(self._server)
+        self._stats.configured(plan.unknown_fields, plan.deprecated_fields)
         self._server.prepare_scrape = self._prepare_scrape
         self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
         self._discovery = Discovery(self._context.clusters, self._context, on_endpoints=self._on_endpoints, on_health=self._on_health)

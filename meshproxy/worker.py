@@ -57,6 +57,8 @@ class Plan(Record):
     bootstrap: bytes = b""  # serialised envoy.config.bootstrap.v3.Bootstrap
     node: Any = None  # envoy.config.core.v3.Node
     cells: Cells | None = None
+    unknown_fields: int = 0  # of the bootstrap, where they are allowed
+    deprecated_fields: int = 0
     listeners: list[server.Listener] = field(default_factory=list)
 
     def sockets(self, index: int) -> list[list[socket.socket]]:

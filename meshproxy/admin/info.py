@@ -101,6 +101,7 @@ def _command_line(server: Server) -> Any:
         allow_unknown_static_fields=options.allow_unknown_static_fields or options.allow_unknown_fields,
         reject_unknown_dynamic_fields=options.reject_unknown_dynamic_fields,
         ignore_unknown_dynamic_fields=options.ignore_unknown_dynamic_fields,
+        stats_tag=options.stats_tag,
         skip_deprecated_logs=options.skip_deprecated_logs,
         admin_address_path=options.admin_address_path,
         local_address_ip_version=options.local_address_ip_version,

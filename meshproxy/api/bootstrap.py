@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 _TEXT_TYPE = re.compile(r"\[[\w.\-]+/([\w.]+)\]")
 
 
-def load(path: str | None = None, config_yaml: str = "") -> Bootstrap:
+def load(path: str | None = None, config_yaml: str = "", unknown: list[Problem] | None = None) -> Bootstrap:
     """The bootstrap in the file at `path`, with `config_yaml` merged into it: see `document.read`. Raises ConfigError."""
-    return from_sources(document.read(path, config_yaml))
+    return from_sources(document.read(path, config_yaml), unknown)
 
 
-def from_sources(sources: Iterable[document.Source]) -> Bootstrap:
-    """The bootstrap of what `document.read` read, merged as protobuf does: scalars are replaced, messages merged, lists appended. Raises ConfigError."""
+def from_sources(sources: Iterable[document.Source], unknown: list[Problem] | None = None) -> Bootstrap:
+    """The bootstrap of what `document.read` read, merged as protobuf does: scalars are replaced, messages merged, lists appended.
+
+    Fields of YAML or JSON that the API does not have go to the list `unknown`; without one they are errors. Raises ConfigError.
+    """
     whole = None
     for form, content in sources:
-        bootstrap = _READERS[form](content)
+        bootstrap = from_value(content, unknown) if form == "value" else _READERS[form](content)
         if whole is None:
             whole = bootstrap
         else:
@@ -45,11 +48,11 @@ def parse(text: str | bytes, *, json_only: bool = False) -> Bootstrap:
     return from_value(document.parse(text, json_only=json_only))
 
 
-def from_value(value: Any) -> Bootstrap:
-    """The bootstrap that a plain value describes. Raises ConfigError."""
+def from_value(value: Any, unknown: list[Problem] | None = None) -> Bootstrap:
+    """The bootstrap that a plain value describes; `unknown` as for `from_sources`. Raises ConfigError."""
     if value is None:
         raise ConfigError("the configuration is empty")
-    return convert.to_message(value, Bootstrap)
+    return convert.to_message(value, Bootstrap, unknown)
 
 
 def validate(
@@ -57,11 +60,16 @@ def validate(
     config_yaml: str = "",
     *,
     unsupported: str = "reject",
+    allow_unknown: bool = False,
     dry_run: Callable[[Bootstrap], None] | None = None,
 ) -> tuple[Bootstrap, list[Problem]]:
-    """Load and check a bootstrap. Returns it with the warnings; see `check`. Raises ConfigError with all problems."""
-    bootstrap = load(path, config_yaml)
-    return bootstrap, check(bootstrap, unsupported, dry_run)
+    """Load and check a bootstrap. Returns it with the warnings; see `check`. Raises ConfigError with all problems.
+
+    `allow_unknown`: fields that the API does not have are only warned about.
+    """
+    unknown: list[Problem] = []
+    bootstrap = load(path, config_yaml, unknown if allow_unknown else None)
+    return bootstrap, unknown + check(bootstrap, unsupported, dry_run)
 
 
 def check(bootstrap: Bootstrap, unsupported: str = "reject", dry_run: Callable[[Bootstrap], None] | None = None) -> list[Problem]:
@@ -103,4 +111,4 @@ def from_text_format(data: bytes) -> Bootstrap:
         raise ConfigError(f"not text format: {error}") from error
 
 
-_READERS = {"value": from_value, "pb": from_binary, "pb_text": from_text_format}
+_READERS = {"pb": from_binary, "pb_text": from_text_format}

@@ -23,7 +23,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from meshproxy.api import messages
-from meshproxy.api.errors import ConfigError
+from meshproxy.api.errors import UNKNOWN, ConfigError, Problem
 from meshproxy.api.scalars import SCALARS, Convert, Walk, enum, show
 
 _M = TypeVar("_M", bound=Message)
@@ -34,8 +34,8 @@ _MAX_DURATION = 315_576_000_000
 _SURELY_SHALLOW = 30
 
 
-def to_message(value: Any, cls: type[_M]) -> _M:
-    """The message that `value` describes. Raises ConfigError with everything that is wrong."""
+def to_message(value: Any, cls: type[_M], unknown: list[Problem] | None = None) -> _M:
+    """The message that `value` describes. Raises ConfigError with everything that is wrong; with a list `unknown`, fields that no message has only go there."""
     plan = _plan(cls.DESCRIPTOR)
     walk = Walk(columns=True)
     try:
@@ -46,8 +46,12 @@ def to_message(value: Any, cls: type[_M]) -> _M:
         if arguments is None or walk.problems:
             walk = Walk()
             arguments = plan(value, walk)
-            if walk.problems:
-                raise ConfigError(walk.problems)
+            problems = walk.problems
+            if unknown is not None:
+                unknown += [problem for problem in problems if problem.kind == UNKNOWN]
+                problems = [problem for problem in problems if problem.kind != UNKNOWN]
+            if problems:
+                raise ConfigError(problems)
         message = cls(**arguments) if arguments.__class__ is dict else arguments
         if walk.deepest > _SURELY_SHALLOW:
             cls.FromString(message.SerializeToString())
@@ -192,7 +196,7 @@ class _Message:
 
         close = difflib.get_close_matches(key, self._fields, 1) if len(key) < 80 else ()
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        walk.report(f"{self._descriptor.full_name} has no such field{hint}", key if re.fullmatch(r"\w{1,80}", key) else f"[{show(key)}]")
+        walk.report(f"{self._descriptor.full_name} has no such field{hint}", key if re.fullmatch(r"\w{1,80}", key) else f"[{show(key)}]", kind=UNKNOWN)
 
 
 _plans: dict[str, Convert] = {}
@@ -444,7 +448,7 @@ def _any(value: Any, walk: Walk) -> Any:
         rest = rest.get("value", {})
     before = len(walk.problems)
     arguments = _single(plan, rest, walk)
-    if len(walk.problems) > before:
+    if any(problem.kind != UNKNOWN for problem in walk.problems[before:]):
         return {}
     message = cls(**arguments) if arguments.__class__ is dict else arguments
     return any_pb2.Any(type_url=type_url, value=message.SerializeToString())

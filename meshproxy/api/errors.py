@@ -14,6 +14,8 @@ from meshproxy.record import Record
 
 INVALID = "invalid"  # Envoy would reject it as well
 UNSUPPORTED = "unsupported"  # correct, but this proxy does not honour it; `--unsupported warn` lets it pass
+UNKNOWN = "unknown"  # no field of the API; `--allow-unknown-static-fields` lets it pass
+DEPRECATED = "deprecated"  # honoured, but newer versions of the API will not have it: a warning
 
 
 class Problem(Record, frozen=True):

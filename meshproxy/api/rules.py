@@ -3,7 +3,7 @@
 A `Checker` walks a whole message, through every Any, and returns all violations. A plan is compiled per message type on first use; types below which nothing
 is constrained are not entered. Beyond the declared rules every Duration must be positive, as Envoy requires where it reads one.
 
-With a `Policy` the same walk also finds what is not honoured; `support.py` has the one that matters.
+With a `Policy` the same walk also finds what is not honoured, and what is deprecated; `support.py` has the one that matters.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from envoy.annotations import deprecation_pb2
 from validate import validate_pb2
 
 from meshproxy.api import registry
 from meshproxy.api.constraints import Limit, compile_limits, numeric_limits
-from meshproxy.api.errors import INVALID, UNSUPPORTED, ConfigError, Problem, join
+from meshproxy.api.errors import DEPRECATED, INVALID, UNSUPPORTED, ConfigError, Problem, join
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -182,7 +183,9 @@ class _Plan:
                 if kind is not None and check_set is not None:
                     check_set = _with_kind(kind, check_set)
                 if honoured is not None and field.name not in honoured:
-                    check_set = _unsupported_field(field.name, check_set)
+                    check_set = _noted_field(field.name, "is not supported", UNSUPPORTED, check_set)
+                elif field.GetOptions().deprecated:
+                    check_set = _deprecated_field(field, check_set)
             if check_set is not None:
                 self._set[field] = check_set
         return always
@@ -217,13 +220,23 @@ def _only_invalid(inner: _Check, value: Any, walk: _Walk) -> None:
     walk.only_invalid = before
 
 
-def _unsupported_field(name: str, inner: _Check | None) -> _Check:
+def _noted_field(name: str, why: str, kind: str, inner: _Check | None) -> _Check:
     def check_field(value: Any, walk: _Walk) -> None:
-        walk.report("is not supported", name, UNSUPPORTED)
-        if inner is not None:
+        walk.report(why, name, kind)
+        if inner is None:
+            return
+        if kind == UNSUPPORTED:
             _only_invalid(inner, value, walk)
+        else:
+            inner(value, walk)
 
     return check_field
+
+
+def _deprecated_field(field: Any, inner: _Check | None) -> _Check:
+    if field.GetOptions().Extensions[deprecation_pb2.disallowed_by_default]:
+        return _noted_field(field.name, f"{field.full_name} is deprecated, and disallowed by default", UNSUPPORTED, inner)
+    return _noted_field(field.name, f"{field.full_name} is deprecated", DEPRECATED, inner)
 
 
 def _with_kind(kind: str, inner: _Check) -> _Check:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from meshproxy.api.errors import Problem
+from meshproxy.api.errors import INVALID, Problem
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor
@@ -39,12 +39,12 @@ class Walk:
         self.problems: list[Problem] = []
         self.deepest = 0
 
-    def report(self, why: str, *below: str | int) -> None:
+    def report(self, why: str, *below: str | int, kind: str = INVALID) -> None:
         """Note a problem of the current field, or of one `below` it."""
         path = ""
         for part in (*self.stack, *below):
             path += f"[{part}]" if isinstance(part, int) else part if part[0] == "[" else f".{part}"
-        self.problems.append(Problem(path.removeprefix("."), why))
+        self.problems.append(Problem(path.removeprefix("."), why, kind))
 
     def too_deep(self) -> bool:
         """Whether to go no deeper; the first time it is reported."""

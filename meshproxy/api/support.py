@@ -43,12 +43,11 @@ CORE_MODULES = (
 def check(message: Message, unsupported: str = "reject") -> tuple[list[Problem], list[Problem]]:
     """Check a message against the declared constraints and for what is not honoured. Returns problems and warnings, with paths relative to the message.
 
-    With `unsupported` "warn", what is correct but not honoured is a warning instead of a problem.
+    Deprecated fields are warnings. With `unsupported` "warn", what is correct but not honoured is a warning instead of a problem.
     """
     found = checker().check(message)
-    problems = [problem for problem in found if problem.kind == INVALID or unsupported == "reject"]
-    warnings = [problem for problem in found if problem.kind == UNSUPPORTED and unsupported != "reject"]
-    return problems, warnings
+    fatal = (INVALID, UNSUPPORTED) if unsupported == "reject" else (INVALID,)
+    return [problem for problem in found if problem.kind in fatal], [problem for problem in found if problem.kind not in fatal]
 
 
 @cache

@@ -112,7 +112,7 @@ class HttpConnectionManager:
         self.logs_times = bool(self.logs)
         self._log_events = log_events.compile(proto, self.logs, context.loop)
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
-        self.router: router.Router
+        self.router: router.Router | _NoRouter = _NoRouter()
         self._filters = self._compile_filters(proto)
         self.routes.insert_original = not self.router.suppress
         self._plain_chain = self._build(None)
@@ -135,8 +135,6 @@ class HttpConnectionManager:
     def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
         filters: list[_FilterConfig] = []
         count = len(proto.http_filters)
-        if not count:
-            errors.fail("http_filters", "at least the router filter is required")
         for position, entry in enumerate(proto.http_filters):
             with errors.under(f"http_filters[{position}].typed_config"):
                 config = registry.unpack(entry.typed_config)
@@ -424,3 +422,15 @@ class HttpConnectionManager:
 
 
 __all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile", "h1"]
+
+
+class _NoRouter:
+    """In place of a router where there are no filters at all: a request waits until a timeout or its client ends it, as in Envoy."""
+
+    suppress = False
+
+    def start(self, stream: Stream, end_stream: bool) -> None:
+        """Nobody takes it."""
+
+    def cluster_of(self, stream: Stream) -> None:
+        """It goes nowhere."""

@@ -9,7 +9,7 @@ Source: envoy.config.metrics.v3.StatsConfig; source/common/config/well_known_nam
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import re2
@@ -101,9 +101,13 @@ _LITERAL_START = re.compile(r"\^(\w+)\\\.")
 class StatsConfig:
     """`stats_config` of a bootstrap, compiled: which names exist, their tags, and histogram buckets."""
 
-    def __init__(self, proto: stats_pb2.StatsConfig | None = None) -> None:
+    def __init__(self, proto: stats_pb2.StatsConfig | None = None, fixed: Iterable[Tag] = ()) -> None:
+        """`fixed`: tags that every stat has, besides those that `proto` says."""
         self.accepts: Callable[[str], bool] | None = None if proto is None else _compile_matcher(proto)
         self._buckets: list[tuple[Callable[[bytes], bool], tuple[float, ...]]] = []
+        self._fixed: dict[str, str] = {}  # shown first; the first of several values of a tag counts
+        for tag, value in fixed:
+            self._fixed.setdefault(tag, value)
         # Envoy first tries patterns that may match any name, then those that begin with a literal part; this is the order in which tags are shown.
         self._anywhere: list[_Extractor] = []
         self._prefixed: dict[str, list[_Extractor]] = {}
@@ -137,8 +141,8 @@ class StatsConfig:
         return base, [(tag, cluster) if tag == _CLUSTER else (tag, value) for tag, value in tags]
 
     def _extract(self, name: str) -> tuple[str, list[Tag]]:
-        tags: list[Tag] = []
-        taken: set[str] = set()
+        tags: list[Tag] = list(self._fixed.items())
+        taken = set(self._fixed)
         cuts: list[tuple[int, int]] = []
         for extractors in (self._anywhere, self._prefixed.get(name.partition(".")[0], ())):
             for tag, contained, extract in extractors:
@@ -162,8 +166,7 @@ class StatsConfig:
     def _add(self, specifier: stats_pb2.TagSpecifier) -> None:
         tag = specifier.tag_name
         if specifier.WhichOneof("tag_value") == "fixed_value":
-            value = specifier.fixed_value
-            self._anywhere.append((tag, "", lambda _: (value, 0, 0)))
+            self._fixed.setdefault(tag, specifier.fixed_value)
         elif specifier.regex:
             self._add_pattern(tag, specifier.regex, _compile_regex(specifier.regex))
         elif not self._add_defaults(tag):

@@ -40,7 +40,7 @@ async def target(process: Target) -> AsyncIterator[Target]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All attacks run on the loop of their fixtures."""
+    """All attacks run on the loop of their fixtures. pytest hands over the tests of every folder."""
     for item in items:
-        if "target" in getattr(item, "fixturenames", ()):
+        if "process" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
