@@ -27,8 +27,6 @@ _Problems = list[tuple[str, str, str]]  # as plain data, for the way from a chil
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
     reading = process.Errand(lambda: _read(options))
-    import logging
-
     from meshproxy import worker
 
     try:
@@ -64,6 +62,8 @@ def run(options: Options) -> int:
 
 
 def _warn(warnings: list[Problem], plan: worker.Plan) -> None:
+    import logging
+
     log = logging.getLogger("meshproxy.main")
     for problem in warnings:
         if problem.kind != DEPRECATED or not plan.options.skip_deprecated_logs:

@@ -78,7 +78,7 @@ class Supervisor:
             concurrency=plan.concurrency,
         )
         certs.show_expirations(self._server.certificates, self._context.stats)
-        fixed_tags = [tuple(tag.split(":", 1)) for tag in options.stats_tag]
+        fixed_tags = [(name, value) for name, _, value in (tag.partition(":") for tag in options.stats_tag)]
         self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None, fixed_tags)
         self._stats = ServerStats(self._server)
         self._stats.configured(plan.unknown_fields, plan.deprecated_fields)

@@ -590,8 +590,12 @@ class ServerConnection(asyncio.Protocol):
                 return
             left = stream.last_active + timeout - now
             if left <= 0.0005:
+                self._check_at = _NEVER
+                self.ready = False
                 stream.on_idle()
                 self.flush()
+                if self._timer is None and manager.idle_timeout:  # neither closing nor at the next request
+                    self._watch(manager.idle_timeout)
                 return
         elif manager.idle_timeout:
             left = self.idle_since + manager.idle_timeout - now

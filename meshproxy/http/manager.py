@@ -5,6 +5,7 @@ Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,16 @@ class _FilterConfig:
         self.module = module
         self.filter = compiled
         self.disabled = disabled
+
+
+class _NobodyAnswers:
+    """In place of filters where there are none: a request waits until a timeout or its client ends it, as in Envoy."""
+
+    name = ""
+
+    async def request_headers(self, stream: Stream, end_stream: bool) -> None:
+        """Wait for ever."""
+        await asyncio.get_running_loop().create_future()
 
 
 class HttpConnectionManager:
@@ -112,7 +123,7 @@ class HttpConnectionManager:
         self.logs_times = bool(self.logs)
         self._log_events = log_events.compile(proto, self.logs, context.loop)
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
-        self.router: router.Router | _NoRouter = _NoRouter()
+        self.router: router.Router
         self._filters = self._compile_filters(proto)
         self.routes.insert_original = not self.router.suppress
         self._plain_chain = self._build(None)
@@ -135,6 +146,11 @@ class HttpConnectionManager:
     def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
         filters: list[_FilterConfig] = []
         count = len(proto.http_filters)
+        if not count:
+            from envoy.extensions.filters.http.router.v3 import router_pb2
+
+            self.router = router.compile(router_pb2.Router(), self._filter_context)
+            filters.append(_FilterConfig("", router, _NobodyAnswers(), disabled=False))
         for position, entry in enumerate(proto.http_filters):
             with errors.under(f"http_filters[{position}].typed_config"):
                 config = registry.unpack(entry.typed_config)
@@ -422,15 +438,3 @@ class HttpConnectionManager:
 
 
 __all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile", "h1"]
-
-
-class _NoRouter:
-    """In place of a router where there are no filters at all: a request waits until a timeout or its client ends it, as in Envoy."""
-
-    suppress = False
-
-    def start(self, stream: Stream, end_stream: bool) -> None:
-        """Nobody takes it."""
-
-    def cluster_of(self, stream: Stream) -> None:
-        """It goes nowhere."""

@@ -105,9 +105,6 @@ class StatsConfig:
         """`fixed`: tags that every stat has, besides those that `proto` says."""
         self.accepts: Callable[[str], bool] | None = None if proto is None else _compile_matcher(proto)
         self._buckets: list[tuple[Callable[[bytes], bool], tuple[float, ...]]] = []
-        self._fixed: dict[str, str] = {}  # shown first; the first of several values of a tag counts
-        for tag, value in fixed:
-            self._fixed.setdefault(tag, value)
         # Envoy first tries patterns that may match any name, then those that begin with a literal part; this is the order in which tags are shown.
         self._anywhere: list[_Extractor] = []
         self._prefixed: dict[str, list[_Extractor]] = {}
@@ -117,6 +114,8 @@ class StatsConfig:
         self._of_clusters: dict[str, tuple[str, list[Tag]]] = {}
         if defaults:
             self._add_defaults(None)
+        for tag, value in fixed:
+            self._add_fixed(tag, value)
         if proto is not None:
             for index, specifier in enumerate(proto.stats_tags):
                 with under(f"stats_tags[{index}]"):
@@ -141,8 +140,8 @@ class StatsConfig:
         return base, [(tag, cluster) if tag == _CLUSTER else (tag, value) for tag, value in tags]
 
     def _extract(self, name: str) -> tuple[str, list[Tag]]:
-        tags: list[Tag] = list(self._fixed.items())
-        taken = set(self._fixed)
+        tags: list[Tag] = []
+        taken: set[str] = set()
         cuts: list[tuple[int, int]] = []
         for extractors in (self._anywhere, self._prefixed.get(name.partition(".")[0], ())):
             for tag, contained, extract in extractors:
@@ -166,11 +165,14 @@ class StatsConfig:
     def _add(self, specifier: stats_pb2.TagSpecifier) -> None:
         tag = specifier.tag_name
         if specifier.WhichOneof("tag_value") == "fixed_value":
-            self._fixed.setdefault(tag, specifier.fixed_value)
+            self._add_fixed(tag, specifier.fixed_value)
         elif specifier.regex:
             self._add_pattern(tag, specifier.regex, _compile_regex(specifier.regex))
         elif not self._add_defaults(tag):
             fail("tag_name", f"No regex specified for tag specifier and no default regex for name: '{tag}'")
+
+    def _add_fixed(self, tag: str, value: str) -> None:
+        self._anywhere.append((tag, "", lambda _: (value, 0, 0)))
 
     def _add_defaults(self, wanted: str | None) -> bool:
         """Envoy's patterns, all of them or those of one tag; whether there were any."""

@@ -57,6 +57,7 @@ CONFIG = bootstrap(
     http("request", HOSTS, request_timeout="0.1s"),
     http("request_headers", HOSTS, request_headers_timeout="0.1s"),
     http("stream_idle", HOSTS, stream_idle_timeout="0.1s"),
+    http("no_filters", HOSTS, stream_idle_timeout="0.1s", http_filters=[]),
     http("stream_duration", HOSTS, common_http_protocol_options={"max_stream_duration": "0.1s"}),
     clusters=[
         cluster("a"),
@@ -102,6 +103,7 @@ CASES = [
     Case("route_idle_half_request", [req("POST", "/", "Content-Length: 10", host="idle.test") + b"half", Response("POST")], [Head(), Eof()], then="closed"),
     Case("route_idle_after_headers", [get(host="idle.test"), Until(b"part")], STALLED, then="closed"),
     silent("stream_idle_timeout", get(host="none.test"), on="stream_idle"),
+    silent("no_filters_at_all", get(host="none.test"), on="no_filters"),
     silent("stream_idle_timeout_grpc", req("POST", "/", *GRPC, host="none.test"), on="stream_idle"),
     Case("stream_idle_half_request", SLOW_POST, [Head(), Eof()], on="stream_idle", then="closed"),
     Case("request_timeout_half_body", SLOW_POST, [Head(), Eof()], on="request", then="closed"),

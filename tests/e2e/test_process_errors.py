@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -114,3 +115,20 @@ def test_inline_yaml_is_merged_over_the_file(tmp_path):
         info = proxy.admin("GET", "/server_info")[1]
         assert '"id": "inline"' in info
         assert '"cluster": "flag"' in info
+
+
+def test_what_is_unknown_or_deprecated_is_said_and_counted(tmp_path):
+    config = "typo: 1\n" + ADMIN.replace("admin: {", "admin: {access_log_path: /dev/null, ")
+    flags = ("--concurrency", "1", "--allow-unknown-static-fields", "--stats-tag", "team:a", "--stats-tag", "zone:b")
+    with Proxy(tmp_path, config, *flags) as proxy:
+        assert "unknown field: typo: envoy.config.bootstrap.v3.Bootstrap has no such field" in proxy.stderr
+        assert "deprecated field: admin.access_log_path" in proxy.stderr
+        assert proxy.stat("server.static_unknown_fields") == 1
+        assert proxy.stat("runtime.deprecated_feature_use") == 1
+        assert proxy.stat("runtime.deprecated_feature_seen_since_process_start") == 1
+        assert 'envoy_server_live{team="a",zone="b"} 1' in proxy.admin("GET", "/stats/prometheus")[1]
+        assert json.loads(proxy.admin("GET", "/server_info")[1])["command_line_options"]["stats_tag"] == ["team:a", "zone:b"]
+    with Proxy(tmp_path, config, "--concurrency", "1", "--allow-unknown-fields", "--skip-deprecated-logs") as proxy:
+        assert "unknown field: typo" in proxy.stderr
+        assert "deprecated" not in proxy.stderr
+        assert proxy.stat("runtime.deprecated_feature_use") == 1

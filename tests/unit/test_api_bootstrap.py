@@ -9,7 +9,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import text_format
 
 from meshproxy.api import bootstrap
-from meshproxy.api.errors import ConfigError
+from meshproxy.api.errors import DEPRECATED, UNKNOWN, ConfigError
 
 RAW = {"name": "raw", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"}}
 CONFIG = {"node": {"id": "a"}, "static_resources": {"clusters": [{"name": "c", "connect_timeout": "0.5s", "transport_socket": RAW}]}}
@@ -82,3 +82,26 @@ def test_dry_run_adds_what_only_compiling_shows():
 def test_warnings_come_back():
     message, warnings = bootstrap.validate(config_yaml="node: {id: a}\ndynamic_resources: {}", unsupported="warn")
     assert (message.node.id, [problem.path for problem in warnings]) == ("a", ["dynamic_resources"])
+
+
+def test_unknown_fields_may_be_allowed():
+    text = "{typo: 1, static_resources: {listeners: [{name: l, filter_chains: [{filters: [{typed_config: {'@type': x.y/%s, ports: 3}}]}]}]}}"
+    text %= "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+    with pytest.raises(ConfigError) as caught:
+        bootstrap.load(config_yaml=text)
+    paths = ["typo", "static_resources.listeners[0].filter_chains[0].filters[0].typed_config.ports"]
+    assert [problem.path for problem in caught.value.problems] == paths
+    unknown = []
+    loaded = bootstrap.load(config_yaml=text, unknown=unknown)
+    assert [(problem.path, problem.kind) for problem in unknown] == [(path, UNKNOWN) for path in paths]
+    assert loaded.static_resources.listeners[0].filter_chains[0].filters[0].typed_config.type_url.endswith(".TcpProxy")
+    with pytest.raises(ConfigError, match="name: expected a string") as caught:  # other mistakes stay mistakes
+        bootstrap.load(config_yaml="{static_resources: {clusters: [{name: 1, typo: 2}]}}", unknown=[])
+    assert len(caught.value.problems) == 1
+
+
+def test_allowed_unknown_fields_and_deprecated_ones_are_warnings():
+    text = "{typo: 1, admin: {access_log_path: /dev/null, address: {pipe: {path: /a}}}}"
+    _, warnings = bootstrap.validate(config_yaml=text, allow_unknown=True)
+    assert [(problem.path, problem.kind) for problem in warnings] == [("typo", UNKNOWN), ("admin.access_log_path", DEPRECATED)]
+    assert str(warnings[1]) == "admin.access_log_path: envoy.config.bootstrap.v3.Admin.access_log_path is deprecated"

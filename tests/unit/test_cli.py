@@ -37,6 +37,10 @@ def test_a_value_may_follow_an_equals_sign_and_arguments_after_two_dashes_are_ig
     assert cli.parse(["--config-path=x.yaml", "--", "--nonsense"]).config_path == "x.yaml"
 
 
+def test_some_flags_may_be_given_again():
+    assert cli.parse("--stats-tag team:a --stats-tag zone:b:c".split()).stats_tag == ("team:a", "zone:b:c")
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -54,6 +58,12 @@ def test_a_value_may_follow_an_equals_sign_and_arguments_after_two_dashes_are_ig
         ("--local-address-ip-version v5", "unknown IP address version 'v5'"),
         ("--unsupported maybe", "one of reject, warn"),
         ("--disable-hot-restart=1", "takes no value"),
+        ("--stats-tag nocolon", "misformatted stats-tag 'nocolon'"),
+        ("--stats-tag te_am:x", "misformatted stats-tag 'te_am:x' contains invalid char in 'te_am'"),
+        ("--stats-tag team:a.b", "misformatted stats-tag 'team:a.b' contains invalid char in 'a.b'"),
+        ("--stats-tag team:", "misformatted stats-tag 'team:' contains invalid char in ''"),
+        ("--disable-extensions envoy.filters.http/envoy.filters.http.fault", "--disable-extensions is not supported: extensions that the configuration"),
+        ("--disable-extensions=x", "--disable-extensions is not supported"),
         ("--restart-epoch 1", "no parent to take over from"),
     ],
 )

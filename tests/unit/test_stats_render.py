@@ -299,3 +299,16 @@ def test_bins() -> None:
         assert histogram.bin_of(value) == key
     assert histogram.bounds(612) == (120000.0, 10000.0)
     assert all(map(math.isnan, histogram.quantiles({})))
+
+
+def test_fixed_tags() -> None:
+    proto = stats_pb2.StatsConfig(
+        stats_tags=[stats_pb2.TagSpecifier(tag_name="zone", fixed_value="z"), stats_pb2.TagSpecifier(tag_name="team", fixed_value="other")]
+    )
+    config = StatsConfig(proto, [("team", "b:c"), ("a", "1")])
+    fixed = [("team", "b:c"), ("a", "1"), ("zone", "z")]
+    tags = [("envoy.response_code", "200"), *fixed, ("envoy.cluster_name", "x")]
+    assert config.tagged("cluster.x.upstream_rq_200") == ("cluster.upstream_rq", tags)
+    assert config.tagged("server.live") == ("server.live", fixed)
+    only = StatsConfig(None, [("a", "1")])
+    assert [only.tagged(f"cluster.{name}.upstream_cx_total")[1] for name in "xy"] == [[("a", "1"), ("envoy.cluster_name", name)] for name in "xy"]
