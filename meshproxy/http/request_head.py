@@ -464,11 +464,16 @@ def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:
         return None, False
 
 
+# What of a name stands as it is in X-Forwarded-Client-Cert: whatever cannot end the line, the element or one of its parts. Envoy lets the rest stand too; no
+# name that means well has any of it.
+_IN_NAMES = "!#$%&'()*+-./:<=>?@[\\]^_`{|}~"
+
+
 def _client_cert_element(tls: Any, details: tuple[str, ...]) -> str:
     parts = []
     local = tls.local_certificate
     if local is not None:
-        parts += [f"By={uri}" for uri in local.uri_sans]
+        parts += [f"By={quote(uri, safe=_IN_NAMES)}" for uri in local.uri_sans]
     peer = tls.peer_certificate
     parts.append(f"Hash={peer.sha256}")
     for detail in details:
@@ -479,9 +484,9 @@ def _client_cert_element(tls: Any, details: tuple[str, ...]) -> str:
         elif detail == "subject":
             parts.append(f'Subject="{peer.subject}"')
         elif detail == "uri":
-            parts += [f"URI={uri}" for uri in peer.uri_sans] or ["URI="]
+            parts += [f"URI={quote(uri, safe=_IN_NAMES)}" for uri in peer.uri_sans] or ["URI="]
         elif detail == "dns":
-            parts += [f"DNS={dns}" for dns in peer.dns_sans]
+            parts += [f"DNS={quote(dns, safe=_IN_NAMES)}" for dns in peer.dns_sans]
     return ";".join(parts)
 
 
