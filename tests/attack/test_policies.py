@@ -139,15 +139,7 @@ async def test_denied_header_values(target: Target, listener: str):
 
 async def test_allowed_header_values(target: Target):
     """A regular expression that allows matches a whole line; as for Envoy, one of several lines is enough."""
-    for lines in (
-        [b"X-Role: admin"],
-        [b"X-Role: user\xff"],
-        [b"X-Role: userx"],
-        [b"X-Role: user", b"X-Role: admin"],
-        [b"X-Role: admin", b"X-Role: user"],
-        [],
-        [b"X-Role:"],
-    ):
+    for lines in ([b"X-Role: admin"], [b"X-Role: user\xff"], [b"X-Role: userx"], [b"X-Role: user, admin"], [b"X-Role: user,guest"], [], [b"X-Role:"]):
         assert (await target.send(raw("/", *lines), listener="by_allowed_regex")).statuses == [403], lines
     assert (await target.send(raw("/", b"X-Role: guest"), listener="by_allowed_regex")).statuses == [200]
 
