@@ -72,7 +72,7 @@ PATHS = [
 
 def seen_by_a_server(target: bytes) -> bytes:
     """How a server behind us may read a path: decoded once, backslashes turned, parameters of dot segments and slashes dropped, dots resolved."""
-    path = unquote_to_bytes(target.partition(b"?")[0]).replace(b"\\", b"/").partition(b"\0")[0].strip()
+    path = unquote_to_bytes(target.partition(b"?")[0]).replace(b"\\", b"/").partition(b"\0")[0]
     out: list[bytes] = []
     for segment in path.split(b"/"):
         name = segment.partition(b";")[0] if segment.startswith(b".") else segment
