@@ -36,7 +36,7 @@ class Chain:
             setattr(self, name, tuple(hooks))
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in filters if hasattr(filter_, "request_headers")]
         self.plannable = None not in repeated and not (self.response_headers or self.response_data or self.response_trailers or admission)
-        self.repeated: tuple[Hook, ...] = tuple(repeated) if self.plannable else ()
+        self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
 
 
 EMPTY = Chain(())

@@ -123,8 +123,8 @@ class Plan:
         connection.request = connection.planned = stream
         connection.served += 1
         pool.limits.rq += 1
-        host.rq_total += 1
-        host.rq_active += 1
+        host.rq_total += 1  # type: ignore[union-attr]  # there is a pool, so there is a host
+        host.rq_active += 1  # type: ignore[union-attr]
         stream.connected = connection
         stream.stage = _UPSTREAM
         queue = self.queue
@@ -149,9 +149,7 @@ class Plan:
 
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: the filters; False when the request took another way."""
-        position = 0
-        for hook in self.hooks:
-            position += 1
+        for position, hook in enumerate(self.hooks, 1):
             result = hook(stream)
             if result is not None:
                 stream._hold_headers(result, position, True)
@@ -224,9 +222,8 @@ class Plan:
             stream.end = now
             stream.answer = response, known, milliseconds
             request_id = self.request_id if self.new_id is None else stream.request_id
-            if not response.timed:
-                service_time = known.index.get(_SERVICE_TIME)
-            stream.facts = response, codec.info, host, request_id, service_time, start, now, start + manager.wall_offset
+            stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
+            stream.facts = response, codec.info, host, request_id, stated, start, now, start + manager.wall_offset
             manager.watch(stream, self.chain)
         if codec.parser.buffer:
             codec.go_on()
@@ -312,6 +309,13 @@ class PlannedStream(Stream):
     """A stream on its plan's way; see the module's docstring. Only `Plan` sets its attributes."""
 
     __slots__ = ()
+
+    plan: Plan
+    stage: int
+    connected: Http1Connection
+    request_id: bytes
+    answer: tuple[PlannedResponse, KnownResponse, int]
+    facts: tuple[Any, ...]
 
     def __getattr__(self, name: str) -> Any:
         """Somebody asks for what the plan's way does not set: be an ordinary stream from here on."""

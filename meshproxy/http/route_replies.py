@@ -76,7 +76,7 @@ def _formatted(status: int, body: bytes, proto: Any) -> Answer:
     has_location = status == 201 or 300 <= status < 400
 
     def answer(stream: StreamInfo) -> Reply:
-        stream.local_reply_body = body  # type: ignore[attr-defined]  # what %LOCAL_REPLY_BODY% stands for
+        stream.local_reply_body = body  # what %LOCAL_REPLY_BODY% stands for
         return Reply(status, text(stream), details=_DETAILS, headers=(*_location(stream), *headers) if has_location else headers)
 
     return answer
