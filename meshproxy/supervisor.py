@@ -22,6 +22,7 @@ from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
+from meshproxy.net.filter_chain import share_tls
 from meshproxy.net.tasks import spawn
 from meshproxy.observe.tags import StatsConfig
 from meshproxy.server import Listener, Server
@@ -53,6 +54,7 @@ class Supervisor:
         self._endpoints: dict[str, bytes] = {}  # cluster -> the last frame, for workers that start later
         self._health: dict[str, dict[str, int]] = {}  # cluster -> address -> flags
         self._all_ready = asyncio.Event()
+        plan.tls_contexts = {} if plan.concurrency > 1 else None
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
             plan.concurrency,
@@ -103,6 +105,8 @@ class Supervisor:
                 self._plan.listeners.append(Listener(name, addresses, listener.traffic_direction == _INBOUND, bound))
         try:
             problems.raise_any()
+            if self._plan.tls_contexts is not None:
+                share_tls(bootstrap.static_resources.listeners, self._context)
         except ConfigError:
             self._close_listeners()
             if admin is not None:

@@ -59,6 +59,7 @@ class Plan(Record):
     cells: Cells | None = None
     unknown_fields: int = 0  # of the bootstrap, where they are allowed
     deprecated_fields: int = 0
+    tls_contexts: dict[bytes, Any] | None = None  # the contexts of listeners: workers share their session tickets
     listeners: list[server.Listener] = field(default_factory=list)
 
     def sockets(self, index: int) -> list[list[socket.socket]]:
@@ -82,6 +83,7 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
     context = Context(loop=loop, stats=stats, timers=None, worker_id=worker_id, concurrency=plan.concurrency, node=plan.node)  # type: ignore[arg-type]
     context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
     context.cells = plan.cells
+    context.tls_contexts = plan.tls_contexts
     if bootstrap.static_resources.secrets:
         with errors.under("static_resources.secrets"):
             context.secrets = Secrets(bootstrap.static_resources.secrets)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry, secrets
-from meshproxy.api.errors import fail, under
+from meshproxy.api.errors import Collector, fail, under
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT
+from meshproxy.net.listener_stats import stat_prefix
+from meshproxy.observe.stats import Store
 from meshproxy.record import Record
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class FilterChain:
         )
         self.proxy_protocol: bool = proto.use_proxy_proto.value
         with under("transport_socket"):
-            self.tls = _compile_transport(proto, listener_scope, network.context)
+            self.tls = compile_transport(proto, listener_scope, network.context)
         filters, self.terminal = _compile_filters(proto, network)
         self.on_connection = _hooks(filters, "on_connection")
         self.on_first_data = _hooks(filters, "on_first_data")
@@ -87,7 +89,19 @@ def _hooks(filters: Any, name: str) -> tuple[Callable[..., Any], ...]:
     return tuple(getattr(filter, name) for filter in filters if hasattr(filter, name))
 
 
-def _compile_transport(proto: Any, scope: Scope, context: Context) -> DownstreamTls | None:
+def share_tls(listeners: Iterable[Any], context: Context) -> None:
+    """In main, before it forks: make the TLS contexts of listeners that every worker inherits (net.tls.compile_downstream). Raises ConfigError."""
+    errors = Collector()
+    for at, listener in enumerate(listeners):
+        chains = [(f"filter_chains[{index}]", chain) for index, chain in enumerate(listener.filter_chains)]
+        for path, chain in (*chains, ("default_filter_chain", listener.default_filter_chain)):
+            if chain.HasField("transport_socket"):
+                with errors.under(f"static_resources.listeners[{at}].{path}.transport_socket"):
+                    compile_transport(chain, Store().scope(stat_prefix(listener)), context)
+    errors.raise_any()
+
+
+def compile_transport(proto: Any, scope: Scope, context: Context) -> DownstreamTls | None:
     """None for plaintext: no transport socket, or a raw buffer."""
     if not proto.HasField("transport_socket"):
         return None
@@ -101,7 +115,7 @@ def _compile_transport(proto: Any, scope: Scope, context: Context) -> Downstream
             return None
         with under("common_tls_context"):
             secrets.inline(message.common_tls_context, context.secrets)
-        return module.compile_downstream(message, scope)
+        return module.compile_downstream(message, scope, context.tls_contexts)
 
 
 def _compile_filters(proto: Any, network: NetworkContext) -> tuple[list[Any], Any]:

@@ -27,7 +27,7 @@ from meshproxy.net.gates import ClosingWatch, Counted, FirstDataGate, Waiting, a
 from meshproxy.net.handshake import Handshake
 from meshproxy.net.inspect import Chain as InspectionChain
 from meshproxy.net.inspect import Inspection
-from meshproxy.net.listener_stats import ListenerStats
+from meshproxy.net.listener_stats import ListenerStats, stat_prefix
 from meshproxy.net.sockets import bind
 from meshproxy.net.tasks import spawn
 from meshproxy.observe import events, flags
@@ -94,8 +94,7 @@ class Listener:
         self._registry = registry
         configured = net_sockets.addresses(proto)
         self.addresses = [Address.from_sockaddr(sock.family, sock.getsockname()) for sock in sockets] or configured
-        prefix = f"listener.{proto.stat_prefix or configured[0].text}."
-        scope = context.stats.scope(prefix)
+        scope = context.stats.scope(stat_prefix(proto))
         self.stats = ListenerStats(scope, f"worker_{context.worker_id}.")
         self.buffer_limit = _buffer_limit(proto)
         self.inbound: bool = proto.traffic_direction == 1

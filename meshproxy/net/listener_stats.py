@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.net.sockets import addresses
 
 if TYPE_CHECKING:
     from meshproxy.observe.stats import Counter, Gauge, Histogram, Scope
@@ -23,6 +25,11 @@ _COUNTERS = (
 )
 _GAUGES = ("downstream_cx_active", "downstream_pre_cx_active")
 _HISTOGRAMS = ("connections_accepted_per_socket_event", "downstream_cx_length_ms")
+
+
+def stat_prefix(proto: Any) -> str:
+    """The prefix of the statistics of a `Listener`. Raises ConfigError."""
+    return f"listener.{proto.stat_prefix or addresses(proto)[0].text}."
 
 
 class ListenerStats:

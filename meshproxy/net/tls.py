@@ -6,6 +6,7 @@ else, so that a peer whose certificate is not the one asked for is turned away b
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -235,8 +236,12 @@ class UpstreamTls(_Tls):
         self.stats.count_handshake(ssl_object, flight.group, flight.signature or usual_signature(certificate), presented=True)
 
 
-def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:
-    """From `DownstreamTlsContext`; `scope` is the listener's. Reads the certificates. Raises ConfigError."""
+def compile_downstream(proto: Any, scope: Scope, shared: dict[bytes, ssl.SSLContext] | None = None) -> DownstreamTls:
+    """From `DownstreamTlsContext`; `scope` is the listener's. Reads the certificates. Raises ConfigError.
+
+    An SSL context that is in `shared` is taken from there, others are added. The keys of session tickets are random and those of a context, and Python's ssl
+    cannot set them: so that any worker resumes a session that another began, main fills `shared` and workers inherit it with the fork.
+    """
     with under("common_tls_context"):
         common = compile_common(proto.common_tls_context, server_side=True)
     if not common.material.certificates:
@@ -255,7 +260,7 @@ def compile_downstream(proto: Any, scope: Scope) -> DownstreamTls:
         fail("disable_stateful_session_resumption", "it is only honoured together with tls_minimum_protocol_version TLSv1_3", UNSUPPORTED)
     tls = DownstreamTls(common, TlsStats(scope, server_side=True), None)  # type: ignore[arg-type]  # set in the next line
     with under("common_tls_context"):
-        tls.context = _ServerContexts(tls, proto, common).first
+        tls.context = _ServerContexts(tls, proto, common, {} if shared is None else shared, scope.prefix).first
     return tls
 
 
@@ -279,10 +284,15 @@ class _ServerContexts:
     key type, when the client names nothing or `full_scan_certs_on_sni_mismatch` is set).
     """
 
-    def __init__(self, tls: DownstreamTls, proto: Any, common: Common) -> None:
+    def __init__(self, tls: DownstreamTls, proto: Any, common: Common, shared: dict[bytes, ssl.SSLContext], prefix: str) -> None:
         self._tls = tls
         self._proto = proto
         self._common = common
+        self._shared = shared
+        material = common.material
+        parts = [prefix.encode(), proto.SerializeToString(deterministic=True), material.trusted, material.crl]
+        # Of one listener and of equal contents, and nothing less: what a session was allowed to do, it may do again.
+        self._key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (*parts, *(item.chain + item.key for item in material.certificates))))
         self._memo: dict[tuple[int, ...], ssl.SSLContext] = {}
         self._names: dict[str, ssl.SSLContext] = {}
         certificates = common.material.certificates
@@ -307,16 +317,24 @@ class _ServerContexts:
     def _context(self, certificates: tuple[int, ...]) -> ssl.SSLContext:
         context = self._memo.get(certificates)
         if context is None:
-            common, proto = self._common, self._proto
-            context = new_context(common, server_side=True, alpn=common.alpn, certificates=certificates)
-            if proto.disable_stateless_session_resumption:
-                context.options |= ssl.OP_NO_TICKET
-                context.num_tickets = 0
-            if proto.prefer_client_ciphers:
-                context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-            context.sslobject_class = HandshakeObject
+            key = self._key.copy()
+            key.update(repr(certificates).encode())
+            context = self._shared.get(key.digest())
+            if context is None:
+                context = self._shared[key.digest()] = self._make(certificates)
             context.owner = self._tls  # type: ignore[attr-defined]
             self._memo[certificates] = context
+        return context
+
+    def _make(self, certificates: tuple[int, ...]) -> ssl.SSLContext:
+        common, proto = self._common, self._proto
+        context = new_context(common, server_side=True, alpn=common.alpn, certificates=certificates)
+        if proto.disable_stateless_session_resumption:
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
+        if proto.prefer_client_ciphers:
+            context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.sslobject_class = HandshakeObject
         return context
 
     def _select(self, ssl_object: ssl.SSLObject, server_name: str | None, _context: ssl.SSLContext) -> int | None:

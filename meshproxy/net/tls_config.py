@@ -132,8 +132,9 @@ def new_context(common: Common, *, server_side: bool, alpn: tuple[str, ...], cer
     context.minimum_version = common.minimum
     context.maximum_version = common.maximum
     context.options |= ssl.OP_NO_RENEGOTIATION
-    if server_side:
-        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    if server_side and common.minimum >= ssl.TLSVersion.TLSv1_3:
+        # Envoy lets the client choose under TLS 1.3, and only there: OpenSSL has one option for all versions.
+        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
         context.set_ciphers(common.ciphers)
     except ssl.SSLError:

@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.proxies import make_certificate
 from tests.e2e.proxy import ADMIN, HELLO, PATIENCE, Proxy, Upstream, alive, children, cluster, get, listener, refused, wait_until
 
 pytestmark = pytest.mark.slow
@@ -279,3 +281,31 @@ def _zombies_of(pid):
             if int(fields[1]) == pid and fields[0] == "Z":
                 found.append(int(entry.name))
     return found
+
+
+def test_tls_sessions_are_resumed_by_any_worker(tmp_path):
+    """Also by one that replaced another."""
+    make_certificate(tmp_path)
+    files = f"{{certificate_chain: {{filename: {tmp_path}/cert.pem}}, private_key: {{filename: {tmp_path}/key.pem}}}}"
+    tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+    socket_config = f"{{name: tls, typed_config: {{'@type': {tls}, common_tls_context: {{tls_certificates: [{files}]}}}}}}"
+    config = STATIC + listener(0, HELLO).replace("    - filters:", f"    - transport_socket: {socket_config}\n      filters:")
+    context = ssl._create_unverified_context()
+
+    def connect(port: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", port)), session=session) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+            return sock.session, bool(sock.session_reused)
+
+    with Proxy(tmp_path, config, "--concurrency", "2") as proxy:
+        port = proxy.port()
+        session, _ = connect(port, None)
+        for killed in (False, True):
+            if killed:
+                os.kill(proxy.workers()[0], signal.SIGKILL)
+                wait_until(lambda: proxy.stat("server.worker_restarts") == 1)
+            for _ in range(20):
+                session, reused = connect(port, session)
+                assert reused
+        assert all(proxy.stat(f"listener.127.0.0.1_0.worker_{index}.downstream_cx_total") for index in (0, 1))

@@ -37,7 +37,7 @@ class Pair:
 
     def __init__(self, client: ssl.SSLContext | tls.UpstreamTls, server: ssl.SSLContext, name: str | None = "server.example.com", **wrap: Any) -> None:
         up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client.wrap(down, up, **wrap) if isinstance(client, tls.UpstreamTls) else client.wrap_bio(down, up, server_hostname=name)
+        self.client = client.wrap(down, up, **wrap) if isinstance(client, tls.UpstreamTls) else client.wrap_bio(down, up, server_hostname=name, **wrap)
         self.server = server.wrap_bio(up, down, server_side=True)
 
     def shake(self) -> tuple[Exception | None, Exception | None]:
@@ -268,6 +268,43 @@ def test_sessions():
             assert second.server.session_reused
         else:
             assert first.client.session is None or not first.client.session.has_ticket
+
+
+def test_sessions_are_resumed_by_any_worker():
+    """Two workers compile the same configuration, each with the contexts that it inherited."""
+    shared: dict[bytes, ssl.SSLContext] = {}
+    config = message(DOWNSTREAM, downstream_tls())
+    tls.compile_downstream(config, Store().scope("listener.l."), shared)
+    assert len(shared) == 1
+    store = Store()
+    first, second = (tls.compile_downstream(config, store.scope("listener.l."), dict(shared)) for _ in range(2))
+    client = client_context()
+    client.maximum_version = ssl.TLSVersion.TLSv1_2  # its session is there when the handshake is over
+    begun = Pair(client, first.context)
+    assert begun.shake() == (None, None)
+    resumed = Pair(client, second.context, session=begun.client.session)
+    assert resumed.shake() == (None, None)
+    assert resumed.server.session_reused
+    assert store.value("listener.l.ssl.session_reused") == 1
+
+
+@pytest.mark.parametrize("other", ["listener", "certificate", "authority"])
+def test_contexts_that_differ_are_not_shared(other):
+    shared: dict[bytes, ssl.SSLContext] = {}
+    tls.compile_downstream(message(DOWNSTREAM, downstream_tls()), Store().scope("listener.l."), shared)
+    document = downstream_tls(
+        "other" if other == "certificate" else "server", validation={"trusted_ca": {"filename": pki()["ca.pem"]}} if other == "authority" else None
+    )
+    compiled = tls.compile_downstream(message(DOWNSTREAM, document), Store().scope("listener.m." if other == "listener" else "listener.l."), shared)
+    assert len(shared) == 2
+    assert compiled.context is list(shared.values())[1]
+
+
+def test_who_chooses_the_cipher():
+    preference = ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert downstream()[0].context.options & preference
+    assert not downstream(prefer_client_ciphers=True)[0].context.options & preference
+    assert not downstream(params={"tls_minimum_protocol_version": "TLSv1_3"})[0].context.options & preference
 
 
 def test_not_tls():
