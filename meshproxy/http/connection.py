@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec import h1, header_case
 from meshproxy.codec.h1 import NO_PLANS, KnownRequest, ProtocolError, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
-from meshproxy.http.plan import MAX_PER_HEAD, Plan
+from meshproxy.http import plan as plans
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
@@ -204,36 +204,29 @@ class ServerConnection(asyncio.Protocol):
             plain = known.plain = manager.preparer.is_plain(known, known.index)
         elif plain and self.additions is not None:
             plan = self._plan(known)
-        head = RequestHead(known.method, known.path, known.authority, known.items.copy(), known.index.copy(), scheme=known.scheme)
         if not plain or manager.has_stream_timers or manager.max_requests or self.headers_timer is not None:
-            self.on_headers(head, True)
+            self.on_headers(known.head(), True)
             return
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
-        stream = self.stream = Stream(manager, self, head, now)
-        stream.request_ended = True
-        stream.request_end = now
         self.requests += 1
-        manager.rq_started += 1
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
         additions = self.additions
         if additions is None:
             additions = self.additions = manager.preparer.additions(self.info)
-        manager.complete_head(stream, head, additions)
-        stream.begin(True)
-        if plan is not None and stream.forwarding is not None:
+        stream = plans.start(self, known, additions, now)
+        if plan is not None and stream.stage:
             self.passed = plan  # every filter let it pass, at once
 
-    def _plan(self, known: KnownRequest) -> Plan | None:
+    def _plan(self, known: KnownRequest) -> plans.Plan | None:
         """The plan for a head that is not new, made now if there is none."""
-        plans = known.plans
-        plan = plans.get(self.additions, NO_PLANS)
+        plan = known.plans.get(self.additions, NO_PLANS)
         if plan is NO_PLANS or (plan is not None and plan.generation != self.changes.n):
-            if plans is NO_PLANS or len(plans) >= MAX_PER_HEAD:
-                plans = known.plans = {}
-            plan = plans[self.additions] = self.manager.plan(known, self.additions)
+            if known.plans is NO_PLANS or len(known.plans) >= plans.MAX_PER_HEAD:
+                known.plans = {}
+            plan = known.plans[self.additions] = self.manager.plan(known, self.additions)
         return plan
 
     def on_headers(self, head: RequestHead, end_stream: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.codec import h1, header_case
-from meshproxy.codec.headers import Pair, ResponseHead
+from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
@@ -132,10 +132,13 @@ class HttpConnectionManager:
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[ServerConnection] = set()
-        self._plans: list[plan.Plan] = []
+        # By route, for clients that are not internal and for those that are; valid as long as nothing changes. None: there is no lane.
+        self._lanes: tuple[dict[Route | None, plan.Lane | None], ...] = ({}, {})
+        self._lanes_of = self.changes.n
+        self._plans = 0
         # Whether requests can go by plan at all.
-        self.plannable = self._connection_class is ServerConnection and self.router.charges_plainly
-        self.plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
+        self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
+        self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
         self._drain = context.drain
         if context.drain is not None:
             context.drain.register(self)
@@ -265,22 +268,44 @@ class HttpConnectionManager:
 
     def drain_changed(self) -> None:
         """A drain began or ended: responses may have to say that the connection closes."""
-        self.changes.n += 1
+        self._forget_lanes()
 
     # -- streams
 
+    @property
+    def plannable(self) -> bool:
+        """Whether requests can have lanes at all: not while responses have to say that the connection closes."""
+        return self._plannable and not self.drain_active()
+
+    def lane(self, route: Route | None, head: RequestHead, internal: bool) -> plan.Lane | None:
+        """HOT: the lane of a route, if there can be one. `head`: of a request that has this route."""
+        if self._lanes_of != self.changes.n:
+            self._forget_lanes()
+        lanes = self._lanes[internal]
+        try:
+            return lanes[route]
+        except KeyError:
+            lane = lanes[route] = plan.make_lane(self, route, head, internal=internal)
+            return lane
+
     def plan(self, known: KnownRequest, additions: Additions) -> plan.Plan | None:
         """Make the plan for a head that repeats itself, if there can be one."""
-        if self._drain is not None and self._drain.active:
-            return None
-        if self._plans and (len(self._plans) >= plan.MAX_PLANS or self._plans[0].generation != self.changes.n):
-            self.settle()
-            self.changes.n += 1
-            self._plans.clear()
-        made = plan.make(self, known, additions)
-        if made is not None:
-            self._plans.append(made)
-        return made
+        if self._plans >= plan.MAX_PLANS:
+            self._forget_lanes()
+        self._plans += 1
+        return plan.make_plan(self, known, additions)
+
+    def _forget_lanes(self) -> None:
+        """Something changed, or there are too many plans: all are made anew when they are needed."""
+        self.settle()
+        for lanes in self._lanes:
+            for lane in lanes.values():
+                if lane is not None:
+                    lane.retired = True
+            lanes.clear()
+        self.changes.n += 1
+        self._lanes_of = self.changes.n
+        self._plans = 0
 
     def tick(self, now: float) -> None:
         """Once a second while there are requests: the date header."""
@@ -420,8 +445,10 @@ class HttpConnectionManager:
         stats = self.stats
         started = self.rq_started - self._settled
         self._settled = self.rq_started
-        for made in self._plans:
-            started += made.settle()
+        for lanes in self._lanes:
+            for lane in lanes.values():
+                if lane is not None:
+                    started += lane.settle()
         stats.downstream_rq_total.n += started
         stats.downstream_rq_http1_total.n += started
         finished = 0

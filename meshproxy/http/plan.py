@@ -1,17 +1,18 @@
-"""Plans: requests whose heads repeat, without parsing, routing and encoding them again.
+"""Lanes and plans: the short way of a request without a body, and the shorter one of a request whose head was seen before.
 
-Most clients send the same few heads over and over. When a head that asks nothing special is seen for the second time, `make` takes it once through what
-every such request goes through (forwarded headers, route, chain, header mutations) and writes down the outcome: a `Plan`, which holds the bytes that go
-upstream, but for the request id. `Plan.start` is the way of a request that has one; its stream is a `PlannedStream`, which knows little more than its plan.
+A **lane** (`Lane`) is what all such requests of one route have in common: cluster, filters, timeouts, and the response heads of its upstreams as they go
+downstream. Most clients also send the same few heads over and over. When a head is seen for the second time, `make_plan` takes it once through what every
+such request goes through (forwarded headers, route, header mutations) and writes down the outcome: a `Plan`, which holds the bytes that go upstream, but for
+the request id. `Lane.start` and `Plan.start` are the ways in, `Lane.respond` is the way back.
 
-Nothing here decides anything that the general way would decide otherwise. Two things see to that:
+Nothing here decides anything that the general way (`http.stream`, `http.router`) would decide otherwise. Two things see to that:
 
-- A plan is made by running the general code on a stand-in for the stream (`_Probe`) that has a request head and nothing else. Whatever looks at something
-  that could be different the next time (the request id, random numbers, runtime, certificates, metadata) makes the attempt fail, and there is no plan.
-- A planned stream is an ordinary `Stream` of which most attributes have not been set. Whoever reads one of those (a filter, a reset, a timeout, an access
-  log, a response that is not planned) turns it into what it would have been on the general way (`PlannedStream._become_ordinary`), and goes on from there.
+- Lanes and plans are made by running the general code on a stand-in for the stream (`_Probe`) that has a head and nothing else. Whatever looks at something
+  that could be different the next time (the request id, random numbers, certificates, metadata) makes the attempt fail, and there is no plan.
+- A `PlannedStream` is an ordinary `Stream` of which most attributes have not been set. Whoever reads one of those (a filter, a reset, a timeout, an access
+  log, a response that is not planned) turns it into what it would have been on the general way (`PlannedStream.leave_plan`), and goes on from there.
 
-Counters that follow from how often a plan was used are settled when statistics are collected.
+Counters that follow from how often a lane or a plan was used are settled when statistics are collected.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
-from meshproxy.http import retry, timeouts
-from meshproxy.http.route import Route
+from meshproxy.http import timeouts
+from meshproxy.http.filter_chain import EMPTY
 from meshproxy.http.router import Forwarding
 from meshproxy.http.stream import Stream
 
@@ -31,94 +32,92 @@ if TYPE_CHECKING:
     from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.request_head import Additions
+    from meshproxy.http.route import Route
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.pool import Http1Connection
 
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
-_MAX_RESPONSES = 16  # of one plan
+_MAX_RESPONSES = 64  # of one lane
 
 _ID = b"x-request-id"
 _SERVICE_TIME = b"x-envoy-upstream-service-time"
 _METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # without a body, and the response has one
+_CONTROL = timeouts.CONTROL_HEADERS
 _NEW = object.__new__
+_TIMES = [b"%d" % milliseconds for milliseconds in range(1000)]
 
 # Where a planned stream is: its filters run; its request has gone upstream; its response has gone downstream.
 _FILTERS, _UPSTREAM, _DONE = range(3)
 
 
-class Plan:
-    """What every repetition of a request head comes to, for clients that get the same additions."""
+class Lane:
+    """What requests of one route have in common that come from clients of one sort (internal or not)."""
 
     __slots__ = (
-        "after",
-        "before",
         "chain",
         "cluster",
-        "generation",
-        "head_bytes",
-        "hooks",
         "internal",
         "manager",
-        "new_id",
         "outlier",
-        "prepared",
         "priority",
         "queue",
         "queue_per_try",
-        "request_id",
+        "received",
         "responses",
+        "retired",
         "route",
         "sent",
-        "size",
         "started",
         "watched",
     )
 
-    def __init__(self, manager: HttpConnectionManager, head_bytes: int, outcome: _Outcome) -> None:
-        route, cluster = outcome.route, outcome.cluster
+    def __init__(self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool) -> None:
         self.manager = manager
-        self.generation: int = manager.changes.n
         self.route = route
         self.priority = route.priority
-        self.chain: Chain = outcome.chain
-        self.hooks = outcome.chain.repeated
-        self.cluster: Cluster = cluster
+        self.chain = chain
+        self.cluster = cluster
         self.outlier = cluster.outlier
         self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
         self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
-        self.internal = outcome.internal
-        self.watched = bool(manager.logs or outcome.chain.complete)
-        self.head_bytes = head_bytes
-        self.prepared = _Template(outcome.prepared, outcome.id)  # the head as filters see it
-        self.sent = _Template(outcome.sent, outcome.id)  # the head as it goes upstream
-        self.new_id = manager.preparer.new_id if outcome.id else None
-        self.request_id = outcome.prepared.get(_ID)  # where none is generated
-        before, _, after = outcome.wire.partition(outcome.id) if outcome.id else (outcome.wire, b"", b"")
-        self.before: bytes = before
-        self.after: bytes = after
-        self.size = len(outcome.wire)
+        self.internal = internal
+        self.watched = bool(manager.logs or chain.complete)
         self.responses: dict[KnownResponse, PlannedResponse] = {}
-        self.started = 0  # requests that went upstream, since `settle`
+        self.retired = False  # something changed: what is still on its way goes the general way back
+        # Since `settle`: requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
+        self.started = self.received = self.sent = 0
 
-    def start(self, codec: ServerConnection) -> None:
-        """HOT: a request, in place of `ServerConnection.on_known`. The connection is ready, and its filters let this head pass before."""
-        stream = codec.stream = _NEW(PlannedStream)
-        stream.plan = self
-        stream.codec = codec
-        stream.manager = manager = self.manager
-        stream.connection = codec.info
-        stream.start = stream.last_active = now = manager.clock()
-        stream.stage = _FILTERS
-        if self.hooks and not self._run_hooks(stream):
+    def forward(self, stream: PlannedStream) -> None:
+        """HOT: send a request whose filters are done."""
+        route = self.route
+        head = stream.request
+        index = head._index  # type: ignore[union-attr]
+        if index is None or not _CONTROL.isdisjoint(index):
+            stream.leave_plan()
+            stream.forward(True)
             return
+        expected = route.expected_timeout
+        if expected is not None and not self.manager.router.suppress:
+            index[timeouts.EXPECTED] = expected
+            head.items.append((timeouts.EXPECTED, expected))  # type: ignore[union-attr]
+        if route.finalize_request is not None:
+            route.finalize_request(stream)
         host = self.cluster.pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(self.priority)
-        if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq:
-            stream._become_ordinary()
-            stream.forward(True, host)
+        if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
+            if stream.__class__ is PlannedStream:
+                stream.leave_plan()
+            stream.forward(True, host, finalized=True)
             return
+        out = h1.encode_request_head(head.method, head.path, head.authority, head.items)  # type: ignore[union-attr]
+        self.sent += len(out)
+        stream.upstream_bytes_sent = len(out)
+        self.send(stream, host, pool, out)
+
+    def send(self, stream: PlannedStream, host: Any, pool: Any, out: bytes) -> None:
+        """HOT: send a request's head on an idle connection of `pool`."""
         connection = pool.idle.pop()
         connection.request = connection.planned = stream
         connection.served += 1
@@ -130,35 +129,17 @@ class Plan:
         queue = self.queue
         if queue is not None:
             if queue.handle is None:
-                queue.start(stream, now)
+                queue.start(stream, stream.start)
             else:
-                queue.started[stream] = now
+                queue.started[stream] = stream.start
         queue = self.queue_per_try
         if queue is not None:
             if queue.handle is None:
-                queue.start(stream, now)
+                queue.start(stream, stream.start)
             else:
-                queue.started[stream] = now
+                queue.started[stream] = stream.start
         self.started += 1
-        new_id = self.new_id
-        if new_id is None:
-            connection.transport.write(self.before)
-        else:
-            stream.request_id = request_id = new_id()
-            connection.transport.write(self.before + request_id + self.after)
-
-    def _run_hooks(self, stream: PlannedStream) -> bool:
-        """HOT: the filters; False when the request took another way."""
-        for position, hook in enumerate(self.hooks, 1):
-            result = hook(stream)
-            if result is not None:
-                stream._hold_headers(result, position, True)
-                return False
-        if stream.__class__ is PlannedStream:
-            return True
-        if not stream.ended:
-            stream.forward(True)
-        return False
+        connection.transport.write(out)
 
     def respond(self, stream: PlannedStream, connection: Http1Connection, known: KnownResponse, data: bytes, end: int) -> bool:
         """HOT: a whole response, `data`, whose head ends at `end`. False, and nothing done, when it has to go the general way."""
@@ -169,7 +150,7 @@ class Plan:
         codec = stream.codec
         pool = connection.pool
         host = pool.host
-        if codec.closing or self.generation != manager.changes.n or host.canary or host.zone_stat:
+        if codec.closing or self.retired or host.canary or host.zone_stat:
             return False
         now = manager.clock()
         if now >= manager.next_second:
@@ -220,21 +201,23 @@ class Plan:
         )
         if self.watched:
             stream.end = now
-            stream.answer = response, known, milliseconds
-            request_id = self.request_id if self.new_id is None else stream.request_id
-            stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
-            stream.facts = response, codec.info, host, request_id, stated, start, now, start + manager.wall_offset
+            stream.answer = response, milliseconds
+            plan = stream.plan
+            if plan is not None:
+                request_id = plan.request_id if plan.new_id is None else stream.request_id
+                stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
+                stream.facts = (plan, response), codec.info, host, request_id, stated, start, now, start + manager.wall_offset
             manager.watch(stream, self.chain)
-        if codec.parser.buffer:
+        parser = codec.parser
+        if parser.buffer:
             codec.go_on()
         else:
+            parser.state = h1.HEAD
             codec.ready = True
         return True
 
     def _learn(self, known: KnownResponse) -> PlannedResponse | None:
-        if known.status >= 400 and self.route.retry is not None:
-            return None
-        response = _plan_response(self, known)
+        response = None if known.status >= 400 and self.route.retry is not None else _plan_response(self, known)
         if response is not None:
             if len(self.responses) >= _MAX_RESPONSES:
                 self.manager.settle()
@@ -244,47 +227,92 @@ class Plan:
 
     def settle(self) -> int:
         """Count what was done since the last call. Returns how many requests began."""
-        manager, stats = self.manager, self.cluster.stats
-        started, self.started = self.started, 0
-        manager.stats.downstream_cx_rx_bytes_total.n += started * self.head_bytes
-        manager.router.rq_total.n += started
-        stats.upstream_cx_tx_bytes_total.n += started * self.size
-        stats.upstream_rq_total.n += started
-        for known, response in self.responses.items():
+        started = self.started
+        if started:
+            manager, stats = self.manager, self.cluster.stats
+            manager.stats.downstream_cx_rx_bytes_total.n += self.received
+            manager.router.rq_total.n += started
+            stats.upstream_cx_tx_bytes_total.n += self.sent
+            stats.upstream_rq_total.n += started
+            self.started = self.received = self.sent = 0
+        for response in self.responses.values():
             if response.times:
-                response.settle(self, known)
+                response.settle(self)
         return started
 
 
-class PlannedResponse:
-    """A response head as it goes downstream, cut where the service time and the date stand, and how long the responses that had it took."""
+class _NoLane:
+    """In place of the lane of a stream that has none (yet)."""
 
-    __slots__ = ("after", "before", "between", "dated", "items", "success", "timed", "times")
+    route = None
+    chain = EMPTY
 
-    def __init__(self, before: bytes, between: bytes, after: bytes, items: list[Pair], *, timed: bool, dated: bool, success: bool) -> None:
-        self.before = before
-        self.between = between
-        self.after = after
-        self.items = items  # with marks in the place of the service time and the date
-        self.timed = timed
-        self.dated = dated
-        self.success = success
-        self.times: dict[int, int] = {}  # milliseconds -> responses, since `settle`
 
-    def settle(self, plan: Plan, known: KnownResponse) -> None:
-        """Count the responses since the last call."""
-        manager, stats = plan.manager, plan.cluster.stats
-        times = self.times.copy()
-        self.times.clear()
-        count = sum(times.values())
-        sent = count * (len(self.before) + len(self.between) + len(self.after) + known.length + (len(manager.date) if self.dated else 0))
-        if self.timed:
-            sent += sum(len(str(milliseconds)) * n for milliseconds, n in times.items())
-        manager.stats.downstream_cx_tx_bytes_total.n += sent
-        stats.upstream_cx_rx_bytes_total.n += count * (known.size + known.length)
-        stats.charge_many(known.status, plan.internal, times)
-        manager.stats.downstream_rq_time.count(times)
-        manager.count_responses(known.status, count)
+_NO_LANE: Any = _NoLane()
+
+
+class Plan:
+    """What every repetition of a request head comes to, for clients that get the same additions."""
+
+    __slots__ = ("after", "before", "filtered", "finished", "generation", "hooks", "lane", "new_id", "received", "request_id", "size")
+
+    def __init__(self, lane: Lane, outcome: _Outcome, received: int) -> None:
+        self.lane = lane
+        self.generation: int = lane.manager.changes.n
+        self.hooks = lane.chain.repeated
+        self.filtered = _Template(outcome.filtered, outcome.id)
+        self.finished = _Template(outcome.finished, outcome.id)
+        self.new_id = lane.manager.preparer.new_id if outcome.id else None
+        self.request_id = outcome.filtered.get(_ID)  # where none is generated
+        before, _, after = outcome.wire.partition(outcome.id) if outcome.id else (outcome.wire, b"", b"")
+        self.before: bytes = before
+        self.after: bytes = after
+        self.received = received
+        self.size = len(outcome.wire)
+
+    def start(self, codec: ServerConnection) -> None:
+        """HOT: a request, in place of `ServerConnection.on_known`. The connection is ready, and its filters let this head pass before."""
+        lane = self.lane
+        stream = codec.stream = _NEW(PlannedStream)
+        stream.plan = self
+        stream.lane = lane
+        stream.codec = codec
+        stream.manager = manager = lane.manager
+        stream.connection = codec.info
+        stream.start = stream.last_active = manager.clock()
+        stream.stage = _FILTERS
+        if self.hooks and not self._run_hooks(stream):
+            return
+        host = lane.cluster.pick(None)
+        pools = None if host is None else host.pools
+        pool = None if pools is None else pools.get(lane.priority)
+        if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq:
+            stream.leave_plan()
+            stream.forward(True, host)
+            return
+        lane.received += self.received
+        lane.sent += self.size
+        new_id = self.new_id
+        if new_id is None:
+            lane.send(stream, host, pool, self.before)
+        else:
+            stream.request_id = request_id = new_id()
+            lane.send(stream, host, pool, self.before + request_id + self.after)
+
+    def _run_hooks(self, stream: PlannedStream) -> bool:
+        """HOT: the filters; False when the request took another way."""
+        position = 0
+        for hook in self.hooks:
+            position += 1  # noqa: SIM113  # enumerate costs more
+            result = hook(stream)
+            if result is not None:
+                stream._hold_headers(result, position, True)
+                return False
+        if stream.__class__ is PlannedStream:
+            return True
+        if not stream.ended:
+            stream.forward(True)
+        return False
 
 
 class _Template:
@@ -305,54 +333,121 @@ class _Template:
         return RequestHead(of.method, of.path, of.authority, items, scheme=of.scheme)
 
 
+class PlannedResponse:
+    """A response head as it goes downstream, cut where the service time and the date stand, and how long the responses that had it took."""
+
+    __slots__ = ("after", "before", "between", "dated", "items", "known", "success", "timed", "times")
+
+    def __init__(self, known: KnownResponse, before: bytes, between: bytes, after: bytes, items: list[Pair], *, timed: bool, dated: bool) -> None:
+        self.known = known
+        self.before = before
+        self.between = between
+        self.after = after
+        self.items = items  # with marks in the place of the service time and the date
+        self.timed = timed
+        self.dated = dated
+        self.success = known.status < 500
+        self.times: dict[int, int] = {}  # milliseconds -> responses, since `settle`
+
+    def head(self, time: bytes, date: bytes) -> ResponseHead:
+        """The head with a service time and a date."""
+        known = self.known
+        items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in self.items]
+        return ResponseHead(known.status, items, reason=known.reason)
+
+    def settle(self, lane: Lane) -> None:
+        """Count the responses since the last call."""
+        manager, stats, known = lane.manager, lane.cluster.stats, self.known
+        times = self.times.copy()
+        self.times.clear()
+        count = sum(times.values())
+        sent = count * (len(self.before) + len(self.between) + len(self.after) + known.length + (len(manager.date) if self.dated else 0))
+        if self.timed:
+            sent += sum(len(str(milliseconds)) * n for milliseconds, n in times.items())
+        manager.stats.downstream_cx_tx_bytes_total.n += sent
+        stats.upstream_cx_rx_bytes_total.n += count * (known.size + known.length)
+        stats.charge_many(known.status, lane.internal, times)
+        manager.stats.downstream_rq_time.count(times)
+        manager.count_responses(known.status, count)
+
+
 class PlannedStream(Stream):
-    """A stream on its plan's way; see the module's docstring. Only `Plan` sets its attributes."""
+    """A stream on the short way; see the module's docstring. Only this module sets its attributes."""
 
     __slots__ = ()
 
-    plan: Plan
+    lane: Lane
+    plan: Plan | None
     stage: int
     connected: Http1Connection
     request_id: bytes
-    answer: tuple[PlannedResponse, KnownResponse, int]
+    answer: tuple[PlannedResponse, int]
     facts: tuple[Any, ...]
 
     def __getattr__(self, name: str) -> Any:
-        """Somebody asks for what the plan's way does not set: be an ordinary stream from here on."""
-        self._become_ordinary()
+        """Somebody asks for what the short way does not set: be an ordinary stream from here on."""
+        self.leave_plan()
         return getattr(self.forwarding if name in _OF_ATTEMPTS else self, name)
 
     def leave_plan(self) -> None:
-        """The response is not one that a plan can deal with."""
-        self._become_ordinary()
-
-    def _become_ordinary(self) -> None:
-        """What it would be on the general way, wherever it is."""
-        stage, plan = self.stage, self.plan
-        self.__class__ = Stream  # type: ignore[assignment]
-        for name, value in _UNSET:
-            setattr(self, name, value)
+        """Become what it would be on the general way, wherever it is."""
+        stage, lane, plan = self.stage, self.lane, self.plan
+        # As in Stream.__init__; what those who make plans have set stays.
+        self._request_hold = self._response_hold = self._timers = self.upgrade = self.forwarding = self.facts = None
+        self.close_connection = self.tunnel = False
+        self.bytes_received = self.flags = 0
         self.request_ended = True
         self.request_end = self.start
-        self.route, self.chain, self.is_internal = plan.route, plan.chain, plan.internal
+        if plan is not None:
+            self.request = (plan.filtered if stage == _FILTERS else plan.finished).head(self._request_id(plan))
+            self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
+            self.upstream_bytes_sent = plan.size
         if stage == _FILTERS:
-            self.request = plan.prepared.head(plan.new_id() if plan.new_id is not None else b"")
-            self.manager.rq_started += 1
-            self.manager.stats.downstream_cx_rx_bytes_total.n += plan.head_bytes
-            self.codec.parser.state = h1.DONE
+            self._before_sending(plan)
+            self.__class__ = Stream  # type: ignore[assignment]
             return
-        self.request = plan.sent.head(self.request_id if plan.new_id is not None else b"")
-        self.cluster = plan.cluster
-        self._upstream = self.connected
-        self.host = self.connected.host
+        self.cluster = lane.cluster
+        self._upstream = connected = self.connected
+        self.host = connected.host
         self.upstream_start = self.upstream_sent = self.start
-        self.upstream_bytes_sent = plan.size
         self.attempts = 1
         if stage == _UPSTREAM:
+            self._nothing_back()
             self.codec.parser.state = h1.DONE
-            self.forwarding = Forwarding.under_way(plan.manager.router, self, self.connected, plan.queue, plan.queue_per_try)
-            return
-        response, known, milliseconds = self.answer
+            self.__class__ = Stream  # type: ignore[assignment]
+            self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, lane.queue, lane.queue_per_try)
+        else:
+            self._finished()
+            self.__class__ = Stream  # type: ignore[assignment]
+
+    def _request_id(self, plan: Plan) -> bytes:
+        if plan.new_id is None:
+            return b""
+        if self.stage == _FILTERS:
+            self.request_id = plan.new_id()
+        return self.request_id
+
+    def _before_sending(self, plan: Plan | None) -> None:
+        """The filters run; nothing was counted yet."""
+        self.cluster = self.host = self._upstream = None
+        self.attempts = self.upstream_bytes_sent = 0
+        self.upstream_start = self.upstream_sent = 0.0
+        self._nothing_back()
+        self.manager.rq_started += 1
+        if plan is not None:
+            self.manager.stats.downstream_cx_rx_bytes_total.n += plan.received
+            self.codec.parser.state = h1.DONE
+
+    def _nothing_back(self) -> None:
+        self.response = self.details = None
+        self.ended = self.response_started = False
+        self.status = self.bytes_sent = self.upstream_bytes_received = 0
+        self.upstream_first = self.upstream_last = self.response_start = 0.0
+
+    def _finished(self) -> None:
+        """The response went downstream: for those who want to know what it was."""
+        response, milliseconds = self.answer
+        known = response.known
         self.ended = self.response_started = True
         self.details = "via_upstream"
         self.status = known.status
@@ -361,39 +456,92 @@ class PlannedStream(Stream):
         self.upstream_first = self.upstream_last = self.response_start = self.end
         time = b"%d" % milliseconds if response.timed else b""
         date = self.manager.date if response.dated else b""
-        items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in response.items]
-        self.response = ResponseHead(known.status, items, reason=known.reason)
+        self.response = response.head(time, date)
 
 
-# Unset: the attributes of a stream that the plan's way never sets, with the values that they have on the general way before anything happens.
-_UNSET = tuple(
-    {
-        **dict.fromkeys(
-            ("_request_hold", "_response_hold", "_timers", "_upstream", "cluster", "details", "facts", "forwarding", "host", "response", "upgrade")
-        ),
-        **dict.fromkeys(("attempts", "bytes_received", "bytes_sent", "flags", "status"), 0),
-        **dict.fromkeys(("upstream_bytes_received", "upstream_bytes_sent"), 0),
-        **dict.fromkeys(("upstream_start", "upstream_sent", "upstream_first", "upstream_last", "response_start"), 0.0),
-        **dict.fromkeys(("close_connection", "ended", "response_started", "tunnel"), False),
-    }.items()
-)
 _OF_ATTEMPTS = frozenset(name for name in dir(Forwarding) if name.startswith("on_")) | {"stream"}
-_TIMES = [b"%d" % milliseconds for milliseconds in range(1000)]
 
 
-# -- making plans
+def start(codec: ServerConnection, known: KnownRequest, additions: Additions, now: float) -> PlannedStream:
+    """HOT: a request with a plain head (see `RequestHeadPreparer.is_plain`) that has no plan."""
+    manager = codec.manager
+    stream = codec.stream = _NEW(PlannedStream)
+    stream.plan = stream.route = None
+    stream.lane = _NO_LANE
+    stream.chain = EMPTY
+    stream.codec = codec
+    stream.manager = manager
+    stream.connection = codec.info
+    stream.start = stream.last_active = now
+    stream.stage = _FILTERS
+    head = stream.request = known.head()
+    manager.complete_head(stream, head, additions)
+    route = stream.route = manager.match(stream)
+    lane = manager.lane(route, head, stream.is_internal) if known.method in _METHODS else None
+    if lane is None or stream.__class__ is not PlannedStream:
+        if stream.__class__ is PlannedStream:
+            stream.leave_plan()
+        stream.go(True)
+        return stream
+    stream.lane = lane
+    chain = stream.chain = lane.chain
+    if chain.request_headers:
+        position = 0
+        for hook in chain.request_headers:
+            position += 1  # noqa: SIM113  # enumerate costs more
+            result = hook(stream, True)
+            if result is not None:
+                stream._hold_headers(result, position, True)
+                return stream
+        if stream.__class__ is not PlannedStream:
+            if not stream.ended:
+                stream.forward(True)
+            return stream
+    lane.forward(stream)
+    return stream
 
 
-def make(manager: HttpConnectionManager, known: KnownRequest, additions: Additions) -> Plan | None:
-    """The plan for a head that is plain (see `RequestHeadPreparer.is_plain`); None when such requests are not all alike, or need more than a plan can do."""
-    if known.method not in _METHODS or not manager.plannable:
+# -- making lanes and plans
+
+
+def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool) -> Lane | None:
+    """The lane of a route; None when its requests need more than a lane does. `head`: of one of them."""
+    if route is None or not route.cluster_name or not manager.plannable or not _is_plannable(route):
         return None
+    chain = manager.chains.get(route) or manager.compile_chain(route)
+    cluster = manager.router.clusters.get(route.cluster_name)
+    if cluster is None or not chain.plannable or not cluster.plannable:
+        return None
+    if route.finalize_request is not None:
+        probe = _Probe()
+        probe.request = head.copy()
+        try:
+            route.finalize_request(probe)  # type: ignore[arg-type]
+        except _Varies:
+            return None
+    return Lane(manager, route, chain, cluster, internal=internal)
+
+
+def _is_plannable(route: Route) -> bool:
+    return bool(
+        route.reply is None
+        and not route.careful
+        and not route.needs_lb_context
+        and not route.mirrors
+        and not route.include_attempt_count_in_request
+        and not route.include_attempt_count_in_response
+        and route.max_grpc_timeout_ms is None
+    )
+
+
+def make_plan(manager: HttpConnectionManager, known: KnownRequest, additions: Additions) -> Plan | None:
+    """The plan for a plain head; None when such requests are not all alike, or have no lane."""
     first = _try_out(manager, known, additions)
     # Once more: what comes out differently is no plan.
     second = None if first is None else _try_out(manager, known, additions)
-    if first is None or second is None or first.but_id() != second.but_id() or first.route is not second.route:
+    if first is None or second is None or first.but_id() != second.but_id() or first.lane is not second.lane:
         return None
-    return Plan(manager, known.size, first)
+    return Plan(first.lane, first, known.size)
 
 
 class _Varies(Exception):
@@ -401,12 +549,10 @@ class _Varies(Exception):
 
 
 class _Probe:
-    """Stands in for a stream: it has a head, and nothing else is known of it."""
+    """Stands in for a stream: it has the head that it was given, and nothing else is known of it."""
 
     __slots__ = ("request", "response")
 
-    request: RequestHead
-    response: ResponseHead
     tunnel = echoes_request_id = False  # or there would be no plan
 
     def __getattr__(self, name: str) -> Any:
@@ -437,15 +583,12 @@ class _GuardedIndex(dict[bytes, bytes]):
 class _Outcome:
     """What became of a probe."""
 
-    __slots__ = ("chain", "cluster", "id", "internal", "prepared", "route", "sent", "wire")
+    __slots__ = ("filtered", "finished", "id", "lane", "wire")
 
-    route: Route
-    chain: Chain
-    cluster: Cluster
-    internal: bool
+    lane: Lane
     id: bytes  # the generated request id; empty where none is generated
-    prepared: RequestHead
-    sent: RequestHead
+    filtered: RequestHead  # as filters see it
+    finished: RequestHead  # as it goes upstream
     wire: bytes
 
     def but_id(self) -> list[bytes]:
@@ -455,72 +598,47 @@ class _Outcome:
 
 def _try_out(manager: HttpConnectionManager, known: KnownRequest, additions: Additions) -> _Outcome | None:
     outcome = _Outcome()
-    head = RequestHead(known.method, known.path, known.authority, known.items.copy(), known.index.copy(), scheme=known.scheme)
-    given = known.index.get(_ID)
+    head = known.head()
     scratch = Stream.__new__(Stream)
     manager.complete_head(scratch, head, additions)
-    outcome.internal = scratch.is_internal
     value = head.get(_ID)
-    outcome.id = b"" if value is None or value == given else value
-    outcome.prepared = head.copy()
+    outcome.id = b"" if value is None or value == known.index.get(_ID) else value
+    outcome.filtered = head.copy()
     probe = _Probe()
     probe.request = head
     guarded = head._index = _GuardedIndex(dict(reversed(head.items)))
     try:
         route = manager.match(probe)  # type: ignore[arg-type]
-        if route is None or not _is_plannable(manager, route, guarded):
+        lane = manager.lane(route, head, scratch.is_internal) if known.method in _METHODS else None
+        if lane is None or not _CONTROL.isdisjoint(guarded):
             return None
-        chain = manager.chains.get(route) or manager.compile_chain(route)
-        cluster = manager.router.clusters.get(route.cluster_name or "")
-        if cluster is None or not chain.plannable or not cluster.plannable:
-            return None
-        if route.expected_timeout is not None and not manager.router.suppress:
-            head.add(timeouts.EXPECTED, route.expected_timeout)
-        if route.finalize_request is not None:
-            route.finalize_request(probe)  # type: ignore[arg-type]
+        if route.expected_timeout is not None and not manager.router.suppress:  # type: ignore[union-attr]
+            head.add(timeouts.EXPECTED, route.expected_timeout)  # type: ignore[union-attr]
+        if route.finalize_request is not None:  # type: ignore[union-attr]
+            route.finalize_request(probe)  # type: ignore[union-attr,arg-type]
     except _Varies:
         return None
-    outcome.route, outcome.chain, outcome.cluster = route, chain, cluster
-    outcome.sent = head.copy()
+    outcome.lane = lane
+    outcome.finished = head.copy()
     outcome.wire = h1.encode_request_head(head.method, head.path, head.authority, head.items)
     return outcome if not outcome.id or outcome.wire.count(outcome.id) == 1 else None
-
-
-def _is_plannable(manager: HttpConnectionManager, route: Route, index: dict[bytes, bytes]) -> bool:
-    """Whether requests of the route need nothing that the plan's way does not do."""
-    return bool(
-        route.reply is None
-        and route.cluster_name
-        and not route.careful
-        and not route.needs_lb_context
-        and not route.mirrors
-        and not route.include_attempt_count_in_request
-        and not route.include_attempt_count_in_response
-        and route.max_grpc_timeout_ms is None
-        and timeouts.CONTROL_HEADERS.isdisjoint(index)
-        and retry.REQUEST_HEADERS.isdisjoint(index)
-        and not manager.router.strict
-    )
 
 
 _TIME_MARK = b"<service time>"
 _DATE_MARK = b"<date>"
 
 
-def _plan_response(plan: Plan, known: KnownResponse) -> PlannedResponse | None:
-    manager, route = plan.manager, plan.route
+def _plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
+    manager, route = lane.manager, lane.route
     timed = not manager.router.suppress
-    items = known.items
     if not _SPECIAL_RESPONSE.isdisjoint(known.index):
         return None
     written = []
     for _ in range(2):
-        head = ResponseHead(known.status, items.copy(), known.index.copy(), reason=known.reason)
+        head = ResponseHead(known.status, known.items.copy(), known.index.copy(), reason=known.reason)
         if timed:
             head.set(_SERVICE_TIME, _TIME_MARK)
         probe = _Probe()
-        probe.request = plan.sent.head(b"")
-        probe.request._index = _GuardedIndex(dict(reversed(probe.request.items)))
         probe.response = head
         try:
             if route.finalize_response is not None:
@@ -529,18 +647,16 @@ def _plan_response(plan: Plan, known: KnownResponse) -> PlannedResponse | None:
         except _Varies:
             return None
         written.append(head.items)
-    if written[0] != written[1]:
-        return None
     items = written[0]
     wire = h1.encode_response_head(known.status, items, known.reason if manager.keeps_reason else None)
-    dated = wire.count(_DATE_MARK) == 1
-    if wire.count(_TIME_MARK) != timed or wire.count(_DATE_MARK) > 1:
+    if items != written[1] or wire.count(_TIME_MARK) != timed or wire.count(_DATE_MARK) > 1:
         return None
     before, _, rest = wire.partition(_TIME_MARK) if timed else (b"", b"", wire)
+    dated = _DATE_MARK in wire
     between, _, after = rest.partition(_DATE_MARK) if dated else (rest, b"", b"")
     if _DATE_MARK in before:
         return None
-    return PlannedResponse(before, between, after, items, timed=timed, dated=dated, success=known.status < 500)
+    return PlannedResponse(known, before, between, after, items, timed=timed, dated=dated)
 
 
 # Responses with these change more than the response.

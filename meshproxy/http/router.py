@@ -96,8 +96,11 @@ class Router:
         self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
 
-    def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN) -> Reply | None:
-        """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already, None if there was none."""
+    def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN, finalized: bool = False) -> Reply | None:
+        """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already, None if there was none.
+
+        `finalized`: what the route and the router write into the head is there.
+        """
         self.rq_total.n += 1
         route = stream.route
         if route is None:
@@ -124,7 +127,7 @@ class Router:
         stream.attempts = 1
         forwarding = Forwarding(self, stream, route, cluster)
         index = head._index
-        if index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index):
+        if not finalized and (index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index)):
             forwarding.hedges = retry.hedges(route, head)
             forwarding.timeout, forwarding.per_try_timeout = timeouts.prepare(route, stream, self)
         else:
@@ -132,12 +135,12 @@ class Router:
             forwarding.timeout = route.timeout
             forwarding.per_try_timeout = route.per_try_timeout
             expected = route.expected_timeout
-            if expected is not None and not self.suppress:
+            if expected is not None and not self.suppress and not finalized:
                 index[b"x-envoy-expected-rq-timeout-ms"] = expected
                 head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
         if route.include_attempt_count_in_request:
             head.set(b"x-envoy-attempt-count", b"1")
-        if route.finalize_request is not None:
+        if route.finalize_request is not None and not finalized:
             # After the timeouts, before the choice of a host: hashing and retries see what the route added.
             route.finalize_request(stream)
         if host is UNCHOSEN:

@@ -59,6 +59,7 @@ class Stream(StreamInfo):
         "forwarding",
         "host",
         "is_internal",
+        "lane",
         "last_active",
         "manager",
         "plan",
@@ -175,9 +176,14 @@ class Stream(StreamInfo):
     # -- the request comes in
 
     def begin(self, end_stream: bool) -> None:
-        """HOT: run a request whose head was prepared through its route's filters to the router."""
+        """Run a request whose head was prepared through its route's filters to the router."""
+        self.route = self.manager.match(self)
+        self.go(end_stream)
+
+    def go(self, end_stream: bool) -> None:
+        """The same when the route is chosen."""
         manager = self.manager
-        route = self.route = manager.match(self)
+        route = self.route
         chain = self.chain = manager.chains.get(route) or manager.compile_chain(route)
         if chain.admission or self.upgrade is not None:
             reply = manager.admit(self)
@@ -191,9 +197,9 @@ class Stream(StreamInfo):
         if reply is not None:
             self.local_reply(reply)
 
-    def forward(self, end_stream: bool, host: Any = UNCHOSEN) -> None:
-        """Hand a request whose filters are done to the router. `host`: chosen already, None if there was none."""
-        reply = self.manager.router.start(self, end_stream, host)
+    def forward(self, end_stream: bool, host: Any = UNCHOSEN, *, finalized: bool = False) -> None:
+        """Hand a request whose filters are done to the router; see `Router.start`."""
+        reply = self.manager.router.start(self, end_stream, host, finalized)
         if reply is not None:
             self.local_reply(reply)
 

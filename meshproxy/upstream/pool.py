@@ -100,7 +100,7 @@ class Http1Connection(asyncio.Protocol):
             # HOT: a whole response with a known head.
             end = data.find(b"\r\n\r\n") + 4
             known = self.heads.get(data[:end])
-            if known is not None and len(data) - end == known.length and planned.plan.respond(planned, self, known, data, end):
+            if known is not None and len(data) - end == known.length and planned.lane.respond(planned, self, known, data, end):
                 return
             planned.leave_plan()
         stats = self.stats
