@@ -7,12 +7,13 @@ import json
 
 import pytest
 from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.core.v3.base_pb2 import Metadata
 from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshproxy.api import bootstrap, convert, document, messages, registry, semantics, support
+from meshproxy.api import bootstrap, convert, document, messages, registry, rules, semantics, support
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.scalars import Walk
 
@@ -168,3 +169,17 @@ def test_conversion_by_columns_is_conversion(clusters):
         found = error.problems
     assert found == walk.problems
     assert message == (None if found else Bootstrap(**arguments))
+
+
+@given(CLUSTERS)
+@settings(max_examples=400)
+def test_checks_by_columns_miss_nothing(clusters):
+    good = []
+    for cluster in clusters:
+        with contextlib.suppress(ConfigError):
+            good.append(convert.to_message(cluster, Cluster))
+    message = Bootstrap(static_resources={"clusters": good})
+    for checker in (rules.Checker(), support.checker()):
+        walk = rules._Walk()
+        checker.plan(Bootstrap.DESCRIPTOR)(message, walk)
+        assert checker.check(message) == walk.problems
