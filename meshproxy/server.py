@@ -6,7 +6,7 @@ import asyncio
 import marshal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meshproxy.observe.stats import Store
     from meshproxy.observe.tags import StatsConfig
 
+SLICE = 0.005  # seconds that one request to admin may take of main's event loop before others have their turn
 SCRAPE_DEADLINE = 0.25  # seconds that a scrape waits for the workers; what they have not said by then is a second old at most
 
 
@@ -87,7 +88,7 @@ class Server(Record):
     drain_all_since: float | None = None
     drain_inbound_since: float | None = None
     workers_ready: int = 0  # of `concurrency`
-    prepare_scrape: Callable[[], None] = lambda: None  # brings main's own gauges up to date
+    prepare_scrape: Callable[[], Iterator[None]] = lambda: iter(())  # brings main's own gauges up to date, step by step
 
     @property
     def state(self) -> State:
@@ -171,7 +172,11 @@ class Server(Record):
     async def collect_stats(self) -> None:
         """Bring `stats` up to date with every worker. Their frames arrive as they are sent; an answer only says that they have been."""
         await self.workers.gather(Kind.STATS, timeout=SCRAPE_DEADLINE)
-        self.prepare_scrape()
+        until = time.monotonic() + SLICE
+        for _ in self.prepare_scrape():
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + SLICE
 
     async def collect(self, what: str) -> list[Any]:
         """What each worker says about `what` (see `worker.Worker.collect`)."""

@@ -31,7 +31,7 @@ from meshproxy.upstream.discovery import Discovery
 from meshproxy.workers import Events, Pool, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 log = logging.getLogger("meshproxy.main")
@@ -181,9 +181,9 @@ class Supervisor:
         self._server.stats.flush()
         self._loop.call_later(self._flush_interval, self._flush_stats)
 
-    def _prepare_scrape(self) -> None:
+    def _prepare_scrape(self) -> Iterator[None]:
         self._context.clusters.publish()
-        self._context.clusters.publish_unused()
+        yield from self._context.clusters.publish_unused()
         self._stats.update()
 
     # -- workers -----------------------------------------------------------------------------------------------------------------------------------------

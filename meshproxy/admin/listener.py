@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
@@ -19,10 +19,11 @@ from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.connection import ConnectionInfo
 from meshproxy.net.tasks import spawn
+from meshproxy.server import SLICE
 from meshproxy.tcp.filters import NetworkContext
 
 if TYPE_CHECKING:
-    from meshproxy.codec.headers import Headers
+    from meshproxy.codec.headers import Headers, Pair
     from meshproxy.context import Context
     from meshproxy.http.stream import Stream
     from meshproxy.server import Server
@@ -31,6 +32,7 @@ log = logging.getLogger("meshproxy.admin")
 
 MAX_BODY = 1 << 20  # bytes of a request body; only /runtime_modify reads one
 BACKLOG = 128
+PIECE = 1 << 16  # bytes of it that are sent at once
 _COMMON = ((b"cache-control", b"no-cache, max-age=0"), (b"x-content-type-options", b"nosniff"))
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 
@@ -122,6 +124,8 @@ class _Exchange:
         self._stream = stream
         self._body = bytearray()
         self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
         self.done = False
 
     def data(self, data: bytes, end_stream: bool) -> None:
@@ -145,7 +149,15 @@ class _Exchange:
             self._task.cancel()
 
     def downstream_writable(self, writable: bool) -> None:
-        """Answers are made whole, so there is nothing to slow down."""
+        """Pieces of an answer are made as fast as they are read."""
+        if writable:
+            self._writable.set()
+        else:
+            self._writable.clear()
+
+    @property
+    def _only_head(self) -> bool:
+        return self._stream.request is not None and self._stream.request.method == b"HEAD"
 
     def answer(self) -> None:
         """Ask the endpoint, and send what it says."""
@@ -161,17 +173,59 @@ class _Exchange:
             self._task = spawn("admin request", self._wait(result))
 
     async def _wait(self, answer: Awaitable[Response]) -> None:
-        self._send(await answer)
+        response = await answer
+        if isinstance(response.body, str | bytes):
+            self._send(response)
+        else:
+            await self._send_pieces(response, response.body)
 
     def _send(self, response: Response) -> None:
         if self.done:
             return
         self.done = True
-        body = response.body if isinstance(response.body, bytes) else response.body.encode("utf-8", "surrogateescape")
+        assert isinstance(response.body, str | bytes)
+        body = _encode([response.body])
         stream = self._stream
         stream.details = "admin_filter_response"
-        length = b"%d" % len(body)
-        stream.send_headers(ResponseHead(response.status, [(b"content-type", response.content_type.encode()), *_COMMON, (b"content-length", length)]), not body)
-        if body and not stream.ended:
+        ended = not body or self._only_head
+        stream.send_headers(_head(response, (b"content-length", b"%d" % len(body))), ended)
+        if not ended and not stream.ended:
             stream.send_data(body, True)
         stream.codec.flush()
+
+    async def _send_pieces(self, response: Response, pieces: Iterator[str] | Iterator[bytes]) -> None:
+        """Make and send a long answer in slices, between which the event loop serves others."""
+        stream, clock = self._stream, self._stream.manager.clock
+        stream.details = "admin_filter_response"
+        if self._only_head:
+            self.done = True
+            stream.send_headers(_head(response), True)
+            return
+        stream.send_headers(_head(response), False)
+        ready: list[Any] = []
+        size = 0
+        until = clock() + SLICE
+        for piece in pieces:
+            ready.append(piece)
+            size += len(piece)
+            if size < PIECE and clock() < until:
+                continue
+            if size:
+                stream.send_data(_encode(ready), False)
+                ready.clear()
+                size = 0
+            await asyncio.sleep(0)
+            await self._writable.wait()
+            until = clock() + SLICE
+        self.done = True
+        stream.send_data(_encode(ready), True)
+
+
+def _head(response: Response, *more: Pair) -> ResponseHead:
+    return ResponseHead(response.status, [(b"content-type", response.content_type.encode()), *_COMMON, *more])
+
+
+def _encode(pieces: list[Any]) -> bytes:
+    if pieces and isinstance(pieces[0], str):
+        return "".join(pieces).encode("utf-8", "surrogateescape")
+    return b"".join(pieces)

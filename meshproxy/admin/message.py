@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -33,9 +34,9 @@ class Request(Record):
 
 
 class Response(Record):
-    """`body` is text, or bytes where a renderer made bytes."""
+    """`body` is text, or bytes where a renderer made bytes, or pieces of either: those are made while they are sent, with pauses for others."""
 
-    body: str | bytes = ""
+    body: str | bytes | Iterator[str] | Iterator[bytes] = ""
     status: int = 200
     content_type: str = TEXT
 

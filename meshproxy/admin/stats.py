@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,18 @@ async def stats(request: Request, server: Server) -> Response:
     config = server.stats_config
     if request.query.get("format") == "json":
         return Response(stats_render.render_json(server.stats, config, selection), content_type=JSON)
-    text = stats_render.render_text(server.stats, config, selection)
+    pieces = stats_render.render_text(server.stats, config, selection)
     if request.query.get("format") in ("html", "active-html"):
-        # Stat names hold names of clusters and listeners, which others choose.
-        return Response(_PAGE.format(escape(text)), content_type=HTML)
-    return Response(text)
+        return Response(_page(pieces), content_type=HTML)
+    return Response(pieces)
+
+
+def _page(pieces: Iterator[str]) -> Iterator[str]:
+    before, after = _PAGE.split("{}")
+    yield before
+    # Stat names hold names of clusters and listeners, which others choose.
+    yield from map(escape, pieces)
+    yield after
 
 
 async def prometheus(request: Request, server: Server) -> Response:

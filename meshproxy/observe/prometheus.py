@@ -6,7 +6,7 @@ Source: source/server/admin/prometheus_stats in Envoy; prometheus.io, exposition
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from meshproxy.api.errors import ConfigError
@@ -25,33 +25,38 @@ _UNSAFE = re.compile(r"[^a-zA-Z0-9_]")
 _TYPES: dict[Kind, str] = {"counter": "counter", "gauge": "gauge", "text": "gauge", "histogram": "histogram"}
 
 
-def render_prometheus(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> str:
-    """All stats in groups of one name: counters, gauges, text readouts (if asked for), histograms.
+def render_prometheus(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> Iterator[str]:
+    """All stats in groups of one name: counters, gauges, text readouts (if asked for), histograms. Some pieces are empty: see `Store.in_order`.
 
     ConfigError holds the text of the 400 answer when the histograms are wanted in a form that Prometheus does not have.
     """
-    summary = selection.histogram_buckets in ("summary", "none")
-    if selection.histogram_buckets not in ("", "cumulative") and not summary:
+    if selection.histogram_buckets not in ("", "cumulative", "summary", "none"):
         raise ConfigError("unsupported prometheus histogram bucket mode")
-    out: list[str] = []
+    return _pieces(store, config, selection)
+
+
+def _pieces(store: Store, config: StatsConfig, selection: Selection) -> Iterator[str]:
+    summary = selection.histogram_buckets in ("summary", "none")
     for kind, shown in _TYPES.items():
         if kind not in selection.kinds or (kind == "text" and not selection.text_readouts):
             continue
-        groups: dict[str, list[tuple[str, list[Tag], int | str | Histogram]]] = {}
-        for name, metric in selected(store, replace(selection, kinds=(kind,))):
-            base, tags = config.tagged(name)
-            groups.setdefault(base, []).append((name, tags, metric))
+        groups: dict[str, list[tuple[str, int | str | Histogram]]] = {}
+        for entry in selected(store, replace(selection, kinds=(kind,))):
+            if entry is None:
+                yield ""
+            else:
+                groups.setdefault(config.tagged(entry[0])[0], []).append(entry)
         for base in sorted(groups, key=_parts):
             metric_name = "envoy_" + _UNSAFE.sub("_", base)
-            out.append(f"# TYPE {metric_name} {'summary' if summary and kind == 'histogram' else shown}\n")
-            for name, tags, metric in sorted(groups[base], key=lambda entry: _parts(entry[0])):
+            yield f"# TYPE {metric_name} {'summary' if summary and kind == 'histogram' else shown}\n"
+            for name, metric in sorted(groups.pop(base), key=lambda entry: _parts(entry[0])):
+                tags = config.tagged(name)[1]  # asked for anew: to keep them would take more memory than all the names
                 if isinstance(metric, Histogram):
-                    out += _summary(metric_name, tags, metric) if summary else _histogram(metric_name, tags, metric, config.buckets(name))
+                    yield "".join(_summary(metric_name, tags, metric) if summary else _histogram(metric_name, tags, metric, config.buckets(name)))
                 elif isinstance(metric, str):
-                    out.append(f"{metric_name}{{{_labels([*tags, ('text_value', metric)])}}} 0\n")
+                    yield f"{metric_name}{{{_labels([*tags, ('text_value', metric)])}}} 0\n"
                 else:
-                    out.append(f"{metric_name}{{{_labels(tags)}}} {metric}\n")
-    return "".join(out)
+                    yield f"{metric_name}{{{_labels(tags)}}} {metric}\n"
 
 
 def _parts(name: str) -> list[str]:

@@ -9,7 +9,7 @@ scopes share.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from meshproxy.observe import histogram as bins
@@ -356,22 +356,42 @@ class Store:
         return getattr(self._metrics.get(name), "n", 0)
 
     def names(self, kind: Kind) -> Iterator[str]:
-        """Every name of a kind, of live metrics and of declared ones, each once, in no order."""
-        for name, metric in self._metrics.items():
-            if metric.kind == kind:
-                yield name
-        accepts = self.accepts
-        seen: set[str] = set()
-        for (declared, prefix), tuples in self._declared.items():
-            if declared != kind:
-                continue
-            for names in tuples:
-                for short in names:
-                    name = prefix + short
-                    if name not in self._metrics and name not in seen and (accepts is None or accepts(name)):
-                        if len(tuples) > 1:
-                            seen.add(name)
-                        yield name
+        """Every name of a kind, of live metrics and of declared ones, each once, sorted."""
+        return (entry[0] for entry in self.in_order((kind,)) if entry is not None)
+
+    def in_order(self, kinds: Container[Kind], *, declared: bool = True) -> Iterator[tuple[str, Kind] | None]:
+        """Every name of some kinds with its kind, sorted by name; now and then None, where others may have their turn. `declared`: the unused ones too.
+
+        A store can have a million names. They are made and sorted section by section (the names that have their first two parts in common), so that neither
+        memory nor an event loop has to deal with all of them at once. What comes or goes meanwhile may be missing or be named.
+        """
+        live: dict[str, list[str]] = {}
+        for position, name in enumerate(list(self._metrics)):
+            if position % _STEPS == 0:
+                yield None
+            live.setdefault(_section(name), []).append(name)
+        unused: dict[str, list[tuple[Kind, str, tuple[str, ...]]]] = {}
+        for (kind, prefix), tuples in list(self._declared.items()) if declared else ():
+            if kind in kinds:
+                for names in tuples:
+                    if prefix.count(".") >= 2:
+                        unused.setdefault(_section(prefix), []).append((kind, prefix, names))
+                    else:
+                        for short in names:
+                            unused.setdefault(_section(prefix + short), []).append((kind, prefix, (short,)))
+        yield None
+        for section in sorted(live.keys() | unused.keys()):
+            found: dict[str, Kind] = {}
+            for name in live.get(section, ()):
+                metric = self._metrics.get(name)
+                if metric is not None and metric.kind in kinds:
+                    found[name] = metric.kind
+            for kind, prefix, names in unused.get(section, ()):
+                for name in [prefix + short for short in names]:
+                    if name not in self._metrics and (self.accepts is None or self.accepts(name)):
+                        found[name] = kind
+            yield from sorted(found.items())
+            yield None
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -387,6 +407,15 @@ class _Worker:
     def __init__(self) -> None:
         self.metrics: dict[int, Any] = {}
         self.values: dict[Any, int] = {}
+
+
+_STEPS = 1024
+
+
+def _section(name: str) -> str:
+    """The first two parts of a name with their dots. No section begins with another one, so that the order of sections is the order of names."""
+    end = name.find(".", name.find(".") + 1)
+    return name[: end + 1] if end >= 0 else name
 
 
 def sanitise(name: str) -> str:

@@ -76,47 +76,60 @@ def parse_selection(query: Mapping[str, str]) -> Selection:
     return selection
 
 
-def render_text(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> str:
-    """Lines of `name: value`: text readouts, then counters and gauges, then histograms, each sorted."""
-    lines: list[str] = []
+def render_text(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> Iterator[str]:
+    """Lines of `name: value`: text readouts, then counters and gauges, then histograms, each sorted. Some pieces are empty: see `Store.in_order`."""
     render = _TEXT[selection.histogram_buckets or "summary"]
-    for name, metric in selected(store, selection):
+    for entry in selected(store, selection):
+        if entry is None:
+            yield ""
+            continue
+        name, metric = entry
         if isinstance(metric, Histogram):
-            lines.append(render(name, metric, config) if metric.used else f"{name}: No recorded values\n")
+            yield render(name, metric, config) if metric.used else f"{name}: No recorded values\n"
         elif isinstance(metric, str):
-            lines.append(f'{name}: "{metric}"\n')
+            yield f'{name}: "{metric}"\n'
         else:
-            lines.append(f"{name}: {metric}\n")
-    return "".join(lines)
+            yield f"{name}: {metric}\n"
 
 
-def render_json(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> bytes:
-    """`{"stats":[{"name":..,"value":..},...,{"histograms":...}]}`."""
-    entries: list[bytes] = []
-    histograms: list[bytes] = []
+def render_json(store: Store, config: StatsConfig, selection: Selection = EVERYTHING) -> Iterator[bytes]:
+    """`{"stats":[{"name":..,"value":..},...,{"histograms":...}]}`. Some pieces are empty."""
     mode = selection.histogram_buckets or "summary"
-    for name, metric in selected(store, selection):
+    before, _, after = _JSON_FRAME[mode].partition(b"%b")
+    comma = b""
+    histograms = False
+    yield b'{"stats":['
+    for entry in selected(store, selection):
+        if entry is None:
+            yield b""
+            continue
+        name, metric = entry
         if isinstance(metric, Histogram):
-            histograms.append(_JSON[mode](name, metric, config))
+            if not histograms:  # they come last
+                histograms = True
+                yield comma + b'{"histograms":' + before
+                comma = b""
+            yield comma + _JSON[mode](name, metric, config)
         else:
-            value = quote(metric) if isinstance(metric, str) else b"%d" % metric
-            entries.append(b'{"name":%b,"value":%b}' % (quote(name), value))
-    if histograms:
-        entries.append(b'{"histograms":%b}' % (_JSON_FRAME[mode] % b",".join(histograms)))
-    return b'{"stats":[%b]}' % b",".join(entries)
+            yield comma + b'{"name":%b,"value":%b}' % (quote(name), quote(metric) if isinstance(metric, str) else b"%d" % metric)
+        comma = b","
+    yield after + b"}]}" if histograms else b"]}"
 
 
-def selected(store: Store, selection: Selection) -> Iterator[tuple[str, int | str | Histogram]]:
-    """Names with their values (of histograms, the histogram), in the order in which they are shown."""
+def selected(store: Store, selection: Selection) -> Iterator[tuple[str, int | str | Histogram] | None]:
+    """Names with their values (of histograms, the histogram), in the order in which they are shown; None now and then, as of `Store.in_order`."""
     wanted = selection.names()
-    kinds = selection.kinds
     groups: list[tuple[Kind, ...]] = [("text",), ("counter", "gauge"), ("histogram",)]
     metrics = store.metrics
     for group in groups:
-        names = [(name, kind) for kind in group if kind in kinds for name in store.names(kind) if wanted(name)]
-        for name, kind in sorted(names):
+        kinds = [kind for kind in group if kind in selection.kinds]
+        for entry in store.in_order(kinds, declared=not selection.usedonly) if kinds else ():
+            if entry is None:
+                yield None
+                continue
+            name, kind = entry
             metric = metrics.get(name)
-            if selection.usedonly and (metric is None or not metric.used):
+            if (selection.usedonly and (metric is None or not metric.used)) or not wanted(name):
                 continue
             if isinstance(metric, Histogram):
                 yield name, metric

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from meshproxy.context import Context
-    from meshproxy.observe.stats import Scope
+    from meshproxy.observe.stats import Gauge, Scope
     from meshproxy.upstream.host import Host, HostSet
 
 
@@ -32,10 +32,14 @@ _COUNTERS = (
 )  # fmt: skip
 
 
+# What main's statistics say of the members of a cluster that it has not compiled.
+_UNSHOWN, _STALE, _SHOWN, _USED = range(4)
+
+
 class _Known:
     """A cluster by its message. `assignment`, `health` and `ejected`: what was learnt since, while it was not compiled."""
 
-    __slots__ = ("assignment", "cluster", "health", "serialised", "timers", "via_api")
+    __slots__ = ("assignment", "cluster", "health", "members", "serialised", "shown", "timers", "via_api")
 
     def __init__(self, serialised: bytes, via_api: bool) -> None:
         self.serialised = serialised
@@ -44,6 +48,8 @@ class _Known:
         self.assignment: bytes | None = None
         self.health: dict[str, int] | None = None
         self.timers: list[asyncio.TimerHandle] | None = None
+        self.members: Gauge | None = None  # membership_total, in main
+        self.shown = _UNSHOWN
 
     @property
     def proto(self) -> Any:
@@ -204,6 +210,8 @@ class ClusterManager:
         if known is None:
             return
         known.assignment = assignment if isinstance(assignment, bytes) else assignment.SerializeToString()
+        if known.shown == _SHOWN:
+            known.shown = _STALE
         if known.cluster is not None:
             known.cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
 
@@ -292,35 +300,52 @@ class ClusterManager:
             if known.cluster is not None:
                 known.cluster.publish()
 
-    def publish_unused(self) -> None:
-        """In main, before statistics are shown: the membership of clusters that no worker has used."""
-        for known in self._known.values():
-            if known.cluster is None:
-                self._publish_unused(known)
+    def publish_unused(self) -> Iterator[None]:
+        """In main, before statistics are shown: the membership of clusters that no worker has used. In steps, for there may be very many of them."""
+        for known in list(self._known.values()):
+            if known.cluster is not None or known.shown == _USED:
+                continue
+            members = known.members
+            if members is not None and members.seen:
+                self._leave_to_workers(known, members)
+                yield
+            elif known.shown != _SHOWN:
+                self._show_members(known)
+                yield
 
-    def _publish_unused(self, known: _Known) -> None:
+    def _show_members(self, known: _Known) -> None:
         proto = known.proto
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or proto.name}.")
-        total = scope.gauge("membership_total", shared=True)
-        if total.seen:
-            # A worker uses it and says so itself; of what it has not mentioned it has nothing.
-            for name in ("membership_healthy", "membership_degraded", "membership_excluded"):
-                gauge = scope.gauge(name, shared=True)
-                if not gauge.seen:
-                    gauge.n = 0
+        members = known.members = scope.gauge("membership_total", shared=True)
+        if members.seen:
+            self._leave_to_workers(known, members)
             return
         assignment = proto.load_assignment if proto.type == 0 else endpoint_pb2.ClusterLoadAssignment()
         if known.assignment is not None:
             assignment = endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)
         rows = endpoints.count(assignment)
-        total.n = sum(row[0] for row in rows)
-        if total.n:
+        total = sum(row[0] for row in rows)
+        changed = total != members.n
+        members.n = total
+        if changed or total:
             healthy = 0 if proto.health_checks else sum(row[1] for row in rows)
             scope.gauge("membership_healthy", shared=True).n = healthy
             scope.gauge("membership_degraded", shared=True).n = 0 if proto.health_checks else sum(row[2] for row in rows)
             scope.gauge("membership_excluded", shared=True).n = sum(row[3] for row in rows)
-            scope.counter("membership_change", shared=True).n = sum(1 for row in rows if row[0])
-            scope.counter("default.total_match_count", shared=True).n = total.n
+            # Counted once: counters may be reset.
+            first = known.shown == _UNSHOWN
+            scope.counter("membership_change", shared=True).n += sum(1 for row in rows if row[0]) if first else changed
+            scope.counter("default.total_match_count", shared=True).n += total if first else 0
+        known.shown = _SHOWN
+
+    def _leave_to_workers(self, known: _Known, members: Gauge) -> None:
+        """A worker uses it and says so itself; of what it has not mentioned it has nothing."""
+        known.shown = _USED
+        scope = self.context.stats.scope(members.name.removesuffix("membership_total"))
+        for name in ("membership_healthy", "membership_degraded", "membership_excluded"):
+            gauge = scope.gauge(name, shared=True)
+            if not gauge.seen:
+                gauge.n = 0
 
     def close(self) -> None:
         """The process ends: stop periodic work and drain all connections."""

@@ -300,6 +300,7 @@ CASES = [
     *cases_of("outcome"),
     *[Case(f"mapped_{name}", *EXCHANGES[name], on="mapped", skip=("stats", "upstream")) for name in ("get", "direct", "no_route", "dead")],
     Case("bytes_of_repetitions", [get("/", ID), Response(), get("/", ID), Response(), get("/", ID), Response()], UP, on="bytes", skip=("stats", "upstream")),
+    Case("repetitions_on_metered_upstreams", [get("/"), Response()] * 5, UP, on="trusting", skip=("upstream",)),
     Case("bytes_pipelined", [PIPELINE, Response(), Response()], UP, on="bytes", skip=("stats", "upstream")),
     Case("bytes_pipelined_direct", [get("/direct", ID) + get("/direct", ID), Response(), Response()], on="bytes", skip=("stats", "upstream")),
     Case("bytes_of_old_client", [req("GET", "/", ID, version="1.0"), Response()], UP, on="bytes", then="closed", skip=("stats", "upstream")),

@@ -12,6 +12,7 @@ from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Layer, Runtime, parse_entry
 from meshproxy.net.address import Address
 from meshproxy.net.shared import Cells
+from meshproxy.observe.stats import Store
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream import limits, status
 from meshproxy.upstream.cluster import Cluster, LbContext
@@ -372,10 +373,28 @@ def test_replacing_a_cluster():
 
 def test_unused_clusters_show_their_members():
     manager = up.manager(up.static(up.group(*FIVE, up.endpoint("127.9.9.9:1", health_status="DEGRADED"))))
-    manager.publish_unused()
-    value = manager.context.stats.value
-    assert (value("cluster.c.membership_total"), value("cluster.c.membership_healthy"), value("cluster.c.membership_degraded")) == (6, 5, 1)
+    list(manager.publish_unused())
+    stats = manager.context.stats
+    assert [stats.value(f"cluster.c.membership_{name}") for name in ("total", "healthy", "degraded", "change")] == [6, 5, 1, 1]
     assert list(manager.compiled()) == []
+    stats.reset_counters()
+    assert list(manager.publish_unused()) == []
+    assert [stats.value(f"cluster.c.membership_{name}") for name in ("total", "healthy", "change")] == [6, 5, 0]
+    manager.update_endpoints("c", assignment(up.group(*FIVE[:2])))
+    assert list(manager.publish_unused()) == [None]
+    assert [stats.value(f"cluster.c.membership_{name}") for name in ("total", "healthy", "degraded", "change")] == [2, 2, 0, 1]
+
+
+def test_what_a_worker_says_of_members_counts():
+    manager = up.manager(up.static(up.group(*FIVE)))
+    list(manager.publish_unused())
+    worker = Store()
+    worker.scope("cluster.c.").gauge("membership_total", shared=True).n = 4
+    stats = manager.context.stats
+    stats.merge(0, worker.deltas())
+    list(manager.publish_unused())
+    assert [stats.value(f"cluster.c.membership_{name}") for name in ("total", "healthy")] == [4, 0]
+    assert list(manager.publish_unused()) == []
 
 
 def test_ejections_reach_the_manager():

@@ -166,3 +166,19 @@ def test_refused_metrics_work_but_are_not_shown() -> None:
     store.scope("cluster.b.").declare("counter", ("x",))
     store.counter("http.x").n += 1
     assert list(store.names("counter")) == ["http.x"]
+
+
+def test_names_come_in_order_whatever_section_they_are_in():
+    store = Store()
+    names = ["a", "a.b", "a.b-c", "a.b.c", "a.b.c.d", "a.b.d", "a.bc", "a-b.c.d", "cluster.x.y", "cluster.x-1.y", "cluster.x.1.y", "server.live", "z."]
+    for number, name in enumerate(names):
+        prefix, dot, short = name.rpartition(".")
+        if number % 2:
+            store.scope(prefix + dot).declare("counter", (short,))
+        else:
+            store.counter(name)
+    store.counter("a.b.d")  # declared before
+    found = [entry for entry in store.in_order(("counter",)) if entry is not None]
+    assert found == [(name, "counter") for name in sorted(names)]
+    assert [name for name, _ in filter(None, store.in_order(("counter",), declared=False))] == sorted([*names[::2], "a.b.d"])
+    assert list(filter(None, store.in_order(("gauge",)))) == []

@@ -11,13 +11,24 @@ from envoy.config.metrics.v3 import stats_pb2
 
 from meshproxy.api import convert
 from meshproxy.api.errors import ConfigError
-from meshproxy.observe import histogram
-from meshproxy.observe.prometheus import render_prometheus
+from meshproxy.observe import histogram, prometheus, stats_render
 from meshproxy.observe.stats import Store
-from meshproxy.observe.stats_render import compact, parse_selection, render_json, render_text, shortest
+from meshproxy.observe.stats_render import compact, parse_selection, shortest
 from meshproxy.observe.tags import StatsConfig
 
 QUANTILES = "P0({0}) P25({1}) P50({2}) P75({3}) P90({4}) P95({4}) P99({4}) P99.5({4}) P99.9({4}) P100({4})"
+
+
+def render_text(*arguments: Any) -> str:
+    return "".join(stats_render.render_text(*arguments))
+
+
+def render_json(*arguments: Any) -> bytes:
+    return b"".join(stats_render.render_json(*arguments))
+
+
+def render_prometheus(*arguments: Any) -> str:
+    return "".join(prometheus.render_prometheus(*arguments))
 
 
 def filled() -> Store:
