@@ -202,11 +202,14 @@ class Lane:
         if self.watched:
             stream.end = now
             stream.answer = response, milliseconds
+            stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
             plan = stream.plan
-            if plan is not None:
+            if plan is None:
+                repeated, kind, request_id = False, response, b""
+            else:
+                repeated, kind = True, (plan, response)
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
-                stream.facts = (plan, response), codec.info, host, request_id, stated, start, now, start + manager.wall_offset
+            stream.facts = kind, repeated, codec.info, host, request_id, stated, start, now, start + manager.wall_offset
             manager.watch(stream, self.chain)
         parser = codec.parser
         if parser.buffer:

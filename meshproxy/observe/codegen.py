@@ -20,7 +20,7 @@ class Value(Record, frozen=True):
     `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap
     expression that decides the value and takes few values itself; empty when there is none. `unique`: bytes that hardly ever come twice, so that
     remembering them is no use. `safe`: bytes that need no escaping in JSON. `planned`: how to say it of a stream with `facts`: COMMON to all of a kind,
-    the SAME expression, one that uses the facts by their names, or not at all (empty).
+    the SAME expression, one that uses the facts by their names, or not at all (empty). `of_request`: it is COMMON only to those that repeat a request.
     """
 
     kind: str
@@ -31,9 +31,12 @@ class Value(Record, frozen=True):
     unique: bool = False
     safe: bool = False
     planned: str = ""
+    of_request: bool = False
 
 
 COMMON, SAME = "common", "same"
+FACTS = "kind, repeated, connection, host, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
+_REPEATED, _NEW = "repeated", "not repeated"
 
 
 class Code:
@@ -121,20 +124,20 @@ class Line:
     """Bytes put together from literals and values by `%`, in two steps: what many streams have in common is filled in once and kept.
 
     Status, flags, route, cluster and the like (values with a `key`) come in few combinations, and a stream costs one look-up for them together. Streams of one
-    kind (StreamInfo.facts) have nearly everything in common: where the rest can be said of them (`Value.planned`), they have a branch of their own.
+    kind (StreamInfo.facts) have nearly everything in common: where the rest can be said of them (`Value.planned`), they have branches of their own.
     """
 
     def __init__(self, code: Code) -> None:
         self._code = code
         self._general = _Steps(code)
-        self._of_kind: _Steps | None = _Steps(code.another())
+        # Of streams with facts: those that repeat a request, and those that do not.
+        self._planned: dict[str, _Steps] = {branch: _Steps(code.another()) for branch in (_REPEATED, _NEW)}
         self._keys: list[str] = []
 
     def literal(self, text: bytes) -> None:
         """Add text as it is."""
-        self._general.literal(text)
-        if self._of_kind is not None:
-            self._of_kind.literal(text)
+        for steps in (self._general, *self._planned.values()):
+            steps.literal(text)
 
     def value(self, parse: Callable[[Code], Value], convert: Convert) -> None:
         """Add a value: `parse` finds it for one branch of the function."""
@@ -146,35 +149,34 @@ class Line:
             steps.add_once(*convert(steps.once, parse(steps.once)))
         else:
             steps.add(*convert(steps.each, value))
-        steps = self._of_kind  # type: ignore[assignment]
-        if steps is None:
-            return
-        if value.planned == COMMON:
-            steps.add_once(*convert(steps.once, parse(steps.once)))
-        elif value.planned == SAME:
-            steps.add(*convert(steps.each, parse(steps.each)))
-        elif value.planned:
-            steps.add(*convert(steps.each, replace(value, expression=value.planned)))
-        else:
-            self._of_kind = None
+        if not value.planned:
+            self._planned.clear()
+        for branch, steps in self._planned.items():
+            how = SAME if value.of_request and branch == _NEW else value.planned
+            if how == COMMON:
+                steps.add_once(*convert(steps.once, parse(steps.once)))
+            elif how == SAME:
+                steps.add(*convert(steps.each, parse(steps.each)))
+            else:
+                steps.add(*convert(steps.each, replace(value, expression=how)))
 
     def function(self) -> Callable[[Any], bytes]:
         """The line as a function of the stream."""
         lines: list[str] = []
-        if self._of_kind is not None:
-            known, learn = self._of_kind.memo()
-            lines += [
-                "facts = s.facts",
-                "if facts is not None:",
-                "    kind, connection, host, request_id, service_time, start, end, start_wall = facts",
-                "    try:",
-                f"        line = {known}[kind]",
-                "    except KeyError:",
-                f"        {learn}(kind, s)",  # which reads all of it: from here on it is a stream like others
-                "    else:",
-                *(f"        {line}" for line in self._of_kind.each.lines),
-                f"        return {self._of_kind.filled('line')}",
-            ]
+        if self._planned:
+            lines += ["facts = s.facts", "if facts is not None:", f"    {FACTS} = facts"]
+            for branch, steps in self._planned.items():
+                known, learn = steps.memo()
+                lines += [
+                    f"    if {branch}:",
+                    "        try:",
+                    f"            line = {known}[kind]",
+                    "        except KeyError:",
+                    f"            {learn}(kind, s)",  # which reads all of it: from here on it is a stream like others
+                    "        else:",
+                    *(f"            {line}" for line in steps.each.lines),
+                    f"            return {steps.filled('line')}",
+                ]
         lines += self._code.lines
         if self._keys:
             known, learn = self._general.memo()

@@ -249,7 +249,7 @@ def _headers_of(lookup: Callable[[Code, str], str]) -> Callable[[Code, str], Val
         names = _header_names(parameter)
         expression = _first_of(code, names, lookup)
         key = expression if names == [":method"] and lookup is _request_header else ""
-        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names), planned=_planned_header(names))
+        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names), planned=_planned_header(names), of_request=lookup is _request_header)
 
     return make
 
@@ -373,7 +373,7 @@ def _server_name(code: Code, parameter: str) -> Value:
 def _path(code: Code, parameter: str) -> Value:
     query, _, source = parameter.partition(":")
     path = _option("PATH", source, {"ORIG_OR_PATH": "v.any_path(s)", "ORIG": "v.original_path(s)", "PATH": "v.path(s)"})
-    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True, planned=COMMON)
+    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True, planned=COMMON, of_request=True)
 
 
 def _query_parameter(code: Code, parameter: str) -> Value:

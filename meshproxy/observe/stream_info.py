@@ -68,8 +68,9 @@ class StreamInfo:
     virtual_cluster_name: str | None = None  # set when a try is counted
 
     # -- what it does not have in common with others
-    # Of a stream that went by a plan (http.plan), when it has ended: (kind, connection, host, request_id, service_time, start, end, start_wall). The kind is an
-    # object that stands for all streams that had the same request and the same response. See `observe.codegen.Line`.
+    # Of a stream that went by a lane or a plan (http.plan), when it has ended: (kind, repeated, connection, host, request_id, service_time, start, end,
+    # start_wall). The kind is an object that stands for all streams that had the same route and response and, if `repeated`, the same request. The others
+    # still have their `request`. See `observe.codegen.Line`.
     facts: tuple[Any, ...] | None = None
 
     # -- what filters know

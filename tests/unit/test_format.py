@@ -483,6 +483,7 @@ class Planned(Stream):
     """A stream that went by a plan: whoever reads anything else than its facts makes it an ordinary one."""
 
     facts: Any = None
+    _repeated = True
 
     def __init__(self, request_id: bytes, service_time: bytes, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -492,11 +493,11 @@ class Planned(Stream):
         self._rest = self.connection, self.host, request_id, service_time, self.start, self.end, self.start_wall
 
     def of(self, kind: object) -> Planned:
-        self.facts = (kind, *self._rest)
+        self.facts = (kind, self._repeated, *self._rest)
         return self
 
     def __getattribute__(self, name: str) -> Any:
-        if name[:1] != "_" and name not in ("facts", "of"):
+        if name[:1] != "_" and name not in ("facts", "of") and (self._repeated or name != "request"):
             self.facts = None
         return super().__getattribute__(name)
 
@@ -509,7 +510,8 @@ PLANNABLE = (
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_streams_of_one_kind(text: bool) -> None:
+@pytest.mark.parametrize("repeated", [True, False])
+def test_streams_of_one_kind(text: bool, repeated: bool) -> None:
     commands = PLANNABLE.split()
     line = Compiler().text(PLANNABLE + "\n") if text else compile_json({f"{index:02d}%": command for index, command in enumerate(commands)})
     assert callable(line)
@@ -517,6 +519,9 @@ def test_streams_of_one_kind(text: bool) -> None:
     for number, request_id, kept in ((1, b"one%d", False), (2, b"two", True), (3, b'th"ree', True)):
         host = SimpleNamespace(address=Address("127.0.0.1", number))
         planned = Planned(request_id, b"%d" % number, end=100.0 + number, start_wall=1795234962.0 + number, host=host)
+        planned._repeated = repeated
+        if not repeated:
+            planned.request.set(b"x-envoy-original-path", b"/%d" % number)
         expected = line(planned)
         assert line(planned.of(kind)) == expected
         assert (planned.facts is not None) is kept  # the first one was read
