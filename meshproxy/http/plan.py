@@ -204,12 +204,12 @@ class Lane:
             stream.answer = response, milliseconds
             stated = service_time if response.timed else known.index.get(_SERVICE_TIME)
             plan = stream.plan
+            wall = start + manager.wall_offset
             if plan is None:
-                repeated, kind, request_id = False, response, b""
+                stream.facts = response, False, codec.info, host, None, stated, start, now, wall
             else:
-                repeated, kind = True, (plan, response)
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-            stream.facts = kind, repeated, codec.info, host, request_id, stated, start, now, start + manager.wall_offset
+                stream.facts = (plan, response), True, codec.info, host, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         parser = codec.parser
         if parser.buffer:

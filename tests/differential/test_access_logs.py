@@ -118,6 +118,12 @@ FILTERS = {
     "log_type_end": "log_type_filter: {types: [DownstreamEnd]}",
     "log_type_start": "log_type_filter: {types: [DownstreamStart]}",
 }
+# What most logs say. The same request again and again, and requests that differ in their paths and ids, go short ways of their own (meshproxy.http.plan).
+USUAL = (
+    "START_TIME(%Y) REQ(:METHOD) REQ(X-ENVOY-ORIGINAL-PATH?:PATH) PROTOCOL RESPONSE_CODE RESPONSE_FLAGS RESPONSE_CODE_DETAILS BYTES_RECEIVED BYTES_SENT "
+    "REQ(X-FORWARDED-FOR) REQ(X-ONE) REQ(X-MANY) REQ(:AUTHORITY) UPSTREAM_HOST UPSTREAM_CLUSTER ROUTE_NAME RESP(X-ONE) RESP(X-NONE) "
+    "UPSTREAM_REQUEST_ATTEMPT_COUNT DOWNSTREAM_LOCAL_ADDRESS UPSTREAM_TRANSPORT_FAILURE_REASON CONNECTION_TERMINATION_DETAILS"
+).split()
 METADATA = {"filter_metadata": {"mine": {"key": "from-cluster"}}}
 CONFIG = bootstrap(
     http("text", HOSTS, access_log=[file_log(TEXT)], listener_fields={"metadata": {"filter_metadata": {"mine": {"key": "from-listener"}}}}),
@@ -132,6 +138,14 @@ CONFIG = bootstrap(
     http("two_logs", HOSTS, access_log=[file_log("first %RESPONSE_CODE%\n"), file_log("second %PROTOCOL%\n")]),
     http("health", HOSTS, access_log=log_when(FILTERS["not_health_check"]), filters=[
         filter_("health_check", pass_through_mode=False, headers=[{"name": ":path", "string_match": {"exact": "/healthz"}}])]),
+    *[
+        http(f"usual_{name}", HOSTS, access_log=[file_log(log_format=log_format)], use_remote_address=True)
+        for name, log_format in {
+            "text": {"text_format": "".join(f"{operator.replace('%', '')}=%{operator}%|" for operator in USUAL) + "%REQ(X-REQUEST-ID)%\n"},
+            "json": {"json_format": {f"{operator} 100%": f"%{operator}%" for operator in [*USUAL, "REQ(X-REQUEST-ID)"]}},
+            "more": {"text_format": "%RESPONSE_CODE% %REQ(:PATH)% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\n"},
+        }.items()
+    ],
     *[http(f"filter_{name}", HOSTS, access_log=log_when(text)) for name, text in FILTERS.items()],
     clusters=[cluster("a", metadata=METADATA), cluster("dead")],
 )  # fmt: skip
@@ -154,6 +168,8 @@ REQUESTS = {
     "not_grpc": (get("/"), [Request(), answer(grpc_status="5")]),
     "retried": (get("/retry"), [Request(), answer("503 X")]),
 }
+SAME = [get("/named?a=b", *LINES, "X-Request-Id: 7f1c2d3e-4b5a-4c6d-8e9f-000000000001"), Response()]
+NEW = [part for number in range(5) for part in (get(f'/a"{number}', *LINES, f"X-Request-Id: 7f1c2d3e-4b5a-4c6d-8e9f-00000000000{number}"), Response())]
 INVALID = b"GET / HTTP/1.1\r\nX Y: z\r\n\r\n"
 
 
@@ -192,6 +208,17 @@ CASES = [
             "grpc": REQUESTS["grpc"],
             "timeout": (get("/slow"), [Request(), Eof()]),
         }.items()
+    ],
+    *[
+        Case(f"{what}_{on}", steps, [part for _ in range(6) for part in up], on=f"usual_{on}", skip=("stats", "upstream"))
+        for on in ("text", "json", "more")
+        for what, steps, up in (
+            ("same", SAME * 6, UP),
+            ("new", NEW, UP),
+            ("same_404", SAME * 6, [Request(), answer("404 Not Found", x_one="none")]),
+            ("same_503", SAME * 6, [Request(), answer("503 Service Unavailable")]),
+            ("same_then_other", SAME * 4 + NEW + SAME * 2, UP * 2),
+        )
     ],
     Case("shapes_of_changing_values", shapes, UP, skip=("log", "stats", "upstream")),
 ]  # fmt: skip
