@@ -122,8 +122,8 @@ class Lane:
         connection.request = connection.planned = stream
         connection.served += 1
         pool.limits.rq += 1
-        host.rq_total += 1  # type: ignore[union-attr]  # there is a pool, so there is a host
-        host.rq_active += 1  # type: ignore[union-attr]
+        host.rq_total += 1
+        host.rq_active += 1
         stream.connected = connection
         stream.stage = _UPSTREAM
         queue = self.queue
@@ -385,7 +385,7 @@ class PlannedStream(Stream):
     connected: Http1Connection
     request_id: bytes
     answer: tuple[PlannedResponse, int]
-    facts: tuple[Any, ...]
+    facts: tuple[Any, ...] | None
 
     def __getattr__(self, name: str) -> Any:
         """Somebody asks for what the short way does not set: be an ordinary stream from here on."""
@@ -556,6 +556,8 @@ class _Probe:
 
     __slots__ = ("request", "response")
 
+    request: RequestHead
+    response: ResponseHead
     tunnel = echoes_request_id = False  # or there would be no plan
 
     def __getattr__(self, name: str) -> Any:
