@@ -7,6 +7,7 @@ Without an admin layer nothing can change, and whatever is compiled from a runti
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -298,7 +299,8 @@ def _number(number: float, raw: str) -> Entry:
 
 def _fraction(value: dict[str, Any]) -> tuple[int, int] | None:
     numerator = value.get("numerator", 0)
-    denominator = _DENOMINATOR_NAMES.get(value.get("denominator", "HUNDRED"))
-    if value.keys() - {"numerator", "denominator"} or denominator is None or not isinstance(numerator, int | float):
+    name = value.get("denominator", "HUNDRED")
+    denominator = _DENOMINATOR_NAMES.get(name) if isinstance(name, str | int) else None
+    if value.keys() - {"numerator", "denominator"} or denominator is None or not isinstance(numerator, int | float) or not math.isfinite(numerator):
         return None
     return int(numerator), denominator

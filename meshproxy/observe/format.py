@@ -51,6 +51,7 @@ _EXTENSIONS = {
 
 _COMMAND = re.compile(r"%([A-Z0-9_]+)(?:\(([^\n]*?)\))?(?::([0-9]+))?%")
 _LENGTH_LIMIT = 1 << 64
+_LENGTH_DIGITS = 20  # Python refuses to read numbers of some thousands of digits
 # Older spellings that Envoy still takes in header values.
 _ARRAY_PARAMETER = re.compile(r'%(UPSTREAM_METADATA|DYNAMIC_METADATA)\(\[((?:\s*"[^"]*"\s*,?)+)\]\)%')
 _QUOTED = re.compile(r'"([^"]*)"')
@@ -222,7 +223,7 @@ def _parts(text: str) -> list[bytes | re.Match[str]]:
             position = percent + 2
             continue
         match = _COMMAND.match(text, percent)
-        if match is None or (match[3] is not None and int(match[3]) >= _LENGTH_LIMIT):
+        if match is None or (match[3] is not None and (len(match[3]) > _LENGTH_DIGITS or int(match[3]) >= _LENGTH_LIMIT)):
             raise ConfigError(f"Incorrect configuration: {text}. Couldn't find valid command at position {percent}")
         if any(literal):
             parts.append("".join(literal).encode())
