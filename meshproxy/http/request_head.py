@@ -300,7 +300,7 @@ class RequestHeadPreparer:
         if self.options.strip_port is not None:
             name, colon, port = host.rpartition(b":")
             given = colon and port.isdigit() and (b":" not in name or name.endswith(b"]"))
-            if given and (self.options.strip_port == "any" or int(port) == connection.local.port):
+            if given and (self.options.strip_port == "any" or port.lstrip(b"0") == b"%d" % connection.local.port):
                 host = name if head.method != b"CONNECT" or self.options.strip_port == "any" else host
         if self.options.strip_trailing_host_dot:
             name, colon, port = host.partition(b":")
