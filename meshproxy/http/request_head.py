@@ -11,7 +11,6 @@ import re
 from binascii import hexlify
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from meshproxy.codec.h1 import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
@@ -475,6 +474,8 @@ _IN_NAMES = "!#$%&'()*+-./:<=>?@[\\]^_`{|}~"
 
 
 def _client_cert_element(tls: Any, details: tuple[str, ...]) -> str:
+    from urllib.parse import quote
+
     parts = []
     local = tls.local_certificate
     if local is not None:
