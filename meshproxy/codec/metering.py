@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from meshproxy.codec.h1 import ProtocolError, parse_header_line
+
 # The log commands that need metered connections, in a logger's configuration as bytes.
-METERED = re.compile(rb"STREAM_(?:WIRE|(?:DECOMPRESSED_)?HEADER)_BYTES_|US_RX_BODY_BEG").search
+METERED = re.compile(rb"STREAM_(?:WIRE|(?:DECOMPRESSED_)?HEADER)_BYTES_|US_RX_BODY_BEG|ROUTE_RESOLUTION_TIME_US").search
 
 _PER_FIELD = 3  # Envoy's parser does not tell of the space after the colon
 _INFORMATIONAL = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9]").match
@@ -50,7 +52,10 @@ def _received(head: bytes) -> int:
     first, *lines = head.split(b"\r\n")
     if b"HTTP/1." not in first:  # no message
         return 0
-    return sum([len(name) + len(value.strip(b" \t")) + _PER_FIELD for name, _, value in (line.partition(b":") for line in lines)]) or _PER_FIELD
+    try:
+        return sum([len(name) + len(value) + _PER_FIELD for name, value in map(parse_header_line, lines)]) or _PER_FIELD
+    except ProtocolError:  # refused before its fields are counted
+        return 0
 
 
 def sent_fields(message: bytes) -> int:

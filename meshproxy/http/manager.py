@@ -182,7 +182,14 @@ class HttpConnectionManager:
         from meshproxy.http.metered import MeteredConnection
 
         self.context.shared[pool.METERED] = True
+        self.match = self._timed_match  # type: ignore[method-assign,assignment]
         return MeteredConnection
+
+    def _timed_match(self, stream: Stream) -> Route | None:
+        started = self.clock()
+        route = self.routes.match(stream)
+        stream.route_time += self.clock() - started
+        return route
 
     def compile_chain(self, route: Route | None) -> Chain:
         """The chain for `route`, compiled on its first request and kept."""

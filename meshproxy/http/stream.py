@@ -152,6 +152,7 @@ class Stream(StreamInfo):
 
     def clear_route_cache(self) -> None:
         """Choose the route anew, after a filter changed what routes look at. The filters that run are those of the first choice, as in Envoy."""
+        self.route_changes += 1
         self.route = self.manager.match(self)
 
     async def buffered_request(self, limit: int) -> bool:

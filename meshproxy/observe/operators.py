@@ -8,6 +8,7 @@ found by asking Envoy 1.40.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -84,10 +85,13 @@ def _simple() -> dict[str, Value]:
         "REQUEST_TX_DURATION": _if_http(_between("s.start", "s.upstream_sent")),
         "RESPONSE_DURATION": _if_http(_between("s.start", "s.upstream_first")),
         "RESPONSE_TX_DURATION": _if_http(_between("s.upstream_first", "s.end")),
+        "DOWNSTREAM_CX_RTT": _number("v.round_trip(s)"),
         "ROUNDTRIP_DURATION": _number("None", optional=True),
         "DOWNSTREAM_HANDSHAKE_DURATION": _number("v.handshake_duration(s)", optional=True),
         "UPSTREAM_CONNECTION_POOL_READY_DURATION": _between("s.start", "v.pool_ready(s)"),
         "ROUTE_NAME": _text("v.route_name(s)", key="(None if s.route is None else s.route.name)"),
+        "ROUTE_RESOLUTION_COUNT": _number("v.route_resolutions(s)"),
+        "ROUTE_RESOLUTION_TIME_US": _number("(int(s.route_time * 1000000) if v.route_resolutions(s) else None)", optional=True),
         "VIRTUAL_CLUSTER_NAME": _text("s.virtual_cluster_name"),
         "UPSTREAM_REQUEST_ATTEMPT_COUNT": _number("s.attempts", key="s.attempts"),
         "UPSTREAM_HOST": _text(
@@ -120,6 +124,7 @@ def _simple() -> dict[str, Value]:
         "TLS_JA4_FINGERPRINT": _text("None"),
         "HOSTNAME": _text(repr(socket.gethostname()), optional=False),
         "LOCAL_REPLY_BODY": Value("bytes", "s.local_reply_body", False),
+        "LISTENER_NAME": _text("(None if s.connection.listener is None else s.connection.listener.name or None)"),
         "FILTER_CHAIN_NAME": _text("(None if s.connection.filter_chain is None else s.connection.filter_chain.name or None)"),
         "ACCESS_LOG_TYPE": _text("s.access_log_type", optional=False),
         "UNIQUE_ID": _text("v.unique_id()", optional=False),
@@ -285,8 +290,6 @@ def _emit_time_local(code: Code, parameter: str) -> Value:
 
 def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
     pattern = _time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS)
-    import json
-
     safe = not local and json.dumps(pattern) == f'"{pattern}"'
     render = code.bind(compile_time(pattern, local=local))
     planned = f"{render}(start_wall)" if when == "s.start_wall" else SAME
@@ -309,7 +312,10 @@ def _certificate_time(tls: str, field: str) -> Callable[[Code, str], Value]:
 
 _MOMENTS = {
     "DS_RX_BEG": "s.start",
+    "DS_RX_HDR_END": "(s.start if v.route_resolutions(s) else 0.0)",
     "DS_RX_END": "s.request_end",
+    "DS_HS_BEG": "(s.connection.start if s.connection.handshake_end else 0.0)",
+    "DS_HS_END": "(0.0 if s.protocol is None else s.connection.handshake_end)",
     "US_CX_BEG": "v.upstream_moment(s, 'start')",
     "US_CX_END": "v.upstream_moment(s, 'connected')",
     "US_HS_END": "v.upstream_moment(s, 'handshake_end')",
@@ -445,8 +451,6 @@ def _filter_state(code: Code, parameter: str) -> Value:
 
 
 def _coalesce(code: Code, parameter: str) -> Value:
-    import json
-
     try:
         operators = json.loads(parameter)["operators"]
     except ValueError as error:

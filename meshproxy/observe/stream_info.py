@@ -65,6 +65,8 @@ class StreamInfo:
     upstream_failure: str | None = None  # transport failure reason
     attempts: int = 0
 
+    route_changes: int = 0  # how often filters had it chosen anew
+    route_time: float = 0.0  # seconds that choosing it took; only where a log asks
     virtual_cluster_name: str | None = None  # set when a try is counted
 
     # -- what it does not have in common with others

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote as percent_encode
 
 from meshproxy.codec import h1
 from meshproxy.observe import flags
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from meshproxy.observe.stream_info import StreamInfo
 
 _NO_CONNECTION = flags.UF | flags.UO
+_TCP_INFO_RTT = 68  # where linux/tcp.h has tcpi_rtt, in microseconds
 
 GRPC_NAMES = (
     "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied", "ResourceExhausted",
@@ -202,7 +207,8 @@ def request_header_map_bytes(s: StreamInfo) -> int:
     r = s.request
     if r is None or not r.method:  # the request line could not be read
         return 0
-    pseudo = (7, r.method), (5, r.path), (10, r.authority), (7, r.scheme)
+    # A request without a host is refused before it gets its scheme.
+    pseudo = (7, r.method), (5, r.path), (10, r.authority), (7, r.scheme if r.authority else b"")
     return sum(name + len(value) for name, value in pseudo if value) + _map_bytes(r.items)
 
 
@@ -241,6 +247,11 @@ def cluster_name(s: StreamInfo) -> str | None:
     """The cluster's name in statistics."""
     cluster = s.cluster
     return None if cluster is None else getattr(cluster, "observability_name", None) or cluster.name
+
+
+def route_resolutions(s: StreamInfo) -> int:
+    """How often the route was looked for: for every request whose head could be read, and whenever a filter asked for it again."""
+    return 0 if s.protocol is None or s.request is None or not s.request.method else 1 + s.route_changes
 
 
 def upstream_protocol(s: Any) -> str | None:
@@ -313,8 +324,6 @@ def address_masked(address: Any, length: int) -> str | None:
     if length < 0:
         return ""
     ip = address.ip.partition("%")[0]
-    import ipaddress
-
     return str(ipaddress.ip_network((ip, min(length, 128 if ":" in ip else 32)), strict=False))
 
 
@@ -356,8 +365,6 @@ def certificate_field(tls: Any, side: str, name: str) -> str | None:
 
 def _san_text(value: str | bytes | tuple[str, bytes]) -> str:
     if isinstance(value, bytes):
-        import ipaddress
-
         return str(ipaddress.ip_address(value))
     return value if isinstance(value, str) else value[1].decode("utf-8", "surrogateescape")
 
@@ -365,11 +372,7 @@ def _san_text(value: str | bytes | tuple[str, bytes]) -> str:
 def certificate_pem(tls: Any) -> str | None:
     """The peer's certificate as URL-encoded PEM."""
     certificate = None if tls is None else tls.peer_certificate
-    if certificate is None:
-        return None
-    from urllib.parse import quote
-
-    return quote(certificate.pem, safe="")
+    return None if certificate is None else percent_encode(certificate.pem, safe="")
 
 
 def certificate_time(tls: Any, name: str, render: Callable[[float], bytes]) -> bytes | None:
@@ -387,6 +390,19 @@ def between(start: float, end: float, unit: int) -> int | None:
         return None
     # Differences of floats may fall just short of the whole number that was meant.
     return int((end - start) * unit + 1e-4)
+
+
+def round_trip(s: StreamInfo) -> int:
+    """The kernel's estimate of the downstream connection's round trip time, in milliseconds; 0 when there is none (any more)."""
+    transport = None if s.codec is None else s.codec.transport
+    sock = None if transport is None or s.connection.remote.kind != "ip" else transport.get_extra_info("socket")
+    if sock is None:
+        return 0
+    try:
+        info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_RTT + 4)
+    except OSError:
+        return 0
+    return int.from_bytes(info[_TCP_INFO_RTT:], sys.byteorder) // 1000
 
 
 def handshake_duration(s: StreamInfo) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -725,3 +726,20 @@ def test_every_command_can_be_asked_of_a_connection_without_requests(command: st
     stream.protocol = protocol
     parameter = _PARAMETERS.get(command)
     assert isinstance(compile_format(f"[%{command}{f'({parameter})' if parameter else ''}%]")(stream), str)
+
+
+def test_round_trip_time_is_asked_of_the_kernel():
+    class Socket:
+        def getsockopt(self, level: int, option: int, size: int) -> bytes:
+            assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+            return (bytes(68) + (5999).to_bytes(4, sys.byteorder))[:size]
+
+    class Closed:
+        def getsockopt(self, *_: int) -> bytes:
+            raise OSError("bad file descriptor")
+
+    def told(sock: Any) -> str:
+        return compile_format("%DOWNSTREAM_CX_RTT%")(Stream(codec=SimpleNamespace(transport=SimpleNamespace(get_extra_info=lambda _: sock))))
+
+    assert [told(Socket()), told(Closed()), told(None)] == ["5", "0", "0"]
+    assert compile_format("%DOWNSTREAM_CX_RTT%")(Stream()) == "0"
