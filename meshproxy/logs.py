@@ -6,7 +6,6 @@ stands for one or several of our packages. Lines go to standard error or to `--l
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -131,6 +130,12 @@ _Piece = Callable[[logging.LogRecord], str]
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", '"': '\\"'})
 
 
+def _json_text(text: str) -> str:
+    import json
+
+    return json.dumps(text)[1:-1]
+
+
 def _strftime(code: str) -> _Piece:
     return lambda record: time.strftime(code, time.localtime(record.created))
 
@@ -138,7 +143,7 @@ def _strftime(code: str) -> _Piece:
 _FLAGS: dict[str, _Piece] = {
     "v": lambda record: record.getMessage(),
     "_": lambda record: record.getMessage().translate(_ESCAPES),
-    "j": lambda record: json.dumps(record.getMessage())[1:-1],
+    "j": lambda record: _json_text(record.getMessage()),
     "l": lambda record: _LEVEL_NAMES.get(record.levelno, "info"),
     "L": lambda record: _LEVEL_NAMES.get(record.levelno, "info")[0].upper(),
     "n": lambda record: component_of(record.name),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, to_json
@@ -52,6 +50,8 @@ def certs(request: Request, server: Server) -> Response:
 def _details(path: str, certificate: Certificate, now: float) -> dict[str, Any]:
     names: list[dict[str, str]] = [{"dns": name} for name in certificate.dns_sans]
     names += [{"uri": name} for name in certificate.uri_sans]
+    import ipaddress
+
     names += [{"ip_address": str(ipaddress.ip_address(packed))} for packed in certificate.ip_sans]
     return {
         "path": path,
@@ -99,6 +99,8 @@ def collect(bootstrap: Any) -> list[Bundle]:
 
 def _unnamed(kind: str, source: Any) -> str:
     """What Envoy calls a certificate that is no secret's. Those from files have no bytes of their own: it shows but one of them."""
+    from hashlib import sha256
+
     return f"unnamed_{kind}_{sha256(source.inline_bytes).hexdigest()[:8]}"
 
 

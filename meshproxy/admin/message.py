@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from meshproxy.api import messages
 from meshproxy.record import Record, field
@@ -56,11 +54,17 @@ def parse_query(query: str) -> dict[str, str]:
 
 def decode(text: str) -> str:
     """Percent-decoded; bytes that are not UTF-8 become U+FFFD."""
-    return unquote_to_bytes(text).decode("utf-8", "replace") if "%" in text else text
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(text).decode("utf-8", "replace")
 
 
 def to_json(value: Any) -> str:
     """JSON as Envoy pretty-prints it: one space of indent, and a newline at the end."""
+    import json
+
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

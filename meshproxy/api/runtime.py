@@ -6,7 +6,6 @@ Without an admin layer nothing can change, and whatever is compiled from a runti
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -286,6 +285,8 @@ def _entry(value: Any, raw: str) -> Entry:
     if isinstance(value, int | float):
         return _number(float(value), raw or f"{value:g}")
     if isinstance(value, dict):
+        import json
+
         return Entry(raw or json.dumps(value), fraction=_fraction(value))
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
         return _number(float(value), raw or value)

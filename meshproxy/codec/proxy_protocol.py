@@ -6,9 +6,12 @@ unicast, Unix addresses and unspecified families are refused for proxied connect
 
 from __future__ import annotations
 
-import ipaddress
+from typing import TYPE_CHECKING
 
 from meshproxy.record import Record
+
+if TYPE_CHECKING:
+    import ipaddress
 
 V1_SIGNATURE = b"PROXY "
 V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -78,6 +81,8 @@ def _parse_v1(data: bytes) -> ProxyHeader | None:
 
 
 def _text_address(text: bytes, wanted: int) -> str:
+    import ipaddress
+
     try:
         address = ipaddress.ip_address(text.decode("ascii"))
     except ValueError:
@@ -112,6 +117,8 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         raise ProxyProtocolError("too short for its addresses", 2)
     if len(data) < size:
         return None
+    import ipaddress
+
     half = (addresses - 4) // 2
     at = _V2_HEADER
     source = _unicast(ipaddress.ip_address(data[at : at + half]), 2)

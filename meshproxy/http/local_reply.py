@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from meshproxy.api import datasource, errors
 from meshproxy.codec.headers import ResponseHead
@@ -98,6 +97,8 @@ class LocalReplies:
         head.set(*_GRPC)
         head.set(b"grpc-status", b"%d" % status)
         if body:
+            from urllib.parse import quote
+
             head.set(b"grpc-message", quote(body.rstrip(b"\n"), safe=_SAFE).encode())
         return head
 

@@ -5,10 +5,8 @@ Each RateLimit gives at most one descriptor: the entries that its actions make o
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from meshproxy.api import errors, matchers
 from meshproxy.api.errors import UNSUPPORTED
@@ -190,6 +188,8 @@ def _query_parameters(proto: Any, context: Context) -> Action:
 
 
 def _decoded_query(stream: Any) -> dict[bytes, bytes]:
+    from urllib.parse import unquote_to_bytes
+
     query: dict[bytes, bytes] = {}
     for name, value in matchers.parse_query(stream.request.path).items():
         query.setdefault(unquote_to_bytes(name), unquote_to_bytes(value))
@@ -215,6 +215,7 @@ def _masked_remote_address(proto: Any, context: Context) -> Action:
         errors.fail("v4_prefix_mask_len", "must be at most 32")
     if v6 > 128:
         errors.fail("v6_prefix_mask_len", "must be at most 128")
+    import ipaddress
 
     def action(stream: Any) -> Entry | None:
         remote = _remote(stream)

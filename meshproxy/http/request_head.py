@@ -11,7 +11,6 @@ import re
 from binascii import hexlify
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from meshproxy.codec.h1 import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
@@ -300,7 +299,7 @@ class RequestHeadPreparer:
         if self.options.strip_port is not None:
             name, colon, port = host.rpartition(b":")
             given = colon and port.isdigit() and (b":" not in name or name.endswith(b"]"))
-            if given and (self.options.strip_port == "any" or int(port) == connection.local.port):
+            if given and (self.options.strip_port == "any" or port.lstrip(b"0") == b"%d" % connection.local.port):
                 host = name if head.method != b"CONNECT" or self.options.strip_port == "any" else host
         if self.options.strip_trailing_host_dot:
             name, colon, port = host.partition(b":")
@@ -475,6 +474,8 @@ _IN_NAMES = "!#$%&'()*+-./:<=>?@[\\]^_`{|}~"
 
 
 def _client_cert_element(tls: Any, details: tuple[str, ...]) -> str:
+    from urllib.parse import quote
+
     parts = []
     local = tls.local_certificate
     if local is not None:

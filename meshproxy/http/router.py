@@ -1271,6 +1271,6 @@ _GRPC_TO_HTTP = {0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403,
 
 def _grpc_status(headers: Headers) -> int | None:
     value = headers.get(b"grpc-status")
-    if value is None or not value.isdigit():
+    if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
         return None
     return int(value)

@@ -151,12 +151,14 @@ class Address:
 def canonical_ip(text: str) -> str:
     """The canonical form of an IP address. ValueError when `text` is not one."""
     host, percent, zone = text.partition("%")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        canonical = socket.inet_ntop(family, socket.inet_pton(family, host))
+        if ":" not in host:
+            socket.inet_pton(socket.AF_INET, host)
+            return host  # no other form of an IPv4 address is taken
+        canonical = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, host))
     except (OSError, ValueError) as error:  # ValueError: an embedded NUL or a lone surrogate
         raise ValueError(f"malformed IP address: {text}") from error
-    return f"{canonical}%{zone}" if percent and family == socket.AF_INET6 else canonical
+    return f"{canonical}%{zone}" if percent else canonical
 
 
 def pack_ip(text: str) -> bytes:

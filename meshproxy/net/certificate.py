@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import calendar
-import hashlib
 from collections.abc import Iterator
 
 _SAN_OID = b"\x55\x1d\x11"
@@ -117,16 +116,22 @@ class Certificate:
     @property
     def spki_sha256(self) -> bytes:
         """SHA-256 of the subject public key info: what `verify_certificate_spki` pins."""
+        import hashlib
+
         return hashlib.sha256(self._parsed.spki).digest()
 
     @property
     def sha256(self) -> str:
         """Fingerprint in lower-case hexadecimal."""
+        import hashlib
+
         return hashlib.sha256(self.der).hexdigest()
 
     @property
     def sha1(self) -> str:
         """SHA-1 fingerprint in lower-case hexadecimal."""
+        import hashlib
+
         return hashlib.sha1(self.der, usedforsecurity=False).hexdigest()
 
     @property

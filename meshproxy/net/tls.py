@@ -6,7 +6,6 @@ else, so that a peer whose certificate is not the one asked for is turned away b
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -292,6 +291,8 @@ class _ServerContexts:
         material = common.material
         parts = [prefix.encode(), proto.SerializeToString(deterministic=True), material.trusted, material.crl]
         # Of one listener and of equal contents, and nothing less: what a session was allowed to do, it may do again.
+        import hashlib
+
         self._key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (*parts, *(item.chain + item.key for item in material.certificates))))
         self._memo: dict[tuple[int, ...], ssl.SSLContext] = {}
         self._names: dict[str, ssl.SSLContext] = {}

@@ -8,7 +8,6 @@ found by asking Envoy 1.40.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -290,6 +289,8 @@ def _emit_time_local(code: Code, parameter: str) -> Value:
 
 def _time(code: Code, parameter: str, when: str, *, local: bool) -> Value:
     pattern = _time_pattern(parameter) or (ISO_MILLISECONDS_LOCAL if local else ISO_MILLISECONDS)
+    import json
+
     safe = not local and json.dumps(pattern) == f'"{pattern}"'
     render = code.bind(compile_time(pattern, local=local))
     planned = f"{render}(start_wall)" if when == "s.start_wall" else SAME
@@ -451,6 +452,8 @@ def _filter_state(code: Code, parameter: str) -> Value:
 
 
 def _coalesce(code: Code, parameter: str) -> Value:
+    import json
+
     try:
         operators = json.loads(parameter)["operators"]
     except ValueError as error:

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote as percent_encode
 
 from meshproxy.codec import h1
 from meshproxy.observe import flags
@@ -324,6 +322,8 @@ def address_masked(address: Any, length: int) -> str | None:
     if length < 0:
         return ""
     ip = address.ip.partition("%")[0]
+    import ipaddress
+
     return str(ipaddress.ip_network((ip, min(length, 128 if ":" in ip else 32)), strict=False))
 
 
@@ -365,6 +365,8 @@ def certificate_field(tls: Any, side: str, name: str) -> str | None:
 
 def _san_text(value: str | bytes | tuple[str, bytes]) -> str:
     if isinstance(value, bytes):
+        import ipaddress
+
         return str(ipaddress.ip_address(value))
     return value if isinstance(value, str) else value[1].decode("utf-8", "surrogateescape")
 
@@ -372,7 +374,11 @@ def _san_text(value: str | bytes | tuple[str, bytes]) -> str:
 def certificate_pem(tls: Any) -> str | None:
     """The peer's certificate as URL-encoded PEM."""
     certificate = None if tls is None else tls.peer_certificate
-    return None if certificate is None else percent_encode(certificate.pem, safe="")
+    if certificate is None:
+        return None
+    from urllib.parse import quote
+
+    return quote(certificate.pem, safe="")
 
 
 def certificate_time(tls: Any, name: str, render: Callable[[float], bytes]) -> bytes | None:
