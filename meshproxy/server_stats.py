@@ -90,7 +90,7 @@ class ServerStats:
             "server.days_until_first_cert_expiring": days_until_first_expires(server.certificates, time.time(), _NO_CERTIFICATE),
             "server.workers_restarting": server.concurrency - server.workers_ready if server.initialized else 0,
             "listener_manager.total_listeners_active": active,
-            "runtime.num_keys": len(server.runtime),
+            "runtime.num_keys": server.runtime.size,
             "runtime.admin_overrides_active": int(bool(server.runtime.overrides)),
         }.items():
             self._set(name, value)

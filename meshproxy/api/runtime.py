@@ -149,7 +149,9 @@ class Runtime:
             },
         }
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many keys have values. (Not `__len__`: an empty runtime may fill, and must not pass for none.)"""
         return len(self._values)
 
     def _rebuild(self) -> None:

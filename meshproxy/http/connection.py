@@ -41,6 +41,7 @@ class ServerConnection(asyncio.Protocol):
         "_check_at",
         "_chunked",
         "_discarding",
+        "_draining",
         "_local",
         "_out",
         "_paused",
@@ -83,6 +84,7 @@ class ServerConnection(asyncio.Protocol):
         self._out = b""
         self._chunked = False
         self.closing = False  # close after the present response
+        self._draining = False  # responses say that the connection will close; it does when `drain_timeout` is over, or the client closes
         self._discarding = False  # nothing that still comes is read
         self._local = False  # it was us who closed
         self._paused = False
@@ -313,11 +315,10 @@ class ServerConnection(asyncio.Protocol):
         if stream.close_connection:
             self.closing = True
         elif not self.closing and manager.drain_close(self):
-            stats.downstream_cx_drain_close.n += 1
-            self.closing = stream.close_connection = True
+            self._announce_drain()
         if not end_stream and request.version == 10 and b"content-length" not in head:
             self.closing = True
-        if self.closing:
+        if self.closing or self._draining:
             items.append(_CLOSE)
         elif request.version == 10:
             items.append(_KEEP_ALIVE)
@@ -547,8 +548,16 @@ class ServerConnection(asyncio.Protocol):
         elif self.stream is None:
             self._replace_timer(self.manager.loop.call_later(self.manager.options.drain_timeout, self._drained))
 
+    def _announce_drain(self) -> None:
+        """A drain goes on. As Envoy, the client gets the time to close by itself: what it has sent already is still answered."""
+        if not self._draining:
+            self._draining = True
+            self.stats.downstream_cx_drain_close.n += 1
+            self.manager.loop.call_later(self.manager.options.drain_timeout, self._drained)
+
     def _drained(self) -> None:
-        self._timer = None
+        self.closing = True
+        self.ready = False
         if self.stream is None and not self._discarding:
             self._close(delayed=True)
 

@@ -151,7 +151,14 @@ class Compiler:
         elif len(parts) == 1:
             line.value(lambda code: self._command(code, parts[0]), _json_part)  # type: ignore[arg-type]
         else:
-            line.value(lambda code: Value("bytes", _concatenation(code, self.parse(code, text), b"-"), False, unique=True), _json_part)
+            # As Envoy, piece by piece: one that is not UTF-8 does not change how the others are escaped.
+            line.literal(b'"')
+            for part in parts:
+                if isinstance(part, bytes):
+                    line.literal(json_text.quote(part)[1:-1])
+                else:
+                    line.value(lambda code, part=part: self._command(code, part), _json_piece)  # type: ignore[misc]
+            line.literal(b'"')
 
 
 class _Sparse:
@@ -202,7 +209,8 @@ class _Sparse:
                 code.lines.append(f"{parts}.append({prefix + json_text.quote(b''.join(segments))!r})")  # type: ignore[arg-type]
                 return
             if len(segments) > 1:
-                code.lines.append(f"{parts}.append({prefix!r} + quote({_concatenation(code, segments, b'')}))")
+                pieces = [repr(json_text.quote(s)[1:-1]) if isinstance(s, bytes) else _quoted_piece(code, s, b"") for s in segments]
+                code.lines.append(f"{parts}.append({prefix!r} + b'\"' + {' + '.join(pieces)} + b'\"')")
                 return
             name = code.local(_nullable(code, segments[0], None))  # type: ignore[arg-type]
         code.lines.append(f"if {name} is not None: {parts}.append({prefix!r} + {name})")
@@ -267,6 +275,20 @@ def _json_part(code: Code, value: Value) -> tuple[bytes, str]:
     if value.safe and value.length is None and not value.optional:
         return b'"%b"', value.expression
     return b"%b", code.local(_nullable(code, value, b"null"))
+
+
+def _json_piece(code: Code, value: Value) -> tuple[bytes, str]:
+    """Conversion and expression for a value that is a part of a JSON string."""
+    if value.kind == "int" and not value.optional:
+        return b"%d", value.expression
+    return b"%b", _quoted_piece(code, value, b"-")
+
+
+def _quoted_piece(code: Code, value: Value, empty: bytes) -> str:
+    """The inside of a JSON string."""
+    conversion, expression = _text_of(code, value, empty)
+    text = expression if conversion == b"%b" else f"b'%d' % {expression}"
+    return f"quote({text})[1:-1]"
 
 
 def _nullable(code: Code, value: Value, null: bytes | None) -> str:
