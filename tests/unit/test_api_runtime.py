@@ -52,7 +52,7 @@ def test_kinds_of_value():
     assert (layers.integer("a", 9), layers.integer("b", 9), layers.integer("c", 9), layers.integer("nope", 9)) == (3, 9, 9, 9)
     assert (layers.number("a", 9), layers.number("b", 9), layers.number("d", 9)) == (3.7, -2, 9)
     assert (layers.boolean("c", False), layers.boolean("h", True), layers.boolean("e.f.g", False), layers.boolean("a", False)) == (True, False, True, False)
-    assert len(layers) == 6
+    assert layers.size == 6
 
 
 def test_later_layers_override_and_admin_modifies():
@@ -124,12 +124,12 @@ def test_disk_layer(tmp_path):
     assert layers.fraction("share", (0, 100)) == (1, 1_000_000)
     assert layers.boolean("mine.only", False)
     own = make({"name": "d", "disk_layer": {**disk, "append_service_cluster": True}}, service_cluster="mine")
-    assert (own.boolean("only", False), len(own), own.load_errors) == (True, 1, 0)
+    assert (own.boolean("only", False), own.size, own.load_errors) == (True, 1, 0)
 
 
 def test_missing_disk_layer_is_empty_and_counted():
     layers = make({"name": "d", "disk_layer": {"symlink_root": "/nonexistent"}})
-    assert (len(layers), layers.load_errors) == (0, 1)
+    assert (layers.size, layers.load_errors) == (0, 1)
 
 
 @pytest.mark.parametrize(
