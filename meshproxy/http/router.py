@@ -136,7 +136,7 @@ class Router:
             forwarding.per_try_timeout = route.per_try_timeout
             expected = route.expected_timeout
             if expected is not None and not self.suppress and not finalized:
-                index[b"x-envoy-expected-rq-timeout-ms"] = expected  # type: ignore[index]  # whoever suppresses nothing has asked for it
+                index[b"x-envoy-expected-rq-timeout-ms"] = expected  # type: ignore[index]  # None: the branch above was taken
                 head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
         if route.include_attempt_count_in_request:
             head.set(b"x-envoy-attempt-count", b"1")
