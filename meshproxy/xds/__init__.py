@@ -1,0 +1,1 @@
+"""Dynamic configuration from a control plane: empty until its issue."""
