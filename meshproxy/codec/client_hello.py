@@ -6,12 +6,18 @@ The bytes are only looked at; whoever terminates TLS gets them again. RFC 8446 s
 
 from __future__ import annotations
 
+import struct
+
 from meshproxy.record import Record
 
 MAX_SIZE = 16 * 1024  # Envoy's and BoringSSL's limit of a ClientHello, in bytes
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME, _ALPN = 0, 16
+_FIXED = struct.Struct(">H32xB")  # version, random, length of the session id
+_U16 = struct.Struct(">H")
+_EXTENSION = struct.Struct(">HH")  # type, length
+_NAME = struct.Struct(">HBH")  # length of the list, type of the name, its length
 
 
 class NotClientHelloError(ValueError):
@@ -61,94 +67,74 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
         if at > len(data):
             break
     else:
-        server_name, alpn = _body(_Reader(bytes(message[4:])))
+        server_name, alpn = _body(bytes(message[4:]))
         return ClientHello(server_name, alpn, at)
     if len(data) >= max_size:
         raise TooLargeError(f"the ClientHello is larger than {max_size} bytes")
     return None
 
 
-class _Reader:
-    """Reads length-prefixed fields; NotClientHelloError where one is cut short."""
-
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        taken = self._data[self._at : self._at + size]
-        if len(taken) < size:
-            raise NotClientHelloError("a field is cut short")
-        self._at += size
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def block(self, prefix: int) -> bytes:
-        return self.take(self.number(prefix))
-
-    @property
-    def empty(self) -> bool:
-        return self._at >= len(self._data)
-
-
-def _body(reader: _Reader) -> tuple[str | None, tuple[str, ...]]:
-    if reader.number(2) < 0x0301:
-        raise NotClientHelloError("older than TLS 1.0")
-    reader.take(32)  # random
-    if len(reader.block(1)) > 32:
-        raise NotClientHelloError("the session id is too long")
-    ciphers = reader.block(2)
-    if not ciphers or len(ciphers) % 2:
-        raise NotClientHelloError("the list of cipher suites is malformed")
-    if not reader.block(1):
-        raise NotClientHelloError("no compression method")
-    if reader.empty:
-        return None, ()
-    extensions = _Reader(reader.block(2))
-    if not reader.empty:
-        raise NotClientHelloError("bytes after the extensions")
-    server_name: str | None = None
-    alpn: tuple[str, ...] = ()
-    seen: set[int] = set()
-    while not extensions.empty:
-        kind = extensions.number(2)
-        content = extensions.block(2)
-        if kind in seen:
-            raise NotClientHelloError("an extension is there twice")
-        seen.add(kind)
-        if kind == _SERVER_NAME:
-            server_name = _server_name(content)
-        elif kind == _ALPN:
-            alpn = _protocols(content)
-    return server_name, alpn
+def _body(data: bytes) -> tuple[str | None, tuple[str, ...]]:
+    # By position, without an object or a call for each field: every inspected connection comes here.
+    try:
+        version, length = _FIXED.unpack_from(data)
+        if version < 0x0301:
+            raise NotClientHelloError("older than TLS 1.0")
+        if length > 32:
+            raise NotClientHelloError("the session id is too long")
+        at = _FIXED.size + length
+        (length,) = _U16.unpack_from(data, at)
+        if not length or length & 1:
+            raise NotClientHelloError("the list of cipher suites is malformed")
+        at += 2 + length
+        if not data[at]:
+            raise NotClientHelloError("no compression method")
+        at += 1 + data[at]
+        end = len(data)
+        if at == end:
+            return None, ()
+        (length,) = _U16.unpack_from(data, at)
+        at += 2
+        if at + length != end:
+            raise NotClientHelloError("the extensions are not what remains")
+        extensions: dict[int, bytes] = {}
+        count = 0
+        while at < end:
+            kind, length = _EXTENSION.unpack_from(data, at)
+            at += 4
+            extensions[kind] = data[at : at + length]
+            at += length
+            count += 1
+    except (IndexError, struct.error):
+        raise NotClientHelloError("a field is cut short") from None
+    if at != end:
+        raise NotClientHelloError("a field is cut short")
+    if len(extensions) < count:
+        raise NotClientHelloError("an extension is there twice")
+    name, protocols = extensions.get(_SERVER_NAME), extensions.get(_ALPN)
+    return None if name is None else _server_name(name), () if protocols is None else _protocols(protocols)
 
 
 def _server_name(content: bytes) -> str:
-    outer = _Reader(content)
-    names = _Reader(outer.block(2))
-    kind = names.number(1)
-    name = names.block(2)
+    name = content[_NAME.size :]
+    size = len(name)
     # One host name and nothing else, as BoringSSL has it; other types of name do not exist.
-    if kind or not names.empty or not outer.empty or not 0 < len(name) <= 255 or b"\0" in name:
+    if not 0 < size <= 255 or content[: _NAME.size] != _NAME.pack(size + 3, 0, size) or b"\0" in name:
         raise NotClientHelloError("the server name is malformed")
     return name.decode("latin-1").lower()
 
 
 def _protocols(content: bytes) -> tuple[str, ...]:
     """Malformed lists are left to the TLS stack, which will refuse them."""
-    try:
-        outer = _Reader(content)
-        reader = _Reader(outer.block(2))
-        protocols = []
-        while not reader.empty:
-            name = reader.block(1)
-            if not name:
-                return ()
-            protocols.append(name.decode("latin-1"))
-        return tuple(protocols) if outer.empty else ()
-    except NotClientHelloError:
+    protocols = []
+    at, end = 2, len(content)
+    if end < 2 or int.from_bytes(content[:2]) != end - 2:
         return ()
+    while at < end:
+        following = at + 1 + content[at]
+        name = content[at + 1 : following]
+        if not name or following > end:
+            return ()
+        protocols.append(name.decode("latin-1"))
+        at = following
+    return tuple(protocols)
