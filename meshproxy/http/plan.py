@@ -220,7 +220,8 @@ class Lane:
         return True
 
     def _learn(self, known: KnownResponse) -> PlannedResponse | None:
-        response = None if known.status >= 400 and self.route.retry is not None else _plan_response(self, known)
+        retries = self.route.retry
+        response = None if retries is not None and known.status >= retries.from_status else _plan_response(self, known)
         if response is not None:
             if len(self.responses) >= _MAX_RESPONSES:
                 self.manager.settle()

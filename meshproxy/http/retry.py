@@ -117,6 +117,7 @@ class RetryPolicy:
 
     __slots__ = (
         "base_interval_ms",
+        "from_status",
         "host_attempts",
         "host_predicates",
         "max_interval_ms",
@@ -135,6 +136,7 @@ class RetryPolicy:
     def __init__(self) -> None:
         """The policy of a route that has none: it retries nothing until a request's headers ask for it."""
         self.retry_on = 0
+        self.from_status = 400  # responses below are never retried
         self.num_retries = 1
         self.per_try_timeout = 0.0  # 0: none
         self.per_try_idle_timeout = 0.0
@@ -170,6 +172,10 @@ def compile_retry_policy(proto: route_components_pb2.RetryPolicy, runtime: Any =
     if proto.HasField("retry_priority"):
         with under("retry_priority.typed_config"):
             policy.priority_update_frequency = retry_hosts.compile_priority(proto.retry_priority.typed_config)
+    if policy.retry_on & (ON_ENVOY_RATELIMITED | ON_RETRIABLE_HEADERS | _ON_ANY_GRPC):
+        policy.from_status = 0
+    elif policy.retry_on & ON_RETRIABLE_STATUS_CODES:
+        policy.from_status = min(400, *policy.status_codes, 400)
     _compile_back_off(proto, policy)
     return policy
 

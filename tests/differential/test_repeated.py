@@ -59,6 +59,9 @@ HOSTS = [
     vhost("by_header", "cluster_header: x-to"),
     vhost("retries", "retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 0.001s}}, timeout: 4s"),
     vhost("resets", "retry_policy: {retry_on: reset, retry_back_off: {base_interval: 0.001s}}, timeout: 4s"),
+    vhost("by_response", "timeout: 4s, retry_policy: {retry_on: retriable-headers, retriable_headers: [{name: x-again, string_match: {exact: 'yes'}}], "
+          "retry_back_off: {base_interval: 0.001s}}"),
+    vhost("by_code", "timeout: 4s, retry_policy: {retry_on: retriable-status-codes, retriable_status_codes: [202, 404], retry_back_off: {base_interval: 0.001s}}"),
     vhost("timeout", "timeout: 0.1s"),
     vhost("endless", "timeout: 0s"),
     vhost("per_try", "timeout: 4s, retry_policy: {retry_on: 5xx, per_try_timeout: 0.1s, retry_back_off: {base_interval: 0.001s}}"),
@@ -226,6 +229,10 @@ CASES = [
     again("third_names_lengths", get(), third(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok")),
     # ---- retries and timeouts
     again("retried", get(host="retries.test"), third(ERROR)),
+    again("retried_by_response", get(host="by_response.test"), third(answer(x_again="yes"))),
+    again("retried_by_response_first", get(host="by_response.test"), each([Request(), answer(x_again="yes")], [Request(), OK])),
+    again("retried_by_code", get(host="by_code.test"), third(answer("202 Later"))),
+    again("not_retried_by_code", get(host="by_code.test"), third(answer("203 Other"))),
     again("retried_reset", get(host="resets.test"), third(Reset())),
     again("retried_in_vain", get(host="retries.test"), Play([[Request(), ERROR]]), times=4),
     again("retried_by_request", get("/", "X-Envoy-Retry-On: 5xx", "X-Forwarded-For: 10.0.0.1"), third(ERROR)),
