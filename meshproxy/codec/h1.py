@@ -360,7 +360,7 @@ class Options:
 class _Parser:
     """What both directions share: the buffer, and bodies."""
 
-    __slots__ = ("_feeding", "buffer", "heads", "options", "remaining", "seen", "sink", "state", "trailer_lines")
+    __slots__ = ("_feeding", "begun", "buffer", "heads", "options", "remaining", "seen", "sink", "state", "trailer_lines")
 
     def __init__(self, sink: Sink, options: Options) -> None:
         self.sink = sink
@@ -369,6 +369,7 @@ class _Parser:
         self.state = HEAD
         self.buffer = b""
         self.remaining = 0
+        self.begun = False  # of an incomplete head: its first line is complete, and was found right
         self.seen = 0  # of an incomplete head: how far it was looked at, so that a head in small pieces is not looked through for each of them
         self.trailer_lines: list[bytes] = []
         self._feeding = False
@@ -420,6 +421,7 @@ class _Parser:
             return None
         if seen:
             self.seen = 0
+            self.begun = False
         return data[:end].split(b"\r\n"), end + 4
 
     def _body(self, data: bytes) -> bytes:
@@ -675,10 +677,12 @@ class RequestParser(_Parser):
 
     def _check_beginning(self, data: bytes) -> None:
         """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""
-        end = data.find(b"\r\n")
+        if self.begun:
+            return
+        end = data.find(b"\r\n", self.seen)
         if end >= 0:
-            if end > self.seen or not self.seen:  # else it was complete the last time
-                self.options.request_line(data[:end])
+            self.options.request_line(data[:end])
+            self.begun = True
         elif _TOKEN(data[:1]) is None:
             raise ProtocolError("http1.codec_error")
 
@@ -807,10 +811,10 @@ class ResponseParser(_Parser):
     def _head(self, data: bytes) -> bytes:
         found = self._lines(data)
         if found is None:
-            end = data.find(b"\r\n")
+            end = -1 if self.begun else data.find(b"\r\n", self.seen)
             if end >= 0:
-                if end > self.seen or not self.seen:  # else it was complete the last time
-                    _status_line(data[:end])
+                _status_line(data[:end])
+                self.begun = True
             elif not data.startswith(b"HTTP/1.") and not b"HTTP/1.".startswith(data):
                 raise ProtocolError("http1.codec_error")
             self.seen = max(len(data) - 3, 0)
