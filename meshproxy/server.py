@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meshproxy.observe.tags import StatsConfig
 
 SLICE = 0.005  # seconds that one request to admin may take of main's event loop before others have their turn
-SCRAPE_DEADLINE = 0.25  # seconds that a scrape waits for the workers; what they have not said by then is a second old at most
+SCRAPE_DEADLINE = 1.0  # seconds that a scrape waits for the workers, which say everything once a second anyway
 
 
 class State(IntEnum):

@@ -471,6 +471,7 @@ class Pool:
             self.connections.discard(connection)
             self._count_closed()
             self.stats.upstream_cx_length_ms.record((self.context.clock() - connection.connected_at) * 1000)
+            self.stats.upstream_rq_per_cx.record(connection.served)
             if self.pending and len(self.pending) > self.connecting and self.limits.cx < self.limits.max_cx:
                 self._dial()
 

@@ -56,6 +56,7 @@ LOG_FORMAT = (
     "cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT%\n"
 )
 PROBE_HOST = "probe.test"
+BARRIER = "rig.barrier"  # name and stat prefix of a listener that answers the probe
 PROBE = {
     "name": "probe",
     "domains": [PROBE_HOST],
@@ -140,11 +141,11 @@ def cluster(name: str, *endpoints: str | Config, localities: list[Config] | None
 
 
 def bootstrap(*listeners: Config, clusters: list[Config] | None = None, **fields: Any) -> Config:
-    """A bootstrap with an admin listener on a port of its own."""
+    """A bootstrap with an admin listener on a port of its own, and the listener by which the rig asks whether the worker has done what it was given."""
     return {
         "node": {"id": "test-node", "cluster": "test-cluster", "locality": {"region": "r1", "zone": "z1"}},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
-        "static_resources": {"listeners": list(listeners), "clusters": clusters or []},
+        "static_resources": {"listeners": [*listeners, http(BARRIER, [], access_log=[])], "clusters": clusters or []},
         **fields,
     }
 

@@ -24,6 +24,7 @@ from tests.differential.rig import Case, Pair, Rig, Tls
 from tests.differential.wire import (
     OK,
     Close,
+    Counted,
     Echo,
     Eof,
     HalfClose,
@@ -40,7 +41,7 @@ from tests.differential.wire import (
 )
 
 __all__ = [
-    "OK", "PROBE_HOST", "Case", "Close", "Echo", "Eof", "HalfClose", "Head", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Signal", "Tls", "Until",
+    "OK", "PROBE_HOST", "Case", "Close", "Counted", "Echo", "Eof", "HalfClose", "Head", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Signal", "Tls", "Until",
     "Wait", "answer", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "hcm", "http", "listener", "req", "to", "y",
 ]  # fmt: skip
 

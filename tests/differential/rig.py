@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import tempfile
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.differential import proxy as proxies
-from tests.differential.config import PROBE_HOST, Config, render, tokens
+from tests.differential.config import BARRIER, PROBE_HOST, Config, render, tokens
 from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference, stat_deltas
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
 
 QUIET_LIMIT_S = 4.0
 SCENARIO_LIMIT_S = 20.0
+_OWN = re.compile(rf"\.admin\.|{re.escape(BARRIER)}\.")
 PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 
 
@@ -87,6 +89,7 @@ class Rig:
         self._stats: dict[str, int] = {}
         self._log_offset = 0
         self._clients: list[Wire] = []
+        self._barrier: Wire | None = None
 
     async def start(self) -> None:
         ports = {}
@@ -165,12 +168,26 @@ class Rig:
         wire.close()
         return response
 
-    async def proxy_quiet(self) -> None:
-        """Wait until the proxy has dealt with what it was told; for scenarios that go on after a client has left."""
-        last: dict[str, int] = {}
-        while stat_deltas(last, stats := await self.proxy.stats()):
-            last = stats
-            await asyncio.sleep(0.01)
+    async def settled(self) -> None:
+        """Return when the proxy's worker has seen everything that was sent to it before, and this process what the worker then sent.
+
+        Two exchanges: what was ready before the first is dealt with, at the latest, together with it, and so before the second.
+        """
+        for _ in range(2):
+            if self._barrier is None or self._barrier.end or self._barrier.transport.is_closing():
+                _, self._barrier = await asyncio.get_running_loop().create_connection(Wire, "127.0.0.1", self.proxy.ports[BARRIER])
+            self._barrier.take(len(self._barrier.buffer))
+            await play([PROBE, Response()], self._barrier, self.signals)
+
+    async def counted(self, name: str) -> int:
+        """By how much the stats whose names end so have grown since the case began."""
+        stats = await self.proxy.stats()
+        return sum(value - self._stats.get(each, 0) for each, value in stats.items() if each.endswith(name) and not _OWN.search(each))
+
+    async def until_counted(self, name: str, count: int = 1) -> None:
+        """Wait until the proxy has counted so much more, for scenarios that go on after something that they cannot see."""
+        while await self.counted(name) < count:
+            await asyncio.sleep(0.005)
 
     async def wait_lines(self, file: str, count: int) -> str:
         """The text of a log file in the proxy's folder once it has so many lines."""
@@ -184,7 +201,7 @@ class Rig:
     async def run(self, case: Case) -> Outcome:
         """Run one case from a quiet proxy to a quiet proxy."""
         outcome = Outcome()
-        self.signals = Signals()
+        self.signals = Signals(self.counted)
         for name, upstream in self.upstreams.items():
             upstream.begin(_play_of(case, name), self.signals)
         try:
@@ -252,8 +269,9 @@ class Rig:
         pause, waited = 0.001, 0.0
         last: dict[str, int] = {}
         while True:
+            await self.settled()
             stats = await self.proxy.stats()
-            busy = [f"{name}={value}" for name, value in stats.items() if value and name.endswith(gauges) and ".admin." not in name]
+            busy = [f"{name}={value}" for name, value in stats.items() if value and name.endswith(gauges) and not _OWN.search(name)]
             if not busy and not stat_deltas(last, stats):  # a snapshot can fall between two counts of the same event
                 return stats
             if waited > QUIET_LIMIT_S:
@@ -276,6 +294,8 @@ class Rig:
             outcome.log += [self.normaliser.line(line) for line in data.decode("utf-8", "backslashreplace").split("\n") if line and PROBE_HOST not in line]
 
     async def stop(self) -> None:
+        if self._barrier is not None:
+            self._barrier.transport.abort()
         for upstream in self.upstreams.values():
             await upstream.stop()
         for sock in self._fillers + self._closed_ports:

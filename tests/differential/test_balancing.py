@@ -79,7 +79,7 @@ CONFIG = bootstrap(
         hashed("ring_weighted", "RING_HASH", (1, 2, 4, 8, 16)),
         hashed("maglev_weighted", "MAGLEV", (1, 2, 4, 8, 16)),
         *[
-            cluster(f"{policy}_hostname", *[endpoint(n, hostname=f"host-{n}.test") for n in NAMES], lb_policy=name, type="STRICT_DNS",
+            cluster(f"{policy}_hostname", *[endpoint(n, hostname=f"host-{n}.test") for n in NAMES], lb_policy=name, type="STRICT_DNS", dns_refresh_rate="3600s",
                     common_lb_config={"consistent_hashing_lb_config": {"use_hostname_for_hashing": True}})
             for policy, name in {"ring": "RING_HASH", "maglev": "MAGLEV"}.items()
         ],

@@ -161,7 +161,7 @@ BAD_HEADERS = {
 
 def proxied(on: str, name: str, header: bytes, **fields: Any) -> Case:
     """A PROXY header in front of a request, in one piece."""
-    return Case(f"{on}_{name}", [header + get(), Response()], on=on, then="leave", **fields)
+    return Case(f"{on}_{name}", [header + get(), Response()], on=on, **{"then": "leave"} | fields)
 
 
 async def in_pieces(rig: Rig) -> Any:
@@ -213,8 +213,8 @@ CASES = [
     }.items()],
     Case("sni_plaintext", get(), on="sni"),
     Case("sni_hello_in_pieces", client_hello_in_pieces),
-    Case("sni_garbage", [b"\x16\x03\x01\x00\x05hello", Response()], on="sni", then="leave"),
-    Case("sni_no_hello", [b"\x16\x03\x01\x00\x05\x02\x00\x00\x01x", Response()], on="sni", then="leave"),
+    Case("sni_garbage", [b"\x16\x03\x01\x00\x05hello", Response()], on="sni", then="closed"),
+    Case("sni_no_hello", [b"\x16\x03\x01\x00\x05\x02\x00\x00\x01x", Response()], on="sni", then="closed"),
     Case("no_inspector", get(), on="no_inspector", tls=Tls()),
     Case("one_connection_too_many", one_too_many),
     Case("no_match_other_name", get(), on="no_match", tls=Tls(sni="b.test"), then="leave"),
@@ -222,7 +222,7 @@ CASES = [
     *[Case(f"alpn_{name}", get(), on="alpn", tls=Tls(alpn=alpn)) for name, alpn in {
         "foo": ("foo",), "http": ("http/1.1",), "both": ("foo", "http/1.1"), "both_other_order": ("http/1.1", "foo"), "unknown": ("bar",), "none": (),
     }.items()],
-    *[Case(f"sniff_{name}", [request, Response()], on="sniff", then="leave") for name, request in SNIFFED.items()],
+    *[Case(f"sniff_{name}", [request, Response()], on="sniff", then="open" if name in {"get", "post"} else "closed") for name, request in SNIFFED.items()],
     Case("default_filter_chain", get(), on="default_chain"),
     Case("no_filter_chain", [get(), Response()], on="no_default_chain", then="closed"),
     Case("longest_prefix", get(), on="addresses"),
@@ -240,7 +240,7 @@ CASES = [
     proxied("proxy_v2_only", "v1", V1),
     proxied("proxy_v2_only", "v1_bad", BAD_HEADERS["v1_bad_address"]),
     proxied("proxy_v2_only", "v2", HEADERS["v2"]),
-    proxied("proxy_v2_or_none", "v1", V1),
+    proxied("proxy_v2_or_none", "v1", V1, then="closed"),
     proxied("proxy_v2_or_none", "none", b""),
     proxied("proxy_tlv", "present", HEADERS["v2_tlv"]),
     proxied("proxy_tlv", "absent", HEADERS["v2"]),

@@ -257,7 +257,7 @@ async def alternative_stats(rig: Rig) -> list[str]:
     for path in ("/", "/dead", "/direct", "/slow"):
         await rig.get(get(path, "X-Envoy-Upstream-Alt-Stat-Name: alternative"), "trusting")
     await rig.get(get("/", "X-Envoy-Upstream-Alt-Stat-Name: outside"), "bytes")
-    await rig.proxy_quiet()
+    await rig.settled()
     _, text = await rig.proxy.admin("GET", "/stats?usedonly&filter=alternative|outside")
     return [re.sub(r": P0.*", "", line) for line in text.splitlines()]
 

@@ -102,7 +102,7 @@ async def second_connection(rig: Rig, name: str) -> Any:
     seen.append(await echo(rig, await rig.connect(name)))
     seen.append(await echo(rig, first))
     first.close()
-    await rig.proxy_quiet()
+    await rig.until_counted(f"listener.{name}.downstream_cx_destroy", 2)
     seen.append(await echo(rig, await rig.connect(name)))
     return seen
 

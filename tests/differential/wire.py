@@ -10,7 +10,7 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +22,10 @@ class StuckError(Exception):
 
 
 class Signals(dict[str, asyncio.Event]):
-    """Named events that the scripts of one case share."""
+    """Named events that the scripts of one case share. `counted(name)`: by how much the proxy's stats whose names end so have grown since the case began."""
+
+    def __init__(self, counted: Callable[[str], Awaitable[int]] | None = None) -> None:
+        self.counted = counted
 
     def __missing__(self, name: str) -> asyncio.Event:
         self[name] = event = asyncio.Event()
@@ -271,6 +274,23 @@ class Signal:
 
     async def run(self, wire: Wire, signals: Signals) -> None:
         signals[self.name].set()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Wait until the proxy has counted something: events on its other connections have no order that a script could rely on."""
+
+    name: str
+    count: int = 1
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        assert signals.counted is not None
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                while await signals.counted(self.name) < self.count:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise StuckError from None
 
 
 async def play(script: Script, wire: Wire, signals: Signals) -> str | None:
