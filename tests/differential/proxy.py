@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.differential.wire import Response, Signals, Wire, play
 
-READY_LIMIT_S = 20.0
+READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _FLAGS = ["--concurrency", "1", "-l", "error", "--file-flush-interval-msec", "20", "--file-flush-min-size-kb", "0"]

@@ -17,8 +17,8 @@ from tests.differential.config import BARRIER, PROBE_HOST, Config, render, token
 from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference, stat_deltas
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
 
-QUIET_LIMIT_S = 4.0
-SCENARIO_LIMIT_S = 20.0
+QUIET_LIMIT_S = 15.0
+SCENARIO_LIMIT_S = 60.0
 _OWN = re.compile(rf"\.admin\.|{re.escape(BARRIER)}\.")
 PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 
@@ -388,11 +388,6 @@ class Pair:
             for_oracle = replace(case, then="leave")
             for_subject = for_oracle if self.self_check or case.stricter >= 500 else replace(case, then="closed")
         oracle, subject = await asyncio.gather(self.oracle.run(for_oracle), self.subject.run(for_subject))
-        waited = 0.0
-        while len(subject.log) < len(oracle.log) and waited < 1.5:  # a writer may hold lines back for up to a second
-            await asyncio.sleep(0.02)
-            waited += 0.02
-            self.subject.read_log(subject)
         return oracle, subject
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-STEP_LIMIT_S = 5.0
+STEP_LIMIT_S = 15.0
 
 
 class StuckError(Exception):
