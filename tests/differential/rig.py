@@ -171,9 +171,10 @@ class Rig:
     async def settled(self) -> None:
         """Return when the proxy's worker has seen everything that was sent to it before, and this process what the worker then sent.
 
-        Two exchanges: what was ready before the first is dealt with, at the latest, together with it, and so before the second.
+        Three exchanges: a connection that waited before the first is accepted at the latest together with it, and read from together with the second, so that
+        its end, or the first answer on it, is there before the third.
         """
-        for _ in range(2):
+        for _ in range(3):
             if self._barrier is None or self._barrier.end or self._barrier.transport.is_closing():
                 _, self._barrier = await asyncio.get_running_loop().create_connection(Wire, "127.0.0.1", self.proxy.ports[BARRIER])
             self._barrier.take(len(self._barrier.buffer))
@@ -267,17 +268,15 @@ class Rig:
     async def _quiet(self, outcome: Outcome, *gauges: str) -> dict[str, int]:
         """The stats, once all gauges of these names (the admin's own apart) are zero and nothing changes any more."""
         pause, waited = 0.001, 0.0
-        last: dict[str, int] = {}
         while True:
             await self.settled()
             stats = await self.proxy.stats()
             busy = [f"{name}={value}" for name, value in stats.items() if value and name.endswith(gauges) and not _OWN.search(name)]
-            if not busy and not stat_deltas(last, stats):  # a snapshot can fall between two counts of the same event
-                return stats
+            if not busy and not stat_deltas(stats, again := await self.proxy.stats()):  # a snapshot can fall between two counts of the same event
+                return again
             if waited > QUIET_LIMIT_S:
                 outcome.trouble.append(f"not quiet: {busy}")
                 return stats
-            last = stats
             await asyncio.sleep(pause)
             waited += pause
             pause = min(pause * 2, 0.05)

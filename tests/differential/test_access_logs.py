@@ -30,7 +30,7 @@ HOSTS = [
          "metadata": {"filter_metadata": {"mine": {"key": "value", "list": [1, 2], "nested": {"deep": True}}}}},
         {"match": {"path": "/direct"}, "direct_response": {"status": 201, "body": {"inline_string": "made"}}},
         {"match": {"path": "/dead"}, "route": {"cluster": "dead"}},
-        {"match": {"path": "/slow"}, "route": {"cluster": "a", "timeout": "0.05s"}},
+        {"match": {"path": "/slow"}, "route": {"cluster": "a", "timeout": "0.2s"}},
         {"match": {"path": "/retry"}, "route": {"cluster": "a", "retry_policy": {"retry_on": "5xx"}}},
         {"match": {"prefix": "/"}, "route": {"cluster": "a"}},
     ]},

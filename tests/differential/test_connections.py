@@ -41,8 +41,8 @@ CONFIG = bootstrap(
     server("http10_no_default", http_protocol_options={"accept_http_10": True}),
     server("continue", proxy_100_continue=True),
     server("two_requests", common_http_protocol_options={"max_requests_per_connection": 2}),
-    server("idle", common_http_protocol_options={"idle_timeout": "0.1s"}, drain_timeout="0.1s"),
-    server("old_age", common_http_protocol_options={"max_connection_duration": "0.1s"}, drain_timeout="0.1s"),
+    server("idle", common_http_protocol_options={"idle_timeout": "0.4s"}, drain_timeout="0.1s"),
+    server("old_age", common_http_protocol_options={"max_connection_duration": "0.4s"}, drain_timeout="0.1s"),
     server("absolute_off", http_protocol_options={"allow_absolute_url": False}),
     clusters=[cluster("a")],
 )

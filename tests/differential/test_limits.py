@@ -7,6 +7,7 @@ from tests.differential.harness import (
     OK,
     Case,
     Close,
+    Counted,
     Eof,
     Play,
     Request,
@@ -174,8 +175,8 @@ CASES = [
     Case("upstream_max_requests_per_connection", upstream_connections),
     Case(
         "upstream_idle_timeout",
-        [get("/1", host="idle.test"), Response(), Wait("gone"), get("/2", host="idle.test"), Response()],
-        each([Request(), OK, Eof(), Signal("gone"), Close()], [Request(), OK]),
+        [get("/1", host="idle.test"), Response(), Wait("gone"), get("/2", host="idle.test"), Response(), Counted("upstream_cx_idle_timeout", 2)],
+        each([Request(), OK, Eof(), Signal("gone"), Close()], [Request(), OK, Eof()]),
     ),
 ]
 
