@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshproxy.cli import Options
 
 _Problems = list[tuple[str, str, str]]  # as plain data, for the way from a child
+_LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than another child takes to start
 
 
 def run(options: Options) -> int:
@@ -96,21 +97,46 @@ def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problem
     """In the second child: the serialised bootstrap, problems and warnings."""
     if problems:
         return b"", problems, []
-    from meshproxy import worker
     from meshproxy.api import bootstrap as bootstraps
-
-    def dry_run(bootstrap: Any) -> None:
-        plan.node = node_of(bootstrap, plan.options)
-        worker.dry_run(bootstrap, plan)
 
     options = plan.options
     unknown: list[Problem] = []
     try:
         bootstrap = bootstraps.from_sources(sources, unknown if options.allow_unknown_static_fields or options.allow_unknown_fields else None)
+        early = bootstrap.ByteSize() > _LARGE and process.cpu_count() > 1
+        compiling = process.Errand(lambda: _compile_early(bootstrap, plan)) if early else None
+
+        def dry_run(bootstrap: Any) -> None:
+            problems = compiling.result() if compiling is not None else None
+            if problems is None:
+                problems = _compile(bootstrap, plan)
+            if problems:
+                raise ConfigError(_problems(problems))
+
         warnings = unknown + bootstraps.check(bootstrap, options.unsupported, dry_run)
     except ConfigError as error:
         return b"", _plain(error.problems), []
     return bootstrap.SerializeToString(), [], _plain(warnings)
+
+
+def _compile(bootstrap: Any, plan: worker.Plan) -> _Problems:
+    """What only compiling everything shows."""
+    from meshproxy import worker
+
+    plan.node = node_of(bootstrap, plan.options)
+    try:
+        worker.dry_run(bootstrap, plan)
+    except ConfigError as error:
+        return _plain(error.problems)
+    return []
+
+
+def _compile_early(bootstrap: Any, plan: worker.Plan) -> _Problems | None:
+    """The same in a third child, while the second one still finds out whether the declared constraints hold: if they do not, anything may happen here."""
+    try:
+        return _compile(bootstrap, plan)
+    except Exception:  # noqa: BLE001  who needs the result compiles once more, and fails where it is seen
+        return None
 
 
 def _plain(problems: Iterable[Problem]) -> _Problems:

@@ -132,3 +132,24 @@ def test_what_is_unknown_or_deprecated_is_said_and_counted(tmp_path):
         assert "unknown field: typo" in proxy.stderr
         assert "deprecated" not in proxy.stderr
         assert proxy.stat("runtime.deprecated_feature_use") == 1
+
+
+def test_mistakes_in_a_large_configuration_are_all_reported(tmp_path):
+    """It is compiled while it is still being checked."""
+
+    def one(index, address, name="ok"):
+        endpoints = [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": address, "port_value": 80}}}}]}]
+        return {"name": f"cluster-{index}", "connect_timeout": "1s", "load_assignment": {"cluster_name": name, "endpoints": endpoints}}
+
+    def problems(clusters):
+        status, _, err = run("--mode", "validate", config=json.dumps({"static_resources": {"clusters": clusters}}), folder=tmp_path)
+        return status, [line.partition(": ")[0] for line in err.splitlines()[1:]]
+
+    addresses = ["127.0.0.1"] * 3000
+    assert problems([one(*pair) for pair in enumerate(addresses)]) == (0, [])
+    addresses[1000] = addresses[2000] = "name.test"
+    clusters = [one(*pair) for pair in enumerate(addresses)]
+    where = "static_resources.clusters[{}].load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address"
+    assert problems(clusters) == (1, [where.format(1000), where.format(2000)])
+    clusters[500] = one(500, "127.0.0.1", name="")
+    assert problems(clusters) == (1, ["static_resources.clusters[500].load_assignment.cluster_name"])
