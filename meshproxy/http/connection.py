@@ -53,6 +53,7 @@ class ServerConnection(asyncio.Protocol):
         "changes",
         "closing",
         "full",
+        "head_since",
         "headers_timer",
         "heads",
         "idle_since",
@@ -80,6 +81,7 @@ class ServerConnection(asyncio.Protocol):
         self.stream: Stream | None = None
         self.requests = 0
         self.idle_since = 0.0
+        self.head_since = 0.0  # when the head began of which a part is here
         self.headers_timer: asyncio.TimerHandle | None = None
         self._out = b""
         self._chunked = False
@@ -136,9 +138,8 @@ class ServerConnection(asyncio.Protocol):
         if self._out:
             self.flush()
         if self.stream is None:
-            manager = self.manager
-            if manager.times_heads and self.headers_timer is None and self.parser.buffer and not self._discarding:
-                self._time_head()
+            if self.parser.buffer and not self.head_since and not self._discarding:
+                self._begin_head()
         elif self.parser.buffer and len(self.parser.buffer) > _MAX_PIPELINED:
             self.pause_reading()
 
@@ -151,6 +152,8 @@ class ServerConnection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self.headers_timer = None
+        if self.head_since and self.stream is None and not self._discarding:
+            self.stream = self.manager.broken_stream(self)
         stream = self.stream
         local = self._local
         self._discarding = True
@@ -206,7 +209,7 @@ class ServerConnection(asyncio.Protocol):
             plain = known.plain = manager.preparer.is_plain(known, known.index)
         elif plain and self.additions is not None:
             plan = self._plan(known)
-        if not plain or manager.has_stream_timers or manager.max_requests or self.headers_timer is not None:
+        if not plain or manager.has_stream_timers or manager.max_requests or self.head_since:
             self.on_headers(known.head(), True)
             return
         now = manager.clock()
@@ -236,15 +239,15 @@ class ServerConnection(asyncio.Protocol):
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
-        if self.headers_timer is not None:
-            self.headers_timer.cancel()
-            self.headers_timer = None
         stream = self.stream = Stream(manager, self, head, now)
+        if self.head_since:
+            self.head_complete(stream, now)
+        else:
+            manager.rq_started += 1
         if end_stream:
             stream.request_ended = True
             stream.request_end = now
         self.requests += 1
-        manager.rq_started += 1
         parser = self.parser
         if not parser.keep_alive:
             self.closing = True
@@ -267,6 +270,25 @@ class ServerConnection(asyncio.Protocol):
             stream.local_reply(reply)
             return
         stream.begin(end_stream)
+
+    def _begin_head(self) -> None:
+        """A head has begun and is not complete: from now on it is a request, as for Envoy."""
+        manager = self.manager
+        now = self.head_since = manager.clock()
+        manager.rq_started += 1
+        if self._check_at > now + manager.stream_idle_timeout:
+            self._watch_streams()
+        if manager.times_heads:
+            self._time_head()
+
+    def head_complete(self, stream: Stream, now: float) -> None:
+        """What the request of a head that came in pieces has from its beginning."""
+        stream.start = self.head_since
+        stream.head_end = now
+        self.head_since = 0.0
+        if self.headers_timer is not None:
+            self.headers_timer.cancel()
+            self.headers_timer = None
 
     def _watch_streams(self) -> None:
         if self.manager.stream_idle_timeout:
@@ -433,6 +455,8 @@ class ServerConnection(asyncio.Protocol):
             self._protocol_error(error)
         if self._out:
             self.flush()
+        if self.stream is None and self.parser.buffer and not self.head_since and not self._discarding:
+            self._begin_head()
 
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: HTTP/1 can only say so by closing."""
@@ -522,7 +546,6 @@ class ServerConnection(asyncio.Protocol):
             self.headers_timer = manager.loop.call_later(overall, self._head_timed_out, self.stats.downstream_rq_timeout, reply)
 
     def _head_timed_out(self, counter: Any, reply: Reply) -> None:
-        self.headers_timer = None
         if self.stream is not None or self._discarding:
             return
         counter.n += 1
@@ -598,6 +621,12 @@ class ServerConnection(asyncio.Protocol):
                 self.flush()
                 if self._timer is None and manager.idle_timeout:  # neither closing nor at the next request
                     self._watch(manager.idle_timeout)
+                return
+        elif self.head_since and manager.stream_idle_timeout:
+            left = self.head_since + manager.stream_idle_timeout - now
+            if left <= 0.0005:
+                reply = Reply(408, b"stream timeout", details="stream_idle_timeout", flag=flags.SI, close=True)
+                self._head_timed_out(self.stats.downstream_rq_idle_timeout, reply)
                 return
         elif manager.idle_timeout:
             left = self.idle_since + manager.idle_timeout - now

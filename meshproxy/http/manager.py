@@ -327,8 +327,12 @@ class HttpConnectionManager:
         now = self.clock()
         if now >= self.next_second:
             self.tick(now)
-        self.rq_started += 1
-        return Stream(self, codec, self.options.unknown_request(), now)
+        stream = Stream(self, codec, self.options.unknown_request(), now)
+        if codec.head_since:
+            codec.head_complete(stream, now)
+        else:
+            self.rq_started += 1
+        return stream
 
     def admit(self, stream: Stream) -> Reply | None:
         """What a route may say about a stream before its filters run: upgrades, and an idle timeout of its own."""

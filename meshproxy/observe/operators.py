@@ -313,7 +313,7 @@ def _certificate_time(tls: str, field: str) -> Callable[[Code, str], Value]:
 
 _MOMENTS = {
     "DS_RX_BEG": "s.start",
-    "DS_RX_HDR_END": "(s.start if v.route_resolutions(s) else 0.0)",
+    "DS_RX_HDR_END": "((s.head_end or s.start) if v.route_resolutions(s) else 0.0)",
     "DS_RX_END": "s.request_end",
     "DS_HS_BEG": "(s.connection.start if s.connection.handshake_end else 0.0)",
     "DS_HS_END": "(0.0 if s.protocol is None else s.connection.handshake_end)",

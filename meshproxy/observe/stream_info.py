@@ -48,6 +48,7 @@ class StreamInfo:
     # -- when
     start_wall: float = 0.0
     start: float = 0.0
+    head_end: float = 0.0  # end of the request's head, if it did not come in one piece
     request_end: float = 0.0  # last request byte received from downstream
     upstream_start: float = 0.0  # first byte sent upstream
     upstream_sent: float = 0.0  # last byte sent upstream

@@ -149,6 +149,12 @@ CONFIG = bootstrap(
          access_log_options={"access_log_flush_interval": "0.03s"}),
     http("periodic_old", HOSTS, route_config=ANY_CLUSTER, access_log=[file_log(WHAT, file="periodic_old.log")], http_filters=ROUTER,
          access_log_flush_interval="0.03s"),
+    logged("heads"),
+    logged("heads_idle", stream_idle_timeout="0.1s"),
+    logged("heads_timed", request_headers_timeout="0.1s"),
+    http("heads_slow", HOSTS, route_config=ANY_CLUSTER, http_filters=ROUTER,
+         access_log=[file_log("%REQ(:PATH)% %RESPONSE_CODE%\n", file="heads_slow.log", filter={"duration_filter": {"comparison": {
+             "op": "GE", "value": {"default_value": 90, "runtime_key": "none.such"}}}})]),
     logged("checked", filters=[CHECK]),
     logged("checked_through", filters=[PASS]),
     listener("listener_log", filter_("hcm", stat_prefix="listener_log", route_config={"virtual_hosts": HOSTS, **ANY_CLUSTER}, http_filters=ROUTER),
@@ -252,6 +258,16 @@ def times(on: str, *requests: bytes, tls: Tls | None = None, answer: bytes = b""
     return Case(on, run, play, skip=("log", "stats", "upstream"))
 
 
+async def slow_head(rig: Rig) -> str:
+    """A request begins with its first byte: what a timeout takes that runs meanwhile is part of its duration."""
+    wire = await rig.connect("heads_slow")
+    wire.send(get("/one")[:20])
+    await rig.get(get("/")[:20], "heads_idle")
+    wire.send(get("/one")[20:])
+    await wire.until(lambda: b"ok" in wire.received)
+    return await rig.wait_lines("heads_slow.log", 1)
+
+
 async def alternative_stats(rig: Rig) -> list[str]:
     """The names of what is counted under the name that a trusted client gives."""
     for path in ("/", "/dead", "/direct", "/slow"):
@@ -318,6 +334,16 @@ CASES = [
     times("times_tls", get("/tls"), get("/tls"), get("/direct"), tls=Tls()),
     times("times_tcp", b"hello", answer=b"hello"),
     Case("alternative_stats", alternative_stats, each([Request(), answer(x_envoy_upstream_canary="true")]), skip=("log", "stats", "upstream")),
+    Case("head_cut_short", [get("/")[:20], Close()], on="heads"),
+    Case("head_cut_short_in_the_first_line", [get("/")[:3], Close()], on="heads"),
+    Case("head_cut_short_later", [get("/"), Response(), get("/")[:20], Close()], UP, on="heads", skip=("upstream",)),
+    Case("head_cut_short_in_a_pipeline", [get("/one") + get("/two")[:20], Response(), Close()], UP, on="heads", skip=("upstream",)),
+    Case("head_cut_short_after_a_direct_response", [get("/direct") + get("/two")[:20], Response(), Close()], on="heads"),
+    Case("head_in_pieces", [get("/")[:20], get("/")[20:], Response()], UP, on="heads", skip=("upstream",)),
+    Case("head_that_stops", [get("/")[:20], Response()], on="heads_idle", then="closed"),
+    Case("head_that_stops_later", [get("/"), Response(), get("/")[:20], Response()], UP, on="heads_idle", then="closed", skip=("upstream",)),
+    Case("head_out_of_time", [get("/")[:20], Response()], on="heads_timed", then="closed"),
+    Case("slow_head", slow_head, UP, skip=("log", "stats", "upstream")),
     until_logged("periodic", req("POST", "/", body=b"x"), "DownstreamEnd"),
     until_logged("periodic_old", req("POST", "/", body=b"x"), "DownstreamEnd"),
     until_logged("tcp_periodic", b"x", "TcpConnectionEnd"),
