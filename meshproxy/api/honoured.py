@@ -8,6 +8,8 @@ _CORE = "envoy.config.core.v3."
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
 _LISTENER = "envoy.config.listener.v3."
 _ROUTE = "envoy.config.route.v3."
+_RULES = "envoy.config.common.mutation_rules.v3."
+_TLS = "envoy.extensions.transport_sockets.tls.v3."
 
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine",
@@ -20,6 +22,28 @@ HONOURS = {
     f"{_CORE}Metadata": "filter_metadata",
     f"{_CORE}RuntimeUInt32": "default_value runtime_key",
     f"{_CORE}TypedExtensionConfig": "name typed_config",
+    # Of connection managers and of clusters: either may be there without the other.
+    f"{_CORE}HttpProtocolOptions": (
+        "idle_timeout max_connection_duration max_headers_count max_stream_duration headers_with_underscores_action max_requests_per_connection"
+        " max_response_headers_kb"
+    ),
+    f"{_CORE}Http1ProtocolOptions": (
+        "allow_absolute_url accept_http_10 default_host_for_http_10 header_key_format enable_trailers"
+        " override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods"
+    ),
+    f"{_CORE}Http1ProtocolOptions.HeaderKeyFormat": "proper_case_words stateful_formatter",
+    f"{_CORE}Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords": "",
+    # Of the filter and of mirror policies.
+    f"{_RULES}HeaderMutation": "remove append remove_on_match",
+    f"{_RULES}HeaderMutation.RemoveOnMatch": "key_matcher",
+    # Of transport sockets, of static secrets that none of them may use, and of RBAC principals.
+    f"{_TLS}TlsCertificate": "certificate_chain private_key password",
+    f"{_TLS}CertificateValidationContext": (
+        "trusted_ca system_root_certs verify_certificate_spki verify_certificate_hash match_typed_subject_alt_names match_subject_alt_names crl"
+        " allow_expired_certificate trust_chain_verification only_verify_leaf_cert_crl"
+    ),
+    f"{_TLS}CertificateValidationContext.SystemRootCerts": "",
+    f"{_TLS}SubjectAltNameMatcher": "san_type matcher oid",
     "envoy.type.v3.Int32Range": "start end",
     "envoy.type.v3.Percent": "value",
     "envoy.type.v3.SemanticVersion": "major_number minor_number patch",

@@ -60,16 +60,6 @@ class Options:
         _HCM + "HttpConnectionManager.InternalAddressConfig": "unix_sockets cidr_ranges",
         _HCM + "HttpConnectionManager.SetCurrentClientCertDetails": "subject cert chain dns uri",
         _HCM + "RequestIDExtension": "typed_config",
-        "envoy.config.core.v3.HttpProtocolOptions": (
-            "idle_timeout max_connection_duration max_headers_count max_stream_duration headers_with_underscores_action max_requests_per_connection"
-            " max_response_headers_kb"
-        ),
-        "envoy.config.core.v3.Http1ProtocolOptions": (
-            "allow_absolute_url accept_http_10 default_host_for_http_10 header_key_format enable_trailers"
-            " override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods"
-        ),
-        "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat": "proper_case_words stateful_formatter",
-        "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords": "",
         "envoy.config.core.v3.SchemeHeaderTransformation": "scheme_to_overwrite",
         "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig": "forward_reason_phrase formatter_type_on_envoy_headers",
         "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig": "pack_trace_reason use_request_id_for_trace_sampling",

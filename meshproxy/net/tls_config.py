@@ -21,13 +21,6 @@ _T = "envoy.extensions.transport_sockets.tls.v3."
 HONOURS = {
     f"{_T}CommonTlsContext": "tls_params tls_certificates validation_context alpn_protocols",
     f"{_T}TlsParameters": "tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites ecdh_curves",
-    f"{_T}TlsCertificate": "certificate_chain private_key password",
-    f"{_T}CertificateValidationContext": (
-        "trusted_ca system_root_certs verify_certificate_spki verify_certificate_hash match_typed_subject_alt_names match_subject_alt_names crl"
-        " allow_expired_certificate trust_chain_verification only_verify_leaf_cert_crl"
-    ),
-    f"{_T}CertificateValidationContext.SystemRootCerts": "",
-    f"{_T}SubjectAltNameMatcher": "san_type matcher oid",
 }
 
 # Envoy's defaults. The brackets of its syntax (equal preference) do not exist in OpenSSL: there the order decides.

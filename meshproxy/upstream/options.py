@@ -163,7 +163,7 @@ def _http(proto: Any, options: ClusterOptions) -> None:
         common, http1, upstream = proto.common_http_protocol_options, proto.http_protocol_options, proto.upstream_http_protocol_options
         paths = "common_http_protocol_options", "http_protocol_options", "upstream_http_protocol_options"
     else:
-        base = f"typed_extension_protocol_options[{_HTTP_OPTIONS}]"
+        base = f'typed_extension_protocol_options["{_HTTP_OPTIONS}"]'
         which = packed.WhichOneof("upstream_protocol_options")
         if which is None:
             errors.fail(base, "one of explicit_http_config, use_downstream_protocol_config and auto_config is required")
@@ -188,7 +188,7 @@ def _extension(proto: Any, name: str) -> Any:
     if name not in proto.typed_extension_protocol_options:
         return None
     packed = proto.typed_extension_protocol_options[name]
-    with errors.under(f"typed_extension_protocol_options[{name}]"):
+    with errors.under(f'typed_extension_protocol_options["{name}"]'):
         if registry.type_url(packed) != registry.TYPE_PREFIX + name:
             errors.fail("", f"{name} is expected here, not {packed.type_url!r}")
         return registry.unpack(packed)
@@ -227,7 +227,7 @@ def _tcp(proto: Any, options: ClusterOptions) -> None:
         options.tcp_pool_idle_timeout = seconds(packed, "idle_timeout", TCP_POOL_IDLE_TIMEOUT)
     for name in proto.typed_extension_protocol_options:
         if name not in (_HTTP_OPTIONS, _TCP_OPTIONS):
-            errors.fail(f"typed_extension_protocol_options[{name}]", "these protocol options are not supported", UNSUPPORTED)
+            errors.fail(f'typed_extension_protocol_options["{name}"]', "these protocol options are not supported", UNSUPPORTED)
 
 
 def _connection(proto: Any, options: ClusterOptions) -> None:

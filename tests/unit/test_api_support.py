@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -157,3 +158,51 @@ def test_kinds_of_fields_exist():
 def test_document_is_current():
     text = Path(__file__).parents[2].joinpath("docs", "api-support.md").read_text()
     assert text == support.render(), "run: python -m meshproxy.api.support > docs/api-support.md"
+
+
+# Prints for each module of the arguments what is declared when it is the only extension. Run apart, because here everything is loaded.
+DECLARED_ALONE = """
+import importlib, json, os, sys
+from meshproxy.api import support
+for module in support.CORE_MODULES:
+    importlib.import_module(module)
+for module in sys.argv[1:]:
+    if os.fork() == 0:
+        importlib.import_module(module)
+        print(json.dumps([module, {name: sorted(fields) for name, fields in support.Support().declared().items()}]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def reachable(roots, declared):
+    """The messages below `roots` that honoured fields lead to without an Any."""
+    found, waiting = set(), list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.startswith("google.protobuf."):
+            continue
+        found.add(name)
+        for field in map(messages.descriptor(name).fields_by_name.get, declared[name]):
+            inner = field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                inner = inner.fields_by_name["value"].message_type
+            waiting += [] if inner is None else [inner.full_name]
+    return found
+
+
+def test_what_is_honoured_does_not_depend_on_the_rest_of_the_configuration():
+    """A module is loaded when a configuration names it: what can be set in its messages must be declared then, without the help of another extension."""
+    for module in support.all_modules():
+        importlib.import_module(module)
+    everything = support.Support().declared()
+    roots = {"meshproxy.api.support": {"envoy.config.bootstrap.v3.Bootstrap"}}
+    for table in registry.KINDS.values():
+        for message, module in table.items():
+            roots.setdefault(module, set()).add(message)
+    output = subprocess.run([sys.executable, "-c", DECLARED_ALONE, *roots], capture_output=True, check=True, timeout=60).stdout
+    alone = dict(json.loads(line) for line in output.splitlines())
+    assert set(alone) == set(roots)
+    for module, own in roots.items():
+        for message in reachable(own, everything):
+            assert everything[message] == set(alone[module].get(message, ())), f"{message} when only {module} is loaded"

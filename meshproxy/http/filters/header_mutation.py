@@ -38,8 +38,6 @@ HONOURS = {
     "envoy.config.core.v3.KeyValueMutation": "append remove",
     "envoy.config.core.v3.KeyValueAppend": "record action",
     "envoy.config.core.v3.KeyValuePair": "key value",
-    "envoy.config.common.mutation_rules.v3.HeaderMutation": "remove append remove_on_match",
-    "envoy.config.common.mutation_rules.v3.HeaderMutation.RemoveOnMatch": "key_matcher",
     **header_mutations.HONOURS,
 }
 
