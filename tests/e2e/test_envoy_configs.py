@@ -3,8 +3,9 @@
 - `tests/data/configs/` holds configurations of our own that use what we cover, broadly; both proxies must load them.
 - The tables below add one thing to a small configuration: Envoy loads the first group and we reject it by path, because we do not cover it; nobody loads
   the second group.
-- `tests/data/envoy-examples.tsv` lists the verdicts for Envoy's published examples. The files themselves are not ours: point `ENVOY_EXAMPLES` at a checkout
-  of github.com/envoyproxy/examples to run them (files that changed since are skipped).
+- `tests/data/envoy-examples.tsv` and `envoy-configs.tsv` list the verdicts for Envoy's published examples. The files themselves are not ours: point
+  `ENVOY_EXAMPLES` at a checkout of github.com/envoyproxy/examples and `ENVOY_CONFIGS` at the folder `configs/` of a checkout of github.com/envoyproxy/envoy
+  to run them (files that are missing or have changed since are skipped).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from meshproxy.cli import Options
 from tests.differential.proxy import envoy_binary
 
 DATA = Path(__file__).parents[1] / "data"
-EXAMPLES = os.environ.get("ENVOY_EXAMPLES")
 T = "type.googleapis.com/envoy.extensions."
 
 
@@ -216,16 +216,38 @@ def test_envoy_agrees(case, tmp_path):
 # -- Envoy's published examples
 
 
-# (file, git blob id, verdict: `loads` or the path of the first problem)
-VERDICTS = [tuple(line.split("\t")) for line in (DATA / "envoy-examples.tsv").read_text().splitlines() if not line.startswith("#")]
+# Environment variable with the folder of the files -> table of (file, git blob id, verdict: `loads` or the path of the first problem).
+TABLES = {"ENVOY_EXAMPLES": "envoy-examples.tsv", "ENVOY_CONFIGS": "envoy-configs.tsv"}
+VERDICTS = [
+    pytest.param(variable, *line.split("\t"), id=line.partition("\t")[0])
+    for variable, table in TABLES.items()
+    for line in (DATA / table).read_text().splitlines()
+    if not line.startswith("#")
+]
 
 
-@pytest.mark.skipif(not EXAMPLES, reason="ENVOY_EXAMPLES does not point at a checkout of github.com/envoyproxy/examples")
-@pytest.mark.parametrize(("file", "blob", "verdict"), VERDICTS, ids=[file for file, _, _ in VERDICTS])
-def test_published_example(file, blob, verdict, monkeypatch):
-    monkeypatch.chdir(EXAMPLES)
+def published(variable: str, file: str, blob: str, monkeypatch) -> str:
+    """The file, in its folder. Skips when it is not there as it was when its verdict was found."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} does not point at the files of tests/data/{TABLES[variable]}")
+    monkeypatch.chdir(folder)
+    if not Path(file).exists():
+        pytest.skip("the example is not there")
     content = Path(file).read_bytes()
     if hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest() != blob:
         pytest.skip("the example has changed since its verdict was found")
-    problems = validate(file)
+    return file
+
+
+@pytest.mark.parametrize(("variable", "file", "blob", "verdict"), VERDICTS)
+def test_published_example(variable, file, blob, verdict, monkeypatch):
+    problems = validate(published(variable, file, blob, monkeypatch))
     assert (problems[0].partition(": ")[0] if problems else "loads") == verdict
+
+
+@needs_envoy
+@pytest.mark.envoy
+@pytest.mark.parametrize(("variable", "file", "blob", "verdict"), [case for case in VERDICTS if case.values[-1] == "loads"])
+def test_envoy_loads_what_we_load(variable, file, blob, verdict, monkeypatch):
+    assert ask_envoy(Path(published(variable, file, blob, monkeypatch)))
