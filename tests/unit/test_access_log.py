@@ -96,6 +96,17 @@ def test_lines_are_written_by_the_timer_in_one_go(context: Any, tmp_path: Path) 
     assert len(context.loop.timers) == 1
 
 
+def test_what_waits_is_shown(context: Any, tmp_path: Path) -> None:
+    sinks = [context.access_logs.file(str(tmp_path / name)) for name in ("one", "two")]
+    for sink in sinks:
+        sink.write(b"12345\n")
+    context.stats.collect()
+    assert context.stats.value("filesystem.write_total_buffered") == 12
+    context.access_logs.flush()
+    context.stats.collect()
+    assert context.stats.value("filesystem.write_total_buffered") == 0
+
+
 def test_much_is_written_at_once(context: Any, tmp_path: Path) -> None:
     path = tmp_path / "log"
     sink = context.access_logs.file(str(path))

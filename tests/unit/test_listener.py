@@ -57,6 +57,10 @@ class Terminal:
 
     def __init__(self) -> None:
         self.connections: list[Any] = []
+        self.missing: list[tuple[str | None, bool]] = []
+
+    def missed(self, conn: Any, *, secure: bool) -> None:
+        self.missing.append((conn.local_close_reason, secure))
 
     def create_protocol(self, conn: Any) -> asyncio.Protocol:
         self.connections.append(conn)
@@ -282,6 +286,7 @@ def test_failed_handshake(filters, caplog):
             assert await reader.read() == b""
         await until(lambda: not listener.active)
         assert filters[0].connections == []
+        assert filters[0].missing == [(None, True)]
         assert value(made, "ssl.fail_verify_san") == 1
         assert value(made, "downstream_cx_destroy") == 1
         assert "SNI server.example.com" in caplog.text
@@ -303,7 +308,26 @@ def test_handshake_timeout(filters):
         listener = await start(made, listener_proto(chain(tls=downstream_tls(), transport_socket_connect_timeout="0.05s")))
         assert await first_line(listener) == ""
         assert value(made, "downstream_cx_transport_socket_connect_timeout") == 1
+        assert filters[0].missing == [("transport_socket_timeout", True)]
         assert not listener.active
+        listener.close()
+
+    run(main)
+
+
+def test_terminal_filter_hears_of_connections_that_others_close(filters):
+    class Refuse:
+        def on_connection(self, conn: Any) -> bool:
+            conn.local_close_reason = "full"
+            return False
+
+    async def main():
+        filters.insert(0, Refuse())
+        listener = await start(context(), listener_proto(chain()))
+        assert await first_line(listener) == ""
+        await until(lambda: not listener.active)
+        assert filters[1].missing == [("full", False)]
+        assert filters[1].connections == []
         listener.close()
 
     run(main)

@@ -43,6 +43,7 @@ from tests.unit.net_help import (
 )
 
 TCP_PROXY = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+NETWORK_RATE_LIMIT = "type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit"
 
 
 class Log:
@@ -394,6 +395,26 @@ def test_no_upstream(log, cluster, fields, flag, counter):
         assert await reader.read() == b""
         assert log.lines[0]["flags"] == flag
         assert made.stats.value(counter) == 1
+
+    run(main)
+
+
+def test_connection_that_a_filter_in_front_closes(log):
+    async def main():
+        limit = {"@type": NETWORK_RATE_LIMIT, "stat_prefix": "l", "token_bucket": {"max_tokens": 1, "fill_interval": "600s"}}
+        made = context()
+        _, port = await serve(Echo)
+        add_cluster(made, port)
+        proto = chain()
+        proto["filters"].insert(0, {"name": "limit", "typed_config": limit})
+        listener = await start(made, listener_proto(proto))
+        _, first = await connect_to(listener.addresses[0].port)
+        await until(lambda: listener.active == 1)
+        reader, _ = await connect_to(listener.addresses[0].port)
+        assert await reader.read() == b""
+        assert [(line["flags"], line["upstream"], line["attempts"]) for line in log.lines] == [(flags.URX, None, 0)]
+        assert made.stats.value("tcp.t.downstream_cx_total") == 2
+        first.close()
 
     run(main)
 
