@@ -17,7 +17,6 @@ from benchmarks.errors import BenchmarkError
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _EVENTS = "instructions:u,instructions:k"
-_ANONYMOUS = {"", "[heap]", "[stack]"}
 
 
 def cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:

@@ -91,10 +91,6 @@ class Levels:
     def __init__(self, level: str = "info") -> None:
         self.by_component = dict.fromkeys(COMPONENTS, level)
 
-    def set_all(self, level: str) -> None:
-        """Change every component."""
-        self.update(dict.fromkeys(COMPONENTS, level))
-
     def update(self, changes: dict[str, str]) -> None:
         """Change some components; names and levels are valid ones."""
         self.by_component.update(changes)

@@ -18,9 +18,9 @@ from meshproxy.http.manager import HttpConnectionManager
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.connection import ConnectionInfo
+from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.tasks import spawn
 from meshproxy.server import SLICE
-from meshproxy.tcp.filters import NetworkContext
 
 if TYPE_CHECKING:
     from meshproxy.codec.headers import Headers, Pair

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
-    from meshproxy.tcp.filters import NetworkContext
+    from meshproxy.net.filter_chain import NetworkContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS
@@ -182,7 +182,7 @@ class HttpConnectionManager:
         from meshproxy.http.metered import MeteredConnection
 
         self.context.shared[pool.METERED] = True
-        self.match = self._timed_match  # type: ignore[method-assign,assignment]
+        self.match = self._timed_match  # type: ignore[assignment]
         return MeteredConnection
 
     def _timed_match(self, stream: Stream) -> Route | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
     from meshproxy.net.address import Address
-    from meshproxy.tcp.filters import NetworkContext
+    from meshproxy.net.filter_chain import NetworkContext
 
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
 _KB = 1024

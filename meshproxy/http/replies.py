@@ -54,7 +54,3 @@ UNCONDITIONAL_DROP_OVERLOAD = Reply(
 )
 UPGRADE_FAILED = Reply(403, details="upgrade_failed")
 MISSING_HOST = Reply(400, details="missing_host_header")
-PAYLOAD_TOO_LARGE = Reply(413, b"Payload Too Large", details="request_payload_too_large")
-RESPONSE_TOO_LARGE = Reply(500, b"Internal Server Error", details="response_payload_too_large")
-GLOBAL_TIMEOUT = Reply(504, b"upstream request timeout", details="response_timeout", flag=flags.UT)
-PER_TRY_TIMEOUT = Reply(504, b"upstream request timeout", details="upstream_per_try_timeout", flag=flags.UT)

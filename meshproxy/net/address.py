@@ -105,11 +105,6 @@ class Address:
         return packed
 
     @property
-    def ip_int(self) -> int:
-        """The IP address as a number, for matching against prefixes; 0 for a pipe."""
-        return int.from_bytes(self.ip_bytes, "big")
-
-    @property
     def is_v6(self) -> bool:
         """Whether this is an IPv6 address."""
         return ":" in self.ip

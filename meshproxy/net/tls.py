@@ -147,11 +147,6 @@ class _Tls:
         certificates = self.material.certificates
         return TlsInfo(ssl_object, certificates[0].leaf if certificates else None, self.verifies)
 
-    @property
-    def ca_certificates(self) -> list[tuple[str, Certificate]]:
-        """The first trusted authority with its path, as Envoy shows it."""
-        return self.material.authorities
-
 
 class DownstreamTls(_Tls):
     """TLS of the connections that one filter chain accepts."""

@@ -152,29 +152,6 @@ def new_context(common: Common, *, server_side: bool, alpn: tuple[str, ...], cer
     return context
 
 
-def certificate_json(path: str, certificate: Certificate, now: float) -> dict[str, Any]:
-    """One certificate as the admin endpoint /certs shows it. `now`: Unix time."""
-    sans: list[dict[str, str]] = [{"dns": name} for name in certificate.dns_sans]
-    from meshproxy.net.tls_verify import ip_text
-
-    sans += [{"uri": name} for name in certificate.uri_sans]
-    sans += [{"ip_address": ip_text(name)} for name in certificate.ip_sans]
-    return {
-        "path": path,
-        "serial_number": certificate.serial,
-        "subject_alt_names": sans,
-        "days_until_expiration": str(max(int(certificate.not_after - now) // 86400, 0)),
-        "valid_from": _rfc3339(certificate.not_before),
-        "expiration_time": _rfc3339(certificate.not_after),
-    }
-
-
-def _rfc3339(seconds: int) -> str:
-    from datetime import UTC, datetime, timedelta
-
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _read_certificate(proto: Any) -> OwnCertificate:
     if not proto.HasField("certificate_chain"):
         fail("certificate_chain", "a certificate chain is required")

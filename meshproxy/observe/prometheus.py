@@ -18,8 +18,6 @@ from meshproxy.record import replace
 if TYPE_CHECKING:
     from meshproxy.observe.tags import StatsConfig, Tag
 
-CONTENT_TYPE = "text/plain; version=0.0.4"
-
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_]")
 # Kind -> the type that Prometheus is told. It knows no texts: they are gauges with the text as a label.
 _TYPES: dict[Kind, str] = {"counter": "counter", "gauge": "gauge", "text": "gauge", "histogram": "histogram"}

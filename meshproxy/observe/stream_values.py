@@ -340,11 +340,6 @@ def upstream_tls(s: StreamInfo) -> Any:
     return None if s.upstream is None else s.upstream.tls
 
 
-def downstream_tls(s: StreamInfo) -> Any:
-    """TLS of the downstream connection."""
-    return s.connection.tls
-
-
 def tls_field(tls: Any, name: str) -> str | None:
     """`version`, `cipher` or `session_id`; TLS 1.3 has no session ids that a peer would know."""
     if tls is None or (name == "session_id" and tls.version == "TLSv1.3"):

@@ -452,12 +452,6 @@ class Cluster:
         """The host at `address`."""
         return next((host for host in self.hosts if host.address == address), None)
 
-    def config_json(self) -> dict[str, Any]:
-        """The configuration as JSON-like data."""
-        from google.protobuf.json_format import MessageToDict  # large, and seldom needed
-
-        return MessageToDict(self.proto, preserving_proto_field_name=True)
-
     def __repr__(self) -> str:
         return f"<Cluster {self.name}: {len(self.hosts)} hosts, {sum(len(host_set.healthy) for host_set in self.host_sets)} healthy>"
 

@@ -32,7 +32,6 @@ HONOURS = {
     "envoy.config.core.v3.Locality": "region zone sub_zone",
 }
 
-MAX_PRIORITY = 128
 _DENOMINATORS = (100, 10_000, 1_000_000)
 
 

@@ -27,7 +27,6 @@ PRIORITIES = ("default", "high")
 UNLIMITED = 18446744073709551615  # what Envoy prints for no limit
 
 _OPEN = ("cx_open", "cx_pool_open", "rq_open", "rq_pending_open", "rq_retry_open")
-_REMAINING = ("remaining_cx", "remaining_cx_pools", "remaining_pending", "remaining_retries", "remaining_rq")
 GAUGES = tuple(f"circuit_breakers.{priority}.{name}" for priority in PRIORITIES for name in _OPEN)
 
 

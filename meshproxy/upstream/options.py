@@ -52,7 +52,6 @@ STATIC, STRICT_DNS, LOGICAL_DNS, EDS, ORIGINAL_DST = range(5)  # envoy.config.cl
 _TYPE_NAMES = ("envoy.cluster.static", "envoy.cluster.strict_dns", "envoy.cluster.logical_dns", "envoy.cluster.eds", "envoy.cluster.original_dst")
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TCP_OPTIONS = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"
-_DNS_CLUSTER = "envoy.extensions.clusters.dns.v3.DnsCluster"
 
 CONNECT_TIMEOUT = 5.0
 BUFFER_LIMIT = 1024 * 1024

@@ -37,7 +37,7 @@ def vhost(name: str, route: str = "", *, top: str = "", **fields: Any) -> dict[s
         "name": name,
         "domains": [f"{name}.test"],
         "routes": [
-            {"match": {"prefix": "/"}, "route": y(f"{{{route}}}") if "cluster" in route.split(",")[0] else {"cluster": "a"} | y(f"{{{route}}}")}
+            {"match": {"prefix": "/"}, "route": y(f"{{{route}}}") if "cluster" in route.partition(",")[0] else {"cluster": "a"} | y(f"{{{route}}}")}
             | y(f"{{{top}}}")
         ],
         **fields,
@@ -189,7 +189,9 @@ CASES = [
     in_turn("two_hosts", get("/"), get("/", host="adds.test"), get("/", host="prefix.test")),
     in_turn("routes_by_header", get("/by", "X-A: a", host="many.test"), get("/by", "X-A: b", host="many.test"), get("/a", host="many.test")),
     in_turn("routes_by_query", get("/query?to=b", host="many.test"), get("/query?to=a", host="many.test")),
-    in_turn("routes_by_request_id", get("/a", "X-Request-Id: to-b", host="many.test"), get("/a", host="many.test"), get("/a", "X-Request-Id: c", host="many.test")),
+    in_turn(
+        "routes_by_request_id", get("/a", "X-Request-Id: to-b", host="many.test"), get("/a", host="many.test"), get("/a", "X-Request-Id: c", host="many.test")
+    ),
     in_turn("get_and_post", get("/"), req("POST", "/", body=b"x"), get("/")),
     # ---- pieces
     Case("pipelined", [get("/") * 5, *[Response()] * 5]),
@@ -255,7 +257,10 @@ CASES = [
     *[again(f"{on}_{h}", get("/", host=f"{h}.test"), Play([[Request(), THEIRS]]), on=on) for on in ("plain_router", "pass_server", "echo_id", "few") for h in (
         "a", "adds", "removes", "rehost")],
     # ---- logs
-    *[again(f"logged_{h}", get('/"quoted"?%41', 'X-A: a "b" \\ \x80', host=f"{h}.test"), Play([[Request(), THEIRS]]), on="json") for h in ("a", "prefix", "retries")],
+    *[
+        again(f"logged_{h}", get('/"quoted"?%41', 'X-A: a "b" \\ \x80', host=f"{h}.test"), Play([[Request(), THEIRS]]), on="json")
+        for h in ("a", "prefix", "retries")
+    ],
     in_turn("logged_in_turn", get("/1", "X-A: 1"), get("/2"), get("/1", "X-B: 2"), on="json"),
     again("logged_filtered", get(), third(ERROR), on="filtered"),
     # ---- changes in between

@@ -242,7 +242,7 @@ async def test_one_log_level_is_changed_everywhere(server, ask, target):
 async def test_all_log_levels_are_changed(server, ask):
     await ask("POST", "/logging?level=info")
     assert set(server.levels.by_component.values()) == {"info"}
-    server.levels.set_all("error")
+    server.levels.update(dict.fromkeys(logs.COMPONENTS, "error"))
 
 
 @pytest.mark.parametrize(

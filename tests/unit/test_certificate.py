@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshproxy.net.certificate import Certificate, DerError, pem_certificates
-from meshproxy.net.tls_config import certificate_json
 from tests.unit.net_help import pki
 
 FILES = ("ca.pem", "server.pem", "client.pem", "rsa.pem", "expired.pem", "rogue.pem")
@@ -68,15 +67,6 @@ def test_chain():
     for broken in (b"-----BEGIN CERTIFICATE-----\nAAAA", b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"):
         with pytest.raises(DerError):
             pem_certificates(broken)
-
-
-def test_as_admin_shows_it():
-    certificate = load("server.pem")[0]
-    shown = certificate_json("x.pem", certificate, certificate.not_after - 86400 * 2.5)
-    assert shown["days_until_expiration"] == "2"
-    assert shown["subject_alt_names"][:2] == [{"dns": "server.example.com"}, {"dns": "*.wild.example.com"}]
-    assert shown["valid_from"].endswith("Z")
-    assert certificate_json("x.pem", certificate, certificate.not_after + 5)["days_until_expiration"] == "0"
 
 
 def read_all(certificate: Certificate) -> None:

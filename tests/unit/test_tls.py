@@ -320,7 +320,7 @@ def test_not_tls():
 def test_for_admin():
     server, _ = downstream("server", "other", validation={})
     assert [(Path(path).name, certificate.subject) for path, certificate in server.certificates] == [("server.pem", "CN=server"), ("other.pem", "CN=other")]
-    assert [Path(path).name for path, _ in server.ca_certificates] == ["ca.pem"]
+    assert [Path(path).name for path, _ in server.material.authorities] == ["ca.pem"]
 
 
 @pytest.mark.parametrize(
