@@ -367,7 +367,12 @@ class Attempt:
         status = known.status
         head = ResponseHead(status, known.items.copy(), known.index.copy(), reason=known.reason)
         connection = self.connection
-        if not self.sent_all or not owner.plain or (owner.retries and (owner.retry is not None or status >= owner.route.retry.from_status)) or owner.attempts is not None:
+        if (
+            not self.sent_all
+            or not owner.plain
+            or (owner.retries and (owner.retry is not None or status >= owner.route.retry.from_status))
+            or owner.attempts is not None
+        ):
             self.on_response_headers(head, not body)
             if body and not self.abandoned:
                 self.on_response_data(body, True)

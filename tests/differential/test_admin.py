@@ -123,7 +123,11 @@ def prometheus() -> Case:
             _, text = await rig.proxy.admin("GET", "/stats/prometheus?usedonly&filter=^(cluster|http.main|listener.main)")
         gauges = re.findall(r"# TYPE (\w+) gauge", text)
         lines = [re.sub(r" [-+.\dnaife]+$", " N", line) for line in text.splitlines()]
-        return [line for line in lines if not re.search(r"_bytes|_time|_ms|length|worker|per_socket_event", line) and not re.search(rf"\b({'|'.join(gauges)})\b", line)]
+        return [
+            line
+            for line in lines
+            if not re.search(r"_bytes|_time|_ms|length|worker|per_socket_event", line) and not re.search(rf"\b({'|'.join(gauges)})\b", line)
+        ]
 
     return Case("stats_prometheus", run, skip=("log", "stats", "upstream"))
 

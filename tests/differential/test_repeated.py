@@ -61,7 +61,8 @@ HOSTS = [
     vhost("resets", "retry_policy: {retry_on: reset, retry_back_off: {base_interval: 0.001s}}, timeout: 4s"),
     vhost("by_response", "timeout: 4s, retry_policy: {retry_on: retriable-headers, retriable_headers: [{name: x-again, string_match: {exact: 'yes'}}], "
           "retry_back_off: {base_interval: 0.001s}}"),
-    vhost("by_code", "timeout: 4s, retry_policy: {retry_on: retriable-status-codes, retriable_status_codes: [202, 404], retry_back_off: {base_interval: 0.001s}}"),
+    vhost("by_code", "timeout: 4s, retry_policy: {retry_on: retriable-status-codes, retriable_status_codes: [202, 404], "
+          "retry_back_off: {base_interval: 0.001s}}"),
     vhost("timeout", "timeout: 0.1s"),
     vhost("endless", "timeout: 0s"),
     vhost("per_try", "timeout: 4s, retry_policy: {retry_on: 5xx, per_try_timeout: 0.1s, retry_back_off: {base_interval: 0.001s}}"),
