@@ -29,7 +29,7 @@ from meshproxy.upstream import pool
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
-    from meshproxy.codec.h1 import KnownRequest
+    from meshproxy.codec.h1 import KnownRequest, KnownResponse
     from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
@@ -132,6 +132,9 @@ class HttpConnectionManager:
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[ServerConnection] = set()
+        self.planned_responses: dict[KnownResponse, plan.PlannedResponse] = {}  # of all lanes whose routes do not change responses
+        self.response_kinds: dict[Any, object] = {}
+        self.busy_lanes: set[plan.Lane] = set()  # that have something to settle
         # By route, for clients that are not internal and for those that are; valid as long as nothing changes. None: there is no lane.
         self._lanes: tuple[dict[Route | None, plan.Lane | None], ...] = ({}, {})
         self._lanes_of = self.changes.n
@@ -456,10 +459,9 @@ class HttpConnectionManager:
         stats = self.stats
         started = self.rq_started - self._settled
         self._settled = self.rq_started
-        for lanes in self._lanes:
-            for lane in lanes.values():
-                if lane is not None:
-                    started += lane.settle()
+        for lane in self.busy_lanes:
+            started += lane.settle()
+        self.busy_lanes.clear()
         stats.downstream_rq_total.n += started
         stats.downstream_rq_http1_total.n += started
         finished = 0

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
-_MAX_RESPONSES = 64  # of one lane
+_MAX_RESPONSES = 64  # planned, of one connection manager
+_MAX_OWN_RESPONSES = 4  # of one lane, whose route changes responses; they rarely outlast a second, for most have a date
 
 _ID = b"x-request-id"
 _SERVICE_TIME = b"x-envoy-upstream-service-time"
@@ -55,6 +56,7 @@ class Lane:
     """What requests of one route have in common that come from clients of one sort (internal or not)."""
 
     __slots__ = (
+        "_planned",
         "chain",
         "cluster",
         "internal",
@@ -83,7 +85,10 @@ class Lane:
         self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
         self.internal = internal
         self.watched = bool(manager.logs or chain.complete)
-        self.responses: dict[KnownResponse, PlannedResponse] = {}
+        # Responses since `settle`, and how many took how many milliseconds.
+        self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
+        # Responses as they go downstream: the same for all routes that do not change them.
+        self._planned: dict[KnownResponse, PlannedResponse] = manager.planned_responses if route.finalize_response is None else {}
         self.retired = False  # something changed: what is still on its way goes the general way back
         # Since `settle`: requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
         self.started = self.received = self.sent = 0
@@ -138,14 +143,18 @@ class Lane:
                 queue.start(stream, stream.start)
             else:
                 queue.started[stream] = stream.start
-        self.started += 1
+        started = self.started
+        if not started:
+            self.manager.busy_lanes.add(self)
+        self.started = started + 1
         connection.transport.write(out)
 
     def respond(self, stream: PlannedStream, connection: Http1Connection, known: KnownResponse, data: bytes, end: int) -> bool:
         """HOT: a whole response, `data`, whose head ends at `end`. False, and nothing done, when it has to go the general way."""
-        response = self.responses.get(known) or self._learn(known)
-        if response is None:
+        learnt = self.responses.get(known) or self._learn(known)
+        if learnt is None:
             return False
+        response, times = learnt
         manager = self.manager
         codec = stream.codec
         pool = connection.pool
@@ -179,7 +188,6 @@ class Lane:
         stream.stage = _DONE
         start = stream.start
         milliseconds = int((now - start) * 1000)
-        times = response.times
         try:
             times[milliseconds] += 1
         except KeyError:
@@ -206,10 +214,10 @@ class Lane:
             plan = stream.plan
             wall = start + manager.wall_offset
             if plan is None:
-                stream.facts = response, False, codec.info, host, None, stated, start, now, wall
+                stream.facts = (self, response.kind), False, codec.info, host, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stream.facts = (plan, response), True, codec.info, host, request_id, stated, start, now, wall
+                stream.facts = (plan, response.kind), True, codec.info, host, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         parser = codec.parser
         if parser.buffer:
@@ -219,15 +227,22 @@ class Lane:
             codec.ready = True
         return True
 
-    def _learn(self, known: KnownResponse) -> PlannedResponse | None:
+    def _learn(self, known: KnownResponse) -> tuple[PlannedResponse, dict[int, int]] | None:
         retries = self.route.retry
-        response = None if retries is not None and known.status >= retries.from_status else _plan_response(self, known)
-        if response is not None:
-            if len(self.responses) >= _MAX_RESPONSES:
-                self.manager.settle()
-                self.responses.clear()
-            self.responses[known] = response
-        return response
+        if retries is not None and known.status >= retries.from_status:
+            return None
+        planned = self._planned
+        response = planned.get(known)
+        if response is None:
+            response = _plan_response(self, known)
+            if response is None:
+                return None
+            if len(planned) >= (_MAX_RESPONSES if planned is self.manager.planned_responses else _MAX_OWN_RESPONSES):
+                planned.clear()
+            planned[known] = response
+        self.manager.busy_lanes.add(self)
+        learnt = self.responses[known] = response, {}
+        return learnt
 
     def settle(self) -> int:
         """Count what was done since the last call. Returns how many requests began."""
@@ -239,9 +254,11 @@ class Lane:
             stats.upstream_cx_tx_bytes_total.n += self.sent
             stats.upstream_rq_total.n += started
             self.started = self.received = self.sent = 0
-        for response in self.responses.values():
-            if response.times:
-                response.settle(self)
+        if self.responses:
+            for response, times in self.responses.values():
+                response.settle(self, times)
+            # Most responses have a date, and will not come again. To learn them anew from those that are planned costs next to nothing.
+            self.responses.clear()
         return started
 
 
@@ -338,11 +355,11 @@ class _Template:
 
 
 class PlannedResponse:
-    """A response head as it goes downstream, cut where the service time and the date stand, and how long the responses that had it took."""
+    """A response head as it goes downstream, cut where the service time and the date stand. `kind`: the same for all that differ in their date only."""
 
-    __slots__ = ("after", "before", "between", "dated", "items", "known", "success", "timed", "times")
+    __slots__ = ("after", "before", "between", "dated", "items", "kind", "known", "success", "timed")
 
-    def __init__(self, known: KnownResponse, before: bytes, between: bytes, after: bytes, items: list[Pair], *, timed: bool, dated: bool) -> None:
+    def __init__(self, known: KnownResponse, before: bytes, between: bytes, after: bytes, items: list[Pair], kind: object, *, timed: bool, dated: bool) -> None:
         self.known = known
         self.before = before
         self.between = between
@@ -351,7 +368,7 @@ class PlannedResponse:
         self.timed = timed
         self.dated = dated
         self.success = known.status < 500
-        self.times: dict[int, int] = {}  # milliseconds -> responses, since `settle`
+        self.kind = kind
 
     def head(self, time: bytes, date: bytes) -> ResponseHead:
         """The head with a service time and a date."""
@@ -359,11 +376,9 @@ class PlannedResponse:
         items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in self.items]
         return ResponseHead(known.status, items, reason=known.reason)
 
-    def settle(self, lane: Lane) -> None:
-        """Count the responses since the last call."""
+    def settle(self, lane: Lane, times: dict[int, int]) -> None:
+        """Count responses of a lane. `times`: milliseconds -> how many."""
         manager, stats, known = lane.manager, lane.cluster.stats, self.known
-        times = self.times.copy()
-        self.times.clear()
         count = sum(times.values())
         sent = count * (len(self.before) + len(self.between) + len(self.after) + known.length + (len(manager.date) if self.dated else 0))
         if self.timed:
@@ -662,7 +677,11 @@ def _plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
     between, _, after = rest.partition(_DATE_MARK) if dated else (rest, b"", b"")
     if _DATE_MARK in before:
         return None
-    return PlannedResponse(known, before, between, after, items, timed=timed, dated=dated)
+    kinds = manager.response_kinds
+    if len(kinds) >= _MAX_RESPONSES:
+        kinds.clear()
+    kind = kinds.setdefault((known.status, *(pair for pair in items if pair[0] != b"date")), object())
+    return PlannedResponse(known, before, between, after, items, kind, timed=timed, dated=dated)
 
 
 # Responses with these change more than the response.
