@@ -906,6 +906,7 @@ class Forwarding(Attempt):
 
     def _refused_handshake(self, head: ResponseHead) -> None:
         """A WebSocket handshake that came to something else than 101 or an error: the client gets the head, and that is all; Envoy does not count it."""
+        self.stream.close_connection = True  # whatever the client sent after asking for a tunnel was not meant to be a request
         stream = self.stream
         head.remove(b"content-length")
         stream.details = "websocket_handshake_unsuccessful"
