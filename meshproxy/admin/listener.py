@@ -13,6 +13,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from meshproxy.admin import endpoints
 from meshproxy.admin.message import Request, Response
 from meshproxy.api import errors
+from meshproxy.api.matchers import compile_string
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.http.manager import HttpConnectionManager
 from meshproxy.net import sockets
@@ -23,6 +24,7 @@ from meshproxy.net.tasks import spawn
 from meshproxy.server import SLICE
 
 if TYPE_CHECKING:
+    from meshproxy.api.regex import BytesPredicate
     from meshproxy.codec.headers import Headers, Pair
     from meshproxy.context import Context
     from meshproxy.http.stream import Stream
@@ -43,6 +45,7 @@ class AdminListener:
     def __init__(self, admin: Any, context: Context) -> None:
         """Raises ConfigError with paths relative to the bootstrap's `admin`."""
         self._context = context
+        self._allowed = _allowed(admin)
         self._manager = HttpConnectionManager(_manager_proto(admin), NetworkContext(context, context.stats.scope(""), None))
         with errors.under("address"):
             self._socket = bind(admin)
@@ -50,7 +53,7 @@ class AdminListener:
 
     def start(self, server: Server) -> None:
         """Listen and answer."""
-        self._manager.router = AdminRouter(server)  # type: ignore[assignment]
+        self._manager.router = AdminRouter(server, self._allowed)  # type: ignore[assignment]
         self._socket.listen(BACKLOG)
         self._context.loop.add_reader(self._socket.fileno(), self._accept)
 
@@ -89,6 +92,15 @@ def bind(admin: Any) -> socket.socket:
     return sock
 
 
+def _allowed(admin: Any) -> tuple[BytesPredicate, ...]:
+    """What the targets (with queries) of requests must match one of; empty when all are allowed."""
+    allowed = []
+    for at, matcher in enumerate(admin.allow_paths):
+        with errors.under(f"allow_paths[{at}]"):
+            allowed.append(compile_string(matcher))
+    return tuple(allowed)
+
+
 def _manager_proto(admin: Any) -> hcm_pb2.HttpConnectionManager:
     proto = hcm_pb2.HttpConnectionManager(stat_prefix="admin", merge_slashes=True, access_log=admin.access_log)
     proto.normalize_path.value = True
@@ -106,12 +118,13 @@ def _manager_proto(admin: Any) -> hcm_pb2.HttpConnectionManager:
 class AdminRouter:
     """Takes the router's place in the admin connection manager: every request is answered by an endpoint."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, allowed: tuple[BytesPredicate, ...] = ()) -> None:
         self._server = server
+        self._allowed = allowed
 
     def start(self, stream: Stream, end_stream: bool) -> None:
         """Take over a request; the answer comes when its body is here and the endpoint is done."""
-        exchange = stream.forwarding = _Exchange(self._server, stream)
+        exchange = stream.forwarding = _Exchange(self._server, stream, self._allowed)
         if end_stream:
             exchange.answer()
 
@@ -119,9 +132,10 @@ class AdminRouter:
 class _Exchange:
     """One request. Has the methods that a stream calls on what forwards it."""
 
-    def __init__(self, server: Server, stream: Stream) -> None:
+    def __init__(self, server: Server, stream: Stream, allowed: tuple[BytesPredicate, ...]) -> None:
         self._server = server
         self._stream = stream
+        self._allowed = allowed
         self._body = bytearray()
         self._task: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
@@ -163,6 +177,9 @@ class _Exchange:
         """Ask the endpoint, and send what it says."""
         head = self._stream.request
         assert head is not None
+        if self._allowed and not any(matches(head.path) for matches in self._allowed):
+            self._send(Response(b"request to path %s not allowed" % head.path, 403))
+            return
         request = Request.from_target(
             head.method.decode("latin-1"), head.path.decode("latin-1"), bytes(self._body), (head.get(b"content-type") or b"").decode("latin-1")
         )

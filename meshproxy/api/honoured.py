@@ -14,7 +14,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3."
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters secrets",
-    f"{_BOOTSTRAP}Admin": "access_log access_log_path address",
+    f"{_BOOTSTRAP}Admin": "access_log access_log_path address socket_options allow_paths",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
     f"{_CORE}Node": "id cluster metadata locality user_agent_name user_agent_version user_agent_build_version",
     f"{_CORE}BuildVersion": "version metadata",

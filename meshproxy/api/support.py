@@ -68,6 +68,10 @@ class Support:
     def fields(self, message: str) -> frozenset[str] | None:
         """The honoured fields of a message; None when no loaded module declares it."""
         if message not in self._fields:
+            # An extension in a place where it does not belong: what is found out about it here counts where it does belong, too.
+            extension = registry.EXTENSIONS.get(registry.TYPE_PREFIX + message)
+            if extension is not None:
+                importlib.import_module(extension)
             self._collect()
         return self._fields.get(message)
 

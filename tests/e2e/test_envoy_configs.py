@@ -140,7 +140,7 @@ NOT_COVERED = {
             "@type": f"{T}resource_monitors.fixed_heap.v3.FixedHeapConfig", "max_heap_size_bytes": 1 << 30}}]}},
         "overload_manager",
     ),
-    "secrets": ({"static_resources.secrets": [{"name": "x", "generic_secret": {"secret": {"inline_string": "x"}}}]}, "static_resources.secrets[0].generic_secret"),
+    "secrets": ({"static_resources.secrets": [{"name": "x", "generic_secret": {}}]}, "static_resources.secrets[0].generic_secret"),
     "aggregate_cluster": (
         {f"{C0}.type": None, f"{C0}.lb_policy": "CLUSTER_PROVIDED", f"{C0}.load_assignment": None,
          f"{C0}.cluster_type": {"name": "x", "typed_config": {"@type": f"{T}clusters.aggregate.v3.ClusterConfig", "clusters": ["d"]}}},

@@ -1,4 +1,4 @@
-"""The admin listener with real sockets: long answers are made in slices, as fast as they are read."""
+"""The admin listener with real sockets: long answers are made in slices, as fast as they are read; allowed paths."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.type.matcher.v3 import string_pb2
 
 from meshproxy.admin import endpoints, listener
 from meshproxy.admin.message import Response
+from meshproxy.api.errors import ConfigError
 from meshproxy.net import tasks
 from meshproxy.observe.tags import StatsConfig
 from tests.unit.net_help import connect_to, context, run, until
@@ -21,10 +23,10 @@ NAMES = tuple(f"upstream_rq_{number}" for number in range(100))
 class Admin:
     """A started admin listener, its stats and its address."""
 
-    def __init__(self) -> None:
+    def __init__(self, **fields: Any) -> None:
         made = context()
         self.stats = made.stats
-        proto = bootstrap_pb2.Admin()
+        proto = bootstrap_pb2.Admin(**fields)
         proto.address.socket_address.address = "127.0.0.1"
         proto.address.socket_address.port_value = 0
         self._listener = listener.AdminListener(proto, made)
@@ -154,3 +156,38 @@ def test_an_answer_that_nobody_reads_is_not_made(monkeypatch):
         admin.close()
 
     run(main)
+
+
+def test_allowed_paths():
+    """What none of the matchers matches, queries included, is refused; what an endpoint does not know is still unknown. As Envoy 1.40 answered."""
+
+    async def main():
+        admin = Admin(allow_paths=[string_pb2.StringMatcher(exact="/help"), string_pb2.StringMatcher(prefix="/stats")])
+        for target, status in {
+            "/help": 200,
+            "/help?x=1": 403,
+            "/HELP": 403,
+            "/stats?filter=none": 200,
+            "/stats/prometheus?filter=none": 200,
+            "/statsx": 404,
+            "/stats/../clusters": 403,
+            "/clusters?/stats": 403,
+            "/": 403,
+        }.items():
+            answer = await admin.get(target)
+            assert answer.startswith(b"HTTP/1.1 %d " % status), target
+        answer = await admin.get("/quitquitquit", "POST")
+        assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+        assert answer.endswith(b"\r\n\r\nrequest to path /quitquitquit not allowed")
+        admin.close()
+
+    run(main)
+
+
+def test_a_wrong_matcher_of_allowed_paths_is_named():
+    async def main():
+        Admin(allow_paths=[string_pb2.StringMatcher(prefix="/"), string_pb2.StringMatcher(safe_regex={"regex": "("})])
+
+    with pytest.raises(ConfigError) as caught:
+        run(main)
+    assert caught.value.problems[0].path == "allow_paths[1].safe_regex.regex"
