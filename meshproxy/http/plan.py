@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
-from meshproxy.http import timeouts
+from meshproxy.http import retry, timeouts
 from meshproxy.http.filter_chain import EMPTY
 from meshproxy.http.router import Forwarding
 from meshproxy.http.stream import Stream
@@ -685,4 +685,4 @@ def _plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
 
 
 # Responses with these change more than the response.
-_SPECIAL_RESPONSE = frozenset((b"x-envoy-upstream-canary", b"x-envoy-immediate-health-check-fail", b"grpc-status"))
+_SPECIAL_RESPONSE = retry.RESPONSE_HEADERS | {b"x-envoy-upstream-canary", b"x-envoy-immediate-health-check-fail"}

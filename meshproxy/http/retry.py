@@ -78,6 +78,8 @@ _DEFAULT_BASE_MS = 25  # runtime key upstream.base_retry_backoff_ms
 _DEFAULT_RESET_MAX_MS = 300_000
 _UNIX_TIMESTAMP = 1  # RetryPolicy.ResetHeaderFormat
 
+# What conditions look at in responses of any status. Few have one of them.
+RESPONSE_HEADERS = frozenset((b"grpc-status", b"x-envoy-ratelimited"))
 REQUEST_HEADERS = frozenset(
     (
         b"x-envoy-retry-on",
@@ -136,7 +138,7 @@ class RetryPolicy:
     def __init__(self) -> None:
         """The policy of a route that has none: it retries nothing until a request's headers ask for it."""
         self.retry_on = 0
-        self.from_status = 400  # responses below are never retried
+        self.from_status = 400  # responses below are never retried, unless they have one of RESPONSE_HEADERS
         self.num_retries = 1
         self.per_try_timeout = 0.0  # 0: none
         self.per_try_idle_timeout = 0.0
@@ -172,7 +174,7 @@ def compile_retry_policy(proto: route_components_pb2.RetryPolicy, runtime: Any =
     if proto.HasField("retry_priority"):
         with under("retry_priority.typed_config"):
             policy.priority_update_frequency = retry_hosts.compile_priority(proto.retry_priority.typed_config)
-    if policy.retry_on & (ON_ENVOY_RATELIMITED | ON_RETRIABLE_HEADERS | _ON_ANY_GRPC):
+    if policy.retry_on & ON_RETRIABLE_HEADERS:
         policy.from_status = 0
     elif policy.retry_on & ON_RETRIABLE_STATUS_CODES:
         policy.from_status = min(400, *policy.status_codes, 400)
