@@ -134,7 +134,8 @@ class HttpConnectionManager:
         self.connections: set[ServerConnection] = set()
         self.planned_responses: dict[KnownResponse, plan.PlannedResponse] = {}  # of all lanes whose routes do not change responses
         self.response_kinds: dict[Any, object] = {}
-        self.busy_lanes: set[plan.Lane] = set()  # that have something to settle
+        self.tallies: dict[Any, plan.Tally] = {}
+        self.busy: set[plan.Tally] = set()  # that have something to settle
         # By route, for clients that are not internal and for those that are; valid as long as nothing changes. None: there is no lane.
         self._lanes: tuple[dict[Route | None, plan.Lane | None], ...] = ({}, {})
         self._lanes_of = self.changes.n
@@ -316,6 +317,7 @@ class HttpConnectionManager:
         self.changes.n += 1
         self._lanes_of = self.changes.n
         self._plans = 0
+        self.tallies.clear()
 
     def tick(self, now: float) -> None:
         """Once a second while there are requests: the date header."""
@@ -459,9 +461,9 @@ class HttpConnectionManager:
         stats = self.stats
         started = self.rq_started - self._settled
         self._settled = self.rq_started
-        for lane in self.busy_lanes:
-            started += lane.settle()
-        self.busy_lanes.clear()
+        for tally in self.busy:
+            started += tally.settle()
+        self.busy.clear()
         stats.downstream_rq_total.n += started
         stats.downstream_rq_http1_total.n += started
         finished = 0

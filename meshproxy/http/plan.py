@@ -65,12 +65,10 @@ class Lane:
         "priority",
         "queue",
         "queue_per_try",
-        "received",
         "responses",
         "retired",
         "route",
-        "sent",
-        "started",
+        "tally",
         "watched",
     )
 
@@ -85,13 +83,16 @@ class Lane:
         self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
         self.internal = internal
         self.watched = bool(manager.logs or chain.complete)
-        # Responses since `settle`, and how many took how many milliseconds.
-        self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
-        # Responses as they go downstream: the same for all routes that do not change them.
-        self._planned: dict[KnownResponse, PlannedResponse] = manager.planned_responses if route.finalize_response is None else {}
         self.retired = False  # something changed: what is still on its way goes the general way back
-        # Since `settle`: requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
-        self.started = self.received = self.sent = 0
+        # Responses as they go downstream, and tallies: the same for all routes that do not change responses.
+        if route.finalize_response is None:
+            self._planned = manager.planned_responses
+            key = cluster, internal, None if route.retry is None else route.retry.from_status
+            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal))
+        else:
+            self._planned = {}
+            self.tally = Tally(manager, cluster, internal=internal)
+        self.responses = self.tally.responses
 
     def forward(self, stream: PlannedStream) -> None:
         """HOT: send a request whose filters are done."""
@@ -117,7 +118,7 @@ class Lane:
             stream.forward(True, host, finalized=True)
             return
         out = h1.encode_request_head(head.method, head.path, head.authority, head.items)  # type: ignore[union-attr]
-        self.sent += len(out)
+        self.tally.sent += len(out)
         stream.upstream_bytes_sent = len(out)
         self.send(stream, host, pool, out)
 
@@ -143,10 +144,11 @@ class Lane:
                 queue.start(stream, stream.start)
             else:
                 queue.started[stream] = stream.start
-        started = self.started
+        tally = self.tally
+        started = tally.started
         if not started:
-            self.manager.busy_lanes.add(self)
-        self.started = started + 1
+            self.manager.busy.add(tally)
+        tally.started = started + 1
         connection.transport.write(out)
 
     def respond(self, stream: PlannedStream, connection: Http1Connection, known: KnownResponse, data: bytes, end: int) -> bool:
@@ -240,9 +242,27 @@ class Lane:
             if len(planned) >= (_MAX_RESPONSES if planned is self.manager.planned_responses else _MAX_OWN_RESPONSES):
                 planned.clear()
             planned[known] = response
-        self.manager.busy_lanes.add(self)
+        self.manager.busy.add(self.tally)
         learnt = self.responses[known] = response, {}
         return learnt
+
+
+class Tally:
+    """What is counted of the requests of one cluster, or of one lane whose route changes responses, until it is settled.
+
+    Not by lane: with thousands of routes, most of those in use had one request since the last time.
+    """
+
+    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started")
+
+    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool) -> None:
+        self.manager = manager
+        self.cluster = cluster
+        self.internal = internal
+        # Responses, and how many took how many milliseconds.
+        self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
+        # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
+        self.started = self.received = self.sent = 0
 
     def settle(self) -> int:
         """Count what was done since the last call. Returns how many requests began."""
@@ -311,8 +331,9 @@ class Plan:
             stream.leave_plan()
             stream.forward(True, host)
             return
-        lane.received += self.received
-        lane.sent += self.size
+        tally = lane.tally
+        tally.received += self.received
+        tally.sent += self.size
         new_id = self.new_id
         if new_id is None:
             lane.send(stream, host, pool, self.before)
@@ -376,16 +397,16 @@ class PlannedResponse:
         items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in self.items]
         return ResponseHead(known.status, items, reason=known.reason)
 
-    def settle(self, lane: Lane, times: dict[int, int]) -> None:
-        """Count responses of a lane. `times`: milliseconds -> how many."""
-        manager, stats, known = lane.manager, lane.cluster.stats, self.known
+    def settle(self, tally: Tally, times: dict[int, int]) -> None:
+        """Count responses. `times`: milliseconds -> how many."""
+        manager, stats, known = tally.manager, tally.cluster.stats, self.known
         count = sum(times.values())
         sent = count * (len(self.before) + len(self.between) + len(self.after) + known.length + (len(manager.date) if self.dated else 0))
         if self.timed:
             sent += sum(len(str(milliseconds)) * n for milliseconds, n in times.items())
         manager.stats.downstream_cx_tx_bytes_total.n += sent
         stats.upstream_cx_rx_bytes_total.n += count * (known.size + known.length)
-        stats.charge_many(known.status, lane.internal, times)
+        stats.charge_many(known.status, tally.internal, times)
         manager.stats.downstream_rq_time.count(times)
         manager.count_responses(known.status, count)
 
