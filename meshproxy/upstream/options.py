@@ -43,8 +43,11 @@ HONOURS = {
     "envoy.config.core.v3.UpstreamHttpProtocolOptions": "auto_sni auto_san_validation override_auto_sni_header",
     "envoy.config.core.v3.Metadata": "filter_metadata",
     "envoy.config.core.v3.TypedExtensionConfig": "name typed_config",
-    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": "common_http_protocol_options upstream_http_protocol_options explicit_http_config",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": (
+        "common_http_protocol_options upstream_http_protocol_options explicit_http_config use_downstream_protocol_config"
+    ),
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": "http_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig": "http_protocol_options",
     "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions": "idle_timeout",
 }
 
@@ -87,7 +90,7 @@ def compile_options(proto: Any, scope: Scope, secrets: Secrets | None, default_b
     """Check a Cluster message and take out what does not change. Reads certificates. Raises ConfigError with all problems."""
     options = ClusterOptions()
     problems = errors.Collector()
-    for part in (_discovery, _timeouts, _http, _tcp, _connection):
+    for part in (_discovery, _timeouts, _http, _tcp):
         with problems.under(""):
             part(proto, options)
     with problems.under("upstream_bind_config"):
@@ -159,6 +162,7 @@ def _timeouts(proto: Any, options: ClusterOptions) -> None:
 def _http(proto: Any, options: ClusterOptions) -> None:
     packed = _extension(proto, _HTTP_OPTIONS)
     if packed is None:
+        # `protocol_selection` changes nothing: the protocol of the downstream connection is HTTP/1.1, too.
         common, http1, upstream = proto.common_http_protocol_options, proto.http_protocol_options, proto.upstream_http_protocol_options
         paths = "common_http_protocol_options", "http_protocol_options", "upstream_http_protocol_options"
     else:
@@ -166,15 +170,18 @@ def _http(proto: Any, options: ClusterOptions) -> None:
         which = packed.WhichOneof("upstream_protocol_options")
         if which is None:
             errors.fail(base, "one of explicit_http_config, use_downstream_protocol_config and auto_config is required")
-        if which != "explicit_http_config":
+        if which == "auto_config":
             errors.fail(f"{base}.{which}", "it is not supported; explicit_http_config is", UNSUPPORTED)
-        protocol = packed.explicit_http_config.WhichOneof("protocol_config")
-        if protocol is None:
-            errors.fail(f"{base}.explicit_http_config", "one of http_protocol_options, http2_protocol_options and http3_protocol_options is required")
-        if protocol != "http_protocol_options":
-            errors.fail(f"{base}.explicit_http_config.{protocol}", "only HTTP/1.1 is supported towards upstreams", UNSUPPORTED)
-        common, http1, upstream = packed.common_http_protocol_options, packed.explicit_http_config.http_protocol_options, packed.upstream_http_protocol_options
-        paths = f"{base}.common_http_protocol_options", f"{base}.explicit_http_config.http_protocol_options", f"{base}.upstream_http_protocol_options"
+        protocols = getattr(packed, which)
+        if which == "explicit_http_config":
+            protocol = protocols.WhichOneof("protocol_config")
+            if protocol is None:
+                errors.fail(f"{base}.{which}", "one of http_protocol_options, http2_protocol_options and http3_protocol_options is required")
+            if protocol != "http_protocol_options":
+                errors.fail(f"{base}.{which}.{protocol}", "only HTTP/1.1 is supported towards upstreams", UNSUPPORTED)
+        # Otherwise it is use_downstream_protocol_config: likewise HTTP/1.1.
+        common, http1, upstream = packed.common_http_protocol_options, protocols.http_protocol_options, packed.upstream_http_protocol_options
+        paths = f"{base}.common_http_protocol_options", f"{base}.{which}.http_protocol_options", f"{base}.upstream_http_protocol_options"
     _common_http(proto, common, options)
     _http1(http1, common, options, paths[1])
     options.auto_sni = upstream.auto_sni
@@ -227,11 +234,6 @@ def _tcp(proto: Any, options: ClusterOptions) -> None:
     for name in proto.typed_extension_protocol_options:
         if name not in (_HTTP_OPTIONS, _TCP_OPTIONS):
             errors.fail(f'typed_extension_protocol_options["{name}"]', "these protocol options are not supported", UNSUPPORTED)
-
-
-def _connection(proto: Any, options: ClusterOptions) -> None:
-    if proto.protocol_selection == 1:
-        errors.fail("protocol_selection", "USE_DOWNSTREAM_PROTOCOL is not supported", UNSUPPORTED)
 
 
 def _dialling(proto: Any, options: ClusterOptions, default_bind: Any) -> None:

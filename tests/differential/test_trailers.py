@@ -7,14 +7,14 @@ PRESERVE = {"stateful_formatter": {"name": "preserve_case", "typed_config": {"@"
 PROPER = {"proper_case_words": {}}
 
 
-def options(explicit: dict) -> dict:
+def options(http1: dict, which: str = "explicit_http_config") -> dict:
     """Upstream HTTP/1.1 options of a cluster."""
-    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http_protocol_options": explicit}}}
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", which: {"http_protocol_options": http1}}}
 
 
 HOSTS = [
     {"name": name, "domains": [f"{name}.test"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]}
-    for name in ("a", "trailers", "preserve", "proper")
+    for name in ("a", "trailers", "downstream", "preserve", "proper")
 ]  # fmt: skip
 
 CONFIG = bootstrap(
@@ -39,6 +39,7 @@ CONFIG = bootstrap(
     clusters=[
         cluster("a"),
         cluster("trailers", typed_extension_protocol_options=options({"enable_trailers": True})),
+        cluster("downstream", typed_extension_protocol_options=options({"enable_trailers": True}, "use_downstream_protocol_config")),
         cluster("preserve", typed_extension_protocol_options=options({"header_key_format": PRESERVE})),
         cluster("proper", typed_extension_protocol_options=options({"header_key_format": PROPER})),
     ],
@@ -58,6 +59,8 @@ CASES = [
     Case("request_trailers_dropped_upstream_could", chunked("trailers.test", "X-Check: 1\r\n")),
     Case("request_trailers_upstream_cannot", chunked("a.test", "X-Check: 1\r\n"), on="trailers"),
     Case("request_trailers_pass", chunked("trailers.test", "X-Check: 1\r\nx-more: 2\r\n"), on="trailers"),
+    Case("request_trailers_pass_with_the_protocol_of_downstream", chunked("downstream.test", "X-Check: 1\r\n"), on="trailers"),
+    Case("response_trailers_pass_with_the_protocol_of_downstream", get(host="downstream.test"), [Request(), RESPONSE], on="trailers"),
     Case("response_trailers_dropped", get(host="a.test"), [Request(), RESPONSE]),
     Case("response_trailers_downstream_cannot", get(host="trailers.test"), [Request(), RESPONSE]),
     Case("response_trailers_pass", get(host="trailers.test"), [Request(), RESPONSE], on="trailers"),
