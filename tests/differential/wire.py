@@ -344,6 +344,7 @@ class Upstream:
         self.connections: list[Wire] = []
         self.notes: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[Wire] = set()  # of this case and of earlier ones
         self.begin(Play(), Signals())
 
     async def start(self, ssl: object = None) -> None:
@@ -353,10 +354,12 @@ class Upstream:
     def begin(self, play_: Play, signals: Signals) -> None:
         """A new case begins."""
         self.play, self.signals, self._next = play_, signals, 0
+        self._open = {wire for wire in self._open if not wire.transport.is_closing()}
         self.connections, self.notes = [], []
 
     def _accepted(self, wire: Wire) -> None:
         self.connections.append(wire)
+        self._open.add(wire)
         task = asyncio.get_running_loop().create_task(self._serve(wire))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -404,6 +407,9 @@ class Upstream:
     async def stop(self) -> None:
         self.end_case()
         self._server.close()
+        await asyncio.sleep(0)  # connections that were just accepted arrive
+        for wire in self._open:
+            wire.transport.abort()
         await asyncio.sleep(0)
 
 
