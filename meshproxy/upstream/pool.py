@@ -37,6 +37,8 @@ LOCAL_RESET = "local reset"
 REMOTE_RESET = "remote reset"
 REFUSED = "remote refused stream reset"
 
+_ALPN = ("http/1.1",)  # offered where the cluster's TLS context names no protocols
+
 METERED = "upstream heads are metered"  # in `Context.shared`: a log asks what they take
 
 
@@ -397,6 +399,7 @@ class Pool:
                 transport=self.host.transport,
                 options=cluster.dial_options,
                 server_name=self.server_name,
+                alpn=_ALPN,
                 san=self.server_name if cluster.auto_san_validation else None,
             )
         except dial.DialError as error:

@@ -87,10 +87,9 @@ CASES = [
     Case("config_dump", config_dump),
     Case("server_certificate", get(), on="one", tls=Tls()),
     Case("client_verified", get(), on="two", tls=CLIENT),
-    Case("client_refused", [get(), Response()], on="two", tls=Tls(certificate="rogue"), then="leave", skip=("stats",),
-         note="how far a failed TLS 1.3 handshake gets before the client notices is a race"),
+    Case("client_refused", [get(), Response()], on="two", tls=Tls(certificate="rogue"), then="leave"),
     Case("combined_passes", get(), on="combined", tls=CLIENT),
-    Case("combined_refuses", [get(), Response()], on="refused", tls=CLIENT, then="leave", skip=("stats",), note="as above"),
+    Case("combined_refuses", [get(), Response()], on="refused", tls=CLIENT, then="leave"),
     Case("certificate_for_upstream", get(), on="to_origin"),
     Case("upstream_with_another_name", get(), on="to_other"),
 ]  # fmt: skip

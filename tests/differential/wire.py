@@ -387,7 +387,7 @@ class Upstream:
                 continue
 
     def seen(self) -> list[dict[str, str]]:
-        """What came on each connection, for which SNI, and whether the proxy has ended it."""
+        """What came on each connection, for which SNI and with which ALPN, and whether the proxy has ended it."""
         return [self._seen(wire) for wire in self.connections]
 
     @staticmethod
@@ -395,6 +395,7 @@ class Upstream:
         seen = {"got": wire.received.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
         if wire.tls:
             seen["sni"] = str(getattr(wire.ssl_object, "server_name_seen", None))
+            seen["alpn"] = str(wire.ssl_object.selected_alpn_protocol())
         return seen
 
     def end_case(self) -> None:
