@@ -42,7 +42,8 @@ from tests.differential.wire import (
 
 __all__ = [
     "OK", "PROBE_HOST", "Case", "Close", "Counted", "Echo", "Eof", "HalfClose", "Head", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Signal", "Tls",
-    "Until", "Wait", "answer", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "hcm", "http", "listener", "req", "to", "y",
+    "Until", "Wait", "answer", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "hcm", "http", "listener", "req", "to",
+    "y",
 ]  # fmt: skip
 
 
