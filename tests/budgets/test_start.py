@@ -1,0 +1,36 @@
+"""User instructions on the way to being ready, counted by callgrind, and that nothing is imported on it that costs much and is needed by few."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from benchmarks import callgrind, processes
+from benchmarks.configs import Place, Spec, envoy
+
+# On one CPU. A child's count contains what its parent had counted before the fork: the largest is about the longest way, which is reading, checking, compiling.
+BUDGETS = {"small": (Spec(), 660_000_000), "1,000 clusters": (Spec(clusters=1000), 1_760_000_000)}
+NOT_AT_START = ("argparse", "dataclasses", "difflib", "hashlib", "ipaddress", "pathlib", "urllib.parse", "yaml", "cryptography")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not callgrind.available(), reason="valgrind is not installed: instructions of a start are NOT checked")
+@pytest.mark.parametrize("name", BUDGETS)
+def test_instructions_until_ready(name, tmp_path):
+    spec, ceiling = BUDGETS[name]
+    config = tmp_path / "envoy.json"
+    config.write_text(envoy(spec, Place(tmp_path, processes.free_port(), processes.free_port(), processes.free_port())))
+    wrapper = ["valgrind", "--tool=callgrind", "-q", "--trace-children=yes", f"--callgrind-out-file={tmp_path}/out.%p"]
+    command = [sys.executable, "-m", "meshproxy", "-c", str(config), "-l", "error", "--concurrency", "1", "--mode", "init_only"]
+    processes.run([*wrapper, *command], limit_s=240)
+    counts = [int(re.search(r"^(?:totals|summary): (\d+)", file.read_text(), re.MULTILINE)[1]) for file in tmp_path.glob("out.*")]
+    print(f"{name}: {max(counts):,} user instructions in the process with most of them; ceiling {ceiling:,}")
+    assert len(counts) >= 4  # main, two that read and check, a worker
+    assert max(counts) <= ceiling
+
+
+def test_what_few_need_is_not_imported_at_start():
+    code = "import sys; from meshproxy import cli, launch, supervisor; print(*(name for name in sys.argv[1].split() if name in sys.modules))"
+    assert processes.run([sys.executable, "-c", code, " ".join(NOT_AT_START)], limit_s=30).split() == []
