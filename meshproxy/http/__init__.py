@@ -2,7 +2,8 @@
 siblings.
 
 Start with `manager` (what all connections of a connection manager share), then `connection` (one of them, the codec's sink), `stream` (one request on its way
-through the filters) and `router` (its way upstream: `retry`, `timeouts`, `mirror`). `plan` is the short way of requests that came before.
+through the filters) and `router` (its way upstream: `retry`, `timeouts`, `mirror`). `plan` has the shorter ways that
+most requests take to the same end.
 
 `routes` is the route table; `virtual_host`, `route_index` and `route_match` find a route, `route` is a compiled one, and what it does is in
 `route_rewrite`, `route_replies`, `header_mutations`, `weighted_clusters`, `hash_policy`, `mirror_policy`, `rate_limits`. `request_head` is what happens to a
