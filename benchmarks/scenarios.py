@@ -88,7 +88,8 @@ def _memory(case: str, pss: float, anonymous: float, *, stretch: bool = False) -
 
 
 _HOST = "host-$r.mesh.test"
-_PREFIX = "/service-$r/items/17"
+_ITEM = "/items/$n"
+_PREFIX = f"/service-$r{_ITEM}"
 _CLOSING = Load(headers=(f"Host: {HOST}", "Connection: close"))
 _FULL, _RESUMED = "full handshake", "resumed"
 _SMALL, _LARGE = "small configuration", "1,000 clusters"
@@ -193,11 +194,12 @@ SCENARIOS = (
     Scenario(
         "routes",
         "10,000 routes against 10",
-        "Distinct virtual hosts, and prefix routes in one virtual host; requests go to all of them in leaps, after each was used once.",
+        "Distinct virtual hosts, and prefix routes in one virtual host; requests go to all of them in leaps, after each was used once. No two are the same:"
+        " ten heads would be remembered, ten thousand not, and the routes are what is compared.",
         How.HTTP,
         (
-            Case(Spec(hosts=10), Load(headers=(f"Host: {_HOST}",), limit=10), _TEN_HOSTS),
-            Case(Spec(hosts=10_000), Load(headers=(f"Host: {_HOST}",), limit=10_000), _MANY_HOSTS),
+            Case(Spec(hosts=10), Load(path=_ITEM, headers=(f"Host: {_HOST}",), limit=10), _TEN_HOSTS),
+            Case(Spec(hosts=10_000), Load(path=_ITEM, headers=(f"Host: {_HOST}",), limit=10_000), _MANY_HOSTS),
             Case(Spec(prefixes=10), Load(path=_PREFIX, limit=10, digits="%05d"), _TEN_PREFIXES),
             Case(Spec(prefixes=10_000), Load(path=_PREFIX, limit=10_000, digits="%05d"), _MANY_PREFIXES),
         ),
