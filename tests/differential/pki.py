@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _NOT_BEFORE = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(days=1)
@@ -29,7 +29,7 @@ class Authority:
         )
         (folder / f"{name}.pem").write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: int = 3650) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, days: int = 3650) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -42,9 +42,9 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
 
-    def issue(self, name: str, *sans: str, days: int = 365) -> None:
+    def issue(self, name: str, *sans: str, days: int = 365, with_rsa: bool = False) -> None:
         """A certificate for servers and clients; SANs are URIs (with ://), IP addresses or DNS names."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = rsa.generate_private_key(65537, 2048) if with_rsa else ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "tests"), x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = (
             self._builder(subject, key, days)
@@ -91,5 +91,6 @@ def create(folder: Path) -> None:
     mesh.issue("other", "other.test")
     mesh.issue("client", "spiffe://mesh.test/ns/default/sa/web", "web.mesh.test")
     mesh.issue("nosan")
+    mesh.issue("rsa", "rsa.mesh.test", with_rsa=True)
     rogue = Authority(folder, "rogue-ca")
     rogue.issue("rogue", "spiffe://mesh.test/ns/default/sa/web", "a.test")

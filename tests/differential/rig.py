@@ -25,12 +25,13 @@ PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 
 @dataclass(frozen=True)
 class Tls:
-    """How a client speaks TLS: names of certificates are those of pki.py. The proxy's certificate is not verified."""
+    """How a client speaks TLS: names of certificates are those of pki.py, `curve` is the only one if given. The proxy's certificate is not verified."""
 
     sni: str | None = "a.test"
     alpn: tuple[str, ...] = ()
     certificate: str | None = None
     maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    curve: str = ""
 
 
 @dataclass
@@ -150,6 +151,8 @@ class Rig:
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = tls.maximum
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # not the order of whoever built this Python: which cipher is chosen depends on it
+        if tls.curve:
+            context.set_ecdh_curve(tls.curve)
         if tls.alpn:
             context.set_alpn_protocols(list(tls.alpn))
         if tls.certificate:

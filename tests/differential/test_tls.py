@@ -4,6 +4,7 @@ Reasons of failures are not compared: they are OpenSSL's and BoringSSL's own wor
 """
 
 import ssl
+from dataclasses import replace
 from typing import Any
 
 from tests.differential.harness import (
@@ -97,6 +98,7 @@ UPSTREAMS = (
 )
 CONFIG = bootstrap(
     secure("main"),
+    secure("rsa", server="rsa"),
     secure("impatient", chain_fields={"transport_socket_connect_timeout": "0.1s"}),
     secure("alpn", common={"alpn_protocols": ["http/1.1"]}),
     secure("tls12", common={"tls_params": {"tls_maximum_protocol_version": "TLSv1_2"}}),
@@ -179,6 +181,13 @@ CASES = [
     tls("tls_1_3", "tls13", Tls()),
     Case("tls_1_3_refuses_1_2", [get(), Response()], on="tls13", tls=Tls(maximum=ssl.TLSVersion.TLSv1_2), then="leave"),
     tls("tls_1_2_client", "main", Tls(maximum=ssl.TLSVersion.TLSv1_2)),
+    tls("curve_p256", "main", Tls(curve="prime256v1")),
+    tls("curve_p256_tls_1_2", "main", Tls(curve="prime256v1", maximum=ssl.TLSVersion.TLSv1_2)),
+    tls("signed_tls_1_2", "mutual", replace(CLIENT, maximum=ssl.TLSVersion.TLSv1_2)),
+    tls("signed_with_rsa", "mutual", Tls(certificate="rsa")),
+    tls("signed_with_rsa_tls_1_2", "mutual", Tls(certificate="rsa", maximum=ssl.TLSVersion.TLSv1_2)),
+    tls("server_with_rsa", "rsa", Tls()),
+    tls("server_with_rsa_tls_1_2", "rsa", Tls(maximum=ssl.TLSVersion.TLSv1_2)),
     *[may_fail(on, who, by) for on in MUTUAL for who, by in {"client": CLIENT, "rogue": ROGUE, "nosan": NOBODY, "none": Tls()}.items()],
     may_fail("optional", "client", CLIENT),
     may_fail("optional", "rogue", ROGUE),
