@@ -367,9 +367,7 @@ class Attempt:
         status = known.status
         head = ResponseHead(status, known.items.copy(), known.index.copy(), reason=known.reason)
         connection = self.connection
-        may_retry = owner.retries and (
-            owner.retry is not None or status >= owner.route.retry.from_status or not retry.RESPONSE_HEADERS.isdisjoint(known.index)
-        )
+        may_retry = owner.retries and (owner.retry is not None or status >= owner.route.retry.from_status or not retry.RESPONSE_HEADERS.isdisjoint(known.index))
         if may_retry or not self.sent_all or not owner.plain or owner.attempts is not None:
             self.on_response_headers(head, not body)
             if body and not self.abandoned:
