@@ -638,7 +638,7 @@ class ServerConnection(asyncio.Protocol):
             self._check_at = _NEVER
             return
         self.ready = False  # the next request sees to the stream's timeout
-        self._watch(left)
+        self._watch(min(left, manager.idle_timeout) if manager.idle_timeout else left)  # the stream may end before, and the connection be idle from then on
 
     def __repr__(self) -> str:
         return f"<ServerConnection {self.info.remote} requests={self.requests} {self.stream!r}>"

@@ -152,6 +152,7 @@ CONFIG = bootstrap(
     logged("heads"),
     logged("heads_idle", stream_idle_timeout="0.1s"),
     logged("heads_timed", request_headers_timeout="0.1s"),
+    logged("idle_short", common_http_protocol_options={"idle_timeout": "0.1s"}),
     http("heads_slow", HOSTS, route_config=ANY_CLUSTER, http_filters=ROUTER,
          access_log=[file_log("%REQ(:PATH)% %RESPONSE_CODE%\n", file="heads_slow.log", filter={"duration_filter": {"comparison": {
              "op": "GE", "value": {"default_value": 90, "runtime_key": "none.such"}}}})]),
@@ -268,6 +269,17 @@ async def slow_head(rig: Rig) -> str:
     return await rig.wait_lines("heads_slow.log", 1)
 
 
+async def idle_after_a_long_request(rig: Rig) -> list[str]:
+    """A request that takes longer than the idle timeout does not keep it from running afterwards."""
+    wire = await rig.connect("idle_short")
+    wire.send(get("/"))
+    for _ in range(2):
+        await rig.get(get("/")[:20], "heads_idle")
+    rig.signals["go"].set()
+    await wire.until(lambda: False)
+    return [rig.normaliser.bytes(bytes(wire.received)), str(wire.end)]
+
+
 async def alternative_stats(rig: Rig) -> list[str]:
     """The names of what is counted under the name that a trusted client gives."""
     for path in ("/", "/dead", "/direct", "/slow"):
@@ -343,6 +355,7 @@ CASES = [
     Case("head_that_stops", [get("/")[:20], Response()], on="heads_idle", then="closed"),
     Case("head_that_stops_later", [get("/"), Response(), get("/")[:20], Response()], UP, on="heads_idle", then="closed", skip=("upstream",)),
     Case("head_out_of_time", [get("/")[:20], Response()], on="heads_timed", then="closed"),
+    Case("idle_after_a_long_request", idle_after_a_long_request, [Request(), Wait("go"), OK], skip=("log", "stats", "upstream")),
     Case("slow_head", slow_head, UP, skip=("log", "stats", "upstream")),
     until_logged("periodic", req("POST", "/", body=b"x"), "DownstreamEnd"),
     until_logged("periodic_old", req("POST", "/", body=b"x"), "DownstreamEnd"),
