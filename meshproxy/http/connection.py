@@ -610,10 +610,7 @@ class ServerConnection(asyncio.Protocol):
         stream = self.stream
         if stream is not None:
             timeout = stream.idle_timeout or manager.stream_idle_timeout
-            if not timeout:
-                self._watch(manager.idle_timeout)
-                return
-            left = stream.last_active + timeout - now
+            left = stream.last_active + timeout - now if timeout else _NEVER
             if left <= 0.0005:
                 self._check_at = _NEVER
                 self.ready = False
@@ -635,6 +632,10 @@ class ServerConnection(asyncio.Protocol):
                 self._start_drain("on_idle_timeout")
                 return
         else:
+            left = _NEVER
+        if manager.idle_timeout:
+            left = min(left, manager.idle_timeout)  # the connection may be idle by then, and must not stay so for as long as a stream may
+        if left == _NEVER:
             self._check_at = _NEVER
             return
         self.ready = False  # the next request sees to the stream's timeout

@@ -48,9 +48,9 @@ CONFIG = arena(
 
 
 async def test_pipelined_requests_are_answered_in_order(target: Target):
-    """Three thousand requests in one write: one answer each, in order, and what waits is bounded."""
+    """Fifteen hundred requests in one write: one answer each, in order, and what waits is bounded."""
     target.upstream("a", [Mirror()])
-    count = 3000
+    count = 1500
     async with target.within(8 * MB):
         requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: a.test\r\n\r\n" % number for number in range(count))
         answer = await target.send(requests, token=b"GET /%d HTTP/1.1\n" % (count - 1))
@@ -156,9 +156,9 @@ async def test_request_limit_holds_under_a_flood(target: Target):
 
 @pytest.mark.parametrize("on", ["main", "inspected"])
 async def test_connections_that_come_and_go(target: Target, on: str):
-    """Six hundred connections, closed or reset at once, half of them with a request behind them."""
+    """Four hundred connections, closed or reset at once, half of them with a request behind them."""
     async with target.within(16 * MB):
-        for number in range(600):
+        for number in range(400):
             wire = await target.connect(on)
             if number % 2:
                 wire.send(GET)

@@ -10,11 +10,11 @@ import pytest
 
 from tests.attack.target import Deaf, Pour, Target, arena, http
 from tests.differential.config import cluster, filter_, listener, to
-from tests.differential.wire import OK, Head, Request, Signal, Wire
+from tests.differential.wire import OK, Head, Request, Signal, Wait, Wire
 
 MB = 1 << 20
 SOON = "0.3s"
-MANY = 200
+MANY = 100
 
 
 def tls() -> dict[str, Any]:
@@ -134,6 +134,17 @@ async def test_connections_that_do_nothing(target: Target, listener: str, begin:
     assert all(answer.end for answer in answers)
     if listener == "tcp":
         target.signals["never"].set()
+
+
+async def test_idle_after_a_request_that_took_long(target: Target):
+    """A connection that was busy when it would have been idle long enough is let go all the same, soon after its answer."""
+    target.upstream("a", [Request(), Wait("go"), OK])
+    busy = await target.connect("idle")
+    busy.send(GET)
+    await target.wait_counted("cluster.a.upstream_rq_total", 1)
+    await target.send(b"", listener="idle")  # its end says that so much time has gone by
+    target.signals["go"].set()
+    assert (await target.read(busy)).statuses == [200]
 
 
 @pytest.mark.parametrize("begin", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)])
