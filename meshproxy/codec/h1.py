@@ -8,7 +8,7 @@ Parsers push what they read to their sink:
 
 and, for what is by far the most common, in one call instead:
 
-    on_known(known_request)          a complete request without a body
+    on_known(known_request, body)    a complete request in one piece
     on_whole(known_response, body)   a complete response with a body of known length
 
 A parser stops after each message (`done`) until `next_message()`: what a peer pipelined waits in `buffer`. Anything malformed raises `ProtocolError`
@@ -66,6 +66,7 @@ _MAX_LENGTH = (1 << 63) - 1
 _FRAMING = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings")
 )
+_OTHER_FRAMING = _FRAMING - {b"content-length"}
 _FRAMING_RESPONSE = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
 _NO_BODY = frozenset((b"HEAD", b"CONNECT"))
 # Header fields whose values hardly ever repeat: remembering their lines would only push the others out.
@@ -92,7 +93,7 @@ class Sink(Protocol):
 class RequestSink(Sink, Protocol):
     """What a RequestParser calls."""
 
-    def on_known(self, known: KnownRequest) -> None: ...
+    def on_known(self, known: KnownRequest, body: bytes) -> None: ...
 
 
 class ResponseSink(Sink, Protocol):
@@ -235,7 +236,7 @@ def _join_repeated(items: list[Pair], names: frozenset[bytes]) -> list[Pair]:
 
 
 class KnownRequest:
-    """A head without a body that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
+    """A head that asks nothing of the connection, parsed: what `RequestParser` remembers by the head's bytes.
 
     `items` and `index` are never changed while it is `kept`; `head` gives each request its own. `size` is the head's length on the wire. `plain` and `plans`
     belong to the sink, which may keep there what it concluded from the head.
@@ -551,8 +552,9 @@ class _Parser:
 class RequestParser(_Parser):
     """The server side. After `on_headers`, `keep_alive`, `expect_continue` and `upgrade` tell what the head asked of the connection.
 
-    A bodiless HTTP/1.1 request that asks nothing of the connection comes as `sink.on_known(KnownRequest)` in place of `on_headers`: the connection stays, the
-    message is complete, and the next one may be a repetition that is not parsed at all.
+    A whole HTTP/1.1 request that asks nothing of the connection, without a body or with one of known length that came with its head, comes as
+    `sink.on_known(KnownRequest, body)` in place of `on_headers` and `on_data`: the connection stays, the message is complete, and the next one may be a
+    repetition that is not parsed at all.
     """
 
     __slots__ = ("expect_continue", "keep_alive", "upgrade")
@@ -573,7 +575,7 @@ class RequestParser(_Parser):
         known = self.heads.get(data)
         if known is not None:
             self.state = DONE
-            self.sink.on_known(known)
+            self.sink.on_known(known, b"")
             return
         self._feeding = True
         try:
@@ -615,17 +617,30 @@ class RequestParser(_Parser):
             and items[0][0] == b"host"
             and target[0] == 47  # "/"
             and options.ordinary
-            and _FRAMING.isdisjoint(index)
+            and _OTHER_FRAMING.isdisjoint(index)
             and method != b"CONNECT"
         ):
             # HOT: what by far the most requests look like.
-            del items[0]
-            self.keep_alive = True
-            self.expect_continue = False
-            self.upgrade = None
-            self.state = DONE
-            self._bodiless(KnownRequest(method, target, index.pop(b"host"), items, index, end), data, end)
-            return data[end:]
+            length = index.get(b"content-length")
+            if length is None:
+                size = 0
+            elif length.isdigit() and len(length) < 8 and length[0] != 48:  # "0"; what is unusual about it is looked at below
+                size = int(length)
+            else:
+                size = _MAX_LENGTH
+            rest = end + size
+            if rest <= len(data):
+                del items[0]
+                self.keep_alive = True
+                self.expect_continue = False
+                self.upgrade = None
+                self.state = DONE
+                known = KnownRequest(method, target, index.pop(b"host"), items, index, end)
+                if size:
+                    self.sink.on_known(known, data[end:rest])
+                else:
+                    self._bodiless(known, data, end)
+                return data[rest:]
         if options.rejects_underscores and any(b"_" in name for name in index):
             raise ProtocolError("http1.unexpected_underscore")
         # -- the authority: Host, unless the target is absolute
@@ -673,7 +688,7 @@ class RequestParser(_Parser):
         heads = self.heads
         if not heads.is_new(data):
             known.kept = heads.remember(data, known)
-        self.sink.on_known(known)
+        self.sink.on_known(known, b"")
 
     def _check_beginning(self, data: bytes) -> None:
         """An incomplete head must still be able to become one: what is no HTTP is refused without waiting for more."""

@@ -200,8 +200,8 @@ class ServerConnection(asyncio.Protocol):
 
     # -- the parser's calls
 
-    def on_known(self, known: KnownRequest) -> None:
-        """HOT: a complete request without a body, of which everything that its head says by itself is known."""
+    def on_known(self, known: KnownRequest, body: bytes) -> None:
+        """HOT: a complete request in one piece that asks nothing of the connection."""
         manager = self.manager
         plain = known.plain
         plan = None
@@ -210,7 +210,9 @@ class ServerConnection(asyncio.Protocol):
         elif plain and self.additions is not None:
             plan = self._plan(known)
         if not plain or manager.has_stream_timers or manager.max_requests or self.head_since:
-            self.on_headers(known.head(), True)
+            self.on_headers(known.head(), not body)
+            if body:
+                self.on_data(body, True)
             return
         now = manager.clock()
         if now >= manager.next_second:
@@ -221,7 +223,9 @@ class ServerConnection(asyncio.Protocol):
         additions = self.additions
         if additions is None:
             additions = self.additions = manager.preparer.additions(self.info)
-        stream = plans.start(self, known, additions, now)
+        stream = plans.start(self, known, body, additions, now)
+        if body and not stream.stage:
+            self.on_data(body, True)  # it takes the general way
         if plan is not None and stream.stage:
             self.passed = plan  # every filter let it pass, at once
 

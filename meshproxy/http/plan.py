@@ -43,7 +43,8 @@ _MAX_OWN_RESPONSES = 4  # of one lane, whose route changes responses; they rarel
 
 _ID = b"x-request-id"
 _SERVICE_TIME = b"x-envoy-upstream-service-time"
-_METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # without a body, and the response has one
+_METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # of requests without a body whose responses have one
+_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH", b"GET", b"DELETE"))
 _CONTROL = timeouts.CONTROL_HEADERS
 _NEW = object.__new__
 _TIMES = [b"%d" % milliseconds for milliseconds in range(1000)]
@@ -57,6 +58,7 @@ class Lane:
 
     __slots__ = (
         "_planned",
+        "body_limit",
         "chain",
         "cluster",
         "internal",
@@ -77,6 +79,8 @@ class Lane:
         self.route = route
         self.priority = route.priority
         self.chain = chain
+        # Filters that look at bodies see them on the general way.
+        self.body_limit = -1 if chain.request_data else min(manager.buffer_limit, route.buffer_limit)
         self.cluster = cluster
         self.outlier = cluster.outlier
         self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
@@ -99,9 +103,10 @@ class Lane:
         route = self.route
         head = stream.request
         index = head._index  # type: ignore[union-attr]
+        body = stream.body
         if index is None or not _CONTROL.isdisjoint(index):
             stream.leave_plan()
-            stream.forward(True)
+            stream.forward(not body)
             return
         expected = route.expected_timeout
         if expected is not None and not self.manager.router.suppress:
@@ -115,9 +120,11 @@ class Lane:
         if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
             if stream.__class__ is PlannedStream:
                 stream.leave_plan()
-            stream.forward(True, host, finalized=True)
+            stream.forward(not body, host, finalized=True)
             return
         out = h1.encode_request_head(head.method, head.path, head.authority, head.items)  # type: ignore[union-attr]
+        if body:
+            out += body
         self.tally.sent += len(out)
         stream.upstream_bytes_sent = len(out)
         self.send(stream, host, pool, out)
@@ -216,7 +223,9 @@ class Lane:
             plan = stream.plan
             wall = start + manager.wall_offset
             if plan is None:
-                stream.facts = (self, response.kind), False, codec.info, host, None, stated, start, now, wall
+                body = stream.body
+                kind = (self, response.kind, len(body)) if body else (self, response.kind)
+                stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
                 stream.facts = (plan, response.kind), True, codec.info, host, request_id, stated, start, now, wall
@@ -317,6 +326,7 @@ class Plan:
         stream = codec.stream = _NEW(PlannedStream)
         stream.plan = self
         stream.lane = lane
+        stream.body = b""
         stream.codec = codec
         stream.manager = manager = lane.manager
         stream.connection = codec.info
@@ -435,9 +445,12 @@ class PlannedStream(Stream):
         # As in Stream.__init__; what those who make plans have set stays.
         self._request_hold = self._response_hold = self._timers = self.upgrade = self.forwarding = self.facts = None
         self.close_connection = self.tunnel = False
-        self.bytes_received = self.flags = 0
-        self.request_ended = True
-        self.request_end = self.start
+        self.flags = 0
+        body = self.body
+        if stage == _FILTERS and body:  # comes after the head
+            self.bytes_received, self.request_ended, self.request_end = 0, False, 0.0
+        else:
+            self.bytes_received, self.request_ended, self.request_end = len(body), True, self.start
         if plan is not None:
             self.request = (plan.filtered if stage == _FILTERS else plan.finished).head(self._request_id(plan))
             self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
@@ -455,7 +468,7 @@ class PlannedStream(Stream):
             self._nothing_back()
             self.codec.parser.state = h1.DONE
             self.__class__ = Stream  # type: ignore[assignment]
-            self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, lane.queue, lane.queue_per_try)
+            self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, body, lane.queue, lane.queue_per_try)
         else:
             self._finished()
             self.__class__ = Stream  # type: ignore[assignment]
@@ -502,10 +515,14 @@ class PlannedStream(Stream):
 _OF_ATTEMPTS = frozenset(name for name in dir(Forwarding) if name.startswith("on_")) | {"stream"}
 
 
-def start(codec: ServerConnection, known: KnownRequest, additions: Additions, now: float) -> PlannedStream:
-    """HOT: a request with a plain head (see `RequestHeadPreparer.is_plain`) that has no plan."""
+def start(codec: ServerConnection, known: KnownRequest, body: bytes, additions: Additions, now: float) -> PlannedStream:
+    """HOT: a request with a plain head (see `RequestHeadPreparer.is_plain`) that has no plan.
+
+    The stream's `stage` says whether it was sent with its body, or goes the general way, on which the body comes after the head.
+    """
     manager = codec.manager
     stream = codec.stream = _NEW(PlannedStream)
+    stream.body = body
     stream.plan = stream.route = None
     stream.lane = _NO_LANE
     stream.chain = EMPTY
@@ -517,11 +534,13 @@ def start(codec: ServerConnection, known: KnownRequest, additions: Additions, no
     head = stream.request = known.head()
     manager.complete_head(stream, head, additions)
     route = stream.route = manager.match(stream)
-    lane = manager.lane(route, head, stream.is_internal) if known.method in _METHODS else None
+    lane = manager.lane(route, head, stream.is_internal) if known.method in (_WITH_BODY if body else _METHODS) else None
+    if body and lane is not None and len(body) > lane.body_limit:
+        lane = None
     if lane is None or stream.__class__ is not PlannedStream:
         if stream.__class__ is PlannedStream:
             stream.leave_plan()
-        stream.go(True)
+        stream.go(not body)
         return stream
     stream.lane = lane
     chain = stream.chain = lane.chain
@@ -529,13 +548,13 @@ def start(codec: ServerConnection, known: KnownRequest, additions: Additions, no
         position = 0
         for hook in chain.request_headers:
             position += 1  # noqa: SIM113  # enumerate costs more
-            result = hook(stream, True)
+            result = hook(stream, not body)
             if result is not None:
-                stream._hold_headers(result, position, True)
+                stream._hold_headers(result, position, not body)
                 return stream
         if stream.__class__ is not PlannedStream:
             if not stream.ended:
-                stream.forward(True)
+                stream.forward(not body)
             return stream
     lane.forward(stream)
     return stream

@@ -589,8 +589,8 @@ class Forwarding(Attempt):
         self._lb: LbContext | None = None
 
     @classmethod
-    def under_way(cls, router: Router, stream: Stream, connection: Any, queue: TimeoutQueue | None, per_try: TimeoutQueue | None) -> Forwarding:
-        """The forwarding of a bodiless request whose head has gone out already, on `connection`. `queue`, `per_try`: where its timeouts run."""
+    def under_way(cls, router: Router, stream: Stream, connection: Any, body: bytes, queue: TimeoutQueue | None, per_try: TimeoutQueue | None) -> Forwarding:
+        """The forwarding of a whole request that has gone out already, on `connection`. `queue`, `per_try`: where its timeouts run."""
         self = cls(router, stream, stream.route, stream.cluster)
         self.timeout = self.route.timeout
         self.per_try_timeout = self.route.per_try_timeout
@@ -598,7 +598,12 @@ class Forwarding(Attempt):
             left = max(0.0, started + self.per_try_timeout - router.clock())
             self._per_try_timer = router.context.loop.call_later(left, self._per_try_timed_out)
         self.retries = self.keeps_body = self.route.retry is not None
-        self.ended = self.plain = self.sent_all = True
+        self.ended = self.sent_all = True
+        self.plain = not body
+        if body and self.keeps_body:
+            self.body = [body]
+            self.body_size = len(body)
+            self.sent = 1
         self.connection = connection
         self.pool = connection.pool
         self.host = connection.host

@@ -41,8 +41,9 @@ class Stream(StreamInfo):
         "_response_hold",
         "_timers",
         "_upstream",
-        "answer",  # this and the others that __init__ does not set belong to http.plan
+        "answer",  # this, `body` and the others that __init__ does not set belong to http.plan
         "attempts",
+        "body",
         "bytes_received",
         "bytes_sent",
         "chain",

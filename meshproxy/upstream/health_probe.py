@@ -298,7 +298,7 @@ class _HttpConnection(asyncio.Protocol):
         self._head, self._body = ResponseHead(known.status, known.items.copy()), body[: self._limit]
         self._done()
 
-    def on_known(self, known: h1.KnownRequest) -> None:
+    def on_known(self, known: h1.KnownRequest, body: bytes) -> None:
         raise AssertionError("only a request parser knows requests")
 
     def on_headers(self, head: ResponseHead, end_stream: bool) -> None:

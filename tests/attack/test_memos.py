@@ -182,7 +182,7 @@ async def test_distinct_heads(target: Target, kind: str):
 class Counted(Recorder):
     """A sink that keeps nothing."""
 
-    def on_known(self, known: Any) -> None:
+    def on_known(self, known: Any, body: bytes) -> None:
         pass
 
     def on_whole(self, known: Any, body: bytes) -> None:

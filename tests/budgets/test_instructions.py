@@ -8,9 +8,9 @@ from benchmarks import callgrind, load, proxies
 from benchmarks.configs import Spec
 
 BUDGETS = {
-    "minimal": (Spec(), load.MINIMAL, 45_000),
-    "mesh set, 11 headers": (Spec("mesh"), load.ELEVEN, 90_000),
-    "mesh set, every request different": (Spec("mesh"), load.VARYING, 235_000),
+    "minimal": (Spec(), load.MINIMAL, 60_000),
+    "mesh set, 11 headers": (Spec("mesh"), load.ELEVEN, 110_000),
+    "mesh set, every request different": (Spec("mesh"), load.VARYING, 260_000),
 }
 BURSTS = callgrind.Bursts(warm_up=300, small=200, big=800)
 

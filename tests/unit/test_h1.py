@@ -21,8 +21,10 @@ class Recorder:
         else:
             self.events.append(("response", head.status, tuple(head.items), end_stream))
 
-    def on_known(self, known):
-        self.events.append(("request", known.method, known.path, known.authority, tuple(known.items), True))
+    def on_known(self, known, body):
+        self.events.append(("request", known.method, known.path, known.authority, tuple(known.items), not body))
+        if body:
+            self.events.append(("data", body, True))
 
     def on_whole(self, known, body):
         self.events.append(("response", known.status, tuple(known.items), not body))
@@ -355,7 +357,7 @@ def test_setting_a_header():
 
 def test_only_heads_that_come_twice_are_remembered():
     class Sink(Recorder):
-        def on_known(self, known):
+        def on_known(self, known, body):
             head = known.head()
             assert head.items == known.items == [(b"a", b"1")]
             assert known.kept == (head.items is not known.items)
