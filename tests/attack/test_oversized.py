@@ -24,7 +24,7 @@ def host(name: str, **route: Any) -> dict[str, Any]:
     return {"name": name, "domains": [f"{name}.test"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "a", "timeout": "0s", **route}}]}
 
 
-DELAY = filter_("fault", delay={"fixed_delay": "0.5s", "percentage": {"numerator": 100}})
+DELAY, LONG_DELAY = (filter_("fault", delay={"fixed_delay": seconds, "percentage": {"numerator": 100}}) for seconds in ("0.5s", "600s"))
 HOSTS = [
     host("plain"),
     host("retried", retry_policy={"retry_on": "5xx,reset", "num_retries": 2}),
@@ -34,6 +34,7 @@ CONFIG = arena(
     http("main", HOSTS),
     http("buffered", HOSTS, filters=[filter_("buffer", max_request_bytes=10_000)]),
     http("held", HOSTS, filters=[DELAY]),
+    http("held_long", HOSTS, filters=[LONG_DELAY]),
     clusters=[cluster("a"), cluster("b")],
 )
 
@@ -146,3 +147,17 @@ async def test_body_to_a_mirror_that_does_not_read(target: Target):
     async with target.within(16 * MB):
         assert await upload(target, "main", b"mirrored.test") == [200]
     target.signals["never"].set()
+
+
+async def test_clients_that_vanish_while_a_filter_holds_them(target: Target):
+    """What a filter waits for ends with its stream (CVE-2026-48090): nothing goes upstream for a client that is gone."""
+    wires = []
+    for number in range(60):
+        wire = await target.connect("held_long")
+        wire.send(POST % b"plain.test" + (CHUNKED + b"5\r\nhello\r\n" if number % 2 else b"Content-Length: 5\r\n\r\nhello"))
+        wires.append(wire)
+    await target.wait_counted("http.held_long.downstream_rq_total", 60)
+    for number, wire in enumerate(wires):
+        (wire.reset if number % 3 else wire.close)()
+    await target.wait_gauge("http.held_long.downstream_rq_active", 0)
+    assert not target.upstreams["a"].connections
