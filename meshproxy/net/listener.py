@@ -117,7 +117,7 @@ class Listener:
         self._inspections: dict[ConnectionInfo, Inspection] = {}  # those that wait for bytes
         self._timeouts = context.timers.queue(self._timeout, _inspection_timed_out) if self._timeout else None
         self._servers: list[asyncio.Server] = []
-        self._accepting = False
+        self._stopped = False
         self._paused: asyncio.TimerHandle | None = None
 
     # -- compiling
@@ -185,8 +185,9 @@ class Listener:
     # -- life
 
     async def start(self) -> None:
-        """Begin to accept."""
-        self._accepting = True
+        """Begin to accept, unless it was stopped before."""
+        if self._stopped:
+            return
         if self._registry is not None:
             self._registry.add(self)
         for sock, address in zip(self._sockets, self.addresses, strict=False):  # bind_to_port false: no sockets
@@ -196,7 +197,11 @@ class Listener:
             protocol = _Direct(self, sock.family, self._fixed_local(sock, address))
             backlog = self.proto.tcp_backlog_size.value or net_sockets.DEFAULT_BACKLOG
             make = self._loop.create_unix_server if sock.family == socket.AF_UNIX else self._loop.create_server
-            self._servers.append(await make(protocol, sock=sock, backlog=backlog))
+            server = await make(protocol, sock=sock, backlog=backlog)
+            if self._stopped:  # in the meantime
+                server.close()
+                return
+            self._servers.append(server)
 
     def _fixed_local(self, sock: socket.socket, address: Address) -> Address | None:
         """The local address of every connection, unless the listener listens on all addresses."""
@@ -206,9 +211,9 @@ class Listener:
 
     def stop_accepting(self) -> None:
         """Close the listening sockets of this worker. Connections stay. New ones are refused once main has closed its copies too."""
-        if not self._accepting:
+        if self._stopped:
             return
-        self._accepting = False
+        self._stopped = True
         if self._registry is not None:
             self._registry.remove(self)
         if self._paused is not None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from meshproxy.api.errors import ConfigError
-from meshproxy.net import filter_chain
+from meshproxy.net import filter_chain, sockets
 from meshproxy.net.address import Address
 from meshproxy.net.inspect import http_protocol
-from meshproxy.net.listener import ListenerRegistry
+from meshproxy.net.listener import Listener, ListenerRegistry
 from tests.unit.net_help import (
     DOWNSTREAM_TLS,
     HTTP_INSPECTOR,
@@ -150,6 +150,19 @@ def test_stat_prefix_and_address(filters):
         listener = await start(made, listener_proto(chain(), address={"socket_address": {"address": "::1", "port_value": 0}}))
         assert made.stats.find("listener.[__1]_0.downstream_cx_total") is not None
         listener.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("fields", [{}, {"listener_filters": [inspector(HTTP_INSPECTOR)]}])
+def test_stopped_before_it_has_started(filters, fields):
+    async def main():
+        bound = sockets.bind(listener_proto(chain(), **fields), 1)[0]
+        listener = Listener(listener_proto(chain(), **fields), bound, context())
+        listener.stop_accepting()
+        await listener.start()
+        with pytest.raises(ConnectionRefusedError):
+            await connect(listener)
 
     run(main)
 
