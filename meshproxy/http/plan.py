@@ -428,6 +428,7 @@ class PlannedStream(Stream):
 
     lane: Lane
     plan: Plan | None
+    body: bytes
     stage: int
     connected: Http1Connection
     request_id: bytes
