@@ -1,9 +1,9 @@
-"""Lanes and plans: the short way of a request without a body, and the shorter one of a request whose head was seen before.
+"""Lanes and plans: the short way of a request that came whole, and the shorter one of a request whose head was seen before.
 
 A **lane** (`Lane`) is what all such requests of one route have in common: cluster, filters, timeouts, and the response heads of its upstreams as they go
 downstream. Most clients also send the same few heads over and over. When a head is seen for the second time, `make_plan` takes it once through what every
 such request goes through (forwarded headers, route, header mutations) and writes down the outcome: a `Plan`, which holds the bytes that go upstream, but for
-the request id. `Lane.start` and `Plan.start` are the ways in, `Lane.respond` is the way back.
+the request id. `start` and `Plan.start` are the ways in, `Lane.respond` is the way back.
 
 Nothing here decides anything that the general way (`http.stream`, `http.router`) would decide otherwise. Two things see to that:
 
