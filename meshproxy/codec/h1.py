@@ -66,6 +66,7 @@ _MAX_LENGTH = (1 << 63) - 1
 _FRAMING = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings")
 )
+_KEEP_ALIVE = frozenset((b"keep-alive", b"Keep-Alive"))
 _OTHER_FRAMING = _FRAMING - {b"content-length"}
 _FRAMING_RESPONSE = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
 _NO_BODY = frozenset((b"HEAD", b"CONNECT"))
@@ -610,6 +611,10 @@ class RequestParser(_Parser):
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(_header_line, lines)]
         index = dict(items)
+        if version == 11 and index.get(b"connection") in _KEEP_ALIVE and len(index) == len(items):
+            # What HTTP/1.1 means anyway; many clients say it all the same. It goes no further than here in any case.
+            del index[b"connection"]
+            items = [pair for pair in items if pair[0] != b"connection"]
         if (
             version == 11
             and len(index) == len(items)

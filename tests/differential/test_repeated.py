@@ -173,6 +173,7 @@ CASES = [
     again("internal", get("/", "X-Forwarded-For: 10.0.0.1")),
     again("expects_timeout", get("/", "X-Envoy-Upstream-Rq-Timeout-Ms: 900", "X-Forwarded-For: 10.0.0.1")),
     again("grpc_timeout", get("/", "Grpc-Timeout: 1S")),
+    *[again(f"connection_{v}", get("/", f"Connection: {v}", "X-A: 1")) for v in ("keep-alive", "Keep-Alive", "KEEP-alive", "keep-alive, keep-alive")],
     again("connection_header", get("/", "Connection: keep-alive, x-a", "X-A: 1")),
     again("no_request_id", get("/"), on="no_id"),
     again("http_1_0", req("GET", "/", "Connection: keep-alive", version="1.0")),
