@@ -96,9 +96,9 @@ async def volley(target: Target, listener: str, requests: list[bytes]) -> int:
 @pytest.mark.parametrize(
     ("name", "listener", "count"),
     [
-        ("h1_request", "sink", 400), ("h1_request", "spelt", 250), ("h1_request", "inspected", 100), ("h1_request", "tcp", 50), ("h1_request", "tls", 50),
-        ("proxy_protocol", "proxied", 200), ("proxy_protocol", "all", 150),
-        ("client_hello", "inspected", 150), ("client_hello", "tls", 200), ("client_hello", "all", 50),
+        ("h1_request", "sink", 250), ("h1_request", "spelt", 150), ("h1_request", "inspected", 100), ("h1_request", "tcp", 50), ("h1_request", "tls", 50),
+        ("proxy_protocol", "proxied", 120), ("proxy_protocol", "all", 80),
+        ("client_hello", "inspected", 100), ("client_hello", "tls", 100), ("client_hello", "all", 50),
     ],
 )  # fmt: skip
 async def test_damaged_bytes_of_clients(target: Target, name: str, listener: str, count: int):
@@ -113,7 +113,7 @@ async def test_damaged_bytes_of_clients(target: Target, name: str, listener: str
 
 async def test_damaged_bytes_of_upstreams(target: Target):
     """The client gets an answer or the end of its connection, and never two answers."""
-    answers = corpus.load("h1_response") + list(corpus.mutants("h1_response", 200, seed=3))
+    answers = corpus.load("h1_response") + list(corpus.mutants("h1_response", 120, seed=3))
     target.upstream("a", *[[Head(), data, Close()] for data in answers])
     target.upstream("b", *[[Head(), data, Close()] for data in answers])
     for _ in range(len(answers) // 20):

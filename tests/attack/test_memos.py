@@ -152,12 +152,12 @@ async def test_answers_with_the_same_head(target: Target):
 
 @pytest.mark.parametrize("kind", ["requests", "hosts", "many_headers", "answers", "reasons"])
 async def test_distinct_heads(target: Target, kind: str):
-    """Two and a half thousand heads that are all different, of a kilobyte each: what is kept of them is a small part."""
+    """Fifteen hundred heads that are all different, of a kilobyte each: what is kept of them is a small part."""
     padding = b"x" * 900
     if kind == "answers":
-        target.upstream("a", *[[Request(), answer(x_number=f"{number}", x_padding="y" * 900)] for number in range(2500)])
+        target.upstream("a", *[[Request(), answer(x_number=f"{number}", x_padding="y" * 900)] for number in range(1500)])
     elif kind == "reasons":
-        target.upstream("a", *[[Request(), b"HTTP/1.1 200 reason-%d-%b\r\ncontent-length: 2\r\n\r\nok" % (number, padding)] for number in range(2500)])
+        target.upstream("a", *[[Request(), b"HTTP/1.1 200 reason-%d-%b\r\ncontent-length: 2\r\n\r\nok" % (number, padding)] for number in range(1500)])
     else:
         target.upstream("a", [Request(), OK])
 
@@ -172,10 +172,10 @@ async def test_distinct_heads(target: Target, kind: str):
 
     async def client(first: int) -> None:
         wire = await target.connect()
-        for number in range(first, 2500, 10):
+        for number in range(first, 1500, 10):
             await ask(wire, request(number))
 
-    async with target.within(12 * MB):
+    async with target.within(10 * MB):
         await asyncio.gather(*(client(first) for first in range(10)))
 
 
@@ -206,11 +206,11 @@ def growth(parser: Any, heads: list[bytes]) -> int:
         tracemalloc.stop()
 
 
-WORST = [b"".join(b"%x%02x:\r\n" % (number, at) for at in range(96)) for number in range(800)]
+WORST = [b"".join(b"%x%02x:\r\n" % (number, at) for at in range(96)) for number in range(500)]
 
 
 def test_memo_of_request_heads_is_bounded():
-    """The worst heads: as many header lines as are allowed, all new. What is kept of 800 of them, all memos of the parser together."""
+    """The worst heads: as many header lines as are allowed, all new. What is kept of 500 of them, all memos of the parser together."""
     parser = RequestParser(Counted(), Options())
     assert growth(parser, [b"GET /%d HTTP/1.1\r\nHost: a\r\n" % number + lines + b"\r\n" for number, lines in enumerate(WORST)]) < 10 * MB
 
