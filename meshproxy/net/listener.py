@@ -1,8 +1,8 @@
 """A listener in a worker: accepts connections, inspects them, finds their filter chain, hands them over.
 
 There are two ways to accept, chosen when the listener is compiled (docs/decisions/0003-accepting-connections.md). If no listener filter must look at bytes
-first and no terminal filter wants the bare socket, uvloop accepts and reads by itself and Python hears of a connection once. Otherwise the listening
-sockets are watched here and every connection starts as a bare socket.
+first, no terminal filter wants the bare socket and workers do not balance, uvloop accepts and reads by itself and Python hears of a connection once.
+Otherwise the listening sockets are watched here and every connection starts as a bare socket.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import contextlib
 import errno
 import functools
 import logging
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api.errors import Collector
+from meshproxy.api.errors import UNSUPPORTED, Collector
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net import sockets as net_sockets
 from meshproxy.net.address import Address
@@ -35,6 +36,7 @@ from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
+    from meshproxy.net.connection_balance import ConnectionBalance
 
 __all__ = ["HONOURS", "Drain", "Listener", "ListenerRegistry", "bind"]
 
@@ -43,8 +45,10 @@ HONOURS = {
         "name address additional_addresses stat_prefix filter_chains use_original_dst default_filter_chain per_connection_buffer_limit_bytes metadata"
         " deprecated_v1 drain_type listener_filters listener_filters_timeout continue_on_listener_filters_timeout transparent freebind socket_options"
         " tcp_fast_open_queue_length traffic_direction enable_reuse_port access_log tcp_backlog_size"
-        " max_connections_to_accept_per_socket_event bind_to_port ignore_global_conn_limit bypass_overload_manager"
+        " max_connections_to_accept_per_socket_event bind_to_port ignore_global_conn_limit bypass_overload_manager connection_balance_config"
     ),
+    "envoy.config.listener.v3.Listener.ConnectionBalanceConfig": "exact_balance",
+    "envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance": "",
     "envoy.config.listener.v3.Listener.DeprecatedV1": "bind_to_port",
     "envoy.config.listener.v3.AdditionalAddress": "address socket_options",
 }
@@ -108,6 +112,7 @@ class Listener:
         network = NetworkContext(context, context.stats.scope(""), proto, scope.prefix)
         errors = Collector()
         self._inspection = self._compile_inspection(errors)
+        self._compile_balance(errors)
         self._compile_chains(network, scope, errors)
         self._logs = self._compile_logs(errors)
         errors.raise_any()
@@ -138,6 +143,18 @@ class Listener:
             log.warning("listener %s: filter chains are matched by what only the TLS inspector finds out, and it is not among the listener filters", self.name)
         return chain
 
+    def _compile_balance(self, errors: Collector) -> None:
+        self._balance: ConnectionBalance | None = None
+        if not self.proto.connection_balance_config.HasField("exact_balance"):
+            return
+        if not net_sockets.binds(self.proto):
+            # Envoy moves connections that another listener accepted, too; here they stay in the worker that has them.
+            errors.add("connection_balance_config", "cannot balance what other listeners accept (bind_to_port: false)", UNSUPPORTED)
+        if self.context.concurrency > 1 and self.context.cells is not None:
+            from meshproxy.net import connection_balance  # few listeners need it
+
+            self._balance = connection_balance.make(self.addresses[0].text, self.context)
+
     def _compile_chains(self, network: NetworkContext, scope: Any, errors: Collector) -> None:
         compiled: list[tuple[Any, FilterChain]] = []
         chains: list[FilterChain] = []
@@ -160,6 +177,7 @@ class Listener:
         self.direct = (
             not self._inspection.filters
             and not self._hands_off
+            and self._balance is None
             and not self.proto.HasField("max_connections_to_accept_per_socket_event")
             and not any(chain.takes_socket for chain in chains)
         )
@@ -190,10 +208,11 @@ class Listener:
             return
         if self._registry is not None:
             self._registry.add(self)
+        if not self.direct:
+            self._count()
+            self._watch()
+            return
         for sock, address in zip(self._sockets, self.addresses, strict=False):  # bind_to_port false: no sockets
-            if not self.direct:
-                self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
-                continue
             protocol = _Direct(self, sock.family, self._fixed_local(sock, address))
             backlog = self.proto.tcp_backlog_size.value or net_sockets.DEFAULT_BACKLOG
             make = self._loop.create_unix_server if sock.family == socket.AF_UNIX else self._loop.create_server
@@ -202,6 +221,16 @@ class Listener:
                 server.close()
                 return
             self._servers.append(server)
+
+    def _watch(self) -> None:
+        for sock, address in zip(self._sockets, self.addresses, strict=False):
+            self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
+
+    def _pause(self, seconds: float) -> None:
+        """Leave new connections alone for a while."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock.fileno())
+        self._paused = self._loop.call_later(seconds, self._watch)
 
     def _fixed_local(self, sock: socket.socket, address: Address) -> Address | None:
         """The local address of every connection, unless the listener listens on all addresses."""
@@ -218,6 +247,8 @@ class Listener:
             self._registry.remove(self)
         if self._paused is not None:
             self._paused.cancel()
+        if self._balance is not None:
+            self._balance.leave()
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -262,29 +293,46 @@ class Listener:
 
     def _accept(self, listening: socket.socket, local: Address | None) -> None:
         accepted = 0
-        while accepted < self._batch:
+        while accepted < self._batch and self._takes_next(listening):
             try:
                 sock, peer = listening.accept()
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(listening, local, error)
+                    log.warning("listener %s: cannot accept: %s; trying again in %.1f s", self.name, error.strerror, _ACCEPT_PAUSE)
+                    self._pause(_ACCEPT_PAUSE)
                     break
                 continue  # ECONNABORTED: it was gone before we came
             accepted += 1
+            if self._balance is not None:
+                self._balance.took()
             sock.setblocking(False)
             self._admit(sock, peer, local)
         if accepted:
             self.stats.accepted_per_event.record(accepted)
 
-    def _pause(self, listening: socket.socket, local: Address | None, error: OSError) -> None:
-        log.warning("listener %s: cannot accept: %s; trying again in %.1f s", self.name, error.strerror, _ACCEPT_PAUSE)
-        self._loop.remove_reader(listening.fileno())
-        self._paused = self._loop.call_later(_ACCEPT_PAUSE, self._loop.add_reader, listening.fileno(), self._accept, listening, local)
+    def _takes_next(self, listening: socket.socket) -> bool:
+        """Whether the next connection, if there is one, is for this worker; if it is not, the workers that have fewer get time to take it."""
+        if self._balance is None:
+            return True
+        mine = self._balance.is_mine(self._held, functools.partial(_is_readable, listening))
+        if mine is False:
+            self._pause(self._balance.PAUSE)
+        return bool(mine)
+
+    @property
+    def _held(self) -> int:
+        """Connections open, or on their way to be."""
+        return len(self._connections) + len(self._inspections)
+
+    def _count(self) -> None:
+        """Let the other workers know how busy this one is."""
+        if self._balance is not None and not self._stopped:
+            self._balance.publish(self._held)
 
     def _admit(self, sock: socket.socket, peer: Any, local: Address | None) -> None:
-        if self._limit is not None and len(self._connections) + len(self._inspections) >= self._limit:
+        if self._limit is not None and self._held >= self._limit:
             self.stats.downstream_cx_overflow.n += 1
             sock.close()
             return
@@ -311,14 +359,17 @@ class Listener:
         inspection = Inspection(self._inspection, self.context, conn, sock, done, self._inspection_failed)
         if not inspection.start():
             self._inspections[conn] = inspection
+            self._count()
             if self._timeouts is not None:
                 self._timeouts.start(inspection, self.context.clock())
 
     def _forget(self, conn: ConnectionInfo) -> None:
         self.stats.downstream_pre_cx_active.n -= 1
         inspection = self._inspections.pop(conn, None)
-        if inspection is not None and self._timeouts is not None:
-            self._timeouts.stop(inspection)
+        if inspection is not None:
+            self._count()
+            if self._timeouts is not None:
+                self._timeouts.stop(inspection)
 
     def _inspected_here(self, conn: ConnectionInfo, sock: socket.socket) -> None:
         self._forget(conn)
@@ -389,10 +440,12 @@ class Listener:
         conn.filter_chain = chain
         conn.on_closed = self._closed
         self._connections[conn] = transport
+        self._count()
         self.stats.opened()
 
     def _closed(self, conn: ConnectionInfo) -> None:
         self._connections.pop(conn, None)
+        self._count()
         self.stats.closed((self.context.clock() - conn.start) * 1000)
         chain = conn.filter_chain
         for hook in chain.on_close:
@@ -544,6 +597,12 @@ def _inspection_timed_out(inspection: Inspection) -> None:
     if listener._go_on_after_timeout:
         listener.stats.downstream_pre_cx_timeout.n += 1
     inspection.time_out(listener._go_on_after_timeout)
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _needs_tls_inspector(match: Any) -> bool:

@@ -189,15 +189,14 @@ class _Place(Record, frozen=True):
 def bind(listener: Any, count: int) -> list[list[socket.socket]]:
     """Bind and listen on every address of a `Listener`, for `count` workers: one list of sockets per worker, in the order of the addresses.
 
-    With `enable_reuse_port` (the default) each worker gets its own socket, among which the kernel spreads connections; without it, and for Unix sockets,
-    all workers share one. `bind_to_port: false` gives empty lists. ConfigError with Envoy's wording when an address cannot be bound; nothing stays
-    bound then. Port 0: the port that the kernel chose for the first socket is used for the others.
+    With `enable_reuse_port` (the default) each worker gets its own socket, among which the kernel spreads connections; without it, with `exact_balance`
+    (see net.connection_balance), and for Unix sockets, all workers share one. `bind_to_port: false` gives empty lists. ConfigError with Envoy's wording when
+    an address cannot be bound; nothing stays bound then. Port 0: the port that the kernel chose for the first socket is used for the others.
     """
-    if listener.HasField("bind_to_port") and not listener.bind_to_port.value:
+    if not binds(listener):
         return [[] for _ in range(count)]
-    if listener.HasField("deprecated_v1") and listener.deprecated_v1.HasField("bind_to_port") and not listener.deprecated_v1.bind_to_port.value:
-        return [[] for _ in range(count)]
-    shared = listener.HasField("enable_reuse_port") and not listener.enable_reuse_port.value
+    reuse_port = not listener.HasField("enable_reuse_port") or listener.enable_reuse_port.value
+    shared = not reuse_port or listener.connection_balance_config.HasField("exact_balance")
     workers: list[list[socket.socket]] = [[] for _ in range(count)]
     try:
         for place in _places(listener):
@@ -206,7 +205,7 @@ def bind(listener: Any, count: int) -> list[list[socket.socket]]:
             address = place.address
             for _ in range(own):
                 with under(place.path):
-                    sock = _bind_one(listener, place, address, own > 1 or not shared)
+                    sock = _bind_one(listener, place, address, reuse_port)
                 bound.append(sock)
                 workers[len(bound) - 1].append(sock)
                 if address.kind == "ip" and address.port == 0:
@@ -218,6 +217,11 @@ def bind(listener: Any, count: int) -> list[list[socket.socket]]:
             sock.close()
         raise
     return workers
+
+
+def binds(listener: Any) -> bool:
+    """Whether a `Listener` listens itself; else it has only connections that another listener hands to it."""
+    return all(place.bind_to_port.value or not place.HasField("bind_to_port") for place in (listener, listener.deprecated_v1))
 
 
 def addresses(listener: Any) -> list[Address]:

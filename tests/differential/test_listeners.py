@@ -77,6 +77,8 @@ CONFIG = bootstrap(
     listener("default_chain", chains=[chain("never", {"prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]})],
              default_filter_chain=chain("fallback"), access_log=LISTENER_LOG),
     listener("no_default_chain", chains=[chain("never", {"prefix_ranges": [{"address_prefix": "10.0.0.0", "prefix_len": 8}]})], access_log=LISTENER_LOG),
+    listener("balanced", chains=[chain("balanced")], connection_balance_config={"exact_balance": {}}),
+    listener("balanced_tls", chains=[chain("balanced", tls="server")], listener_filters=TLS_INSPECTOR, connection_balance_config={"exact_balance": {}}),
     listener("addresses", chains=[
         chain("longest", {"prefix_ranges": [{"address_prefix": "127.0.0.1", "prefix_len": 32}]}),
         chain("shorter", {"prefix_ranges": LOOPBACK}),
@@ -225,6 +227,8 @@ CASES = [
     *[Case(f"sniff_{name}", [request, Response()], on="sniff", then="open" if name in {"get", "post"} else "closed") for name, request in SNIFFED.items()],
     Case("default_filter_chain", get(), on="default_chain"),
     Case("no_filter_chain", [get(), Response()], on="no_default_chain", then="closed"),
+    Case("balanced", get(), on="balanced"),
+    Case("balanced_tls", get(), on="balanced_tls", tls=Tls()),
     Case("longest_prefix", get(), on="addresses"),
     Case("source_type_local", get(), on="sources"),
     proxied("sources", "external", V1),

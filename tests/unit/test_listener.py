@@ -727,9 +727,9 @@ def test_out_of_descriptors(filters, monkeypatch):
             return real.accept()
 
         monkeypatch.setattr("meshproxy.net.listener._ACCEPT_PAUSE", 0.01)
-        fake = SimpleNamespace(accept=accept, fileno=real.fileno)
         made.loop.remove_reader(real.fileno())
-        made.loop.add_reader(real.fileno(), listener._accept, fake, None)
+        listener._sockets = [SimpleNamespace(accept=accept, fileno=real.fileno, close=real.close)]
+        listener._watch()
         assert (await first_line(listener)) != ""
         assert len(calls) >= 2
         listener.close()

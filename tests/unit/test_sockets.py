@@ -45,6 +45,13 @@ def test_shared_socket():
         assert not workers[0][0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
 
 
+def test_exact_balance_shares_a_socket():
+    """That other processes may share the port, too, is another matter, as in Envoy."""
+    with bound(listener_proto(connection_balance_config={"exact_balance": {}}), 2) as workers:
+        assert workers[0][0] is workers[1][0]
+        assert workers[0][0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+
 def test_additional_addresses():
     with bound(listener_proto(additional_addresses=[{"address": address(ip="::1")}]), 2) as workers:
         assert [sock.family for sock in workers[1]] == [socket.AF_INET, socket.AF_INET6]
