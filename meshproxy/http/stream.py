@@ -166,11 +166,6 @@ class Stream(StreamInfo):
         self._request_hold.limit = max(limit, self._request_hold.limit)
         return await self._buffering.done
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Body bytes that wait while the request is held."""
-        return 0 if self._request_hold is None else self._request_hold.size
-
     def reply(self, reply: Reply) -> None:
         """Answer by ourselves, at any time before the response has started; later it resets the stream."""
         self.local_reply(reply)

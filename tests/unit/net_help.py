@@ -39,6 +39,14 @@ HTTP_INSPECTOR = "type.googleapis.com/envoy.extensions.filters.listener.http_ins
 STDOUT_LOG = "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"
 
 
+async def quiet(count: Callable[[], int]) -> None:
+    """Wait until nothing more is counted: nothing is read while nothing can be written."""
+    async with asyncio.timeout(PATIENCE):
+        before = -1
+        while before != (before := count()):
+            await asyncio.sleep(0.02)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test on the event loop that workers use."""
 

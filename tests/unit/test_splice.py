@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
 
 import pytest
 
 from meshproxy.net.splice import COPY_SIZE, Pipes, Splice
-from tests.unit.net_help import PATIENCE, run, until
+from tests.unit.net_help import quiet, run, until
 
 
 class Observer:
@@ -143,14 +142,6 @@ def test_bulk_changes_to_a_pipe_and_back():
             assert len(it.pipes._spare) == 1
 
     run(main)
-
-
-async def quiet(count: Callable[[], int]) -> None:
-    """Wait until nothing more is counted: nothing is read while nothing can be written."""
-    async with asyncio.timeout(PATIENCE):
-        before = -1
-        while before != (before := count()):
-            await asyncio.sleep(0.02)
 
 
 def test_back_pressure():

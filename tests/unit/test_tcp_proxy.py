@@ -32,6 +32,7 @@ from tests.unit.net_help import (
     listener_proto,
     message,
     pki,
+    quiet,
     reset,
     run,
     serve,
@@ -250,7 +251,7 @@ def test_back_pressure(downstream, upstream):
         writer.transport.set_write_buffer_limits(0)
         writer.write(bytes(40_000_000))
         await until(lambda: made.stats.value("tcp.t.downstream_flow_control_paused_reading_total") > 0)
-        await asyncio.sleep(0.05)
+        await quiet(lambda: made.stats.value("tcp.t.downstream_cx_rx_bytes_total"))
         assert made.stats.value("tcp.t.downstream_cx_rx_bytes_total") < 25_000_000
         listener.close()
         await until(lambda: not listener.active)
