@@ -23,7 +23,7 @@ from meshproxy.codec import h1
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
 from meshproxy.http import retry, timeouts
 from meshproxy.http.filter_chain import EMPTY
-from meshproxy.http.router import Forwarding
+from meshproxy.http.forwarding import Forwarding
 from meshproxy.http.stream import Stream
 
 if TYPE_CHECKING:

@@ -105,7 +105,7 @@ class Stream(StreamInfo):
         self.route: Any = None
         self.cluster: Any = None
         self.host: Any = None
-        self.forwarding: Any = None  # http.router.Forwarding, from the moment that the router took the request
+        self.forwarding: Any = None  # http.forwarding.Forwarding, from the moment that the router took the request
         self.details: str | None = None
         self.facts = None
         self.status = self.flags = self.attempts = 0

@@ -3,7 +3,7 @@
 A request asks `acquire`: an idle connection comes back at once, else the request waits in `pending` while a connection is dialled, or is told through
 `on_pool_failure` that a circuit breaker is open or the dial failed. Dialling is the only thing here that takes a task.
 
-Requests (see `http.router.Forwarding`) are called: `on_connected(connection)`, `on_pool_failure(reason, failure)`, `on_response_headers(head, end_stream)`,
+Requests (see `http.forwarding.Forwarding`) are called: `on_connected(connection)`, `on_pool_failure(reason, failure)`, `on_response_headers(head, end_stream)`,
 `on_response_data(data, end_stream)`, `on_response_trailers(trailers)`, `on_response_end()` is implied by `end_stream`, `on_upstream_reset(reason, details)`,
 `on_upstream_writable(bool)`, `on_read_end()` (everything that has come was handed over, and the response is not complete).
 
