@@ -20,6 +20,28 @@ from tests.differential.config import (
     to,
     y,
 )
+from tests.differential.http2_steps import (
+    Body,
+    Data,
+    EchoData,
+    Ended,
+    Frame,
+    GoAway,
+    Got,
+    Headers,
+    Heard,
+    Hello,
+    Open,
+    Rst,
+    Settings,
+    Show,
+    Update,
+    ask,
+    head,
+    lines,
+    message,
+    reply,
+)
 from tests.differential.rig import Case, Pair, Rig, Tls
 from tests.differential.wire import (
     OK,
@@ -33,7 +55,9 @@ from tests.differential.wire import (
     Request,
     Reset,
     Response,
+    Script,
     Signal,
+    Step,
     Until,
     Wait,
     answer,
@@ -41,9 +65,10 @@ from tests.differential.wire import (
 )
 
 __all__ = [
-    "OK", "PROBE_HOST", "Case", "Close", "Counted", "Echo", "Eof", "HalfClose", "Head", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Signal", "Tls",
-    "Until", "Wait", "answer", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "hcm", "http", "listener", "req", "to",
-    "y",
+    "OK", "PROBE_HOST", "Body", "Case", "Close", "Counted", "Data", "Echo", "EchoData", "Ended", "Eof", "Frame", "GoAway", "Got", "HalfClose", "Head",
+    "Headers", "Heard", "Hello", "Open", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Rst", "Settings", "Show", "Signal", "Tls", "Until",
+    "Update", "Wait", "answer", "ask", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "grpc_head", "h2_case",
+    "h2_cluster", "hcm", "head", "http", "http2_options", "lines", "listener", "message", "reply", "req", "to", "y",
 ]  # fmt: skip
 
 
@@ -74,3 +99,32 @@ def check_cases(cases: Iterable[Case]) -> Callable[..., Any]:
         verdict(pair.check(case))
 
     return test_case
+
+
+# ---- HTTP/2 --------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def h2_case(name: str, *steps: Step | bytes | Script, hello: Hello | None = None, **fields: Any) -> Case:
+    """A case whose client speaks HTTP/2: preface and SETTINGS, then the steps (lists are parts of the script)."""
+    script: Script = [hello or Hello()]
+    for step in steps:
+        script += step if isinstance(step, list) else [step]
+    return Case(name, script, **fields)
+
+
+def http2_options(which: str = "explicit_http_config", *, common: dict[str, Any] | None = None, **http2: Any) -> dict[str, Any]:
+    """`typed_extension_protocol_options` of a cluster that speaks HTTP/2 with these Http2ProtocolOptions."""
+    options: dict[str, Any] = {"@": "http_options", which: {"http2_protocol_options": http2}}
+    if common:
+        options["common_http_protocol_options"] = common
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
+
+
+def h2_cluster(name: str, *endpoints: str, common: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """A cluster that speaks HTTP/2; its upstreams' names begin with h2."""
+    return cluster(name, *endpoints, typed_extension_protocol_options=http2_options(common=common, **(options or {})), **fields)
+
+
+def grpc_head(path: str = "/pkg.Service/Method", *headers: str, **fields: Any) -> list[tuple[str, str]]:
+    """The head of a gRPC request."""
+    return head("POST", path, "content-type: application/grpc", "te: trailers", *headers, **fields)

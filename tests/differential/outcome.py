@@ -10,12 +10,13 @@ from typing import Any
 
 SECTIONS = ("client", "fate", "upstream", "log", "stats", "trouble")
 
-# Stats that depend on time, on the length of ports and dates, or on the machine; the admin's own; and gauges of limits and tables, which we set when a
-# cluster is first used. Those are compared where a case asks for them.
+# Stats that depend on time, on the length of ports and dates, or on the machine; the admin's own; those that say which HTTP/2 library Envoy uses; and gauges of
+# limits and tables, which we set when a cluster is first used. Those are compared where a case asks for them.
 _UNSTABLE = re.compile(
     r"(_bytes|bytes_total|_bytes_buffered|_time|_ms)$|uptime|^http\.admin\.|^listener\.admin\.|\brig\.barrier\.|^server\.|^main_thread\.|^filesystem\.|^runtime\.|^listener_manager\."
     r"|^workers\.|^thread|^dns\.|^cluster_manager\.|^envoy\.|\.watchdog|update_no_rebuild$|^overload\.|^tls_inspector\.bytes|\.lb_recalculate_zone_structures$"
-    r"|default_total_match_count$|^wasm|\.upstream_rq_time|_ssl\.|\.http1_|flow_control_|\.circuit_breakers\.\w+\.(remaining_|\w+_open$)|_hash_lb\.|\.maglev_lb\.|\.max_host_weight$|\.assignment_",
+    r"|default_total_match_count$|^wasm|\.upstream_rq_time|_ssl\.|\.http1_|flow_control_|\.circuit_breakers\.\w+\.(remaining_|\w+_open$)|_hash_lb\.|\.maglev_lb\.|\.max_host_weight$|\.assignment_"
+    r"|\.nghttp2_(down|up)stream_connections$",
 )
 _HEADERS = [
     (re.compile(rb"(?i)(\r\ndate: )[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT"), rb"\1<date>"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.differential import proxy as proxies
 from tests.differential.config import BARRIER, PROBE_HOST, Config, render, tokens
+from tests.differential.http2_steps import ask
 from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference, stat_deltas
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
 
@@ -112,12 +113,12 @@ class Rig:
             return int(sock.getsockname()[1])
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
-        self.upstreams[name] = upstream = Upstream(name, sock)
+        self.upstreams[name] = upstream = Upstream(name, sock, http2=name.startswith(("h2", "tls_h2")))
         context = None
         if name.startswith(("tls", "mtls")):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.pki / "server.pem", self.pki / "server.key")
-            context.set_alpn_protocols(["http/1.1"])
+            context.set_alpn_protocols(["h2", "http/1.1"] if upstream.http2 else ["http/1.1"])
             context.sni_callback = _remember_sni
             if name.startswith("mtls"):
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -233,6 +234,9 @@ class Rig:
             outcome.trouble.append(f"client: {trouble}")
         consumed = len(wire.received) - len(wire.buffer)
         outcome.fate = await self._fate(case, wire)
+        if wire.http2 is not None:
+            outcome.client = self.normaliser.bytes(wire.http2.text())
+            return
         outcome.client = self.normaliser.bytes(bytes(wire.received[:consumed]))
         if wire.buffer and case.then != "open":
             outcome.client = self.normaliser.bytes(bytes(wire.received))
@@ -242,6 +246,8 @@ class Rig:
             return "closed by the client"
         if case.then == "leave":
             return "left"
+        if case.then == "open" and wire.end is None and wire.http2 is not None:
+            return await self._http2_fate(wire)
         if case.then == "open" and wire.end is None:
             before = len(wire.received)
             trouble = await play([PROBE, Response()], wire, self.signals)
@@ -251,6 +257,16 @@ class Rig:
             return "closed" if trouble is None else f"unclear: probe {trouble}"
         trouble = await play([_END], wire, self.signals)
         return "closed" if trouble is None else f"unclear: {trouble}"
+
+    async def _http2_fate(self, wire: Wire) -> str:
+        assert wire.http2 is not None
+        probe = wire.http2.next_id
+        wire.http2.hidden.add(probe)
+        trouble = await play(ask("GET", "/probe", authority=PROBE_HOST), wire, self.signals)
+        seen = wire.http2.streams[probe]
+        if not seen.events:
+            return "closed" if trouble is None else f"unclear: probe {trouble}"
+        return "open" if seen.data == b"alive" else f"open, then {self.normaliser.bytes(seen.text())!r}"
 
     async def _finish(self, outcome: Outcome, case: Case) -> None:
         """Wait until the proxy is quiet, then take down what it did."""

@@ -10,9 +10,12 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tests.differential.http2_steps import Ended, StreamWire, reply
+from tests.differential.http2_wire import Http2End
 
 STEP_LIMIT_S = 15.0
 
@@ -33,13 +36,18 @@ class Signals(dict[str, asyncio.Event]):
 
 
 class Wire(asyncio.Protocol):
-    """One end of a connection. `received` is all that came, `buffer` what no step has consumed, `end` how the peer ended: None, "eof" or "reset"."""
+    """One end of a connection. `received` is all that came, `buffer` what no step has consumed, `end` how the peer ended: None, "eof" or "reset".
+
+    `http2`: reads the frames of a connection that speaks HTTP/2; `current` is the stream that steps without one mean.
+    """
 
     def __init__(self, on_connection: Callable[[Wire], None] | None = None) -> None:
         self.buffer = bytearray()
         self.received = bytearray()
         self.end: str | None = None
         self.ended_by_us = False
+        self.http2: Http2End | None = None
+        self.current = 0
         self._on_connection = on_connection
         self._changed = asyncio.Event()
 
@@ -54,6 +62,8 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         self.received += data
+        if self.http2 is not None:
+            self.http2.read()
         self._changed.set()
 
     def eof_received(self) -> bool:
@@ -315,10 +325,16 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 @dataclass
 class Play:
-    """What an upstream does: the n-th request (or connection, if `on_connect`) gets the n-th script; the last one repeats."""
+    """What an upstream does: the n-th request (or connection, if `on_connect`) gets the n-th script; the last one repeats. Without scripts: a 200 for each.
 
-    scripts: list[Script] = field(default_factory=lambda: [[Request(), OK]])
+    `settings`, `show`, `manual` concern connections that speak HTTP/2, see http2_wire.py; there each request's script runs beside the others.
+    """
+
+    scripts: list[Script] | None = None
     on_connect: bool = False
+    settings: dict[int, int] | None = None
+    show: tuple[str, ...] = ()
+    manual: tuple[str, ...] = ()
 
 
 def each(*scripts: Script) -> Play:
@@ -335,10 +351,11 @@ def answer(status_and_headers: str = "200 OK", body: bytes | None = b"ok", **hea
 
 
 class Upstream:
-    """A scripted server on one port; keeps what it saw of the running case."""
+    """A scripted server on one port; keeps what it saw of the running case. `http2`: speaks HTTP/2, with TLS only if ALPN says so."""
 
-    def __init__(self, name: str, sock: socket.socket) -> None:
+    def __init__(self, name: str, sock: socket.socket, *, http2: bool = False) -> None:
         self.name = name
+        self.http2 = http2
         self.sock = sock
         self.port: int = sock.getsockname()[1]
         self.connections: list[Wire] = []
@@ -360,9 +377,34 @@ class Upstream:
     def _accepted(self, wire: Wire) -> None:
         self.connections.append(wire)
         self._open.add(wire)
-        task = asyncio.get_running_loop().create_task(self._serve(wire))
+        if self.http2 and (not wire.tls or wire.ssl_object.selected_alpn_protocol() == "h2"):
+            self._accepted_http2(wire)
+        else:
+            self._spawn(self._serve(wire))
+
+    def _accepted_http2(self, wire: Wire) -> None:
+        wire.http2 = Http2End(wire, client=False)
+        wire.http2.show |= set(self.play.show)
+        wire.http2.manual |= set(self.play.manual)
+        wire.http2.begin(self.play.settings or {})
+        if self.play.on_connect:
+            self._spawn(self._play(wire, self._next_script([Ended(), *reply()])))
+        else:
+            wire.http2.on_stream = lambda stream: self._spawn(self._play(StreamWire(wire, stream), self._next_script([Ended(), *reply()])))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _next_script(self, default: Script) -> Script:
+        scripts = self.play.scripts or [default]
+        self._next += 1
+        return scripts[min(self._next, len(scripts)) - 1]
+
+    async def _play(self, wire: Any, script: Script) -> None:
+        if trouble := await play(script, wire, self.signals):
+            self.notes.append(f"{self.name}: {trouble}")
 
     async def _serve(self, wire: Wire) -> None:
         while True:
@@ -370,8 +412,7 @@ class Upstream:
                 await self._wait_first_byte(wire)
                 if not wire.buffer:
                     return
-            script = self.play.scripts[min(self._next, len(self.play.scripts) - 1)]
-            self._next += 1
+            script = self._next_script([Request(), OK])
             if trouble := await play(script, wire, self.signals):
                 self.notes.append(f"{self.name}: {trouble}")
                 return
@@ -392,7 +433,8 @@ class Upstream:
 
     @staticmethod
     def _seen(wire: Wire) -> dict[str, str]:
-        seen = {"got": wire.received.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
+        got = wire.received if wire.http2 is None else wire.http2.text()
+        seen = {"got": got.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
         if wire.tls:
             seen["sni"] = str(getattr(wire.ssl_object, "server_name_seen", None))
             seen["alpn"] = str(wire.ssl_object.selected_alpn_protocol())
