@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Modules that every configuration needs; those of extensions are imported when a configuration names their type.
 CORE_MODULES = (
     "meshproxy.api.honoured",
+    "meshproxy.api.http2_options",
     "meshproxy.api.runtime",
     "meshproxy.api.datasource",
     "meshproxy.api.matchers",
