@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import h1, header_case
+from meshproxy.codec.grpc import http_of_status, status_of
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
 from meshproxy.http.route import NO_LIMIT
@@ -31,7 +32,6 @@ _NO_LENGTH = h1.NO_LENGTH
 _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
 
 _NOTHING: list[bytes] = []  # the body of requests without one; never appended to
-_GRPC_TO_HTTP = {0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 13: 500, 14: 503, 15: 500, 16: 401}
 
 
 class Forwarding(Tries):
@@ -352,9 +352,9 @@ class Forwarding(Tries):
         grpc = False
         if head.get(b"grpc-status") is not None or (status == 200 and stream.is_grpc):
             grpc = stream.is_grpc
-            grpc_status = _grpc_status(head) if grpc else None
+            grpc_status = status_of(head) if grpc else None
         if cluster.outlier is not None:
-            cluster.outlier.result(host, status if grpc_status is None else _GRPC_TO_HTTP.get(grpc_status, 500))
+            cluster.outlier.result(host, status if grpc_status is None else http_of_status(grpc_status))
         if cluster.checks_health and b"x-envoy-immediate-health-check-fail" in head:
             cluster.fail_immediately(host)
         if self.tunnel and stream.request is not None and stream.request.method == b"CONNECT" and status < 300:
@@ -405,12 +405,12 @@ class Forwarding(Tries):
     def on_attempt_trailers(self, attempt: Attempt, trailers: Headers) -> None:
         """The response ends with trailers."""
         if attempt.host is not None and self.stream.is_grpc:
-            self._grpc_done(attempt.host, _grpc_status(trailers))
+            self._grpc_done(attempt.host, status_of(trailers))
         self.complete(attempt)
         self.stream.send_trailers(trailers)
 
     def _grpc_done(self, host: Host, grpc_status: int | None) -> None:
-        if grpc_status is not None and _GRPC_TO_HTTP.get(grpc_status, 500) < 500:
+        if grpc_status is not None and http_of_status(grpc_status) < 500:
             host.rq_success += 1
         else:
             host.rq_error += 1
@@ -452,10 +452,3 @@ class Forwarding(Tries):
         else:
             stats.upstream_flow_control_paused_reading_total.n += 1
             transport.pause_reading()
-
-
-def _grpc_status(headers: Headers) -> int | None:
-    value = headers.get(b"grpc-status")
-    if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
-        return None
-    return int(value)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import datasource, errors
+from meshproxy.codec import grpc
 from meshproxy.codec.headers import ResponseHead
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ HONOURS = {
 }
 
 _TEXT = (b"content-type", b"text/plain")
-_GRPC = (b"content-type", b"application/grpc")
-_GRPC_STATUS = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
-# What gRPC's percent-encoding of messages leaves alone: printable ASCII but the percent sign.
-_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 Format = Callable[[Any], bytes]
 
@@ -49,10 +46,10 @@ class LocalReplies:
             stream.response, stream.status = head, status
             finalize(stream)
         content_type = head.get(b"content-type")
-        grpc = stream.is_grpc
+        is_grpc = stream.is_grpc
         if self._mappers or self._format is not None:
             status, body, content_type = self._map(stream, head, body, content_type)
-        if grpc:
+        if is_grpc:
             return self._grpc(head, reply, body), b""
         items = head.items
         if body:
@@ -91,15 +88,13 @@ class LocalReplies:
         return head.status, body, content_type
 
     def _grpc(self, head: ResponseHead, reply: Reply, body: bytes) -> ResponseHead:
-        status = reply.grpc_status if reply.grpc_status is not None else _GRPC_STATUS.get(head.status, 2)
+        status = reply.grpc_status if reply.grpc_status is not None else grpc.status_of_http(head.status)
         head.status = 200
         head.remove(b"content-length")
-        head.set(*_GRPC)
+        head.set(b"content-type", grpc.CONTENT_TYPE)
         head.set(b"grpc-status", b"%d" % status)
         if body:
-            from urllib.parse import quote
-
-            head.set(b"grpc-message", quote(body.rstrip(b"\n"), safe=_SAFE).encode())
+            head.set(b"grpc-message", grpc.encode_message(body.rstrip(b"\n")))
         return head
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.matchers import parse_int64
+from meshproxy.codec.grpc import format_timeout, parse_timeout
 from meshproxy.http import retry
 from meshproxy.http.replies import Reply
 from meshproxy.observe import flags
@@ -26,9 +27,6 @@ _ALT_STAT_NAME = b"x-envoy-upstream-alt-stat-name"
 
 # A head without any of these gets its route's constants.
 CONTROL_HEADERS = retry.REQUEST_HEADERS | {_ALT_STAT_NAME, _TIMEOUT, _PER_TRY, EXPECTED, _ALT_RESPONSE, _STREAM_DURATION, b"grpc-timeout"}
-
-_MAX_GRPC_VALUE = 99_999_999
-_GRPC_UNITS_NS = {b"H": 3_600_000_000_000, b"M": 60_000_000_000, b"S": 1_000_000_000, b"m": 1_000_000, b"u": 1_000, b"n": 1}
 
 
 def prepare(route: Route, stream: Stream, router: Any) -> tuple[float, float]:
@@ -88,37 +86,10 @@ def final_timeouts(route: Route, head: RequestHead, grpc: bool, *, respect_expec
 
 def _grpc_timeout_ms(maximum: int, offset: int | None, head: RequestHead) -> int:
     """What a gRPC client allows, less the offset, at most the maximum; 0 stands for for ever in all three."""
-    timeout = grpc_timeout_ms(head) or 0
+    timeout = parse_timeout(head.get(b"grpc-timeout")) or 0
     if offset is not None and offset < timeout:
         timeout -= offset
     return maximum if maximum and (timeout == 0 or timeout > maximum) else timeout
-
-
-def grpc_timeout_ms(head: RequestHead) -> int | None:
-    """The `grpc-timeout` header in milliseconds, rounded up; None when there is none, or none that is valid."""
-    value = head.get(b"grpc-timeout")
-    if not value:
-        return None
-    number, unit = _unsigned(value[:-1]), _GRPC_UNITS_NS.get(value[-1:])
-    if number is None or unit is None or number > _MAX_GRPC_VALUE:
-        return None
-    return -(-number * unit // 1_000_000)
-
-
-def format_grpc_timeout(milliseconds: int) -> bytes:
-    """A `grpc-timeout` header: at most eight digits, in the finest unit that they fit."""
-    value, units = milliseconds, b"mSMH"
-    position = 0
-    if value > _MAX_GRPC_VALUE:
-        value //= 1000
-        position = 1
-    while value > _MAX_GRPC_VALUE:
-        if position == 3:
-            value = _MAX_GRPC_VALUE
-        else:
-            value //= 60
-            position += 1
-    return b"%d%c" % (value, units[position])
 
 
 def expected_ms(global_ms: int, per_try_ms: int, elapsed_ms: int, *, hedging: bool = False) -> int:
@@ -138,7 +109,7 @@ def set_expected(route: Route, head: RequestHead, global_ms: int, per_try_ms: in
     if insert:
         head.set(EXPECTED, b"%d" % expected)
     if grpc and route.max_grpc_timeout_ms is not None and not route.uses_stream_duration:
-        head.set(b"grpc-timeout", format_grpc_timeout(expected))
+        head.set(b"grpc-timeout", format_timeout(expected))
 
 
 def refresh_expected(head: RequestHead, forwarding: Any, now: float) -> None:
@@ -154,7 +125,7 @@ def stream_duration(route: Route, head: RequestHead, default: float | None, grpc
     Adjusts `grpc-timeout` when the route has `max_stream_duration`.
     """
     milliseconds: int | None
-    asked = grpc_timeout_ms(head)
+    asked = parse_timeout(head.get(b"grpc-timeout"))
     maximum = route.grpc_timeout_header_max_ms
     if asked is None or maximum is None:
         milliseconds = route.max_stream_duration_ms
@@ -168,7 +139,7 @@ def stream_duration(route: Route, head: RequestHead, default: float | None, grpc
         if milliseconds and offset is not None:
             milliseconds = max(milliseconds - offset, 0)
     if grpc and route.uses_stream_duration:
-        head.set(b"grpc-timeout", format_grpc_timeout(milliseconds))
+        head.set(b"grpc-timeout", format_timeout(milliseconds))
     return milliseconds / 1000
 
 

@@ -354,7 +354,7 @@ def _grpc_status(code: Code, parameter: str) -> Value:
         return _number("v.grpc_status(s)", optional=True)
     if parameter not in ("", "CAMEL_STRING", "SNAKE_STRING"):
         raise ConfigError(f"GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER. Got: {parameter}")
-    return _text(f"v.grpc_status_name(s, v.{'GRPC_SNAKE_NAMES' if parameter == 'SNAKE_STRING' else 'GRPC_NAMES'})")
+    return _text(f"v.grpc_status_name(s, v.grpc.{'SNAKE_NAMES' if parameter == 'SNAKE_STRING' else 'NAMES'})")
 
 
 def _option(command: str, given: str, allowed: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
+from meshproxy.codec import grpc, h1
 from meshproxy.observe import flags
 
 if TYPE_CHECKING:
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 
 _NO_CONNECTION = flags.UF | flags.UO
 _TCP_INFO_RTT = 68  # where linux/tcp.h has tcpi_rtt, in microseconds
-
-GRPC_NAMES = (
-    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied", "ResourceExhausted",
-    "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable", "DataLoss", "Unauthenticated",
-)  # fmt: skip
-GRPC_SNAKE_NAMES = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip
-_GRPC_OF_HTTP = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 
 
 # -- the request and the response
@@ -62,7 +52,7 @@ def grpc_code(s: StreamInfo) -> int | None:
         value = None if head is None else head.get(b"grpc-status")
         if value:
             return int(value) if value.isdigit() and len(value) < 10 else -1
-    return _GRPC_OF_HTTP.get(s.status, 2) if s.status else None
+    return grpc.status_of_http(s.status) if s.status else None
 
 
 def grpc_status(s: StreamInfo) -> int | None:

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from meshproxy.admin import message as admin
 from meshproxy.api import bootstrap, cidr, convert, datasource, document, matchers, runtime, uri_template
 from meshproxy.api.errors import ConfigError
-from meshproxy.codec import client_hello, proxy_protocol
+from meshproxy.codec import client_hello, grpc, proxy_protocol
 from meshproxy.codec.h1 import ProtocolError, RequestParser, ResponseParser, parse_header_line
 from meshproxy.codec.headers import RequestHead
-from meshproxy.http import timeouts
 from meshproxy.http.hash_policy import cookie_value
 from meshproxy.http.paths import KEEP, PASS, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions, normalise
 from meshproxy.http.request_head import _from_right
@@ -125,10 +124,8 @@ def forwarded_for(data: bytes) -> None:
 
 
 def timeout_headers(data: bytes) -> None:
-    for name in (b"grpc-timeout", b"x-envoy-upstream-rq-timeout-ms", b"x-envoy-upstream-rq-per-try-timeout-ms", b"x-envoy-expected-rq-timeout-ms"):
-        head = RequestHead(b"GET", b"/", b"a", [(name, data)])
-        milliseconds = timeouts.grpc_timeout_ms(head)
-        assert milliseconds is None or 0 <= milliseconds < 1 << 63
+    milliseconds = grpc.parse_timeout(data)
+    assert milliseconds is None or 0 <= milliseconds < 1 << 63
     number = matchers.parse_int64(data)
     assert number is None or -(1 << 63) <= number < 1 << 63
 

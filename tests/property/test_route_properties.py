@@ -157,21 +157,6 @@ def test_integers(text):
 # -- timeouts and retries
 
 
-@given(st.integers(0, 1 << 60))
-def test_grpc_timeouts_have_at_most_eight_digits_and_never_grow(milliseconds):
-    text = timeouts.format_grpc_timeout(milliseconds)
-    assert len(text) <= 9
-    back = timeouts.grpc_timeout_ms(RequestHead(b"POST", b"/", b"h", [(b"grpc-timeout", text)]))
-    assert back is not None
-    assert back <= milliseconds
-
-
-@given(st.binary(max_size=12))
-def test_any_grpc_timeout_is_a_number_or_nothing(text):
-    found = timeouts.grpc_timeout_ms(RequestHead(b"POST", b"/", b"h", [(b"grpc-timeout", text)]))
-    assert found is None or found >= 0
-
-
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 20_000), st.booleans())
 def test_expected_timeouts_never_exceed_what_is_left(global_ms, per_try_ms, elapsed_ms, hedging):
     expected = timeouts.expected_ms(global_ms, per_try_ms, elapsed_ms, hedging=hedging)

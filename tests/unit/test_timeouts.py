@@ -127,35 +127,6 @@ def test_grpc_timeout_of_other_requests_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("text", "milliseconds"),
-    [
-        (b"1H", 3600000),
-        (b"2M", 120000),
-        (b"3S", 3000),
-        (b"4m", 4),
-        (b"5001u", 6),
-        (b"1000001n", 2),
-        (b"0S", 0),
-        (b"100000000m", None),
-        (b"S", None),
-        (b"", None),
-        (b"1x", None),
-        (b"-1S", None),
-    ],
-)
-def test_parse_grpc_timeout(text, milliseconds):
-    assert timeouts.grpc_timeout_ms(RequestHead(b"POST", b"/", b"h", [(b"grpc-timeout", text)])) == milliseconds
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "text"),
-    [(0, b"0m"), (99_999_999, b"99999999m"), (100_000_000, b"100000S"), (99_999_999_999, b"99999999S"), (100_000_000_000, b"1666666M"), (10**18, b"99999999H")],
-)
-def test_format_grpc_timeout(milliseconds, text):
-    assert timeouts.format_grpc_timeout(milliseconds) == text
-
-
-@pytest.mark.parametrize(
     ("global_ms", "per_try_ms", "elapsed_ms", "expected"),
     [(5000, 2000, 0, 2000), (5000, 2000, 4000, 1000), (5000, 0, 4999, 1), (5000, 0, 6000, 1), (0, 2000, 9000, 2000), (0, 0, 5, 0)],
 )
