@@ -1,0 +1,222 @@
+"""Fields to header blocks (RFC 7541 section 6): a memo of what each field is encoded as, and few insertions.
+
+The dynamic table takes fields that came twice, for as long as there is room, and evicts nothing: with every insertion the indices change, and all that was
+encoded with them. What hardly ever comes twice is a literal that costs no more than a few concatenations. When many fields came repeatedly that found no
+room, the table is emptied and starts anew.
+
+Nothing is Huffman coded: it would cost us and the peer more than the bytes are worth, since what repeats is in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+
+from meshproxy.codec.headers import Pair
+from meshproxy.codec.hpack.tables import (
+    DEFAULT_TABLE_SIZE,
+    ENTRY_OVERHEAD,
+    FIRST_DYNAMIC,
+    STATIC_NAMES,
+    STATIC_PAIRS,
+    UNIQUE,
+    encode_integer,
+)
+
+_MAX_KNOWN = 512  # fields of a connection that are remembered as they are encoded
+_MAX_KNOWN_VALUE = 1024  # bytes
+_MAX_BLOCKS = 64  # blocks of a connection
+_MAX_ONCE = 4096  # of the whole process
+_MAX_LITERALS = 512  # names
+_MAX_WITHOUT_ROOM = 64  # fields that came twice, since the table was full, before it starts anew
+
+# What is never put into the dynamic table, as nghttp2 (and Envoy with it) has it, and what differs from user to user or from second to second.
+_NOT_INDEXED = frozenset(
+    b""":path age content-length cookie date etag grpc-timeout if-modified-since if-none-match last-modified location set-cookie x-forwarded-for
+    x-envoy-expected-rq-timeout-ms x-envoy-upstream-service-time""".split(),
+)
+# Secrets that could be guessed, so that nobody on the way may put them into a table (section 7.1.3).
+_NEVER_INDEXED = frozenset((b"authorization", b"proxy-authorization"))
+_SHORT_COOKIE = 20  # bytes; shorter ones are as easily guessed
+
+_LITERAL, _INDEXING, _NEVER = 0x00, 0x40, 0x10
+_LENGTHS = [bytes((length,)) for length in range(127)]
+
+
+class _Prefixes(dict[bytes, bytes]):
+    """Name -> how a literal with it begins: the kind, and the name or its index. Of all encoders, bounded."""
+
+    __slots__ = ("bits", "kind")
+
+    def __init__(self, kind: int, bits: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.bits = bits
+
+    def __missing__(self, name: bytes) -> bytes:
+        index = STATIC_NAMES.get(name)
+        if index is None:
+            prefix = encode_integer(0, self.bits, self.kind) + encode_integer(len(name), 7, 0) + name
+        else:
+            prefix = encode_integer(index, self.bits, self.kind)
+        if len(prefix) <= 64:
+            if len(self) >= _MAX_LITERALS:
+                self.clear()
+            self[name] = prefix
+        return prefix
+
+
+_literal = _Prefixes(_LITERAL, 4)
+_indexing = _Prefixes(_INDEXING, 6)
+_never = _Prefixes(_NEVER, 4)
+
+
+def encode_literal(name: bytes, value: bytes) -> bytes:
+    """A field that is in no table and goes into none: the same bytes for every connection, so it may be put together beforehand."""
+    length = len(value)
+    return _literal[name] + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+
+
+class Encoder(dict[Pair, bytes]):
+    """One direction of a connection, and the memo of its fields: field -> its bytes, as long as the dynamic table stays as it is.
+
+    Blocks may be put together: `encode(a) + encode(b)` is a block of a and b, and `encode_literal` may come anywhere but first. All blocks must be sent, in
+    the order in which they were encoded.
+    """
+
+    __slots__ = ("_blocks", "_declared", "_inserted", "_limit", "_news", "_pending", "_places", "_restart", "_size", "_used", "_without_room", "generation")
+
+    def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE) -> None:
+        """`max_table_size`: what we spend on the dynamic table, in bytes, whatever more the peer allows."""
+        super().__init__()
+        # Changes whenever bytes returned earlier may no longer be sent, or `encode` would return others for the same items.
+        self.generation = 0
+        self._limit = max_table_size
+        self._declared = DEFAULT_TABLE_SIZE  # what the peer takes for the table's maximum
+        self._size = min(max_table_size, DEFAULT_TABLE_SIZE)  # what we use of that
+        self._used = 0
+        self._places: dict[Pair, int] = _NO_PLACES  # field in the dynamic table -> how many were inserted before it
+        self._inserted = 0
+        self._without_room = 0
+        self._blocks: dict[Hashable, bytes] = _NO_BLOCKS
+        self._news = 0  # fields that came for the first time
+        self._pending = False  # the next block begins with size updates
+        self._restart = False  # ... and an empty table
+
+    def set_max_table_size(self, size: int) -> None:
+        """The peer's SETTINGS_HEADER_TABLE_SIZE has changed."""
+        self._size = min(size, self._limit)
+        if size < self._declared:
+            self._restart = True
+        elif self._size <= self._declared:
+            return
+        self._change()
+        self._pending = True
+
+    def encode(self, items: Iterable[Pair]) -> bytes:
+        """A header block."""
+        # HOT: for a field that is known, no Python code runs.
+        if self._pending:
+            return self._begin() + b"".join(map(self.__getitem__, items))
+        return b"".join(map(self.__getitem__, items))
+
+    def encode_known(self, key: Hashable, items: Iterable[Pair]) -> bytes:
+        """`encode(items)`, for items that come again and again: always the same ones for one `key`, which is kept for some time."""
+        # HOT
+        block = self._blocks.get(key)
+        if block is None:
+            before = self.generation, self._news
+            block = self.encode(items)
+            if before == (self.generation, self._news) and not self._pending:
+                if self._blocks is _NO_BLOCKS or len(self._blocks) >= _MAX_BLOCKS:
+                    self._blocks = {}
+                self._blocks[key] = block
+        return block
+
+    def __missing__(self, pair: Pair) -> bytes:
+        # HOT: a field that is unique, or that came for the first time.
+        name, value = pair
+        length = len(value)
+        if name in UNIQUE:
+            return _literal[name] + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+        index = STATIC_PAIRS.get(pair)
+        if index is None:
+            place = self._places.get(pair)
+            if place is None:
+                return self._new(pair)
+            index = FIRST_DYNAMIC + self._inserted - 1 - place
+        return self._remember(pair, encode_integer(index, 7, 0x80))
+
+    def _new(self, pair: Pair) -> bytes:
+        """A field that is in no table: a literal, which goes into the table if it came before."""
+        name, value = pair
+        length = len(value)
+        coded = (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+        number = hash(pair)
+        once = _once
+        if name in _NEVER_INDEXED or (name == b"cookie" and length < _SHORT_COOKIE):
+            prefixes = _never
+        elif name in _NOT_INDEXED or number not in once or not self._has_room(len(name) + length + ENTRY_OVERHEAD):
+            prefixes = _literal
+        else:
+            self._insert(pair)
+            return _indexing[name] + coded
+        if number in once:
+            return self._remember(pair, prefixes[name] + coded) if length <= _MAX_KNOWN_VALUE else prefixes[name] + coded
+        if len(once) >= _MAX_ONCE:
+            once.clear()
+        once.add(number)
+        self._news += 1
+        return prefixes[name] + coded
+
+    def _remember(self, pair: Pair, field: bytes) -> bytes:
+        if len(self) >= _MAX_KNOWN:
+            self.clear()
+        self[pair] = field
+        return field
+
+    def _has_room(self, size: int) -> bool:
+        if self._used + size <= self._size:
+            return size <= self._size >> 1
+        if size <= self._size >> 1:
+            self._without_room += 1
+            if self._without_room >= _MAX_WITHOUT_ROOM:
+                self._change()
+                self._pending = self._restart = True
+        return False
+
+    def _insert(self, pair: Pair) -> None:
+        name, value = pair
+        places = self._places
+        if places is _NO_PLACES:
+            places = self._places = {}
+        for known in places:
+            self.pop(known, None)  # all indices grow by one
+        places[pair] = self._inserted
+        self._inserted += 1
+        self._used += len(name) + len(value) + ENTRY_OVERHEAD
+        self._change()
+
+    def _change(self) -> None:
+        self.generation += 1
+        self._blocks = _NO_BLOCKS
+
+    def _begin(self) -> bytes:
+        """The size updates at the start of a block: the smallest maximum first (section 4.2), for which an empty table is small enough."""
+        self._pending = False
+        self._change()
+        self._declared = self._size
+        update = encode_integer(self._size, 5, 0x20)
+        if self._restart:
+            self._restart = False
+            self.clear()
+            self._places = _NO_PLACES
+            self._used = self._inserted = self._without_room = 0
+            if self._size:
+                update = encode_integer(0, 5, 0x20) + update
+        return update
+
+
+# What all encoders share, besides the prefixes.
+_NO_PLACES: dict[Pair, int] = {}  # stays empty
+_NO_BLOCKS: dict[Hashable, bytes] = {}  # stays empty
+_once: set[int] = set()  # hashes of fields that came lately, whoever sent them: the second time they go into a table
