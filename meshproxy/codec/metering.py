@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from meshproxy.codec.h1 import ProtocolError, parse_header_line
+from meshproxy.codec.h1.grammar import ProtocolError, parse_header_line
 
 # The log commands that need metered connections, in a logger's configuration as bytes.
 METERED = re.compile(rb"STREAM_(?:WIRE|(?:DECOMPRESSED_)?HEADER)_BYTES_|US_RX_BODY_BEG|ROUTE_RESOLUTION_TIME_US").search

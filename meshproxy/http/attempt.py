@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
+from meshproxy.codec.h1.encode import encode_request_head
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import retry
 from meshproxy.upstream import pool as pools
 
 if TYPE_CHECKING:
-    from meshproxy.codec.h1 import KnownResponse
+    from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.http.stream import Stream
     from meshproxy.http.tries import Tries
     from meshproxy.upstream.host import Host
@@ -72,7 +72,7 @@ class Attempt:
         if owner.plain:
             # The head is all there is, and goes as it is.
             self.sent_all = True
-            out = h1.encode_request_head(head.method, head.path, head.authority, head.items)
+            out = encode_request_head(head.method, head.path, head.authority, head.items)
             now = stream.upstream_sent = stream.last_active if not owner.is_retry and not owner.waited else owner.router.clock()
         else:
             out = self._first_bytes(head)

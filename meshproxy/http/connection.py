@@ -10,8 +10,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1, header_case
-from meshproxy.codec.h1 import NO_PLANS, KnownRequest, ProtocolError, RequestParser
+from meshproxy.codec.h1 import header_case
+from meshproxy.codec.h1.encode import CHUNKED, LAST_CHUNK, NO_LENGTH, encode_chunk, encode_response_head, encode_trailers, reason_phrase
+from meshproxy.codec.h1.grammar import ProtocolError
+from meshproxy.codec.h1.parser import DONE, HEAD, UNTIL_CLOSE
+from meshproxy.codec.h1.request import NO_PLANS, KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
 from meshproxy.http.replies import Reply
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshproxy.http")
 
-_CHUNKED = h1.CHUNKED
-_NO_LENGTH = h1.NO_LENGTH
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 _NEVER = float("inf")
@@ -129,8 +130,8 @@ class ServerConnection(asyncio.Protocol):
         stats.downstream_cx_rx_bytes_total.n += len(data)
         if self._discarding:
             return
-        if self.stream is not None and self.parser.state == h1.HEAD:
-            self.parser.state = h1.DONE  # the stream goes by plan; what comes meanwhile waits
+        if self.stream is not None and self.parser.state == HEAD:
+            self.parser.state = DONE  # the stream goes by plan; what comes meanwhile waits
         try:
             self.parser.feed(data)
         except ProtocolError as error:
@@ -315,7 +316,7 @@ class ServerConnection(asyncio.Protocol):
         request = self.stream.request if self.stream is not None else None
         if self.manager.proxy_100_continue and request is not None and request.version == 11:
             self._informed()
-            self.write(h1.encode_response_head(head.status, head.items))
+            self.write(encode_response_head(head.status, head.items))
 
     def _informed(self) -> None:
         for counter in self.stats.by_class[1]:
@@ -329,7 +330,7 @@ class ServerConnection(asyncio.Protocol):
         status = head.status
         self._chunked = False
         if stream.tunnel:
-            self._out = h1.encode_response_head(status, items)
+            self._out = encode_response_head(status, items)
             return
         if not stream.request_ended:
             # The rest of the request would be read as the next one, or never come: this connection cannot be kept.
@@ -355,13 +356,13 @@ class ServerConnection(asyncio.Protocol):
         elif b"content-length" in head or (status == 304 and end_stream):
             pass
         elif end_stream and request.method != b"HEAD":
-            items.append(_NO_LENGTH)
+            items.append(NO_LENGTH)
         elif request.version != 10:
-            items.append(_CHUNKED)
+            items.append(CHUNKED)
             self._chunked = not end_stream
         if manager.header_case is not None or head.case is not None:
             items = header_case.spell(items, head.case, manager.header_case)
-        out = h1.encode_response_head(status, items, head.reason if manager.keeps_reason else None)
+        out = encode_response_head(status, items, head.reason if manager.keeps_reason else None)
         if request.version == 10:
             out = b"HTTP/1.0" + out[8:]
         self._out = out
@@ -378,7 +379,7 @@ class ServerConnection(asyncio.Protocol):
             if body:
                 self.send_data(body, True)
             return
-        out = h1.encode_response_head(head.status, head.items)
+        out = encode_response_head(head.status, head.items)
         if body:
             out += body
         self.stats.downstream_cx_tx_bytes_total.n += len(out)
@@ -389,9 +390,9 @@ class ServerConnection(asyncio.Protocol):
         out = self._out
         if self._chunked:
             if data:
-                data = h1.encode_chunk(data)
+                data = encode_chunk(data)
             if end_stream:
-                data += h1.LAST_CHUNK
+                data += LAST_CHUNK
         if out:
             data = out + data
             self._out = b""
@@ -402,7 +403,7 @@ class ServerConnection(asyncio.Protocol):
     def send_trailers(self, trailers: Headers) -> None:
         """End a body with trailers; dropped where the client could not know them for trailers, or they are not enabled."""
         if self._chunked:
-            self.write(h1.encode_trailers(trailers.items if self.manager.parser_options.trailers else []))
+            self.write(encode_trailers(trailers.items if self.manager.parser_options.trailers else []))
         else:
             self.flush()
 
@@ -440,7 +441,7 @@ class ServerConnection(asyncio.Protocol):
             # Not from here: a client that pipelines would make this call itself once for each request.
             self.manager.loop.call_soon(self._next_request)
         else:
-            parser.state = h1.HEAD
+            parser.state = HEAD
             self.ready = not parser.buffer and not parser._feeding
 
     def go_on(self) -> None:
@@ -528,14 +529,14 @@ class ServerConnection(asyncio.Protocol):
         if stream is None:
             stream = self.stream = manager.broken_stream(self)
         self.closing = True
-        self.parser.state = h1.UNTIL_CLOSE
+        self.parser.state = UNTIL_CLOSE
         stream.flags |= flags.DPE
         self.info.flags |= flags.DPE
         if stream.response_started:
             stream.details = error.details
             stream.reset()
             return
-        body = h1.reason_phrase(error.status)
+        body = reason_phrase(error.status)
         stream.local_reply(Reply(error.status, body, details=error.details, flag=flags.DPE, close=True))
 
     def _time_head(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1, header_case
 from meshproxy.codec.grpc import http_of_status, status_of
+from meshproxy.codec.h1 import header_case
+from meshproxy.codec.h1.encode import CHUNKED, LAST_CHUNK, NO_LENGTH, encode_chunk, encode_request_head, encode_spelt_request_head, encode_trailers
+from meshproxy.codec.h1.parser import UNTIL_CLOSE
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
 from meshproxy.http.route import NO_LIMIT
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.host import Host
 
-_CHUNKED = h1.CHUNKED
-_NO_LENGTH = h1.NO_LENGTH
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
 _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
 
@@ -212,21 +212,21 @@ class Forwarding(Tries):
         items = head.items
         path = head.path
         if self.chunked:
-            items = [*items, _CHUNKED]
+            items = [*items, CHUNKED]
         elif self.ended and head.method not in _BODILESS and not self.body and b"content-length" not in head:
-            items = [*items, _NO_LENGTH]
+            items = [*items, NO_LENGTH]
         cluster = self.cluster
         if self.tunnel and head.method == b"CONNECT":
             path = head.authority
         style = cluster.header_case
         if style is None and head.case is None:
-            return h1.encode_request_head(head.method, path, head.authority, items)
+            return encode_request_head(head.method, path, head.authority, items)
         items = [(b"host", head.authority), *items]
-        return h1.encode_spelt_request_head(head.method, path, header_case.spell(items, head.case, style))
+        return encode_spelt_request_head(head.method, path, header_case.spell(items, head.case, style))
 
     def framed(self, data: bytes) -> bytes:
         """Body data as it goes on the wire."""
-        return h1.encode_chunk(data) if self.chunked and data else data
+        return encode_chunk(data) if self.chunked and data else data
 
     def data(self, data: bytes, end_stream: bool) -> None:
         """More of the request body."""
@@ -239,7 +239,7 @@ class Forwarding(Tries):
         if end_stream:
             self.ended = True
             if self.chunked:
-                self.trailer_bytes = h1.LAST_CHUNK
+                self.trailer_bytes = LAST_CHUNK
         attempt = self.winner or (self.attempts[-1] if self.attempts else self)
         connected = attempt.connection is not None
         if self.keeps_body or not connected:
@@ -257,7 +257,7 @@ class Forwarding(Tries):
             return
         self.ended = True
         if self.chunked:
-            self.trailer_bytes = h1.encode_trailers(trailers.items if self.cluster.h1_options.trailers else [])
+            self.trailer_bytes = encode_trailers(trailers.items if self.cluster.h1_options.trailers else [])
         attempt = self.winner or (self.attempts[-1] if self.attempts else self)
         if attempt.connection is not None:
             attempt.send(self.trailer_bytes, True)
@@ -332,7 +332,7 @@ class Forwarding(Tries):
 
     def on_raw_connection(self, attempt: Attempt) -> None:
         """A CONNECT that ends here: the connection itself is the answer, and carries the tunnel's bytes as they are."""
-        attempt.connection.parser.state = h1.UNTIL_CLOSE
+        attempt.connection.parser.state = UNTIL_CLOSE
         attempt.responded = True
         stream = self.stream
         stream.upstream_start = stream.upstream_sent = self.router.clock()

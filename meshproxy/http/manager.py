@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
-from meshproxy.codec import h1, header_case
+from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
@@ -29,7 +29,8 @@ from meshproxy.upstream import pool
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
-    from meshproxy.codec.h1 import KnownRequest, KnownResponse
+    from meshproxy.codec.h1.request import KnownRequest
+    from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
@@ -479,4 +480,4 @@ class HttpConnectionManager:
         return self._drain is not None and self._drain.active
 
 
-__all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile", "h1"]
+__all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile"]

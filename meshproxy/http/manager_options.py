@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.cidr import compile_cidr
-from meshproxy.codec.h1 import Options as ParserOptions
+from meshproxy.codec.h1.parser import Options as ParserOptions
 from meshproxy.codec.headers import RequestHead
 from meshproxy.http.paths import KEEP, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions
 from meshproxy.http.request_head import RequestHeadOptions

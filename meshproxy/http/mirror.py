@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
-from meshproxy.codec.h1 import KnownResponse
+from meshproxy.codec.h1.encode import LAST_CHUNK, encode_chunk, encode_request_head
+from meshproxy.codec.h1.response import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.net.interfaces import machine_address
 from meshproxy.upstream.pool import Pool
@@ -124,11 +124,11 @@ class _Copy:
         items = head.items
         if body and b"content-length" not in head:
             items = [*items, _CHUNKED]
-            body = h1.encode_chunk(body) + h1.LAST_CHUNK
+            body = encode_chunk(body) + LAST_CHUNK
         elif not body and b"content-length" not in head and head.method in (b"POST", b"PUT", b"PATCH"):
             items = [*items, _NO_LENGTH]
         connection.parser.method = head.method
-        out = h1.encode_request_head(head.method, head.path, head.authority, items) + body
+        out = encode_request_head(head.method, head.path, head.authority, items) + body
         connection.stats.upstream_cx_tx_bytes_total.n += len(out)
         connection.transport.write(out)
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import h1
+from meshproxy.codec.h1.encode import encode_request_head, encode_response_head
+from meshproxy.codec.h1.parser import DONE, HEAD
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
 from meshproxy.http import retry, timeouts
 from meshproxy.http.filter_chain import EMPTY
@@ -27,7 +28,8 @@ from meshproxy.http.forwarding import Forwarding
 from meshproxy.http.stream import Stream
 
 if TYPE_CHECKING:
-    from meshproxy.codec.h1 import KnownRequest, KnownResponse
+    from meshproxy.codec.h1.request import KnownRequest
+    from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.http.connection import ServerConnection
     from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
@@ -50,7 +52,7 @@ _NEW = object.__new__
 _TIMES = [b"%d" % milliseconds for milliseconds in range(1000)]
 
 # Where a planned stream is: its filters run; its request has gone upstream; its response has gone downstream.
-_FILTERS, _UPSTREAM, _DONE = range(3)
+_FILTERS, _UPSTREAM, _ANSWERED = range(3)
 
 
 class Lane:
@@ -122,7 +124,7 @@ class Lane:
                 stream.leave_plan()
             stream.forward(not body, host, finalized=True)
             return
-        out = h1.encode_request_head(head.method, head.path, head.authority, head.items)  # type: ignore[union-attr]
+        out = encode_request_head(head.method, head.path, head.authority, head.items)  # type: ignore[union-attr]
         if body:
             out += body
         self.tally.sent += len(out)
@@ -194,7 +196,7 @@ class Lane:
             pool.release(connection)
         else:
             pool.idle.append(connection)
-        stream.stage = _DONE
+        stream.stage = _ANSWERED
         start = stream.start
         milliseconds = int((now - start) * 1000)
         try:
@@ -234,7 +236,7 @@ class Lane:
         if parser.buffer:
             codec.go_on()
         else:
-            parser.state = h1.HEAD
+            parser.state = HEAD
             codec.ready = True
         return True
 
@@ -467,7 +469,7 @@ class PlannedStream(Stream):
         self.attempts = 1
         if stage == _UPSTREAM:
             self._nothing_back()
-            self.codec.parser.state = h1.DONE
+            self.codec.parser.state = DONE
             self.__class__ = Stream  # type: ignore[assignment]
             self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, body, lane.queue, lane.queue_per_try)
         else:
@@ -490,7 +492,7 @@ class PlannedStream(Stream):
         self.manager.rq_started += 1
         if plan is not None:
             self.manager.stats.downstream_cx_rx_bytes_total.n += plan.received
-            self.codec.parser.state = h1.DONE
+            self.codec.parser.state = DONE
 
     def _nothing_back(self) -> None:
         self.response = self.details = None
@@ -682,7 +684,7 @@ def _try_out(manager: HttpConnectionManager, known: KnownRequest, additions: Add
         return None
     outcome.lane = lane
     outcome.finished = head.copy()
-    outcome.wire = h1.encode_request_head(head.method, head.path, head.authority, head.items)
+    outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
     return outcome if not outcome.id or outcome.wire.count(outcome.id) == 1 else None
 
 
@@ -710,7 +712,7 @@ def _plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
             return None
         written.append(head.items)
     items = written[0]
-    wire = h1.encode_response_head(known.status, items, known.reason if manager.keeps_reason else None)
+    wire = encode_response_head(known.status, items, known.reason if manager.keeps_reason else None)
     if items != written[1] or wire.count(_TIME_MARK) != timed or wire.count(_DATE_MARK) > 1:
         return None
     before, _, rest = wire.partition(_TIME_MARK) if timed else (b"", b"", wire)

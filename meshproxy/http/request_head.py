@@ -12,7 +12,7 @@ from binascii import hexlify
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1 import connection_tokens
+from meshproxy.codec.h1.grammar import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http.paths import REDIRECT, REFUSE, PathOptions, normalise
 from meshproxy.http.replies import Reply
@@ -20,7 +20,7 @@ from meshproxy.net.address import Address, canonical_ip
 from meshproxy.net.interfaces import machine_address
 
 if TYPE_CHECKING:
-    from meshproxy.codec.h1 import KnownRequest
+    from meshproxy.codec.h1.request import KnownRequest
     from meshproxy.http.stream import Stream
     from meshproxy.net.connection import ConnectionInfo
 

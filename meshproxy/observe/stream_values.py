@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec import grpc, h1
+from meshproxy.codec import grpc
+from meshproxy.codec.h1.encode import CHUNKED, NO_LENGTH
 from meshproxy.observe import flags
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def response_header_map_bytes(s: StreamInfo) -> int:
     if s.response is None:
         return 0
     items = s.response.items
-    framed = bool(items) and (items[-1] is h1.CHUNKED or items[-1] is h1.NO_LENGTH)
+    framed = bool(items) and (items[-1] is CHUNKED or items[-1] is NO_LENGTH)
     return 10 + _map_bytes(items[:-1] if framed else items)
 
 

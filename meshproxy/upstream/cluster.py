@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
 from meshproxy.api.metadata import metadata_dict
-from meshproxy.codec import header_case
+from meshproxy.codec.h1 import header_case
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.balance import Balancer, Deps, LbContext, Picker

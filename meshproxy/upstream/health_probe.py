@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshproxy.api import errors, matchers
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.api.metadata import metadata_dict
-from meshproxy.codec import h1
+from meshproxy.codec.h1.encode import encode_request_head
+from meshproxy.codec.h1.grammar import ProtocolError
+from meshproxy.codec.h1.parser import Options
+from meshproxy.codec.h1.request import KnownRequest
+from meshproxy.codec.h1.response import KnownResponse, ResponseParser
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.net import dial
 from meshproxy.upstream.health import Outcome, Settings, Target
@@ -227,9 +231,9 @@ class HttpProbe:
             if connection is None or connection.closed:
                 self._connection = connection = await self._prober.connect(self._target, lambda: _HttpConnection(config.buffer))
             assert connection is not None
-            head = h1.encode_request_head(config.method, config.path, self._target.hostname.encode(), config.items)
+            head = encode_request_head(config.method, config.path, self._target.hostname.encode(), config.items)
             answer = await connection.ask(config.method, head + config.body)
-        except (dial.DialError, ConnectionError, h1.ProtocolError):
+        except (dial.DialError, ConnectionError, ProtocolError):
             self.close()
             return Outcome.NETWORK, False
         verdict = config.judge(*answer)
@@ -250,7 +254,7 @@ class _HttpConnection(asyncio.Protocol):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.closed = False
-        self.parser = h1.ResponseParser(self, h1.Options())
+        self.parser = ResponseParser(self, Options())
         self._transport: Any = None
         self._answer: asyncio.Future[tuple[ResponseHead, bytes]] | None = None
         self._head: ResponseHead | None = None
@@ -280,7 +284,7 @@ class _HttpConnection(asyncio.Protocol):
             return
         try:
             self.parser.feed(data)
-        except h1.ProtocolError as error:
+        except ProtocolError as error:
             self._fail(error)
             self.abort()
 
@@ -294,11 +298,11 @@ class _HttpConnection(asyncio.Protocol):
         self.closed = True
         self._fail(error if isinstance(error, ConnectionError) else ConnectionResetError("closed by the host"))
 
-    def on_whole(self, known: h1.KnownResponse, body: bytes) -> None:
+    def on_whole(self, known: KnownResponse, body: bytes) -> None:
         self._head, self._body = ResponseHead(known.status, known.items.copy()), body[: self._limit]
         self._done()
 
-    def on_known(self, known: h1.KnownRequest, body: bytes) -> None:
+    def on_known(self, known: KnownRequest, body: bytes) -> None:
         raise AssertionError("only a request parser knows requests")
 
     def on_headers(self, head: ResponseHead, end_stream: bool) -> None:

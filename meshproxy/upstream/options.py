@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.api.secrets import inline
-from meshproxy.codec import h1
+from meshproxy.codec.h1.parser import MAX_HEADERS
+from meshproxy.codec.h1.parser import Options as ParserOptions
 from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ClusterOptions(Record):
     idle_timeout: float = IDLE_TIMEOUT
     tcp_pool_idle_timeout: float = TCP_POOL_IDLE_TIMEOUT
     headers_with_underscores: int = 0  # core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction: allow, reject, drop
-    h1_options: h1.Options = field(default_factory=h1.Options)
+    h1_options: ParserOptions = field(default_factory=ParserOptions)
     header_style: str | None = None  # None (lower case), "proper" or "preserve"
     forward_reason_phrase: bool = False
     auto_sni: bool = False
@@ -219,9 +220,9 @@ def _http1(http1: Any, common: Any, options: ClusterOptions, path: str) -> None:
                 config: Any = registry.unpack(http1.header_key_format.stateful_formatter.typed_config)
             options.header_style = "preserve"
             options.forward_reason_phrase = config.forward_reason_phrase
-    options.h1_options = h1.Options(
+    options.h1_options = ParserOptions(
         max_head_bytes=number(common, "max_response_headers_kb", _MAX_RESPONSE_HEADERS_KB) * 1024,
-        max_headers=number(common, "max_headers_count", h1.MAX_HEADERS),
+        max_headers=number(common, "max_headers_count", MAX_HEADERS),
         trailers=http1.enable_trailers,
         keep_case=options.header_style == "preserve",
     )

@@ -16,7 +16,9 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1 import DONE, HEAD, TUNNEL, KnownResponse, Options, ProtocolError, ResponseParser
+from meshproxy.codec.h1.grammar import ProtocolError
+from meshproxy.codec.h1.parser import DONE, HEAD, TUNNEL, Options
+from meshproxy.codec.h1.response import KnownResponse, ResponseParser
 from meshproxy.codec.headers import Headers, ResponseHead
 from meshproxy.net import dial, tasks
 from meshproxy.net.connection import ConnectionInfo

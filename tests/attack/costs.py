@@ -20,7 +20,9 @@ from meshproxy.admin.message import Request
 from meshproxy.api import matchers
 from meshproxy.api.uri_template import UriTemplate
 from meshproxy.codec import client_hello, proxy_protocol
-from meshproxy.codec.h1 import Options, RequestParser, ResponseParser
+from meshproxy.codec.h1.parser import Options
+from meshproxy.codec.h1.request import RequestParser
+from meshproxy.codec.h1.response import ResponseParser
 from meshproxy.codec.headers import RequestHead
 from meshproxy.http.hash_policy import cookie_value
 from meshproxy.http.header_mutations import append_header

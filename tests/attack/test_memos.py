@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from meshproxy.codec.h1 import Options, RequestParser, ResponseParser
+from meshproxy.codec.h1.parser import Options
+from meshproxy.codec.h1.request import RequestParser
+from meshproxy.codec.h1.response import ResponseParser
 from tests.attack.target import LIMIT_S, Target, arena, http
 from tests.differential.config import cluster, to
 from tests.differential.wire import OK, Request, Signals, Wire, answer, read_body, read_head

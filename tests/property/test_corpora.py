@@ -19,7 +19,9 @@ from meshproxy.admin import message as admin
 from meshproxy.api import bootstrap, cidr, convert, datasource, document, matchers, runtime, uri_template
 from meshproxy.api.errors import ConfigError
 from meshproxy.codec import client_hello, grpc, proxy_protocol
-from meshproxy.codec.h1 import ProtocolError, RequestParser, ResponseParser, parse_header_line
+from meshproxy.codec.h1.grammar import ProtocolError, parse_header_line
+from meshproxy.codec.h1.request import RequestParser
+from meshproxy.codec.h1.response import ResponseParser
 from meshproxy.codec.headers import RequestHead
 from meshproxy.http.hash_policy import cookie_value
 from meshproxy.http.paths import KEEP, PASS, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions, normalise

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshproxy.codec.h1 import Options, ProtocolError, RequestParser, ResponseParser
+from meshproxy.codec.h1.grammar import ProtocolError
+from meshproxy.codec.h1.parser import Options
+from meshproxy.codec.h1.request import RequestParser
+from meshproxy.codec.h1.response import ResponseParser
 from tests.unit.test_h1 import Recorder
 
 MESSAGES = [

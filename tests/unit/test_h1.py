@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from meshproxy.codec import h1
-from meshproxy.codec.h1 import Options, ProtocolError, RequestParser, ResponseParser
+from meshproxy.codec.h1.encode import encode_chunk, encode_request_head, encode_response_head, encode_trailers
+from meshproxy.codec.h1.grammar import HeaderLines, ProtocolError, parse_header_line, parse_request_line
+from meshproxy.codec.h1.parser import Heads, Options
+from meshproxy.codec.h1.request import RequestParser
+from meshproxy.codec.h1.response import ResponseParser
 from meshproxy.codec.headers import Headers
 
 
@@ -292,14 +295,14 @@ def test_case_is_remembered_only_when_asked():
 
 
 def test_encoding():
-    assert h1.encode_request_head(b"GET", b"/", b"a", [(b"x", b"1")]) == b"GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n\r\n"
-    assert h1.encode_response_head(200, []) == b"HTTP/1.1 200 OK\r\n\r\n"
-    assert h1.encode_response_head(299, [(b"a", b"b")]) == b"HTTP/1.1 299 Unknown\r\na: b\r\n\r\n"
-    assert h1.encode_chunk(b"abc") + h1.encode_trailers([(b"t", b"1")]) == b"3\r\nabc\r\n0\r\nt: 1\r\n\r\n"
+    assert encode_request_head(b"GET", b"/", b"a", [(b"x", b"1")]) == b"GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n\r\n"
+    assert encode_response_head(200, []) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert encode_response_head(299, [(b"a", b"b")]) == b"HTTP/1.1 299 Unknown\r\na: b\r\n\r\n"
+    assert encode_chunk(b"abc") + encode_trailers([(b"t", b"1")]) == b"3\r\nabc\r\n0\r\nt: 1\r\n\r\n"
 
 
 def test_the_line_memo_is_bounded():
-    lines = h1.HeaderLines(limit=4)
+    lines = HeaderLines(limit=4)
     for number in range(10):
         assert lines[b"X-%d: v" % number] == (b"x-%d" % number, b"v")
     assert len(lines) <= 4
@@ -309,11 +312,11 @@ def test_the_line_memo_is_bounded():
 
 @pytest.mark.parametrize("line", [b"X-Seen: a\x7f", b"X-Seen: a\0b", b"X-Seen", b"X-Seen : a", b"X Seen: a", b": a", b"Host: a b", b"host: \x01"])
 def test_a_name_that_is_known_does_not_excuse_the_rest(line):
-    assert h1.parse_header_line(b"X-Seen: a\tb \xff ") == (b"x-seen", b"a\tb \xff")
-    assert h1.parse_header_line(b"Host: a") == (b"host", b"a")
+    assert parse_header_line(b"X-Seen: a\tb \xff ") == (b"x-seen", b"a\tb \xff")
+    assert parse_header_line(b"Host: a") == (b"host", b"a")
     for _ in range(2):
-        with pytest.raises(h1.ProtocolError):
-            h1.parse_header_line(line)
+        with pytest.raises(ProtocolError):
+            parse_header_line(line)
 
 
 @pytest.mark.parametrize(
@@ -331,16 +334,16 @@ def test_a_name_that_is_known_does_not_excuse_the_rest(line):
 )
 def test_request_lines(line, expected):
     if expected is not None:
-        assert h1.parse_request_line(line) == expected
+        assert parse_request_line(line) == expected
     else:
-        with pytest.raises(h1.ProtocolError):
-            h1.parse_request_line(line)
+        with pytest.raises(ProtocolError):
+            parse_request_line(line)
 
 
 def test_methods_that_nobody_knows():
-    assert h1.parse_request_line(b"PLEASE / HTTP/1.1", any_method=True) == (b"PLEASE", b"/", 11)
-    with pytest.raises(h1.ProtocolError):
-        h1.parse_request_line(b"PLE@SE / HTTP/1.1", any_method=True)
+    assert parse_request_line(b"PLEASE / HTTP/1.1", any_method=True) == (b"PLEASE", b"/", 11)
+    with pytest.raises(ProtocolError):
+        parse_request_line(b"PLE@SE / HTTP/1.1", any_method=True)
 
 
 def test_setting_a_header():
@@ -374,11 +377,11 @@ def test_only_heads_that_come_twice_are_remembered():
 
 
 def test_the_memory_of_heads_is_bounded():
-    heads = h1.Heads(limit=2)
+    heads = Heads(limit=2)
     for number in range(5000):
         head = b"%d" % number
         assert heads.is_new(head)
         assert not heads.is_new(head)
         heads.remember(head, number)
     assert len(heads) <= 2
-    assert len(heads._once) <= h1.Heads._MAX_ONCE
+    assert len(heads._once) <= Heads._MAX_ONCE
