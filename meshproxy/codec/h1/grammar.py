@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 
+from meshproxy.codec.grammar import LENGTH, MAX_LENGTH, TOKEN, VALUE
 from meshproxy.codec.headers import Headers, Pair
 
-MAX_LENGTH = (1 << 63) - 1  # bytes of a body
-
-TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _TARGET = re.compile(rb"[\x21-\x7e]+").fullmatch
-# Tables that change bad bytes and leave the others: `value.translate(table) is value` says that there are none, in a third of the time of the regex.
-_VALUE = bytes(code if code == 9 or 32 <= code != 127 else code ^ 64 for code in range(256))
+# As `VALUE`, for what is visible.
 _VISIBLE = bytes(code if 33 <= code <= 126 else code ^ 64 for code in range(256))
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]").search
 _HOST = re.compile(rb"[!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*").fullmatch
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]").fullmatch
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch  # no leading zeros: some read them as octal
 # The methods of IANA's registry and WebDAV that Envoy knows; others only where they are allowed (`allow_custom_methods`).
 _METHODS = frozenset(
     b"""ACL BIND CHECKOUT CONNECT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH
@@ -79,7 +75,7 @@ class HeaderLines(dict[bytes, Pair]):
         # HOT: what `parse_header_line` does for a name that is known, without its call.
         spelt, colon, value = line.partition(b":")
         name = _names.get(spelt)
-        if name is None or not colon or value.translate(_VALUE) is not value:
+        if name is None or not colon or value.translate(VALUE) is not value:
             pair = parse_header_line(line)
             name = pair[0]
         else:
@@ -117,22 +113,6 @@ def spelling(lines: list[bytes]) -> dict[bytes, bytes]:
     return {name.lower(): name for name in (line.partition(b":")[0] for line in reversed(lines))}
 
 
-def join_repeated(items: list[Pair], names: frozenset[bytes]) -> list[Pair]:
-    """Lines of one of `names` become one, at the place of the first."""
-    joined: list[Pair] = []
-    places: dict[bytes, int] = {}
-    for pair in items:
-        name = pair[0]
-        if name in names:
-            place = places.get(name)
-            if place is not None:
-                joined[place] = name, joined[place][1] + b"," + pair[1]
-                continue
-            places[name] = len(joined)
-        joined.append(pair)
-    return joined
-
-
 def connection_tokens(head: Headers) -> set[bytes]:
     """The options of Connection (and the old Proxy-Connection), in lower case."""
     tokens: set[bytes] = set()
@@ -145,7 +125,7 @@ def connection_tokens(head: Headers) -> set[bytes]:
 def content_length(head: Headers) -> int:
     """The body's length: one field, digits only, below 2^63. Raises ProtocolError."""
     values = head.get_all(b"content-length")
-    if len(values) != 1 or _LENGTH(values[0]) is None:
+    if len(values) != 1 or LENGTH(values[0]) is None:
         raise ProtocolError("http1.codec_error")
     length = int(values[0])
     if length > MAX_LENGTH:

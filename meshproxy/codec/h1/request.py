@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
-from meshproxy.codec.h1.grammar import MAX_LENGTH, TOKEN, ProtocolError, connection_tokens, content_length, header_line, join_repeated, spelling
+from meshproxy.codec.grammar import JOINED_IN_REQUESTS, MAX_LENGTH, TOKEN, join_repeated
+from meshproxy.codec.h1.grammar import ProtocolError, connection_tokens, content_length, header_line, spelling
 from meshproxy.codec.h1.parser import CHUNK_SIZE, DONE, HEAD, LENGTH, TUNNEL, Options, Parser, Sink
 from meshproxy.codec.headers import Pair, RequestHead, SpeltRequestHead
 
@@ -22,14 +23,6 @@ _FRAMING = frozenset(
 )
 _KEEP_ALIVE = frozenset((b"keep-alive", b"Keep-Alive"))
 _OTHER_FRAMING = _FRAMING - {b"content-length"}
-# Fields whose repeated lines Envoy joins with a comma, at the place of the first one; the others stay lines of their own.
-_JOINED = frozenset(
-    b"""accept accept-encoding access-control-request-headers access-control-request-method authorization cache-control content-encoding content-type expect
-    grpc-accept-encoding grpc-timeout if-match if-modified-since if-none-match if-range if-unmodified-since origin pragma proxy-status referer te user-agent via
-    x-client-trace-id x-envoy-attempt-count x-envoy-decorator-operation x-envoy-downstream-service-cluster x-envoy-downstream-service-node
-    x-envoy-external-address x-envoy-force-trace x-envoy-ip-tags x-envoy-max-retries x-envoy-original-host x-envoy-original-path x-envoy-original-url
-    x-envoy-retry-on x-forwarded-client-cert x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-request-id""".split(),
-)
 
 
 class KnownRequest:
@@ -176,7 +169,7 @@ class RequestParser(Parser):
             else:
                 items = self._without_host(items, host)
         if repeated:
-            items = join_repeated(items, _JOINED)
+            items = join_repeated(items, JOINED_IN_REQUESTS)
             index = dict(reversed(items))
         if options.keep_case:
             head: RequestHead = SpeltRequestHead(method, target, host, items, version=version)

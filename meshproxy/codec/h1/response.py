@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from meshproxy.codec.h1.grammar import BAD_IN_VALUE, ProtocolError, connection_tokens, content_length, header_line, join_repeated, spelling
+from meshproxy.codec.grammar import JOINED_IN_RESPONSES, join_repeated
+from meshproxy.codec.h1.grammar import BAD_IN_VALUE, ProtocolError, connection_tokens, content_length, header_line, spelling
 from meshproxy.codec.h1.parser import CHUNK_SIZE, DONE, HEAD, LENGTH, TUNNEL, UNTIL_CLOSE, Options, Parser, Sink
 from meshproxy.codec.headers import ResponseHead, SpeltResponseHead
 
 _FRAMING = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
 _NO_BODY = frozenset((b"HEAD", b"CONNECT"))
-# Fields whose repeated lines Envoy joins, as in requests.
-_JOINED = frozenset(
-    b"""access-control-allow-credentials access-control-allow-headers access-control-allow-methods access-control-allow-origin access-control-expose-headers
-    access-control-max-age age cache-control content-encoding content-type date etag expires grpc-message grpc-status last-modified location proxy-status
-    server vary via x-envoy-attempt-count x-envoy-decorator-operation x-envoy-degraded x-envoy-immediate-health-check-fail x-envoy-ratelimited
-    x-envoy-upstream-canary x-envoy-upstream-healthchecked-cluster x-request-id""".split(),
-)
 
 
 class StatusLines(dict[bytes, tuple[int, bytes, int]]):
@@ -116,7 +110,7 @@ class ResponseParser(Parser):
         items = [*map(header_line, lines)]
         index = dict(reversed(items))
         if len(index) != len(items):
-            items = join_repeated(items, _JOINED)
+            items = join_repeated(items, JOINED_IN_RESPONSES)
             index = dict(reversed(items))
         if self.options.keep_case:
             head: ResponseHead = SpeltResponseHead(status, items, version=version, reason=reason)

@@ -1,0 +1,273 @@
+"""What a decoded list of fields has to be like to be a request, a response or trailers (RFC 9113 8), and what is concluded from it.
+
+`request` and `response` make `KnownRequest` and `KnownResponse`, which connections share for lists that repeat themselves: their `items` and `index` are
+never changed, `head()` makes the independent head of one message. They raise `MalformedError`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.grammar import JOINED_IN_REQUESTS, JOINED_IN_RESPONSES, LENGTH, TOKEN, VALUE, join_repeated
+from meshproxy.codec.h2 import errors
+from meshproxy.codec.h2.errors import MalformedError
+from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
+from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    from meshproxy.codec.h2.settings import Options
+    from meshproxy.codec.hpack.decoder import Fields
+
+_REQUEST_PSEUDO = {b":method": 0, b":scheme": 1, b":authority": 2, b":path": 3, b":protocol": 4}
+_AUTHORITY = re.compile(rb"[!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*").fullmatch
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*").fullmatch
+_STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
+# As `VALUE`: changes what may not be in a path.
+_PATH = bytes(code if code > 32 and code != 127 else code ^ 64 for code in range(256))
+# Fields of a connection, which HTTP/2 has none of (RFC 9113 8.2.2).
+_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_SPECIAL_REQUEST = _CONNECTION | {b"te", b"host", b"content-length", b"cookie"} | frozenset(_REQUEST_PSEUDO) | {b":status"}
+_SPECIAL_RESPONSE = _CONNECTION | {b"content-length", b":status"} | frozenset(_REQUEST_PSEUDO)
+
+_WEB = frozenset((b"http", b"https"))
+NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
+
+# Pairs found valid lately: hardly any head has more than a few that are new.
+_valid: set[Pair] = set()
+_MAX_VALID = 4096
+_MAX_VALID_PAIR = 256  # bytes
+
+
+_SEEN = object()  # in place of what is known of fields that came once: what is concluded when they come again is kept
+
+
+class KnownRequest:
+    """A request's head. `length`: its content-length, or -1; `size`: of its fields, in bytes. `plain` and `plans` belong to the connection manager."""
+
+    __slots__ = ("authority", "index", "items", "kept", "length", "method", "path", "plain", "plans", "protocol", "scheme", "size")
+
+    final = bodied = True
+    version = 20
+
+    def __init__(self, method: bytes, path: bytes, authority: bytes, scheme: bytes, items: list[Pair], index: dict[bytes, bytes], size: int) -> None:
+        self.method = method
+        self.path = path
+        self.authority = authority
+        self.scheme = scheme
+        self.items = items
+        self.index = index
+        self.size = size
+        self.protocol: bytes | None = None
+        self.length = -1
+        self.kept = False
+        self.plain: bool | None = None
+        self.plans: dict[Any, Any] = NO_PLANS
+
+    def head(self) -> RequestHead:
+        """The head for one request. The first time that a head is seen there is only one, and nothing is copied."""
+        if self.kept:
+            head = RequestHead(self.method, self.path, self.authority, self.items.copy(), self.index.copy(), scheme=self.scheme, version=20)
+        else:
+            head = RequestHead(self.method, self.path, self.authority, self.items, self.index, scheme=self.scheme, version=20)
+        head.protocol = self.protocol
+        return head
+
+
+class KnownResponse:
+    """A response's head. `length`: its content-length, or -1; `final`: not informational; `bodied`: its status is not one that has no body."""
+
+    __slots__ = ("bodied", "final", "index", "items", "kept", "length", "size", "status")
+
+    version = 20
+    reason = None
+
+    def __init__(self, status: int, items: list[Pair], index: dict[bytes, bytes], size: int) -> None:
+        self.status = status
+        self.items = items
+        self.index = index
+        self.size = size
+        self.length = -1
+        self.final = status >= 200
+        self.bodied = status not in (204, 304)
+        self.kept = False
+
+    def head(self) -> ResponseHead:
+        """The head for one response; see `KnownRequest.head`."""
+        if self.kept:
+            return ResponseHead(self.status, self.items.copy(), self.index.copy(), version=20)
+        return ResponseHead(self.status, self.items, self.index, version=20)
+
+
+def request(fields: Fields, options: Options) -> KnownRequest:
+    """HOT: a request's head."""
+    items = fields.items
+    pseudo: list[bytes | None] = [None, None, None, None, None]
+    count = 0
+    for name, value in items:
+        place = _REQUEST_PSEUDO.get(name)
+        if place is None:
+            break
+        if pseudo[place] is not None or not value:
+            raise MalformedError
+        pseudo[place] = value
+        count += 1
+    method, scheme, authority, path, protocol = pseudo
+    regular = list(items[count:])
+    _check(regular)
+    index = dict(reversed(regular))
+    length = -1
+    if not _SPECIAL_REQUEST.isdisjoint(index):
+        regular, index, authority, length = _special_request(regular, index, authority)
+    if method is None or (method not in _KNOWN_METHODS and TOKEN(method) is None):
+        raise MalformedError
+    if authority is None or _AUTHORITY(authority) is None:
+        raise MalformedError
+    if method == b"CONNECT" and protocol is None:
+        if scheme is not None or path is not None:
+            raise MalformedError
+        path = b""
+        scheme = b""
+    elif (
+        scheme is None
+        or path is None
+        or path.translate(_PATH) is not path
+        or _SCHEME(scheme) is None
+        or (path[0] != 47 and scheme.lower() in _WEB and not (path == b"*" and method == b"OPTIONS"))
+    ):
+        raise MalformedError
+    if protocol is not None and (method != b"CONNECT" or not options.allow_connect):
+        raise MalformedError
+    if len(index) != len(regular):
+        joined = join_repeated(regular, JOINED_IN_REQUESTS)
+        if len(joined) != len(regular):
+            regular, index = joined, dict(reversed(joined))
+    if options.headers_with_underscores != ALLOW:
+        regular, index = _underscores(regular, index, options)
+    known = KnownRequest(method, path, authority, scheme, regular, index, fields.size)
+    known.length = length
+    known.protocol = protocol
+    _keep(fields, known, options)
+    return known
+
+
+def response(fields: Fields, options: Options) -> KnownResponse:
+    """HOT: a response's head, informational ones too."""
+    items = fields.items
+    if not items or items[0][0] != b":status" or _STATUS(items[0][1]) is None:
+        raise MalformedError
+    regular = list(items[1:])
+    _check(regular)
+    index = dict(reversed(regular))
+    length = -1
+    status = int(items[0][1])
+    if not _SPECIAL_RESPONSE.isdisjoint(index):
+        if not _CONNECTION.isdisjoint(index) or any(name[:1] == b":" for name in index):
+            raise MalformedError
+        length = _length(regular)
+    if status == 101:  # there is no switching of protocols in HTTP/2
+        raise MalformedError
+    if len(index) != len(regular):
+        joined = join_repeated(regular, JOINED_IN_RESPONSES)
+        if len(joined) != len(regular):
+            regular, index = joined, dict(reversed(joined))
+    known = KnownResponse(status, regular, index, fields.size)
+    known.length = length
+    _keep(fields, known, options)
+    return known
+
+
+def trailers(fields: Fields, options: Options) -> list[Pair]:
+    """The pairs of a trailer section."""
+    if fields.over or fields.size - 32 * len(fields.items) > options.max_head_bytes:
+        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+    pairs = list(fields.items)
+    _check(pairs)
+    for name, _ in pairs:
+        if name[:1] == b":" or name in _CONNECTION:
+            raise MalformedError
+    return pairs
+
+
+def _keep(fields: Fields, known: Any, options: Options) -> None:
+    """Remember what was concluded, if the same fields come again and everybody would conclude the same."""
+    if fields.known is None:
+        fields.known = _SEEN
+    elif options.headers_with_underscores == ALLOW:
+        known.kept = True
+        fields.known = known
+
+
+def _check(pairs: list[Pair]) -> None:
+    """Names in lower case, and no control characters."""
+    for pair in pairs:
+        if pair not in _valid:
+            name, value = pair
+            if value.translate(VALUE) is not value or (name not in _names and not _check_name(name)):
+                raise MalformedError
+            if len(name) + len(value) <= _MAX_VALID_PAIR and name not in _UNIQUE:
+                if len(_valid) >= _MAX_VALID:
+                    _valid.clear()
+                _valid.add(pair)
+
+
+def _check_name(name: bytes) -> bool:
+    if name[:1] == b":":
+        return True  # in the wrong place, as the index will tell
+    if TOKEN(name) is None or name != name.lower():
+        return False
+    if len(name) <= 64:
+        if len(_names) >= 512:
+            _names.clear()
+        _names.add(name)
+    return True
+
+
+_names: set[bytes] = set()
+_UNIQUE = frozenset((b"x-request-id", b"traceparent", b"tracestate", b"etag", b"date", b"x-b3-traceid", b"x-b3-spanid", b"b3", b"idempotency-key"))
+_KNOWN_METHODS = frozenset((b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT"))
+
+
+def _special_request(regular: list[Pair], index: dict[bytes, bytes], authority: bytes | None) -> tuple[list[Pair], dict[bytes, bytes], bytes | None, int]:
+    """Fields that mean something to the connection, or come in pieces."""
+    if not _CONNECTION.isdisjoint(index) or any(name[:1] == b":" for name in index):
+        raise MalformedError
+    te = index.get(b"te")
+    if te is not None and te.lower() != b"trailers":
+        raise MalformedError
+    length = _length(regular)
+    host = index.get(b"host")
+    if host is not None:
+        if authority is None:
+            authority = host
+        regular = [pair for pair in regular if pair[0] != b"host"]
+        index = dict(reversed(regular))
+    if b"cookie" in index and len(index) != len(regular):
+        crumbs = [value for name, value in regular if name == b"cookie"]
+        if len(crumbs) > 1:  # RFC 9113 8.2.3; Envoy puts the whole at the end
+            regular = [pair for pair in regular if pair[0] != b"cookie"]
+            regular.append((b"cookie", b"; ".join(crumbs)))
+            index = dict(reversed(regular))
+    return regular, index, authority, length
+
+
+def _length(pairs: list[Pair]) -> int:
+    values = [value for name, value in pairs if name == b"content-length"]
+    if not values:
+        return -1
+    if len(values) > 1 or LENGTH(values[0]) is None or int(values[0]) >= 1 << 63:
+        raise MalformedError
+    return int(values[0])
+
+
+def _underscores(regular: list[Pair], index: dict[bytes, bytes], options: Options) -> tuple[list[Pair], dict[bytes, bytes]]:
+    if not any(b"_" in name for name in index):
+        return regular, index
+    stats = options.stats
+    if options.headers_with_underscores == REJECT_REQUEST:
+        stats.requests_rejected_with_underscores_in_headers.n += 1
+        raise MalformedError(errors.UNDERSCORE, errors.INTERNAL_ERROR)
+    assert options.headers_with_underscores == DROP_HEADER
+    kept = [pair for pair in regular if b"_" not in pair[0]]
+    stats.dropped_headers_with_underscores.n += len(regular) - len(kept)
+    return kept, dict(reversed(kept))

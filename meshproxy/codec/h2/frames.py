@@ -1,0 +1,60 @@
+"""Frames: their types and flags, and how they are written (RFC 9113 4 and 6)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+
+END_STREAM = ACK = 1
+END_HEADERS = 4
+PADDED = 8
+WITH_PRIORITY = 32
+
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(1, 7)
+ENABLE_CONNECT_PROTOCOL = 8
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DEFAULT_WINDOW = 65535
+DEFAULT_FRAME_SIZE = 16384
+MAX_WINDOW = (1 << 31) - 1
+MAX_STREAM_ID = (1 << 31) - 1
+
+# Length in two parts, type, flags, stream.
+_head = Struct(">BHBBI")
+pack_head = _head.pack
+unpack_head = _head.unpack_from
+_setting = Struct(">HI")
+
+SETTINGS_ACK = pack_head(0, 0, SETTINGS, ACK, 0)
+
+
+def encode(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """A frame of fewer than 2**24 bytes."""
+    size = len(payload)
+    return pack_head(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
+
+
+def encode_settings(settings: list[tuple[int, int]]) -> bytes:
+    """SETTINGS, in order."""
+    return encode(SETTINGS, 0, 0, b"".join(_setting.pack(*pair) for pair in settings))
+
+
+def decode_settings(payload: bytes) -> list[tuple[int, int]]:
+    """The settings of a frame whose length is a multiple of six."""
+    return list(_setting.iter_unpack(payload))
+
+
+def encode_window_update(stream_id: int, increment: int) -> bytes:
+    """`increment`: 1 to 2**31-1 bytes."""
+    return pack_head(0, 4, WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big")
+
+
+def encode_reset(stream_id: int, code: int) -> bytes:
+    """RST_STREAM."""
+    return pack_head(0, 4, RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
+
+
+def encode_goaway(last_stream_id: int, code: int) -> bytes:
+    """GOAWAY, without debug data."""
+    return pack_head(0, 8, GOAWAY, 0, 0) + last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big")

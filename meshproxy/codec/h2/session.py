@@ -1,0 +1,800 @@
+"""One HTTP/2 connection, seen from either side: frames in, calls on streams out, and what has to be sent in `out`.
+
+Strict: what RFC 9113 calls an error is one. Errors of the connection leave `feed` as `Http2Error` when the GOAWAY is queued; errors of a stream reset it
+and tell its owner. Splitting the input differently changes neither the calls (data may be cut elsewhere) nor the errors.
+
+Nothing a peer does makes a session use memory without bound: header blocks are limited while they come, data by the windows that were granted, frames that
+only ask for answers by what the peer has taken of them (`Options.max_outbound_*`), and frames that ask for nothing by Envoy's counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from meshproxy.codec.h2 import errors, fields, frames
+from meshproxy.codec.h2.errors import Http2Error, MalformedError
+from meshproxy.codec.h2.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    MAX_STREAM_ID,
+    MAX_WINDOW,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    unpack_head,
+)
+from meshproxy.codec.h2.settings import Options
+from meshproxy.codec.h2.stream import Http2Stream
+from meshproxy.codec.headers import Headers
+from meshproxy.codec.hpack.decoder import Decoder
+from meshproxy.codec.hpack.encoder import Encoder
+from meshproxy.codec.hpack.tables import HpackError
+
+_MAX_RESET = 512  # streams that we reset lately, of which frames may still be under way
+_DEFAULT_STREAMS = 1024  # a client's guess before the server's SETTINGS, as Envoy's
+_SETTING_LIMITS = {
+    frames.ENABLE_PUSH: (0, 1, errors.PROTOCOL_ERROR),
+    frames.INITIAL_WINDOW_SIZE: (0, MAX_WINDOW, errors.FLOW_CONTROL_ERROR),
+    frames.MAX_FRAME_SIZE: (DEFAULT_FRAME_SIZE, (1 << 24) - 1, errors.PROTOCOL_ERROR),
+    frames.ENABLE_CONNECT_PROTOCOL: (0, 1, errors.PROTOCOL_ERROR),
+}
+
+
+class Sink(Protocol):
+    """What a session calls besides its streams."""
+
+    def new_stream(self) -> Http2Stream:
+        """A server's: the peer begins a request."""
+        ...
+
+    def on_output(self) -> None:
+        """Something is to be sent where there was nothing: `take` it soon."""
+        ...
+
+    def on_settings(self) -> None:
+        """The peer's settings have come, or changed."""
+        ...
+
+    def on_goaway(self, last_id: int, code: int) -> None:
+        """The peer takes no more streams; those above `last_id` were told that they were refused."""
+        ...
+
+    def on_ping_ack(self, data: bytes) -> None:
+        """The peer has answered a PING."""
+        ...
+
+
+class Session:
+    """The state of a connection. `sink` and the streams belong to the owner, which writes what `take` returns and calls `feed` with what it reads."""
+
+    __slots__ = (
+        "_block",
+        "_block_flags",
+        "_block_size",
+        "_block_stream",
+        "_consumed",
+        "_control_frames",
+        "_data_end",
+        "_data_left",
+        "_data_stream",
+        "_empty_frames",
+        "_frames",
+        "_greeted",
+        "_next_id",
+        "_opened",
+        "_priorities",
+        "_received",
+        "_reset",
+        "_rest",
+        "_skipped",
+        "_window",
+        "_window_updates",
+        "blocked",
+        "client",
+        "data_frames",
+        "decoder",
+        "encoder",
+        "going_away",
+        "high_watermark",
+        "last_peer_id",
+        "options",
+        "out",
+        "peer_allows_connect",
+        "peer_frame_size",
+        "peer_goaway",
+        "peer_max_streams",
+        "peer_stream_window",
+        "pending_bytes",
+        "send_window",
+        "sink",
+        "stats",
+        "streams",
+        "writable",
+    )
+
+    def __init__(self, sink: Sink, options: Options, *, client: bool) -> None:
+        self.sink = sink
+        self.options = options
+        self.client = client
+        self.stats = options.stats
+        self.pending_bytes = options.stats.pending_send_bytes
+        self.streams: dict[int, Any] = {}
+        self.blocked: dict[int, Http2Stream] = {}  # streams with something queued, in the order in which they are served next
+        self.out: list[bytes] = []
+        self.writable = True  # the transport takes more; see `set_writable`
+        self.high_watermark = options.initial_stream_window_size
+        self.decoder = Decoder(options.hpack_table_size, options.max_head_bytes + 32 * (options.max_headers + 8), options.max_headers)
+        self.encoder = Encoder(min(options.hpack_table_size, 4096))  # until the peer's SETTINGS say more or less
+        # -- what the peer allows
+        self.peer_stream_window = self.send_window = DEFAULT_WINDOW
+        self.peer_frame_size = DEFAULT_FRAME_SIZE
+        self.peer_max_streams = _DEFAULT_STREAMS
+        self.peer_allows_connect = False
+        self.peer_goaway = False
+        # -- what it has sent
+        self.last_peer_id = 0  # the highest stream that it opened
+        self._next_id = 1
+        self._window = DEFAULT_WINDOW  # of the connection, towards us
+        self._received = 0  # bytes that count against it
+        self._consumed = 0  # those of them that may be granted again
+        self._rest = b""
+        self._greeted = 0 if client else len(PREFACE)  # bytes of the preface still to come; -1: SETTINGS have come, too
+        self._data_left = 0  # of a DATA frame whose beginning was handed over
+        self._data_stream = 0
+        self._data_end = False
+        self._block: list[bytes] | None = None  # a header block that goes on in CONTINUATION frames
+        self._block_stream = self._block_flags = self._block_size = 0
+        self._reset: deque[int] | None = None
+        self._skipped: list[range] | None = None  # identifiers that the peer left out: idle then, closed since
+        self.going_away = MAX_STREAM_ID + 1  # streams of the peer above this are not looked at
+        # -- counts against floods
+        self.data_frames = 0
+        self._opened = self._empty_frames = self._priorities = self._window_updates = 0
+        self._control_frames = self._frames = 0  # that wait to be taken by the peer
+
+    # -- output
+
+    def start(self) -> None:
+        """Say hello: the preface (client), SETTINGS, and the connection's window."""
+        options = self.options
+        hello = frames.encode_settings(options.announced(client=self.client))
+        self.emit(PREFACE + hello if self.client else hello)
+        window = options.initial_connection_window_size
+        if window > DEFAULT_WINDOW:
+            self._window = window
+            self.emit(frames.encode_window_update(0, window - DEFAULT_WINDOW))
+
+    def emit(self, frame: bytes) -> None:
+        """HOT: queue a frame, or a part of one."""
+        out = self.out
+        if not out:
+            self.sink.on_output()
+        out.append(frame)
+
+    def take(self) -> bytes:
+        """What is to be written now. Raises Http2Error when the peer lets too much of it pile up."""
+        out = self.out
+        self._frames += len(out)
+        data = b"".join(out)
+        out.clear()
+        if self._frames > self.options.max_outbound_frames and not self.writable:
+            self.stats.outbound_flood.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many frames in the outbound queue", errors.OUTBOUND_FLOOD, flood=True)
+        return data
+
+    def drained(self) -> None:
+        """The transport has nothing left to write."""
+        self._frames = self._control_frames = 0
+
+    def set_writable(self, writable: bool) -> None:
+        """Whether the transport takes more. While it does not, data is kept by its streams."""
+        self.writable = writable
+        if writable:
+            self._frames = self._control_frames = 0
+            if self.blocked:
+                self.pump()
+
+    def emit_long_block(self, stream_id: int, block: bytes, flags: int) -> None:
+        """A header block that needs more than one frame."""
+        size = self.peer_frame_size
+        parts = [block[start : start + size] for start in range(0, len(block), size)]
+        self.emit(frames.encode(HEADERS, flags, stream_id, parts[0]))
+        for part in parts[1:-1]:
+            self.emit(frames.encode(CONTINUATION, 0, stream_id, part))
+        self.emit(frames.encode(CONTINUATION, END_HEADERS, stream_id, parts[-1]))
+
+    def _emit_control(self, frame: bytes) -> None:
+        """A frame that the peer has provoked."""
+        self._control_frames += 1
+        if self._control_frames > self.options.max_outbound_control_frames:
+            self.stats.outbound_control_flood.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many control frames in the outbound queue", errors.OUTBOUND_FLOOD, flood=True)
+        self.emit(frame)
+
+    def pump(self) -> None:
+        """Send what is queued as far as windows and transport allow, a frame of each stream in turn."""
+        blocked = self.blocked
+        touched: list[Http2Stream] = []
+        room = self.high_watermark
+        turns = len(blocked)
+        while turns and self.writable and room > 0:
+            stream_id = next(iter(blocked))
+            stream = blocked.pop(stream_id)
+            before = stream.queued
+            turns -= 1
+            if stream.send_some():
+                turns = len(blocked) + 1
+            if stream.queue is not None:
+                blocked[stream_id] = stream  # to the end of the line
+            room -= before - stream.queued
+            if stream.queued != before:
+                touched.append(stream)
+        for stream in touched:
+            if not stream.remote_closed or not stream.local_closed or stream.queue is not None:
+                stream.unwarn()
+
+    # -- streams
+
+    @property
+    def free(self) -> int:
+        """How many streams a client can still open at once; 0 when it never can again."""
+        if self.peer_goaway or self._next_id > MAX_STREAM_ID:
+            return 0
+        return min(self.peer_max_streams, self.options.max_concurrent_streams) - len(self.streams)
+
+    def open(self, stream: Http2Stream) -> None:
+        """A client's: give `stream` an identifier. Its head goes out next."""
+        stream.id = self._next_id
+        self._next_id += 2
+        self._opened += 1
+        self.streams[stream.id] = stream
+        self.stats.streams_active.n += 1
+
+    def forget(self, stream: Http2Stream) -> None:
+        """Both sides have ended."""
+        if self.streams.pop(stream.id, None) is not None:
+            self.stats.streams_active.n -= 1
+            if stream.unconsumed:
+                self._give_back(stream)
+            stream.on_done()
+
+    def reset_stream(self, stream: Http2Stream, code: int) -> None:
+        """Send RST_STREAM and forget."""
+        self._drop(stream)
+        self._remember_reset(stream.id)
+        self.stats.tx_reset.n += 1
+        self._emit_control(frames.encode_reset(stream.id, code))
+
+    def _drop(self, stream: Http2Stream) -> None:
+        del self.streams[stream.id]
+        self.stats.streams_active.n -= 1
+        stream.local_closed = stream.remote_closed = True
+        stream.drop_queue()
+        if stream.unconsumed:
+            self._give_back(stream)
+
+    def _remember_reset(self, stream_id: int) -> None:
+        if self._reset is None:
+            self._reset = deque(maxlen=_MAX_RESET)
+        self._reset.append(stream_id)
+
+    def _fail_stream(self, stream: Http2Stream, code: int, details: str) -> None:
+        """What came on a stream was wrong."""
+        self.reset_stream(stream, code)
+        stream.on_reset(code, details, False)
+
+    def consumed(self, stream: Http2Stream) -> None:
+        """A paused stream goes on."""
+        if stream.unconsumed:
+            self._give_back(stream)
+            self._grant(stream)
+
+    def _give_back(self, stream: Http2Stream) -> None:
+        self._consumed += stream.unconsumed
+        stream.unconsumed = 0
+        if self._consumed * 2 >= self._window:
+            self._grant_connection()
+
+    def _grant(self, stream: Http2Stream) -> None:
+        if not stream.remote_closed and stream.received * 2 >= self.options.initial_stream_window_size:
+            self.emit(frames.encode_window_update(stream.id, stream.received))
+            stream.received = 0
+
+    def _grant_connection(self) -> None:
+        self.emit(frames.encode_window_update(0, self._consumed))
+        self._received -= self._consumed
+        self._consumed = 0
+
+    # -- the end
+
+    def shutdown_notice(self) -> None:
+        """The first step of a graceful end: no more streams, please; those under way already are still served."""
+        self.emit(frames.encode_goaway(MAX_STREAM_ID, errors.NO_ERROR))
+
+    def goaway(self, code: int = errors.NO_ERROR) -> None:
+        """Say which streams were seen; later ones are not looked at."""
+        self.going_away = self.last_peer_id
+        self.stats.goaway_sent.n += code == errors.NO_ERROR
+        self.emit(frames.encode_goaway(self.last_peer_id, code))
+
+    def ping(self, data: bytes) -> None:
+        """PING with eight bytes."""
+        self.emit(frames.encode(PING, 0, 0, data))
+
+    # -- input
+
+    def feed(self, data: bytes) -> None:
+        """HOT: parse `data`. Raises Http2Error, and must not be called again after that."""
+        try:
+            self._feed(data)
+        except Http2Error as error:
+            if not error.flood:
+                self.emit(frames.encode_goaway(self.last_peer_id, error.code))
+            raise
+
+    def _feed(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        position = 0
+        if self._greeted > 0:
+            position = self._greet(data)
+            if self._greeted > 0:
+                return
+        size = len(data)
+        if self._data_left:
+            position = self._more_data(data, position, size)
+        while size - position >= 9:
+            high, low, kind, flags, stream_id = unpack_head(data, position)
+            length = high << 16 | low
+            start = position + 9
+            end = start + length
+            if length > DEFAULT_FRAME_SIZE:
+                raise Http2Error(errors.FRAME_SIZE_ERROR, "frame too large")
+            if end > size:
+                if kind == DATA and start < size and not flags & PADDED and self._block is None and self._greeted < 0:
+                    self._begin_data(flags, stream_id, length, data[start:])
+                    return
+                break
+            position = end
+            if self._block is not None or self._greeted == 0:
+                self._expected(kind, flags, stream_id, data[start:end])
+            elif kind == DATA:
+                self._data(flags, stream_id, length, data[start:end])
+            elif kind == HEADERS:
+                self._headers(flags, stream_id, data[start:end])
+            else:
+                self._other(kind, flags, stream_id & MAX_STREAM_ID, data[start:end])
+        if position < size:
+            self._rest = data[position:] if position else data
+
+    def _greet(self, data: bytes) -> int:
+        """The client's preface. Returns where frames begin."""
+        got = len(PREFACE) - self._greeted
+        part = data[: self._greeted]
+        if not PREFACE.startswith(part, got):
+            raise Http2Error(errors.PROTOCOL_ERROR, "bad connection preface")
+        self._greeted -= len(part)
+        return len(part)
+
+    def _expected(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """A frame where only one sort can follow: SETTINGS after the preface, CONTINUATION after a header block that has not ended."""
+        if self._block is None:
+            if kind != SETTINGS or flags & ACK:
+                raise Http2Error(errors.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            self._greeted = -1
+            self._other(kind, flags, stream_id, payload)
+            return
+        if kind != CONTINUATION or stream_id & MAX_STREAM_ID != self._block_stream:
+            raise Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
+        self._track_empty(not payload and not self._block_flags & END_STREAM)
+        self._block.append(payload)
+        self._block_size += len(payload)
+        if self._block_size > self.options.max_head_bytes + DEFAULT_FRAME_SIZE:
+            self.stats.header_overflow.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "header block too large", errors.TOO_MANY_HEADERS)
+        if flags & END_HEADERS:
+            block = b"".join(self._block)
+            self._block = None
+            self._fields(self._block_flags, self._block_stream, block)
+
+    def _track_empty(self, empty: bool) -> None:
+        if not empty:
+            self._empty_frames = 0
+            return
+        self._empty_frames += 1
+        if self._empty_frames > self.options.max_consecutive_inbound_frames_with_empty_payload:
+            self.stats.inbound_empty_frames_flood.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many consecutive frames with an empty payload", errors.EMPTY_FRAMES_FLOOD, flood=True)
+
+    # -- DATA
+
+    def _data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
+        """HOT: a whole DATA frame."""
+        received = self._received = self._received + length
+        if received > self._window:
+            raise Http2Error(errors.FLOW_CONTROL_ERROR, "connection window exceeded")
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.remote_closed or not stream.headed:
+            self._stray_data(stream, stream_id & MAX_STREAM_ID, length)
+            return
+        if flags & PADDED:
+            data = _unpadded(data)
+        end = flags & END_STREAM
+        if data:
+            self._empty_frames = 0
+        elif not end:
+            self._track_empty(True)
+        if length:
+            received = stream.received = stream.received + length
+            if received > self.options.initial_stream_window_size:
+                raise Http2Error(errors.FLOW_CONTROL_ERROR, "stream window exceeded")
+        left = stream.left
+        if left >= 0:
+            left = stream.left = left - len(data)
+            if left < 0 or (end and left):
+                self._malformed(stream, errors.MESSAGING)
+                self._consumed += length
+                return
+        if end:
+            stream.remote_closed = True
+            stream.on_data(data, True)
+            if stream.local_closed and stream.queue is None:
+                self.forget(stream)
+        elif data:
+            stream.on_data(data, False)
+        if stream.paused and not stream.remote_closed:
+            stream.unconsumed += length
+            return
+        consumed = self._consumed = self._consumed + length
+        if consumed * 2 >= self._window:
+            self._grant_connection()
+        if stream.received * 2 >= self.options.initial_stream_window_size:
+            self._grant(stream)
+
+    def _begin_data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
+        """A DATA frame of which only a part is here: it is handed over as if it were several frames."""
+        self._data_left = length - len(data)
+        self._data_stream = stream_id
+        self._data_end = bool(flags & END_STREAM)
+        self._data(0, stream_id, len(data), data)
+
+    def _more_data(self, data: bytes, position: int, size: int) -> int:
+        """What comes of a frame that was begun. Returns where it ends."""
+        end = min(size, position + self._data_left)
+        part = data[position:end]
+        self._data_left -= len(part)
+        flags = END_STREAM if self._data_end and not self._data_left else 0
+        if part:
+            self._data(flags, self._data_stream, len(part), part)
+        return end
+
+    def _stray_data(self, stream: Http2Stream | None, stream_id: int, length: int) -> None:
+        self._consumed += length
+        if self._consumed * 2 >= self._window:
+            self._grant_connection()
+        if stream is not None:
+            if not stream.remote_closed:
+                raise Http2Error(errors.PROTOCOL_ERROR, "DATA before HEADERS")
+            self._fail_stream(stream, errors.STREAM_CLOSED, errors.UNKNOWN)
+        elif not self._was_reset(stream_id):
+            self._check_not_idle(stream_id, "DATA")
+            if stream_id <= self.going_away:
+                self._emit_control(frames.encode_reset(stream_id, errors.STREAM_CLOSED))
+
+    # -- HEADERS
+
+    def _headers(self, flags: int, stream_id: int, block: bytes) -> None:
+        """HOT: a HEADERS frame."""
+        if flags & (PADDED | WITH_PRIORITY):
+            block = self._stripped(flags, stream_id, block)
+        if block or flags & END_STREAM:
+            self._empty_frames = 0
+        else:
+            self._track_empty(True)
+        if not stream_id or stream_id > MAX_STREAM_ID:
+            stream_id &= MAX_STREAM_ID
+            if not stream_id:
+                raise Http2Error(errors.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if flags & END_HEADERS:
+            self._fields(flags, stream_id, block)
+        else:
+            self._block = [block]
+            self._block_stream = stream_id
+            self._block_flags = flags
+            self._block_size = len(block)
+
+    def _stripped(self, flags: int, stream_id: int, block: bytes) -> bytes:
+        if flags & PADDED:
+            block = _unpadded(block)
+        if flags & WITH_PRIORITY:
+            if len(block) < 5:
+                raise Http2Error(errors.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            if int.from_bytes(block[:4], "big") & MAX_STREAM_ID == stream_id & MAX_STREAM_ID:
+                raise Http2Error(errors.PROTOCOL_ERROR, "a stream depends on itself")
+            block = block[5:]
+        return block
+
+    def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
+        """HOT: a whole header block."""
+        try:
+            decoded = self.decoder.decode(block)
+        except HpackError as error:
+            raise Http2Error(errors.COMPRESSION_ERROR, str(error)) from error
+        stream = self.streams.get(stream_id)
+        end = flags & END_STREAM
+        if stream is None:
+            stream = self._new_stream(stream_id)
+            if stream is None:
+                return
+            make: Any = fields.request
+            of: type = fields.KnownRequest
+        elif stream.headed:
+            self._trailers(stream, decoded, end)
+            return
+        else:
+            make = fields.response
+            of = fields.KnownResponse
+        try:
+            known = decoded.known
+            if known.__class__ is not of:
+                known = make(decoded, self.options)
+            if decoded.over or decoded.size > self.options.max_head_bytes:
+                self._check_size(decoded)
+            if known.length >= 0 or end:
+                self._expect_body(stream, known, end)
+        except MalformedError as error:
+            self._malformed(stream, error.details, error.code)
+            return
+        if known.final:
+            stream.headed = True
+        if end:
+            stream.remote_closed = True
+            stream.on_head(known, True)
+            if stream.local_closed and stream.queue is None:
+                self.forget(stream)
+        else:
+            stream.on_head(known, False)
+
+    def _check_size(self, decoded: Any) -> None:
+        """Envoy's limit is on names and values alone."""
+        if decoded.over or decoded.size - 32 * len(decoded.items) > self.options.max_head_bytes:
+            raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+
+    def _expect_body(self, stream: Http2Stream, known: Any, end: int) -> None:
+        if not known.final:
+            if end:
+                raise MalformedError(errors.MESSAGING)
+        elif not stream.bodiless and known.length >= 0 and known.bodied:
+            if end and known.length:
+                raise MalformedError(errors.MESSAGING)
+            stream.left = known.length
+
+    def _new_stream(self, stream_id: int) -> Http2Stream | None:
+        """The stream that a head opens; None when it is to be passed over."""
+        if self.client or not stream_id & 1:
+            if not self._was_reset(stream_id):
+                self._check_not_idle(stream_id, "HEADERS")
+                raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
+            return None
+        last = self.last_peer_id
+        if stream_id <= last:
+            if self._was_reset(stream_id):
+                return None
+            if self._skipped is not None and any(stream_id in ids for ids in self._skipped):
+                raise Http2Error(errors.PROTOCOL_ERROR, "stream identifiers must rise")
+            raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
+        if stream_id > self.going_away:
+            return None
+        if stream_id > last + 2:
+            self._skip(last + 2, stream_id)
+        self.last_peer_id = stream_id
+        if len(self.streams) >= self.options.max_concurrent_streams:
+            self.stats.stream_refused_errors.n += 1
+            self.stats.tx_reset.n += 1
+            self._remember_reset(stream_id)
+            self._emit_control(frames.encode_reset(stream_id, errors.REFUSED_STREAM))
+            return None
+        self._opened += 1
+        stream = self.sink.new_stream()
+        stream.id = stream_id
+        self.streams[stream_id] = stream
+        self.stats.streams_active.n += 1
+        return stream
+
+    def _skip(self, first: int, stop: int) -> None:
+        skipped = self._skipped
+        if skipped is None:
+            skipped = self._skipped = []
+        elif len(skipped) >= 64:
+            skipped.pop(0)
+        skipped.append(range(first, stop, 2))
+
+    def _trailers(self, stream: Http2Stream, decoded: Any, end: int) -> None:
+        if stream.remote_closed:
+            self._fail_stream(stream, errors.STREAM_CLOSED, errors.UNKNOWN)
+            return
+        if not self.client:
+            self.stats.trailers.n += 1
+        if not end or stream.left > 0:
+            self._malformed(stream, errors.MESSAGING)
+            return
+        try:
+            pairs = fields.trailers(decoded, self.options)
+        except MalformedError as error:
+            self._malformed(stream, error.details, error.code)
+            return
+        stream.remote_closed = True
+        stream.on_trailers(Headers(pairs))
+        if stream.local_closed and stream.queue is None:
+            self.forget(stream)
+
+    def _malformed(self, stream: Http2Stream, details: str, code: int = errors.PROTOCOL_ERROR) -> None:
+        """A message that is none. As Envoy, it costs the peer the connection, unless it is only too long or options say otherwise."""
+        if code == errors.PROTOCOL_ERROR:
+            self.stats.rx_messaging_error.n += 1
+            if not self.options.stream_error_on_invalid_http_message:
+                error = Http2Error(code, details, details)
+                error.stream = stream
+                raise error
+        elif details == errors.TOO_MANY_HEADERS:
+            self.stats.header_overflow.n += 1
+        self._fail_stream(stream, code, details)
+
+    # -- the other frames
+
+    def _other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if kind == WINDOW_UPDATE:
+            self._window_update(stream_id, payload)
+        elif kind == RST_STREAM:
+            self._rst_stream(stream_id, payload)
+        elif kind == SETTINGS:
+            self._settings(flags, stream_id, payload)
+        elif kind == PING:
+            if stream_id or len(payload) != 8:
+                raise Http2Error(errors.PROTOCOL_ERROR if stream_id else errors.FRAME_SIZE_ERROR, "bad PING")
+            if flags & ACK:
+                self.sink.on_ping_ack(payload)
+            else:
+                self._emit_control(frames.encode(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
+            self._goaway(stream_id, payload)
+        elif kind == PRIORITY:
+            self._priority(stream_id, payload)
+        elif kind in (PUSH_PROMISE, CONTINUATION):
+            raise Http2Error(errors.PROTOCOL_ERROR, "PUSH_PROMISE is not allowed" if kind == PUSH_PROMISE else "CONTINUATION without HEADERS")
+        # Others are extensions, and ignored.
+
+    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise Http2Error(errors.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if len(payload) % 6 or (flags & ACK and payload):
+            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of SETTINGS")
+        if flags & ACK:
+            return
+        for name, value in frames.decode_settings(payload):
+            low, high, code = _SETTING_LIMITS.get(name, (0, 1 << 32, 0))
+            if not low <= value <= high:
+                raise Http2Error(code, f"bad value of setting {name}")
+            if name == frames.INITIAL_WINDOW_SIZE:
+                self._change_windows(value)
+            elif name == frames.HEADER_TABLE_SIZE:
+                self.encoder.set_max_table_size(min(value, self.options.hpack_table_size))
+            elif name == frames.MAX_CONCURRENT_STREAMS:
+                self.peer_max_streams = value
+            elif name == frames.MAX_FRAME_SIZE:
+                self.peer_frame_size = value
+            elif name == frames.ENABLE_CONNECT_PROTOCOL:
+                if self.peer_allows_connect and not value:
+                    raise Http2Error(errors.PROTOCOL_ERROR, "ENABLE_CONNECT_PROTOCOL was taken back")
+                self.peer_allows_connect = bool(value)
+            elif name == frames.ENABLE_PUSH and self.client and value:
+                raise Http2Error(errors.PROTOCOL_ERROR, "a server enables push")
+        self._emit_control(frames.SETTINGS_ACK)
+        self.sink.on_settings()
+
+    def _change_windows(self, window: int) -> None:
+        change = window - self.peer_stream_window
+        self.peer_stream_window = window
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > MAX_WINDOW:
+                raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
+        if change > 0 and self.blocked:
+            self.pump()
+
+    def _window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of WINDOW_UPDATE")
+        self._window_updates += 1
+        allowed = 5 + 2 * (self._opened + self.options.max_inbound_window_update_frames_per_data_frame_sent * self.data_frames)
+        if self._window_updates > allowed:
+            self.stats.inbound_window_update_frames_flood.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames", flood=True)
+        increment = int.from_bytes(payload, "big") & MAX_WINDOW
+        if not increment:
+            raise Http2Error(errors.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+        if not stream_id:
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW:
+                raise Http2Error(errors.FLOW_CONTROL_ERROR, "the connection's window overflows")
+        else:
+            stream = self.streams.get(stream_id)
+            if stream is None:
+                self._check_not_idle(stream_id, "WINDOW_UPDATE")
+                return
+            stream.send_window += increment
+            if stream.send_window > MAX_WINDOW:
+                # Not only an error of the stream: a peer could have us reset any number of them.
+                raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
+        if self.blocked:
+            self.pump()
+
+    def _rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of RST_STREAM")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "RST_STREAM")
+            return
+        self.stats.rx_reset.n += 1
+        code = int.from_bytes(payload, "big")
+        self._drop(stream)
+        stream.on_reset(code, errors.REMOTE_REFUSED if code == errors.REFUSED_STREAM else errors.REMOTE_RESET, True)
+
+    def _goaway(self, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise Http2Error(errors.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise Http2Error(errors.FRAME_SIZE_ERROR, "GOAWAY too short")
+        last_id = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
+        self.peer_goaway = True
+        if self.client:
+            for stream in [stream for stream in self.streams.values() if stream.id > last_id]:
+                self._drop(stream)
+                stream.on_reset(errors.REFUSED_STREAM, errors.REMOTE_REFUSED, True)
+        self.sink.on_goaway(last_id, int.from_bytes(payload[4:8], "big"))
+
+    def _priority(self, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise Http2Error(errors.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of PRIORITY")
+        if int.from_bytes(payload[:4], "big") & MAX_STREAM_ID == stream_id:
+            raise Http2Error(errors.PROTOCOL_ERROR, "a stream depends on itself")
+        self._priorities += 1
+        if self._priorities > self.options.max_inbound_priority_frames_per_stream * (1 + self._opened):
+            self.stats.inbound_priority_frames_flood.n += 1
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many PRIORITY frames", flood=True)
+
+    def _was_reset(self, stream_id: int) -> bool:
+        return self._reset is not None and stream_id in self._reset
+
+    def _check_not_idle(self, stream_id: int, what: str) -> None:
+        """Raise for a stream that was never opened (or, after our GOAWAY, was never looked at)."""
+        if stream_id > self.going_away:
+            return
+        idle = stream_id >= self._next_id if self.client else stream_id > self.last_peer_id
+        if not stream_id or bool(stream_id & 1) is False or idle:
+            raise Http2Error(errors.PROTOCOL_ERROR, f"{what} on an idle stream")
+
+
+def _unpadded(payload: bytes) -> bytes:
+    padding = payload[0] + 1 if payload else 1
+    if padding > len(payload):
+        raise Http2Error(errors.PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[1 : len(payload) - padding + 1]

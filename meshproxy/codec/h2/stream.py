@@ -1,0 +1,251 @@
+"""One request and its response on an HTTP/2 connection: what is sent, queued and received, and both flow-control windows.
+
+Owners subclass `Http2Stream`, so that there is one object a request, and override the `on_*` methods.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.h2 import frames
+from meshproxy.codec.h2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, pack_head
+
+if TYPE_CHECKING:
+    from meshproxy.codec.h2.session import Session
+    from meshproxy.codec.headers import Headers, Pair
+
+
+class Http2Stream:
+    """A stream in the states between `open` and `closed` (RFC 9113 5.1). Made by the owner, put to use by its session.
+
+    Of body data that cannot be sent at once (windows, a slow transport) any amount is queued: `on_writable(False)` says when more than
+    `Session.high_watermark` bytes are, and whoever goes on regardless fills memory.
+    """
+
+    __slots__ = (
+        "_queued_end",
+        "_warned",
+        "bodiless",
+        "headed",
+        "id",
+        "left",
+        "local_closed",
+        "paused",
+        "queue",
+        "queued",
+        "received",
+        "remote_closed",
+        "send_window",
+        "session",
+        "unconsumed",
+    )
+
+    def __init__(self, session: Session, stream_id: int = 0) -> None:
+        """`stream_id`: 0 until a client's session opens it."""
+        self.session = session
+        self.id = stream_id
+        self.local_closed = False  # we have sent END_STREAM, or have queued it, or the stream was reset
+        self.remote_closed = False
+        self.send_window = session.peer_stream_window
+        self.received = 0  # bytes that count against the peer's window
+        self.unconsumed = 0  # those of them that came while paused
+        self.paused = False
+        self.headed = False  # the peer's final head has come
+        self.bodiless = False  # a client's: the response has no body whatever its length says (HEAD)
+        self.left = -1  # of the body, as its content-length has it; -1: unknown
+        self.queued = 0
+        self.queue: deque[bytes] | None = None  # data that could not be sent yet; None: everything was sent
+        self._queued_end: Any = None  # what comes after the queue: True for END_STREAM, or trailers
+        self._warned = False
+
+    # -- the owner's calls
+
+    def send_headers(self, items: Iterable[Pair], end_stream: bool) -> None:
+        """A head, pseudo fields first. Informational ones do not end the stream."""
+        if not self.local_closed:
+            self.send_block(self.session.encoder.encode(items), end_stream)
+
+    def send_block(self, block: bytes, end_stream: bool) -> None:
+        """The same when it is encoded already. The stream must be open."""
+        session = self.session
+        size = len(block)
+        if size <= session.peer_frame_size:
+            session.emit(pack_head(size >> 16, size & 0xFFFF, HEADERS, END_HEADERS | end_stream, self.id) + block)
+        else:
+            session.emit_long_block(self.id, block, END_STREAM if end_stream else 0)
+        if end_stream:
+            self._end()
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """Body: at once as far as possible, the rest when it is."""
+        if self.local_closed:
+            return
+        session = self.session
+        size = len(data)
+        if self.queue is None and size <= self.send_window and size <= session.send_window and session.writable:
+            if size <= session.peer_frame_size:
+                if not size and not end_stream:
+                    return
+                out = session.out
+                if not out:
+                    session.sink.on_output()
+                out.append(pack_head(size >> 16, size & 0xFFFF, DATA, end_stream, self.id))
+                out.append(data)
+                session.data_frames += 1
+            else:
+                self._emit_frames(data, end_stream)
+            self.send_window -= size
+            session.send_window -= size
+            if end_stream:
+                self._end()
+            return
+        if end_stream:
+            self.local_closed = True
+            self._queued_end = True
+        self._enqueue(data)
+
+    def send_trailers(self, items: Iterable[Pair]) -> None:
+        """Trailers, after all data: the message's end. None at all: the end only."""
+        if self.local_closed:
+            return
+        pairs = list(items)
+        if not pairs:
+            self.send_data(b"", True)
+        elif self.queue is None:
+            self.send_headers(pairs, True)
+        else:
+            self.local_closed = True
+            self._queued_end = pairs
+
+    def reset(self, code: int) -> None:
+        """RST_STREAM; what is queued is dropped and nothing more comes. No-op on a stream that is over, or was never opened."""
+        session = self.session
+        if session.streams.get(self.id) is self:
+            self.local_closed = True
+            session.reset_stream(self, code)
+
+    def pause(self) -> None:
+        """Grant the peer nothing more: its window is all that it can still send. Idempotent."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Grant what was withheld. Idempotent."""
+        if self.paused:
+            self.paused = False
+            self.session.consumed(self)
+
+    # -- the session's calls, for owners to override
+
+    def on_head(self, known: Any, end_stream: bool) -> None:
+        """The peer's head; `known`: see `fields.py`. A client's stream hears of informational heads, too."""
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        """Body. Empty only at its end."""
+
+    def on_trailers(self, trailers: Headers) -> None:
+        """The message's end."""
+
+    def on_reset(self, code: int, details: str, remote: bool) -> None:
+        """The stream is over: by the peer (`remote`), or because of what it sent, and then it was told so already. Nothing follows."""
+
+    def on_writable(self, writable: bool) -> None:
+        """False: more than `Session.high_watermark` bytes are queued; True: less than half of it again."""
+
+    def on_done(self) -> None:
+        """Both sides have ended as they should: the session has forgotten the stream. Nothing follows."""
+
+    # -- between stream and session
+
+    def _emit_frames(self, data: bytes, end_stream: bool) -> None:
+        """DATA that needs more than one frame."""
+        session = self.session
+        most = session.peer_frame_size
+        size = len(data)
+        view = memoryview(data)
+        for start in range(0, size, most):
+            part = view[start : start + most]
+            last = end_stream and start + most >= size
+            session.emit(pack_head(len(part) >> 16, len(part) & 0xFFFF, DATA, last, self.id))
+            session.out.append(part)
+            session.data_frames += 1
+
+    def _enqueue(self, data: bytes) -> None:
+        session = self.session
+        queue = self.queue
+        first = queue is None
+        if queue is None:
+            queue = self.queue = deque()
+        if data:
+            queue.append(data)
+            self.queued += len(data)
+            session.pending_bytes.n += len(data)
+        if first:
+            # Others that wait do so for windows of their own, or for what this one cannot do without either.
+            if session.writable:
+                while self.send_some():
+                    pass
+            if self.queue is not None:
+                session.blocked[self.id] = self
+        if self.queued > session.high_watermark and not self._warned:
+            self._warned = True
+            self.on_writable(False)
+
+    def send_some(self) -> bool:
+        """One frame of what is queued; False when there is nothing more, or the stream's window is closed."""
+        queue = self.queue
+        session = self.session
+        if queue:
+            room = min(self.send_window, session.send_window, session.peer_frame_size)
+            if room <= 0:
+                return False
+            data = queue.popleft()
+            while len(data) < room and queue and len(data) + len(queue[0]) <= room:
+                data += queue.popleft()
+            if len(data) > room:
+                queue.appendleft(data[room:])
+                data = data[:room]
+            size = len(data)
+            self.send_window -= size
+            session.send_window -= size
+            self.queued -= size
+            session.pending_bytes.n -= size
+            last = not queue and self._queued_end is True
+            session.data_frames += 1
+            session.emit(frames.encode(DATA, int(last), self.id, data))
+            if queue:
+                return True
+        else:
+            last = False
+        self.queue = None
+        end, self._queued_end = self._queued_end, None
+        if end is True:
+            if not last:
+                session.emit(pack_head(0, 0, DATA, END_STREAM, self.id))
+            self._end()
+        elif end is not None:
+            self.send_block(session.encoder.encode(end), True)
+        return False
+
+    def unwarn(self) -> None:
+        """Tell the owner when enough of the queue has gone out."""
+        if self._warned and self.queued * 2 <= self.session.high_watermark:
+            self._warned = False
+            self.on_writable(True)
+
+    def drop_queue(self) -> None:
+        """The stream is over."""
+        if self.queue is not None:
+            self.session.pending_bytes.n -= self.queued
+            self.queue = self._queued_end = None
+            self.queued = 0
+            self.session.blocked.pop(self.id, None)
+
+    def _end(self) -> None:
+        self.local_closed = True
+        if self.remote_closed:
+            self.session.forget(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} local_closed={self.local_closed} remote_closed={self.remote_closed} queued={self.queued}>"
