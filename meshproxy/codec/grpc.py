@@ -89,8 +89,8 @@ def parse_timeout(value: bytes | None) -> int | None:
     number, unit = _WHOLE.fullmatch(value[:-1]), _UNITS_NS.get(value[-1:])
     if number is None or unit is None:
         return None
-    value = int(number[1] or 0)
-    return None if value > _MAX_TIMEOUT else -(-value * unit // 1_000_000)
+    count = int(number[1] or 0)
+    return None if count > _MAX_TIMEOUT else -(-count * unit // 1_000_000)
 
 
 def format_timeout(milliseconds: int) -> bytes:

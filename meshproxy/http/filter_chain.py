@@ -6,13 +6,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Hook = Callable[..., Any]
+
+
+class _Hold:
+    """The type of HOLD."""
+
+    def __repr__(self) -> str:
+        return "HOLD"
+
+
+# What a filter's hook returns that keeps what it was given: a response's head, until the filter calls `stream.release_headers()`, or a piece of a body.
+HOLD: Any = _Hold()
+
 _NAMES = ("request_headers", "request_data", "request_trailers", "response_headers", "response_data", "response_trailers", "complete")
 
 
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = (*_NAMES, "admission", "plannable", "repeated")
+    __slots__ = (*_NAMES, "admission", "plannable", "repeated", "request_data_after", "response_data_after")
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -34,9 +46,22 @@ class Chain:
             if name.startswith("response"):
                 hooks.reverse()
             setattr(self, name, tuple(hooks))
+        # Where data goes on that the n-th trailers hook gives back: at the data hooks of the filters after it.
+        self.request_data_after = _data_after(filters, "request")
+        self.response_data_after = _data_after(filters[::-1], "response")
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in filters if hasattr(filter_, "request_headers")]
         self.plannable = None not in repeated and not (self.response_headers or self.response_data or self.response_trailers or admission)
         self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
+
+
+def _data_after(filters: tuple[Any, ...], direction: str) -> tuple[int, ...]:
+    positions = []
+    count = 0
+    for filter_ in filters:
+        count += getattr(filter_, f"{direction}_data", None) is not None
+        if getattr(filter_, f"{direction}_trailers", None) is not None:
+            positions.append(count)
+    return tuple(positions)
 
 
 EMPTY = Chain(())

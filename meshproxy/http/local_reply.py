@@ -46,7 +46,7 @@ class LocalReplies:
             stream.response, stream.status = head, status
             finalize(stream)
         content_type = head.get(b"content-type")
-        is_grpc = stream.is_grpc
+        is_grpc = stream.is_grpc if stream.replies_grpc is None else stream.replies_grpc
         if self._mappers or self._format is not None:
             status, body, content_type = self._map(stream, head, body, content_type)
         if is_grpc:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
-from meshproxy.http.filter_chain import EMPTY
+from meshproxy.http.filter_chain import EMPTY, HOLD
 from meshproxy.http.replies import Reply
 from meshproxy.net import tasks
 from meshproxy.observe import flags
@@ -90,7 +90,9 @@ class Stream(StreamInfo):
     idle_timeout: float = 0.0
     upgrading: bool = False  # its upgrade was allowed, and is counted as active
     echoes_request_id: bool = False  # x-envoy-force-trace: the response names the request's id
+    replies_grpc: bool | None = None  # whether local replies are gRPC, where a filter has changed the request's content type; None: `is_grpc` says so
     _locals: dict[Any, Any] | None = None
+    _held: int | None = None  # a filter keeps the response's head: where the walk goes on
 
     def __init__(self, manager: HttpConnectionManager, codec: ServerConnection, head: RequestHead, now: float) -> None:
         self.manager = manager
@@ -166,6 +168,12 @@ class Stream(StreamInfo):
         self._request_hold.limit = max(limit, self._request_hold.limit)
         return await self._buffering.done
 
+    def release_headers(self) -> None:
+        """Let the response's head go on that this filter kept (`HOLD`). What the hook returns from which this is called follows it."""
+        position, self._held = self._held, None
+        assert position is not None, "no head is held"
+        self._response_headers(position, False)
+
     def reply(self, reply: Reply) -> None:
         """Answer by ourselves, at any time before the response has started; later it resets the stream."""
         self.local_reply(reply)
@@ -228,7 +236,8 @@ class Stream(StreamInfo):
         elif not self.response_started or self.tunnel or not self.ended:
             self._request_data(0, data, end_stream)
 
-    def _request_data(self, position: int, data: bytes, end_stream: bool) -> None:
+    def _request_data(self, position: int, data: bytes, end_stream: bool) -> bool:
+        """Walk; whether a filter has stopped it, to wait or to reply."""
         hooks = self.chain.request_data
         count = len(hooks)
         while position < count:
@@ -238,12 +247,14 @@ class Stream(StreamInfo):
                 continue
             if type(result) is bytes:
                 data = result
+            elif result is HOLD:
+                return False
             else:
                 before = data
-                if self._intercept(result, lambda value: self._request_data(position, before if value is None else value, end_stream)):
-                    return
+                return self._intercept(result, lambda value: self._request_data(position, before if value is None else value, end_stream))
         if self.forwarding is not None:
             self.forwarding.data(data, end_stream)
+        return False
 
     def on_trailers(self, trailers: Headers) -> None:
         """Request trailers from the codec: the request's end."""
@@ -255,12 +266,20 @@ class Stream(StreamInfo):
         else:
             self._request_trailers(0, trailers)
 
-    def _request_trailers(self, position: int, trailers: Headers) -> None:
+    def _request_trailers(self, position: int, trailers: Headers, result: Any = None) -> None:
+        """`result`: of the hook before `position`."""
         hooks = self.chain.request_trailers
-        while position < len(hooks):
+        while True:
+            if result and self._request_data(self.chain.request_data_after[position - 1], result, False):
+                if self._request_hold is not None:
+                    self._request_hold.put(_TRAILERS, trailers, True, position)
+                return
+            if position == len(hooks):
+                break
             result = hooks[position](self, trailers)
             position += 1
-            if result is not None and self._intercept(result, lambda _: self._request_trailers(position, trailers)):
+            if result is not None and type(result) is not bytes:
+                self._intercept(result, lambda value: self._request_trailers(position, trailers, value))
                 return
         if self.forwarding is not None:
             self.forwarding.trailers(trailers)
@@ -271,7 +290,7 @@ class Stream(StreamInfo):
 
     # -- waiting
 
-    def _intercept(self, result: Any, resume: Callable[[Any], None]) -> bool:
+    def _intercept(self, result: Any, resume: Callable[[Any], Any]) -> bool:
         """A request hook answered with something: reply, or hold the stream until the awaitable is done. True: the walk stops here."""
         if type(result) is Reply:
             self.local_reply(result)
@@ -282,7 +301,7 @@ class Stream(StreamInfo):
         hold.wait(result, resume)
         return True
 
-    def _intercept_response(self, result: Any, resume: Callable[[Any], None]) -> bool:
+    def _intercept_response(self, result: Any, resume: Callable[[Any], Any]) -> bool:
         if type(result) is Reply:
             self.local_reply(result, replace=True)
             return True
@@ -292,17 +311,17 @@ class Stream(StreamInfo):
         hold.wait(result, resume)
         return True
 
-    def _replay_request(self, kind: int, payload: Any, end_stream: bool) -> None:
+    def _replay_request(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
         if kind == _DATA:
-            self._request_data(0, payload, end_stream)
+            self._request_data(position, payload, end_stream)
         else:
-            self._request_trailers(0, payload)
+            self._request_trailers(position, payload)
 
-    def _replay_response(self, kind: int, payload: Any, end_stream: bool) -> None:
+    def _replay_response(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
         if kind == _DATA:
-            self._response_data(0, payload, end_stream)
+            self._response_data(position, payload, end_stream)
         else:
-            self._response_trailers(0, payload)
+            self._response_trailers(position, payload)
 
     def release_hold(self, hold: _Hold) -> None:
         """A hold has replayed everything: back to plain calls."""
@@ -341,6 +360,9 @@ class Stream(StreamInfo):
         while position < count:
             result = hooks[position](self, end_stream)
             position += 1
+            if result is HOLD:
+                self._held = position
+                return
             if result is not None and self._intercept_response(result, lambda _: self._response_headers(position, end_stream)):
                 return
         assert self.response is not None
@@ -384,21 +406,32 @@ class Stream(StreamInfo):
         else:
             self._encode_data(data, end_stream)
 
-    def _response_data(self, position: int, data: bytes, end_stream: bool) -> None:
+    def _response_data(self, position: int, data: bytes, end_stream: bool) -> bool:
+        """Walk; whether a filter has stopped it, to wait or to reply."""
         hooks = self.chain.response_data
         count = len(hooks)
         while position < count:
             result = hooks[position](self, data, end_stream)
             position += 1
             if result is None:
-                continue
-            if type(result) is bytes:
+                pass
+            elif type(result) is bytes:
                 data = result
+            elif result is HOLD:
+                return False
             else:
                 before = data
-                if self._intercept_response(result, lambda value: self._response_data(position, before if value is None else value, end_stream)):
-                    return
+                return self._intercept_response(result, lambda value: self._response_data(position, before if value is None else value, end_stream))
+            if self._head_waits:
+                self._response_hold.put_back(_DATA, data, end_stream, position)  # type: ignore[union-attr]  # that is what it says
+                return True
         self._encode_data(data, end_stream)
+        return False
+
+    @property
+    def _head_waits(self) -> bool:
+        """Whether a hook has let the head go (`release_headers`) and a later filter holds it up: then what follows it waits too."""
+        return not self.response_started and self._held is None and self._response_hold is not None
 
     def _encode_data(self, data: bytes, end_stream: bool) -> None:
         if self.ended:
@@ -417,16 +450,35 @@ class Stream(StreamInfo):
         else:
             self._response_trailers(0, trailers)
 
-    def _response_trailers(self, position: int, trailers: Headers) -> None:
+    def _response_trailers(self, position: int, trailers: Headers, result: Any = None) -> None:
+        """`result`: of the hook before `position`."""
         hooks = self.chain.response_trailers
-        while position < len(hooks):
+        while True:
+            stopped = self._head_waits
+            if result:
+                after = self.chain.response_data_after[position - 1]
+                if stopped:
+                    self._response_hold.put_back(_DATA, result, False, after)  # type: ignore[union-attr]  # that is what it says
+                else:
+                    stopped = self._response_data(after, result, False)
+            if stopped:
+                if self._response_hold is not None:
+                    self._response_hold.put(_TRAILERS, trailers, True, position)
+                return
+            if position == len(hooks):
+                break
             result = hooks[position](self, trailers)
             position += 1
-            if result is not None and self._intercept_response(result, lambda _: self._response_trailers(position, trailers)):
+            if result is not None and type(result) is not bytes:
+                self._intercept_response(result, lambda value: self._response_trailers(position, trailers, value))
                 return
-        if not self.ended:
+        if self.ended:
+            return
+        if trailers.items:
             self.codec.send_trailers(trailers)
-            self._response_complete()
+        else:
+            self.codec.send_data(b"", True)
+        self._response_complete()
 
     # -- local replies
 
@@ -439,6 +491,9 @@ class Stream(StreamInfo):
             return
         self.flags |= reply.flag
         self.details = reply.details
+        # As in Envoy, the filters do not see a reply in place of a response that is on its way through them.
+        replace = replace or self._held is not None or self._response_hold is not None
+        self._held = None
         self._drop_holds()
         if self.forwarding is not None:
             self.forwarding.abandon()
@@ -458,8 +513,10 @@ class Stream(StreamInfo):
             self.cluster = self.manager.router.cluster_of(self)  # where it would have gone: logs say so
         if replace:
             self._encode_headers(head, not body)
-        else:
-            self.send_headers(head, not body)
+            if body:
+                self._encode_data(body, True)
+            return
+        self.send_headers(head, not body)
         if body and not self.ended:
             self.send_data(body, True)
 
@@ -576,20 +633,20 @@ class _Hold:
 
     __slots__ = ("_buffering", "_paused", "_queue", "_replay", "_task", "limit", "size", "stream")
 
-    def __init__(self, stream: Stream, replay: Callable[[int, Any, bool], None], limit: int) -> None:
+    def __init__(self, stream: Stream, replay: Callable[[int, Any, bool, int], None], limit: int) -> None:
         self.stream = stream
         self._replay = replay
         self.limit = limit
         self.size = 0
-        self._queue: list[tuple[int, Any, bool]] = []
+        self._queue: list[tuple[int, Any, bool, int]] = []  # kind, payload, end of stream, the hook at which it goes on
         self._task: asyncio.Task[None] | None = None
         self._buffering: _Buffering | None = None
         self._paused = False
 
-    def wait(self, awaitable: Awaitable[Any], resume: Callable[[Any], None]) -> None:
+    def wait(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
         self._task = tasks.spawn("http filter", self._run(awaitable, resume))
 
-    async def _run(self, awaitable: Awaitable[Any], resume: Callable[[Any], None]) -> None:
+    async def _run(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
         stream = self.stream
         try:
             result = await awaitable
@@ -613,19 +670,19 @@ class _Hold:
             if not self._queue:
                 stream.release_hold(self)
                 return
-            kind, payload, end_stream = self._queue.pop(0)
+            kind, payload, end_stream, position = self._queue.pop(0)
             if kind == _DATA:
                 self.size -= len(payload)
-            self._replay(kind, payload, end_stream)
+            self._replay(kind, payload, end_stream, position)
 
     def watch(self, buffering: _Buffering) -> None:
         self._buffering = buffering
         self._check()
 
-    def put(self, kind: int, payload: Any, end_stream: bool) -> None:
+    def put(self, kind: int, payload: Any, end_stream: bool, position: int = 0) -> None:
         if kind == _DATA:
             self.size += len(payload)
-        self._queue.append((kind, payload, end_stream))
+        self._queue.append((kind, payload, end_stream, position))
         if self._buffering is not None:
             self._check()
         elif self.size > self.limit and not self._paused:
@@ -634,6 +691,11 @@ class _Hold:
                 self.stream.on_writable(False)
             else:
                 self.stream.pause_request()
+
+    def put_back(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
+        """The same, but before all that has come since."""
+        self.size += len(payload)
+        self._queue.insert(0, (kind, payload, end_stream, position))
 
     def _check(self) -> None:
         buffering = self._buffering

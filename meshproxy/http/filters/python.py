@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import convert, errors
 from meshproxy.api.errors import ConfigError
+from meshproxy.http.filter_chain import HOLD
 from meshproxy.http.replies import Reply
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ ROUTE_TYPE_URLS = (TYPE_URL,)
 HONOURS = {"meshproxy.python.v1.Filter": "module config"}
 
 _NOTHING = type(None)
-# What each hook may return at once; an awaitable may result in the same.
+# What each hook may return at once; an awaitable may result in the same but HOLD.
+_KEPT = type(HOLD)
 _HOOKS = {
     "request_headers": (_NOTHING, Reply),
-    "request_data": (_NOTHING, bytes, Reply),
-    "request_trailers": (_NOTHING, Reply),
-    "response_headers": (_NOTHING, Reply),
-    "response_data": (_NOTHING, bytes, Reply),
-    "response_trailers": (_NOTHING, Reply),
+    "request_data": (_NOTHING, bytes, Reply, _KEPT),
+    "request_trailers": (_NOTHING, bytes, Reply),
+    "response_headers": (_NOTHING, Reply, _KEPT),
+    "response_data": (_NOTHING, bytes, Reply, _KEPT),
+    "response_trailers": (_NOTHING, bytes, Reply),
 }
 
 log = logging.getLogger("meshproxy.filter")
@@ -79,7 +81,7 @@ class PythonFilter:
             result = await awaitable
         except Exception as error:  # noqa: BLE001  # as in _guard
             return self._fail(name, error)
-        return result if type(result) in allowed else self._refuse(name, result)
+        return result if type(result) in allowed and result is not HOLD else self._refuse(name, result)
 
     def _guard_complete(self, hook: Callable[[Any], Any]) -> Callable[[Any], None]:
         def complete(stream: Any) -> None:
