@@ -15,7 +15,6 @@ from meshproxy.record import Record, field
 if TYPE_CHECKING:
     import asyncio
 
-    from meshproxy.net.flusher import Flusher
     from meshproxy.net.timers import Timers
     from meshproxy.observe.stats import Store
     from meshproxy.upstream.cluster_manager import ClusterManager
@@ -51,14 +50,3 @@ class Context(Record):
     random: random.Random = field(default_factory=random.Random)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    made_flusher: Flusher | None = None
-
-    @property
-    def flusher(self) -> Flusher:
-        """The flusher of this loop's HTTP/2 connections; made when the first one asks."""
-        made = self.made_flusher
-        if made is None:
-            from meshproxy.net.flusher import Flusher
-
-            made = self.made_flusher = Flusher(self.loop)
-        return made

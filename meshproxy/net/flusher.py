@@ -6,8 +6,12 @@ output registers here; when everything that was ready has been handled, all are 
 
 from __future__ import annotations
 
-import asyncio
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshproxy.context import Context
 
 
 class Flushable(Protocol):
@@ -38,3 +42,11 @@ class Flusher:
         waiting, self._waiting = self._waiting, []
         for connection in waiting:
             connection.flush()
+
+
+def flusher_of(context: Context) -> Flusher:
+    """The one of a context's loop, made when it is first asked for."""
+    made = context.shared.get(Flusher)
+    if made is None:
+        made = context.shared[Flusher] = Flusher(context.loop)
+    return made

@@ -22,7 +22,8 @@ import re
 from functools import partial
 from typing import Any, Protocol
 
-from meshproxy.codec.h1.grammar import MAX_LENGTH, ProtocolError, parse_header_line, parse_request_line
+from meshproxy.codec.grammar import MAX_LENGTH
+from meshproxy.codec.h1.grammar import ProtocolError, parse_header_line, parse_request_line
 from meshproxy.codec.headers import Headers
 
 MAX_HEAD_BYTES = 60 * 1024  # Envoy's max_request_headers_kb

@@ -168,7 +168,7 @@ class Http2Stream:
             part = view[start : start + most]
             last = end_stream and start + most >= size
             session.emit(pack_head(len(part) >> 16, len(part) & 0xFFFF, DATA, last, self.id))
-            session.out.append(part)
+            session.out.append(part)  # type: ignore[arg-type]  # it is only joined
             session.data_frames += 1
 
     def _enqueue(self, data: bytes) -> None:
