@@ -1,4 +1,4 @@
-"""A downstream HTTP/1.1 connection: the asyncio protocol, the sink of its parser, and the encoder of responses.
+"""A downstream HTTP/1.1 connection: the asyncio protocol, the sink of its parser, and the encoder of responses (`http.exchange.Exchange`).
 
 HTTP/1 carries one request at a time: what a client pipelines waits in the parser. A head that is ready is kept back until the first body bytes or the end
 of the event, so that a small response is one write.
@@ -17,6 +17,7 @@ from meshproxy.codec.h1.parser import DONE, HEAD, UNTIL_CLOSE
 from meshproxy.codec.h1.request import NO_PLANS, KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
+from meshproxy.http.downstream import NEVER, DownstreamConnection
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
@@ -29,88 +30,50 @@ log = logging.getLogger("meshproxy.http")
 
 _CLOSE = (b"connection", b"close")
 _KEEP_ALIVE = (b"connection", b"keep-alive")
-_NEVER = float("inf")
 _MAX_PIPELINED = 1 << 16  # bytes of further requests that are read ahead while one is served
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CONTINUE_10 = b"HTTP/1.0 100 Continue\r\n\r\n"
 
 
-class ServerConnection(asyncio.Protocol):
-    """One downstream connection of an HTTP connection manager. Owns its stream and its parser."""
+class ServerConnection(DownstreamConnection):
+    """One downstream HTTP/1.1 connection. Owns its stream and its parser."""
 
     __slots__ = (
-        "_check_at",
         "_chunked",
-        "_discarding",
         "_draining",
-        "_local",
         "_out",
-        "_paused",
-        "_spoken",
-        "_started",
-        "_timer",
-        "_unsent",
         "additions",
         "changes",
         "closing",
-        "full",
         "head_since",
         "headers_timer",
         "heads",
-        "idle_since",
-        "info",
-        "manager",
         "parser",
         "passed",
         "ready",
-        "requests",
-        "stats",
         "stream",
-        "transport",
     )
 
+    protocol = "HTTP/1.1"
+    queued = 0  # what is sent is the transport's at once
+
     def __init__(self, manager: HttpConnectionManager, info: ConnectionInfo) -> None:
-        self.manager = manager
-        self.info = info
-        self.stats = manager.stats
+        super().__init__(manager, info)
         self.parser = RequestParser(self, manager.parser_options)
         self.heads = self.parser.heads
         self.changes = manager.changes
         self.ready = False  # for a whole request: no stream, nothing buffered, nothing pending
         self.passed: Any = None  # the plan (http.plan) whose head the filters let pass last on this connection
-        self.transport: Any = None
         self.stream: Stream | None = None
-        self.requests = 0
-        self.idle_since = 0.0
         self.head_since = 0.0  # when the head began of which a part is here
         self.headers_timer: asyncio.TimerHandle | None = None
         self._out = b""
         self._chunked = False
         self.closing = False  # close after the present response
         self._draining = False  # responses say that the connection will close; it does when `drain_timeout` is over, or the client closes
-        self._discarding = False  # nothing that still comes is read
-        self._local = False  # it was us who closed
-        self._paused = False
-        self.full = False  # too much waits to be sent
-        self._spoken = False  # something came: only then is it HTTP/1 for the statistics
-        self._started = 0.0
-        self._unsent = 0  # bytes not yet sent when the wait for closing began
-        self._timer: asyncio.TimerHandle | None = None
-        self._check_at = _NEVER  # when the idle timer fires
         self.additions: Any = None
 
     # -- the transport's calls
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        manager = self.manager
-        self._started = self.idle_since = manager.clock()
-        transport.set_write_buffer_limits(manager.buffer_limit)
-        manager.connection_opened(self)
-        if manager.idle_timeout:
-            self._watch(manager.idle_timeout)
-        if manager.max_connection_duration:
-            manager.loop.call_later(manager.max_connection_duration, self._expire)
 
     def data_received(self, data: bytes) -> None:
         if self.ready:
@@ -122,12 +85,9 @@ class ServerConnection(asyncio.Protocol):
                 if plan is not None and plan.generation == self.changes.n and (plan is self.passed or not plan.hooks):
                     plan.start(self)
                     return
-        stats = self.stats
-        if not self._spoken:
-            self._spoken = True
-            stats.downstream_cx_http1_total.n += 1
-            stats.downstream_cx_http1_active.n += 1
-        stats.downstream_cx_rx_bytes_total.n += len(data)
+        if not self.spoken:
+            self._speak()
+        self.stats.downstream_cx_rx_bytes_total.n += len(data)
         if self._discarding:
             return
         if self.stream is not None and self.parser.state == HEAD:
@@ -144,27 +104,17 @@ class ServerConnection(asyncio.Protocol):
         elif self.parser.buffer and len(self.parser.buffer) > _MAX_PIPELINED:
             self.pause_reading()
 
-    def eof_received(self) -> bool:
-        """As Envoy: a client that closes its side has gone, whatever it still waits for, also inside a tunnel."""
-        return False
-
     def connection_lost(self, error: Exception | None) -> None:
-        for timer in (self._timer, self.headers_timer):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self.headers_timer = None
+        if self.headers_timer is not None:
+            self.headers_timer.cancel()
+            self.headers_timer = None
         if self.head_since and self.stream is None and not self._discarding:
-            self.stream = self.manager.broken_stream(self)
+            self.stream = self._broken_stream()
         stream = self.stream
-        local = self._local
-        self._discarding = True
-        if isinstance(error, ConnectionResetError):
-            self.info.detected_close = "RemoteReset"
+        self._lost(error, active=stream is not None)
         if stream is not None:
-            self.stats.downstream_cx_destroy_active_rq.n += 1
-            (self.stats.downstream_cx_destroy_local_active_rq if local else self.stats.downstream_cx_destroy_remote_active_rq).n += 1
             stream.on_reset(flags.DC, "downstream_remote_disconnect")
-        self.manager.connection_closed(self, local)
+        self.manager.connection_closed(self)
         self.info.closed()
         self.parser.sink = None  # type: ignore[assignment]  # else the two, and all that TLS has for them, wait for the garbage collector
 
@@ -186,18 +136,6 @@ class ServerConnection(asyncio.Protocol):
         elif not self._discarding:
             self.resume_reading()
             self.manager.loop.call_soon(self._next_request)
-
-    def pause_reading(self) -> None:
-        """Idempotent."""
-        if not self._paused and not self.transport.is_closing():
-            self._paused = True
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Idempotent."""
-        if self._paused and not self.transport.is_closing():
-            self._paused = False
-            self.transport.resume_reading()
 
     # -- the parser's calls
 
@@ -258,8 +196,6 @@ class ServerConnection(asyncio.Protocol):
             self.closing = True
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
-        if head.version == 10:
-            stream.protocol = "HTTP/1.0"
         if manager.max_requests and self.requests >= manager.max_requests:
             self.stats.downstream_cx_max_requests_reached.n += 1
             self.closing = True
@@ -295,10 +231,6 @@ class ServerConnection(asyncio.Protocol):
             self.headers_timer.cancel()
             self.headers_timer = None
 
-    def _watch_streams(self) -> None:
-        if self.manager.stream_idle_timeout:
-            self._watch(self.manager.stream_idle_timeout)
-
     def on_data(self, data: bytes, end_stream: bool) -> None:
         stream = self.stream
         if stream is not None:
@@ -326,22 +258,21 @@ class ServerConnection(asyncio.Protocol):
         """Encode a final response's head; it goes out with the first data, or with `flush`."""
         request = stream.request
         items = head.items
-        stats = self.stats
         status = head.status
         self._chunked = False
+        if not stream.request_ended:
+            self.stats.downstream_rq_response_before_rq_complete.n += 1
         if stream.tunnel:
             self._out = encode_response_head(status, items)
             return
         if not stream.request_ended:
             # The rest of the request would be read as the next one, or never come: this connection cannot be kept.
-            stats.downstream_rq_response_before_rq_complete.n += 1
-            stats.downstream_rq_rx_reset.n += 1
             self.closing = True
         assert request is not None
         manager = self.manager
         if stream.close_connection:
             self.closing = True
-        elif not self.closing and manager.drain_close(self):
+        elif not self.closing and manager.drain_close():
             self._announce_drain()
         if not end_stream and request.version == 10 and b"content-length" not in head:
             self.closing = True
@@ -428,6 +359,8 @@ class ServerConnection(asyncio.Protocol):
         if self._discarding:
             return
         if self.closing or not stream.request_ended or stream.tunnel:
+            if not stream.request_ended:
+                self.stats.downstream_rq_rx_reset.n += 1
             self._close(delayed=not stream.request_ended or stream.close_connection)
             return
         self.idle_since = stream.end
@@ -474,6 +407,19 @@ class ServerConnection(asyncio.Protocol):
 
     # -- the end
 
+    def _broken_stream(self) -> Stream:
+        """A stream for a request that could not be parsed: only to be answered, counted and logged."""
+        manager = self.manager
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        stream = Stream(manager, self, RequestHead(b"", b""), now)
+        if self.head_since:
+            self.head_complete(stream, now)
+        else:
+            manager.rq_started += 1
+        return stream
+
     def drain(self) -> None:
         """The listener is draining: an idle connection is closed now, a busy one after its response."""
         if self.stream is None and not self.parser.buffer:
@@ -482,52 +428,14 @@ class ServerConnection(asyncio.Protocol):
         else:
             self.closing = True
 
-    def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
-        """Flush and close. `delayed`: the client may still be sending, and would lose our response to a reset if we closed at once (RFC 9112 9.6)."""
-        if self._discarding:
-            return
-        self.info.local_close_reason = reason
-        self.flush()
-        self._discarding = True
-        self.ready = False
-        manager = self.manager
-        if delayed and manager.delayed_close_timeout and not self.transport.is_closing():
-            self.resume_reading()
-            self._close_later()
-        else:
-            self._local = True
-            self.transport.close()
-            if manager.delayed_close_timeout and self.transport.get_write_buffer_size():
-                self._close_later()
-
-    def _close_later(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
-        self._replace_timer(self.manager.loop.call_later(self.manager.delayed_close_timeout, self._delayed_close))
-
-    def _delayed_close(self) -> None:
-        """The end, also of a client that does not take what is still to be sent. One that takes some of it gets the time once more, as from Envoy."""
-        self._timer = None
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            self._close_later()
-            return
-        self._local = True
-        self.info.local_close_reason = "triggered_delayed_close_timeout"
-        self.stats.downstream_cx_delayed_close_timeout.n += 1
-        if unsent:
-            self.transport.abort()
-        else:
-            self.transport.close()
-
     def _protocol_error(self, error: ProtocolError) -> None:
-        manager = self.manager
         log.debug("connection %d: %s", self.info.id, error.details)
         self.stats.downstream_cx_protocol_error.n += 1
         if error.details == "http1.unexpected_underscore":
             self.stats.requests_rejected_with_underscores_in_headers.n += 1
         stream = self.stream
         if stream is None:
-            stream = self.stream = manager.broken_stream(self)
+            stream = self.stream = self._broken_stream()
         self.closing = True
         self.parser.state = UNTIL_CLOSE
         stream.flags |= flags.DPE
@@ -554,18 +462,14 @@ class ServerConnection(asyncio.Protocol):
         if self.stream is not None or self._discarding:
             return
         counter.n += 1
-        stream = self.stream = self.manager.broken_stream(self)
+        stream = self.stream = self._broken_stream()
         self.closing = True
         stream.local_reply(reply)
         self.flush()
 
-    def _expire(self) -> None:
-        """max_connection_duration."""
-        if not self._discarding:
-            self.stats.downstream_cx_max_duration_reached.n += 1
-            if not self.requests:
-                self.info.flags |= flags.DT
-            self._start_drain("max_connection_duration_reached")
+    def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
+        self.ready = False
+        super()._close(delayed=delayed, reason=reason)
 
     def _start_drain(self, reason: str) -> None:
         """The next response is the last; close when none has come for `drain_timeout`. A connection that never had a request closes at once."""
@@ -591,21 +495,6 @@ class ServerConnection(asyncio.Protocol):
 
     # -- idle timeouts: one timer a connection, checked lazily
 
-    def _watch(self, seconds: float) -> None:
-        loop = self.manager.loop
-        self._check_at = self.manager.clock() + seconds
-        self._replace_timer(loop.call_later(seconds, self._check_idle))
-
-    def watch_stream(self, seconds: float) -> None:
-        """The stream has an idle timeout of its own: look again in `seconds` at the latest."""
-        if self._check_at > self.manager.clock() + seconds or self._timer is None:
-            self._watch(seconds)
-
-    def _replace_timer(self, timer: asyncio.TimerHandle) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = timer
-
     def _check_idle(self) -> None:
         self._timer = None
         if self._discarding:
@@ -615,9 +504,9 @@ class ServerConnection(asyncio.Protocol):
         stream = self.stream
         if stream is not None:
             timeout = stream.idle_timeout or manager.stream_idle_timeout
-            left = stream.last_active + timeout - now if timeout else _NEVER
+            left = stream.last_active + timeout - now if timeout else NEVER
             if left <= 0.0005:
-                self._check_at = _NEVER
+                self._check_at = NEVER
                 self.ready = False
                 stream.on_idle()
                 self.flush()
@@ -637,11 +526,11 @@ class ServerConnection(asyncio.Protocol):
                 self._start_drain("on_idle_timeout")
                 return
         else:
-            left = _NEVER
+            left = NEVER
         if manager.idle_timeout:
             left = min(left, manager.idle_timeout)  # the connection may be idle by then, and must not stay so for as long as a stream may
-        if left == _NEVER:
-            self._check_at = _NEVER
+        if left == NEVER:
+            self._check_at = NEVER
             return
         self.ready = False  # the next request sees to the stream's timeout
         self._watch(min(left, manager.idle_timeout) if manager.idle_timeout else left)  # the stream may end before, and the connection be idle from then on

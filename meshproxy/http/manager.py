@@ -15,6 +15,7 @@ from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
+from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
 from meshproxy.http.manager_options import Options
@@ -74,7 +75,6 @@ class HttpConnectionManager:
 
     terminal = True
     reports_close = True
-    protocol = "HTTP/1.1"
 
     def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
         context = self.context = network.context
@@ -132,7 +132,7 @@ class HttpConnectionManager:
             with errors.under("route_config"):
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
-        self.connections: set[ServerConnection] = set()
+        self.connections: set[DownstreamConnection] = set()
         self.planned_responses: dict[KnownResponse, plan.PlannedResponse] = {}  # of all lanes whose routes do not change responses
         self.response_kinds: dict[Any, object] = {}
         self.tallies: dict[Any, plan.Tally] = {}
@@ -231,11 +231,11 @@ class HttpConnectionManager:
 
     # -- connections
 
-    def create_protocol(self, info: ConnectionInfo) -> ServerConnection:
+    def create_protocol(self, info: ConnectionInfo) -> DownstreamConnection:
         """The protocol of a new downstream connection."""
         return self._connection_class(self, info)
 
-    def connection_opened(self, connection: ServerConnection) -> None:
+    def connection_opened(self, connection: DownstreamConnection) -> None:
         """Count it in."""
         self.connections.add(connection)
         stats = self.stats
@@ -245,18 +245,18 @@ class HttpConnectionManager:
             stats.downstream_cx_ssl_total.n += 1
             stats.downstream_cx_ssl_active.n += 1
 
-    def connection_closed(self, connection: ServerConnection, local: bool) -> None:
+    def connection_closed(self, connection: DownstreamConnection) -> None:
         """Count it out."""
         self.connections.discard(connection)
         stats = self.stats
         stats.downstream_cx_active.n -= 1
-        if connection._spoken:
-            stats.downstream_cx_http1_active.n -= 1
+        if connection.spoken:
+            stats.by_protocol[connection.protocol][1].n -= 1
         stats.downstream_cx_destroy.n += 1
-        (stats.downstream_cx_destroy_local if local else stats.downstream_cx_destroy_remote).n += 1
+        (stats.downstream_cx_destroy_local if connection.closed_locally else stats.downstream_cx_destroy_remote).n += 1
         if connection.info.tls is not None:
             stats.downstream_cx_ssl_active.n -= 1
-        stats.downstream_cx_length_ms.record((self.clock() - connection._started) * 1000)
+        stats.downstream_cx_length_ms.record((self.clock() - connection.started) * 1000)
 
     def missed(self, info: ConnectionInfo, *, secure: bool) -> None:
         """Count a connection that has ended before it came here."""
@@ -268,9 +268,9 @@ class HttpConnectionManager:
         (stats.downstream_cx_destroy_remote if info.local_close_reason is None else stats.downstream_cx_destroy_local).n += 1
         stats.downstream_cx_length_ms.record((self.clock() - info.start) * 1000)
 
-    def drain_close(self, connection: ServerConnection) -> bool:
-        """Whether a response on `connection` should say that the connection closes."""
-        drain = self.context.drain
+    def drain_close(self) -> bool:
+        """Whether the connection of a response that is about to be sent should close."""
+        drain = self._drain
         return drain is not None and drain.active and drain.close_now()
 
     def drain_connections(self) -> None:
@@ -327,18 +327,6 @@ class HttpConnectionManager:
         self.date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(wall)).encode()
         self._date = (b"date", self.date)
         self.next_second = now + 1.0 - wall % 1.0
-
-    def broken_stream(self, codec: ServerConnection) -> Stream:
-        """A stream for a request that could not be parsed: only to be answered, counted and logged."""
-        now = self.clock()
-        if now >= self.next_second:
-            self.tick(now)
-        stream = Stream(self, codec, self.options.unknown_request(), now)
-        if codec.head_since:
-            codec.head_complete(stream, now)
-        else:
-            self.rq_started += 1
-        return stream
 
     def admit(self, stream: Stream) -> Reply | None:
         """What a route may say about a stream before its filters run: upgrades, and an idle timeout of its own."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors, registry
 from meshproxy.api.cidr import compile_cidr
 from meshproxy.codec.h1.parser import Options as ParserOptions
-from meshproxy.codec.headers import RequestHead
 from meshproxy.http.paths import KEEP, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions
 from meshproxy.http.request_head import RequestHeadOptions
 
@@ -155,11 +154,6 @@ class Options:
             in_ranges = compile_cidr(config.cidr_ranges)
         pipes = config.unix_sockets
         return lambda address: in_ranges(address) if address.kind == "ip" else pipes
-
-    @staticmethod
-    def unknown_request() -> RequestHead:
-        """The head of a request that could not be parsed: empty, so that logs print `-`."""
-        return RequestHead(b"", b"")
 
 
 def _header_case(h1: Any) -> tuple[str | None, bool]:

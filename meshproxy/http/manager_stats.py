@@ -40,6 +40,10 @@ class ManagerStats:
     """`http.<stat_prefix>.*`: one attribute a statistic. `by_class[status // 100]` are the counters that one response moves."""
 
     downstream_rq_http1_total: Any
+    downstream_cx_http1_total: Any
+    downstream_cx_http1_active: Any
+    downstream_cx_http2_total: Any
+    downstream_cx_http2_active: Any
 
     def __init__(self, store: Store, stat_prefix: str, listener_prefix: str) -> None:
         scope = store.scope(f"http.{stat_prefix}.")
@@ -54,6 +58,11 @@ class ManagerStats:
         codec = store.scope("http1.")
         for name in CODEC_COUNTERS:
             setattr(self, name, codec.counter(name))
+        # Connections: how many there were, and how many there are.
+        self.by_protocol: dict[str, tuple[Any, Any]] = {
+            "HTTP/1.1": (self.downstream_cx_http1_total, self.downstream_cx_http1_active),
+            "HTTP/2": (self.downstream_cx_http2_total, self.downstream_cx_http2_active),
+        }
         classes = [(getattr(self, f"downstream_rq_{digit}xx"), self.downstream_rq_completed) for digit in range(1, 6)]
         if listener_prefix:
             listener = store.scope(f"{listener_prefix}http.{stat_prefix}.")

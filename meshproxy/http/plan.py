@@ -428,6 +428,8 @@ class PlannedStream(Stream):
 
     __slots__ = ()
 
+    protocol = "HTTP/1.1"  # to be asked is no reason to leave the plan
+
     lane: Lane
     plan: Plan | None
     body: bytes

@@ -4,7 +4,7 @@ The request runs through the filters of its route's chain to the router; the res
 is plain calls until a filter returns an awaitable: then only this stream is held (`_Hold`), what arrives meanwhile waits in a queue, and the walk goes on
 where it stopped.
 
-Ownership: the downstream connection (`codec`) owns the stream; the stream owns its `forwarding` (the router's part) and its tasks. `ended` is set once;
+Ownership: the exchange with the downstream (`codec`) owns the stream; the stream owns its `forwarding` (the router's part) and its tasks. `ended` is set once;
 after that nothing may touch the downstream side through this stream.
 """
 
@@ -23,12 +23,13 @@ from meshproxy.observe import flags
 from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
-    from meshproxy.http.connection import ServerConnection
+    from meshproxy.http.exchange import Exchange
     from meshproxy.http.manager import HttpConnectionManager
 
 log = logging.getLogger("meshproxy.http")
 
 _HEADERS, _DATA, _TRAILERS = range(3)
+_PROTOCOLS = {10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}
 UNCHOSEN: Any = object()  # in place of a host
 
 
@@ -85,7 +86,6 @@ class Stream(StreamInfo):
         "upstream_start",
     )
 
-    protocol: str | None = "HTTP/1.1"
     health_check: bool = False
     idle_timeout: float = 0.0
     upgrading: bool = False  # its upgrade was allowed, and is counted as active
@@ -94,7 +94,7 @@ class Stream(StreamInfo):
     _locals: dict[Any, Any] | None = None
     _held: int | None = None  # a filter keeps the response's head: where the walk goes on
 
-    def __init__(self, manager: HttpConnectionManager, codec: ServerConnection, head: RequestHead, now: float) -> None:
+    def __init__(self, manager: HttpConnectionManager, codec: Exchange, head: RequestHead, now: float) -> None:
         self.manager = manager
         self.codec = codec
         self.connection = codec.info
@@ -137,6 +137,13 @@ class Stream(StreamInfo):
     @property
     def start_wall(self) -> float:  # type: ignore[override]  # derived here, plain data for TCP sessions
         return self.start + self.manager.wall_offset
+
+    @property
+    def protocol(self) -> str:  # type: ignore[override]  # derived here, plain data for TCP sessions
+        """The version of HTTP, as logs name it."""
+        request = self.request
+        assert request is not None
+        return _PROTOCOLS[request.version]
 
     @property
     def is_grpc(self) -> bool:
@@ -376,7 +383,7 @@ class Stream(StreamInfo):
         self.manager.finish_response_head(self, head)
         self.codec.send_headers(self, head, end_stream)
         if end_stream:
-            self._response_complete()
+            self.finish()
 
     def send_whole(self, head: ResponseHead, body: bytes) -> None:
         """HOT: a complete response from the router in one piece."""
@@ -439,7 +446,7 @@ class Stream(StreamInfo):
         self.bytes_sent += len(data)
         self.codec.send_data(data, end_stream)
         if end_stream:
-            self._response_complete()
+            self.finish()
 
     def send_trailers(self, trailers: Headers) -> None:
         """Response trailers from the router: the response's end."""
@@ -478,7 +485,7 @@ class Stream(StreamInfo):
             self.codec.send_trailers(trailers)
         else:
             self.codec.send_data(b"", True)
-        self._response_complete()
+        self.finish()
 
     # -- local replies
 
@@ -531,8 +538,6 @@ class Stream(StreamInfo):
             stats = self.manager.stats
             stats.downstream_rq_tx_reset.n += 1
             stats.downstream_rq_rx_reset.n += 1
-            if self.tunnel and not self.request_ended:
-                stats.downstream_rq_response_before_rq_complete.n += 1
             self.codec.reset_stream(self)
             self.finish()
 
@@ -542,11 +547,7 @@ class Stream(StreamInfo):
             return
         self.flags |= flag
         self.details = details
-        stats = self.manager.stats
-        if self.request_ended or self.tunnel or not self.response_started:  # else it was counted with the early response
-            stats.downstream_rq_rx_reset.n += 1
-        if self.tunnel:
-            stats.downstream_rq_response_before_rq_complete.n += 1
+        self.manager.stats.downstream_rq_rx_reset.n += 1
         self.finish()
 
     def on_idle(self) -> None:
@@ -565,13 +566,6 @@ class Stream(StreamInfo):
         """The upstream connection's addresses and TLS (net.connection.ConnectionInfo), or None: made from the connection when somebody asks."""
         connection = self._upstream
         return None if connection is None else connection.info
-
-    def _response_complete(self) -> None:
-        if self.tunnel and not self.request_ended:
-            stats = self.manager.stats
-            stats.downstream_rq_response_before_rq_complete.n += 1
-            stats.downstream_rq_rx_reset.n += 1
-        self.finish()
 
     def finish(self) -> None:
         """The stream is over: release what it holds, count it, log it. Once."""

@@ -56,22 +56,21 @@ class ClosingWatch(asyncio.Protocol):
 
 
 class Counted(ClosingWatch):
-    """Counts what goes over a connection for the listener's log. `stream`: what the log shows of it; `protocol_name`: what is spoken once something comes."""
+    """Counts what goes over a connection for the listener's log. `stream`: what the log shows of it, which is also what is spoken once something came."""
 
-    __slots__ = ("_protocol_name", "_stream")
+    __slots__ = ("_stream",)
 
-    def __init__(self, stream: StreamInfo, protocol: Any, protocol_name: str | None) -> None:
+    def __init__(self, stream: StreamInfo, protocol: Any) -> None:
         super().__init__(stream.connection, protocol)
         self._stream = stream
-        self._protocol_name = protocol_name
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(CountingTransport(transport))
 
     def data_received(self, data: bytes) -> None:
         self._stream.bytes_received += len(data)
-        self._stream.protocol = self._protocol_name
         super().data_received(data)
+        self._stream.protocol = getattr(self._protocol, "protocol", None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stream.bytes_sent = self._transport.written

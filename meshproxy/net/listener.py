@@ -547,7 +547,7 @@ class Listener:
         if self._logs and conn.stream is None:
             stream = conn.stream = StreamInfo()
             stream.connection = conn
-            protocol = Counted(stream, protocol, getattr(chain.terminal, "protocol", None))
+            protocol = Counted(stream, protocol)
         if chain.on_first_data:
             protocol = FirstDataGate(conn, protocol, chain.on_first_data, chain.reports_close)
         elif not chain.reports_close:

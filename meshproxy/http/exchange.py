@@ -1,0 +1,60 @@
+"""The seam between a request (`http.stream.Stream`) and the version of HTTP that it came with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from meshproxy.codec.headers import Headers, ResponseHead
+    from meshproxy.http.stream import Stream
+    from meshproxy.net.connection import ConnectionInfo
+
+
+class Exchange(Protocol):
+    """The downstream side of one request: `stream.codec`.
+
+    An HTTP/1 connection is the exchange of the one request that it serves; an HTTP/2 connection has one for each of its streams. The exchange calls the
+    stream's `begin`, `on_data`, `on_trailers`, `on_reset`, `on_writable` and `on_idle`; the stream calls what follows. The head that `send_headers` and
+    `send_whole` get is the one that logs show: what only this version's wire needs goes onto the wire alone.
+    """
+
+    info: ConnectionInfo  # of the connection
+    transport: Any  # of the connection: only asked about, never written to
+    full: bool  # too much of the response waits to be sent: `on_writable(False)` was called
+    queued: int  # bytes of the response that wait for the client's flow control
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """A 1xx response of the upstream; the exchange knows whether the client may see it."""
+
+    def send_headers(self, stream: Stream, head: ResponseHead, end_stream: bool) -> None:
+        """The response's head, after everything that the connection manager adds. It may be kept back until `send_data`, `send_trailers` or `flush`."""
+
+    def send_whole(self, stream: Stream, head: ResponseHead, body: bytes) -> None:
+        """HOT: head and body of a response that has a content length. The same as `send_headers` and `send_data`."""
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """Part of the response's body; may be empty with `end_stream`."""
+
+    def send_trailers(self, trailers: Headers) -> None:
+        """The response's end."""
+
+    def flush(self) -> None:
+        """Send what was kept back: whoever acts on a stream from a timer or a task calls this at the end."""
+
+    def pause_reading(self) -> None:
+        """Let no more of the request come than is on its way. Idempotent."""
+
+    def resume_reading(self) -> None:
+        """Let the request come. Idempotent."""
+
+    def watch_stream(self, seconds: float) -> None:
+        """The stream's idle timeout is `seconds` (and its `idle_timeout`)."""
+
+    def discard_request(self) -> None:
+        """We answer before the request is complete, and nobody will read the rest."""
+
+    def reset_stream(self, stream: Stream) -> None:
+        """The response cannot be finished, or not be begun: tell the client so. `stream_done` follows."""
+
+    def stream_done(self, stream: Stream) -> None:
+        """The stream has ended, in order or not, and calls nothing any more. Of a request that is not complete the rest is refused."""
