@@ -355,6 +355,7 @@ class Stream(StreamInfo):
     def send_headers(self, head: ResponseHead, end_stream: bool) -> None:
         """The response's head, from the router: through the filters in reverse, then to the codec."""
         self.response = head
+        self.last_active = self.manager.clock()
         hooks = self.chain.response_headers
         if hooks:
             self._response_headers(0, end_stream)
@@ -405,6 +406,7 @@ class Stream(StreamInfo):
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Response body from the router."""
+        self.last_active = self.manager.clock()
         hold = self._response_hold
         if hold is not None:
             hold.put(_DATA, data, end_stream)

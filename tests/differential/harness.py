@@ -51,6 +51,7 @@ from tests.differential.wire import (
     Eof,
     HalfClose,
     Head,
+    Idle,
     Play,
     Request,
     Reset,
@@ -66,7 +67,7 @@ from tests.differential.wire import (
 
 __all__ = [
     "OK", "PROBE_HOST", "Body", "Case", "Close", "Counted", "Data", "Echo", "EchoData", "Ended", "Eof", "Frame", "GoAway", "Got", "HalfClose", "Head",
-    "Headers", "Heard", "Hello", "Open", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Rst", "Settings", "Show", "Signal", "Tls", "Until",
+    "Headers", "Heard", "Hello", "Idle", "Open", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Rst", "Settings", "Show", "Signal", "Tls", "Until",
     "Update", "Wait", "answer", "ask", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "grpc_head", "h2_case",
     "h2_cluster", "hcm", "head", "http", "http2_options", "lines", "listener", "message", "reply", "req", "to", "y",
 ]  # fmt: skip

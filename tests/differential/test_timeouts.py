@@ -10,6 +10,7 @@ from tests.differential.harness import (
     Case,
     Eof,
     Head,
+    Idle,
     Play,
     Request,
     Response,
@@ -75,6 +76,7 @@ CONFIG = bootstrap(
 
 SILENT = [Request(), Eof()]
 STALLED = [Request(), b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart", Eof()]
+DRIBBLE = [Request(), b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", *[step for byte in b"slow" for step in (Idle(0.15), bytes((byte,)))]]
 SLOW_POST = [req("POST", "/", "Content-Length: 10", host="none.test") + b"half", Response("POST")]
 GRPC = ["Content-Type: application/grpc", "TE: trailers"]
 
@@ -106,6 +108,7 @@ CASES = [
     Case("route_idle_half_request", [req("POST", "/", "Content-Length: 10", host="idle.test") + b"half", Response("POST")], [Head(), Eof()], then="closed"),
     Case("route_idle_after_headers", [get(host="idle.test"), Until(b"part")], STALLED, then="closed"),
     silent("stream_idle_timeout", get(host="none.test"), on="stream_idle"),
+    Case("stream_idle_slow_response", get(host="none.test"), DRIBBLE, on="stream_idle"),
     silent("no_filters_at_all", get(host="none.test"), on="no_filters"),
     silent("stream_idle_timeout_grpc", req("POST", "/", *GRPC, host="none.test"), on="stream_idle"),
     Case("stream_idle_half_request", SLOW_POST, [Head(), Eof()], on="stream_idle", then="closed"),

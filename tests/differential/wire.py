@@ -277,6 +277,16 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """Let `seconds` pass: for timeouts that must not fire."""
+
+    seconds: float
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True)
 class Signal:
     """Give a signal to the other scripts of the case."""
 
