@@ -14,7 +14,7 @@ import pytest
 from meshproxy.api.errors import ConfigError
 from meshproxy.net import filter_chain, sockets
 from meshproxy.net.address import Address
-from meshproxy.net.inspect import http_protocol
+from meshproxy.net.inspect import HttpInspector, Inspection, ListenerFilter, ProxyProtocol, http_protocol
 from meshproxy.net.listener import Listener, ListenerRegistry
 from tests.unit.net_help import (
     DOWNSTREAM_TLS,
@@ -386,7 +386,20 @@ def test_http_protocol(data, protocol):
     assert http_protocol(data) == protocol
 
 
-def test_proxy_protocol(filters):
+def sizes_shown(kind: type[ListenerFilter], monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """How many bytes listener filters of a kind have been shown at once, from now on."""
+    sizes = set()
+
+    def on_data(self: Any, conn: Any, data: bytes) -> Any:
+        sizes.add(len(data))
+        return shown(self, conn, data)
+
+    shown = kind.on_data
+    monkeypatch.setattr(kind, "on_data", on_data)
+    return sizes
+
+
+def test_proxy_protocol(filters, monkeypatch):
     async def main():
         made = context()
         rules = [{"tlv_type": 2, "on_tlv_present": {"key": "who"}}, {"tlv_type": 0xE0, "on_tlv_present": {"key": "x", "metadata_namespace": "ns"}}]
@@ -397,12 +410,11 @@ def test_proxy_protocol(filters):
 
         # What follows the header is the connection's, to the byte.
         reader, writer = await connect(listener)
-        for part in (
-            v2(addresses() + tlv(2, b"me") + tlv(0xE0, b"\xff") + tlv(5, b"z"))[:20],
-            v2(addresses() + tlv(2, b"me") + tlv(0xE0, b"\xff") + tlv(5, b"z"))[20:] + b"hel",
-        ):
-            writer.write(part)
-            await asyncio.sleep(0.01)
+        header = v2(addresses() + tlv(2, b"me") + tlv(0xE0, b"\xff") + tlv(5, b"z"))
+        sizes = sizes_shown(ProxyProtocol, monkeypatch)
+        writer.write(header[:20])
+        await until(lambda: 20 in sizes)
+        writer.write(header[20:] + b"hel")
         assert (await reader.readline()).endswith(b"1.2.3.4:1000 5.6.7.8:2000\n")
         writer.write(b"lo")
         assert await reader.readexactly(5) == b"hello"
@@ -482,16 +494,17 @@ def test_filter_disabled(filters):
     run(main)
 
 
-def test_slow_bytes(filters):
+def test_slow_bytes(filters, monkeypatch):
     async def main():
         made = context()
         proto = listener_proto(chain("h", {"application_protocols": ["http/1.1"]}), chain("rest"), listener_filters=[inspector(HTTP_INSPECTOR)])
         listener = await start(made, proto)
         reader, writer = await connect(listener)
-        for byte in b"GET / HTTP/1.1":
+        sizes = sizes_shown(HttpInspector, monkeypatch)
+        for size, byte in enumerate(b"GET / HTTP/1.1", 1):
             writer.write(bytes((byte,)))
-            await asyncio.sleep(0)
-        await until(lambda: value(made, "downstream_pre_cx_active") == 1)
+            await until(lambda size=size: size in sizes)
+        assert value(made, "downstream_pre_cx_active") == 1
         writer.write(b"\r\n")
         assert (await reader.readline()).startswith(b"h ")
         assert await reader.readexactly(16) == b"GET / HTTP/1.1\r\n"
@@ -501,14 +514,15 @@ def test_slow_bytes(filters):
     run(main)
 
 
-def test_slow_bytes_on_a_unix_socket(filters, tmp_path):
+def test_slow_bytes_on_a_unix_socket(filters, tmp_path, monkeypatch):
     async def main():
         path = str(tmp_path / "x.sock")
         listener = await start(context(), listener_proto(chain(), address={"pipe": {"path": path}}, listener_filters=[inspector(HTTP_INSPECTOR)]))
         reader, writer = await connect_to(path)
-        for part in (b"GET /", b" HTTP/1.1", b"\r\n"):
+        sizes = sizes_shown(HttpInspector, monkeypatch)
+        for part, size in ((b"GET /", 5), (b" HTTP/1.1", 14), (b"\r\n", 16)):
             writer.write(part)
-            await asyncio.sleep(0.02)
+            await until(lambda size=size: size in sizes)
         assert b"http/1.1" in await reader.readline()
         writer.close()
         listener.close()
@@ -516,19 +530,22 @@ def test_slow_bytes_on_a_unix_socket(filters, tmp_path):
     run(main)
 
 
-def test_waiting_costs_nothing(filters):
+def test_waiting_costs_nothing(filters, monkeypatch):
     async def main():
+        looks, look = [], Inspection._look
+        monkeypatch.setattr(Inspection, "_look", lambda self: looks.append(self) or look(self))
         listener = await start(context(), listener_proto(chain(), listener_filters=[inspector(HTTP_INSPECTOR)]))
         _, writer = await connect(listener)
         writer.write(b"GET")
         await until(lambda: bool(listener._inspections))
         inspection = next(iter(listener._inspections.values()))
         await until(lambda: inspection._seen == 3)
-        looks = []
-        type(inspection)._look, look = lambda self: looks.append(1) or look(self), type(inspection)._look
-        await asyncio.sleep(0.05)
-        type(inspection)._look = look
-        assert not looks
+        # While another connection comes, is inspected and goes, nobody looks at this one, and no timer is there to do it later.
+        looks.clear()
+        await first_line(listener, b"GET / HTTP/1.1\r\n")
+        assert looks
+        assert inspection not in looks
+        assert inspection._timer is None
         writer.close()
         await until(lambda: not listener._inspections)
         listener.close()
