@@ -1,16 +1,16 @@
-"""One try of a request at one host: what the pool and the upstream connection call."""
+"""One try of a request at one host: what the pool and the exchange on its connection call."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1.encode import encode_request_head
-from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.codec.headers import ResponseHead
 from meshproxy.http import retry
 from meshproxy.upstream import pool as pools
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
+    from meshproxy.codec.headers import Headers, RequestHead
     from meshproxy.http.stream import Stream
     from meshproxy.http.tries import Tries
     from meshproxy.upstream.host import Host
@@ -20,9 +20,9 @@ _SERVICE_TIMES = [(b"x-envoy-upstream-service-time", b"%d" % milliseconds) for m
 
 
 class Attempt:
-    """One try at one host: what the pool and the connection call."""
+    """One try at one host: what the pool and its exchange call."""
 
-    __slots__ = ("_idle_timer", "_per_try_timer", "abandoned", "connection", "host", "owner", "pool", "responded", "retried", "sent", "sent_all", "stream")
+    __slots__ = ("_idle_timer", "_per_try_timer", "abandoned", "exchange", "host", "owner", "pool", "responded", "retried", "sent", "sent_all", "stream")
 
     def __init__(self, owner: Tries, stream: Stream) -> None:
         self.owner: Any = owner  # the Forwarding that this is a try of; None once the stream is over
@@ -30,8 +30,8 @@ class Attempt:
         self._reset_state()
 
     def _reset_state(self) -> None:
-        self.connection: Any = None
-        self.pool: Pool | None = None
+        self.exchange: Any = None  # upstream.pool.Exchange, while there is one
+        self.pool: Pool[Any] | None = None
         self.host: Host | None = None
         self.sent = 0  # chunks of owner.body that went out
         self.sent_all = False
@@ -44,83 +44,74 @@ class Attempt:
     # -- to the upstream
 
     def try_host(self, host: Host) -> None:
-        """Get a connection to `host` and send what there is of the request."""
+        """Get an exchange with `host` and send what there is of the request."""
         self.host = self.stream.host = host
         owner = self.owner
         pool = owner.pool_for(host)
         self.pool = pool
-        connection = pool.acquire(self)
-        if connection is not None:
-            self.on_connected(connection)
+        exchange = pool.acquire(self)
+        if exchange is not None:
+            self.on_connected(exchange)
 
-    def on_connected(self, connection: Any) -> None:
-        """HOT: the pool has a connection for us."""
-        self.connection = connection
+    def on_connected(self, exchange: Any) -> None:
+        """HOT: the pool has an exchange for us."""
+        self.exchange = exchange
         owner = self.owner
         stream = self.stream
-        stream._upstream = connection
+        stream._upstream = exchange
         head = stream.request
         assert head is not None
-        parser = connection.parser
-        parser.method = head.method
-        parser.tunnel = owner.tunnel
         if owner.terminates:
             owner.on_raw_connection(self)
             return
         if owner.careful:
             owner.before_sending(self, head)
-        if owner.plain:
-            # The head is all there is, and goes as it is.
+        if owner.bodiless:
             self.sent_all = True
-            out = encode_request_head(head.method, head.path, head.authority, head.items)
             now = stream.upstream_sent = stream.last_active if not owner.is_retry and not owner.waited else owner.router.clock()
         else:
-            out = self._first_bytes(head)
             now = owner.router.clock()
-            if self.sent_all:
+            if owner.ended:
+                self.sent_all = True
                 stream.upstream_sent = now
         if not stream.upstream_start:
             stream.upstream_start = now
         if owner.per_try_timeout and owner.ended:
             self.start_per_try_timer()
-        size = len(out)
-        stream.upstream_bytes_sent += size
-        connection.stats.upstream_cx_tx_bytes_total.n += size
-        connection.transport.write(out)
+        if owner.bodiless:
+            exchange.send_whole(head)
+        else:
+            self._send_head(head)
 
-    def _first_bytes(self, head: RequestHead) -> bytes:
+    def _send_head(self, head: RequestHead) -> None:
         """The head, and as much of the body as is here."""
         owner = self.owner
-        out = owner.encode_head(head)
-        body = owner.body
-        if body and not (owner.tunnel and not self.stream.tunnel):
-            out += b"".join(owner.framed(chunk) for chunk in body)
+        body = owner.body if not owner.tunnel or self.stream.tunnel else ()
+        if body:
             self.sent = len(body)
             if not owner.keeps_body:
                 owner.body = []
                 self.sent = 0
-        if owner.ended:
-            out += owner.trailer_bytes
-            self.sent_all = True
         if owner.paused_for_connection:
             owner.paused_for_connection = False
             self.stream.resume_request()
-        return out
+        self.exchange.send_head(head, body, ended=owner.ended, trailers=owner.request_trailers, upgrade=self.stream.upgrade)
 
     def send(self, data: bytes, last: bool) -> None:
-        """More of the body, framed."""
+        """More of the body."""
         if last:
-            self.sent_all = True
-            self.stream.upstream_sent = self.owner.router.clock()
-        self._write(data)
+            self._sent_all()
+        if data or last:
+            self.exchange.send_data(data, last)
 
-    def _write(self, data: bytes) -> None:
-        connection = self.connection
-        size = len(data)
-        if size:
-            self.stream.upstream_bytes_sent += size
-            connection.stats.upstream_cx_tx_bytes_total.n += size
-            connection.transport.write(data)
+    def send_trailers(self, trailers: Headers) -> None:
+        """The request's end."""
+        self._sent_all()
+        self.exchange.send_trailers(trailers)
+
+    def _sent_all(self) -> None:
+        self.sent_all = True
+        self.stream.upstream_sent = self.owner.router.clock()
 
     def start_per_try_timer(self) -> None:
         """The per-try timeout runs from the time that both the request is complete and the connection is there."""
@@ -149,7 +140,7 @@ class Attempt:
 
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
         """No connection: refused by a circuit breaker, or it could not be made."""
-        self.connection = None
+        self.exchange = None
         if self.owner is None:
             return
         if failure:
@@ -183,23 +174,18 @@ class Attempt:
         stream = self.stream
         status = known.status
         head = ResponseHead(status, known.items.copy(), known.index.copy(), reason=known.reason)
-        connection = self.connection
+        exchange = self.exchange
         may_retry = owner.retries and (owner.retry is not None or status >= owner.route.retry.from_status or not retry.RESPONSE_HEADERS.isdisjoint(known.index))
-        if may_retry or not self.sent_all or not owner.plain or owner.attempts is not None:
+        if may_retry or not self.sent_all or not owner.bodiless or owner.attempts is not None:
             self.on_response_headers(head, not body)
             if body and not self.abandoned:
                 self.on_response_data(body, True)
             return
         router = owner.router
         now = router.clock()
-        # The connection is free as soon as its parser is done.
-        self.connection = None
-        connection.request = None
-        connection.idle_since = now
-        pool = connection.pool
-        pool.limits.rq -= 1
-        host = pool.host
-        host.rq_active -= 1
+        host = exchange.host
+        self.exchange = None
+        exchange.let_go()
         self.responded = owner.done = True
         if self._per_try_timer is not None:
             self._per_try_timer.cancel()
@@ -282,15 +268,15 @@ class Attempt:
         owner.on_attempt_trailers(self, trailers)
 
     def on_upstream_reset(self, reason: str, details: str) -> None:
-        """The connection broke under us."""
-        self.connection = None
+        """The exchange broke under us."""
+        self.exchange = None
         if self.owner is not None:
             self.owner.on_attempt_failed(self, reason, details)
         self.stream.codec.flush()
 
     def on_upstream_done_early(self) -> None:
-        """The response is complete and the connection gone although we had not sent everything."""
-        self.connection = None
+        """The response is complete and the exchange over although we had not sent everything."""
+        self.exchange = None
 
     def on_read_end(self) -> None:
         """A head whose body is still to come does not wait for it."""
@@ -309,16 +295,14 @@ class Attempt:
             self.stream.pause_request()
 
     def _let_go(self) -> None:
-        """Everything was sent and received: the connection may serve others. It returns itself to its pool once its parser is done."""
-        connection = self.connection
-        if connection is not None:
-            self.connection = None
-            connection.request = None
-            connection.idle_since = self.owner.router.clock()
-            connection.pool.detach(connection)
+        """Everything was sent and received."""
+        exchange = self.exchange
+        if exchange is not None:
+            self.exchange = None
+            exchange.let_go()
 
     def cancel(self) -> None:
-        """Give this try up: leave the queue, or break the connection, which cannot be used for anything else now."""
+        """Give this try up: leave the queue, or break the exchange off."""
         if self.abandoned:
             return
         self.abandoned = True
@@ -326,9 +310,9 @@ class Attempt:
             if timer is not None:
                 timer.cancel()
         self._per_try_timer = self._idle_timer = None
-        connection = self.connection
-        if connection is not None:
-            self.connection = None
-            connection.abort()
+        exchange = self.exchange
+        if exchange is not None:
+            self.exchange = None
+            exchange.abort()
         elif self.pool is not None and not self.responded:
             self.pool.cancel(self)

@@ -1,4 +1,4 @@
-"""A request on its way upstream, and its response back: what goes where, in which framing, and what is held back.
+"""A request on its way upstream, and its response back: what goes where, and what is held back.
 
 `Forwarding` is at the same time the first try at a host, so that a request that is not retried needs no second object.
 """
@@ -8,9 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.grpc import http_of_status, status_of
-from meshproxy.codec.h1 import header_case
-from meshproxy.codec.h1.encode import CHUNKED, LAST_CHUNK, NO_LENGTH, encode_chunk, encode_request_head, encode_spelt_request_head, encode_trailers
-from meshproxy.codec.h1.parser import UNTIL_CLOSE
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
 from meshproxy.http.route import NO_LIMIT
@@ -18,7 +15,6 @@ from meshproxy.http.route_rewrite import update_authority
 from meshproxy.http.tries import Tries
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
-from meshproxy.upstream.pool import Pool
 
 if TYPE_CHECKING:
     from meshproxy.http.attempt import Attempt
@@ -27,9 +23,7 @@ if TYPE_CHECKING:
     from meshproxy.http.stream import Stream
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.host import Host
-
-# A request with one of these methods has no body unless it says so (RFC 9110 9.3).
-_BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
+    from meshproxy.upstream.pool import Pool
 
 _NOTHING: list[bytes] = []  # the body of requests without one; never appended to
 
@@ -39,16 +33,15 @@ class Forwarding(Tries):
 
     __slots__ = (
         "_duration_timer",
+        "bodiless",
         "body",
         "body_size",
         "careful",
-        "chunked",
         "keeps_body",
         "paused_for_connection",
         "per_try_timeout",
-        "plain",
+        "request_trailers",
         "terminates",
-        "trailer_bytes",
         "tunnel",
         "waited",
         "winner",
@@ -58,7 +51,7 @@ class Forwarding(Tries):
         # All in one place, for every request comes here: first what every attempt has.
         self.owner = self
         self.stream = stream
-        self.connection = self.pool = self.host = None
+        self.exchange = self.pool = self.host = None
         self.sent = 0
         self.sent_all = self.responded = self.retried = self.abandoned = False
         self._per_try_timer = self._idle_timer = None
@@ -72,17 +65,17 @@ class Forwarding(Tries):
         self.mirrors = None
         self.body: list[bytes] = _NOTHING
         self.body_size = 0
-        self.plain = False  # no body, no tunnel, nothing that rewrites the head on its way out
+        self.bodiless = False  # the request ended with its head
         # Something that few routes ask for is due before a try is sent: `before_sending`.
         self.careful = route.careful or cluster.max_stream_duration > 0 or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
-        self.keeps_body = self.chunked = self.tunnel = self.terminates = self.is_retry = self.paused_for_connection = self.informed = False
+        self.keeps_body = self.tunnel = self.terminates = self.is_retry = self.paused_for_connection = self.informed = False
         self.ended = False
         self.done = False
         self.winner: Attempt | None = None  # the attempt whose response is passed on
         self.attempts = None
         self.pending_retries = 0
-        self.trailer_bytes = b""
+        self.request_trailers: Headers | None = None
         self._queue = None
         self._retry_timer = None
         self._duration_timer: Any = None
@@ -99,12 +92,12 @@ class Forwarding(Tries):
             self._per_try_timer = router.context.loop.call_later(left, self._per_try_timed_out)
         self.retries = self.keeps_body = self.route.retry is not None
         self.ended = self.sent_all = True
-        self.plain = not body
+        self.bodiless = not body
         if body and self.keeps_body:
             self.body = [body]
             self.body_size = len(body)
             self.sent = 1
-        self.connection = connection
+        self.exchange = connection
         self.pool = connection.pool
         self.host = connection.host
         self._queue = queue
@@ -115,27 +108,11 @@ class Forwarding(Tries):
 
     # -- the request
 
-    def pool_for(self, host: Host) -> Pool:
-        """The pool of `host` for this route's priority."""
-        cluster = self.cluster
-        pools_of_host: dict[Any, Pool] | None
-        key: Any = self.route.priority
-        if self.terminates:
-            pools_of_host = host.pools = host.pools if host.pools is not None else {}
-            key = (key, "tcp")
-            pool = pools_of_host.get(key)
-            if pool is None:
-                pool = pools_of_host[key] = Pool(cluster, host, self.route.priority, self.router.context, raw=True)
-            return pool
-        if cluster.auto_sni:
-            key = (key, cluster.server_name_for(self.stream))
-        pools_of_host = host.pools
-        if pools_of_host is None:
-            pools_of_host = host.pools = {}
-        pool = pools_of_host.get(key)
-        if pool is None:
-            pool = pools_of_host[key] = Pool(cluster, host, self.route.priority, self.router.context, None if key.__class__ is int else key[1])
-        return pool
+    def pool_for(self, host: Host) -> Pool[Any]:
+        """The pool of `host` for this request."""
+        head = self.stream.request
+        assert head is not None
+        return self.cluster.pool_for(host, self.route.priority, head, raw=self.terminates)
 
     def begin(self, host: Host, end_stream: bool) -> None:
         """HOT: send the head; `end_stream`: that is all."""
@@ -149,9 +126,7 @@ class Forwarding(Tries):
                 queue = self._queue = self.router.timeout_queue(self.timeout)
                 queue.start(stream, stream.last_active)
         elif end_stream:
-            self.ended = True
-            head = stream.request
-            self.plain = cluster.header_case is None and head.case is None and (head.method in _BODILESS or b"content-length" in head)  # type: ignore[union-attr,operator]
+            self.ended = self.bodiless = True
             timeout = self.timeout
             if timeout:
                 queue = self._queue = self.router._timeouts.get(timeout) or self.router.timeout_queue(timeout)
@@ -161,17 +136,15 @@ class Forwarding(Tries):
                     queue.started[stream] = stream.request_end
             if self.mirrors is not None:
                 self.mirrors.finish()
-        elif b"content-length" not in stream.request:  # type: ignore[operator]
-            self.chunked = True
         pools_of_host = host.pools
-        pool = None if pools_of_host is None or cluster.auto_sni or self.terminates else pools_of_host.get(self.route.priority)
+        pool = pools_of_host.get(self.route.priority) if pools_of_host is not None and cluster.one_pool and not self.terminates else None
         if pool is None:
             pool = self.pool_for(host)
         self.host = host
         self.pool = pool
-        connection = pool.acquire(self)
-        if connection is not None:
-            self.on_connected(connection)
+        exchange = pool.acquire(self)
+        if exchange is not None:
+            self.on_connected(exchange)
         else:
             self.waited = True
 
@@ -207,27 +180,6 @@ class Forwarding(Tries):
         )
         stream.codec.flush()
 
-    def encode_head(self, head: RequestHead) -> bytes:
-        """The head for HTTP/1.1."""
-        items = head.items
-        path = head.path
-        if self.chunked:
-            items = [*items, CHUNKED]
-        elif self.ended and head.method not in _BODILESS and not self.body and b"content-length" not in head:
-            items = [*items, NO_LENGTH]
-        cluster = self.cluster
-        if self.tunnel and head.method == b"CONNECT":
-            path = head.authority
-        style = cluster.header_case
-        if style is None and head.case is None:
-            return encode_request_head(head.method, path, head.authority, items)
-        items = [(b"host", head.authority), *items]
-        return encode_spelt_request_head(head.method, path, header_case.spell(items, head.case, style))
-
-    def framed(self, data: bytes) -> bytes:
-        """Body data as it goes on the wire."""
-        return encode_chunk(data) if self.chunked and data else data
-
     def data(self, data: bytes, end_stream: bool) -> None:
         """More of the request body."""
         if self.done:
@@ -238,16 +190,13 @@ class Forwarding(Tries):
             return
         if end_stream:
             self.ended = True
-            if self.chunked:
-                self.trailer_bytes = LAST_CHUNK
         attempt = self.winner or (self.attempts[-1] if self.attempts else self)
-        connected = attempt.connection is not None
+        connected = attempt.exchange is not None
         if self.keeps_body or not connected:
             self._keep(data)
         if connected:
             attempt.sent = len(self.body)
-            if data or end_stream:
-                attempt.send(self.framed(data) + self.trailer_bytes if end_stream else self.framed(data), end_stream)
+            attempt.send(data, end_stream)
         if end_stream:
             self._request_complete()
 
@@ -256,11 +205,10 @@ class Forwarding(Tries):
         if self.done:
             return
         self.ended = True
-        if self.chunked:
-            self.trailer_bytes = encode_trailers(trailers.items if self.cluster.h1_options.trailers else [])
+        self.request_trailers = trailers
         attempt = self.winner or (self.attempts[-1] if self.attempts else self)
-        if attempt.connection is not None:
-            attempt.send(self.trailer_bytes, True)
+        if attempt.exchange is not None:
+            attempt.send_trailers(trailers)
         self._request_complete()
 
     def _keep(self, data: bytes) -> None:
@@ -288,7 +236,7 @@ class Forwarding(Tries):
                 )
                 return
             attempt = self.attempts[-1] if self.attempts else self
-            if attempt.connection is not None:
+            if attempt.exchange is not None:
                 self.body = []
                 return
         if not self.paused_for_connection:
@@ -303,7 +251,7 @@ class Forwarding(Tries):
             queue.start(self.stream, self.stream.request_end)
         if self.per_try_timeout:
             for attempt in self.attempts or (self,):
-                if attempt.connection is not None and not attempt.responded:
+                if attempt.exchange is not None and not attempt.responded:
                     attempt.start_per_try_timer()
         if self.mirrors is not None:
             self.mirrors.finish(self.body)
@@ -326,13 +274,12 @@ class Forwarding(Tries):
         stream.tunnel = True
         self._stop_timeout()
         self.on_attempt_headers(attempt, head, False)
-        if self.body and attempt.connection is not None:
+        if self.body and attempt.exchange is not None:
             body, self.body = self.body, []
             attempt.send(b"".join(body), False)
 
     def on_raw_connection(self, attempt: Attempt) -> None:
         """A CONNECT that ends here: the connection itself is the answer, and carries the tunnel's bytes as they are."""
-        attempt.connection.parser.state = UNTIL_CLOSE
         attempt.responded = True
         stream = self.stream
         stream.upstream_start = stream.upstream_sent = self.router.clock()
@@ -387,7 +334,7 @@ class Forwarding(Tries):
         if end_stream:
             self.complete(attempt)
         stream.send_headers(head, end_stream)
-        if stream.tunnel and self.body and not self.done and attempt.connection is not None and status != 101:
+        if stream.tunnel and self.body and not self.done and attempt.exchange is not None and status != 101:
             body, self.body = self.body, []
             attempt.send(b"".join(body), False)
 
@@ -440,15 +387,20 @@ class Forwarding(Tries):
     def downstream_writable(self, writable: bool) -> None:
         """The downstream's write buffer crossed its watermark: hold the upstream back."""
         attempt = self.winner
-        if attempt is None or attempt.connection is None:
+        exchange = None if attempt is None else attempt.exchange
+        if exchange is None or exchange.closed:
             return
-        transport = attempt.connection.transport
         stats = self.cluster.stats
-        if transport.is_closing():
-            return
         if writable:
             stats.upstream_flow_control_resumed_reading_total.n += 1
-            transport.resume_reading()
+            exchange.resume_reading()
         else:
             stats.upstream_flow_control_paused_reading_total.n += 1
-            transport.pause_reading()
+            exchange.pause_reading()
+
+
+def _grpc_status(headers: Headers) -> int | None:
+    value = headers.get(b"grpc-status")
+    if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
+        return None
+    return int(value)

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1.encode import LAST_CHUNK, encode_chunk, encode_request_head
 from meshproxy.codec.h1.response import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.net.interfaces import machine_address
-from meshproxy.upstream.pool import Pool
 
 if TYPE_CHECKING:
     from meshproxy.http.router import Router
     from meshproxy.http.routes import Route
     from meshproxy.http.stream import Stream
     from meshproxy.upstream.cluster import Cluster
+    from meshproxy.upstream.pool import Exchange, Pool
 
-_CHUNKED = (b"transfer-encoding", b"chunked")
-_NO_LENGTH = (b"content-length", b"0")
 _DEFAULT_TIMEOUT = 15.0
 
 
@@ -74,12 +71,8 @@ class Mirrors:
             if host is None:
                 cluster.stats.upstream_cx_none_healthy.n += 1
                 continue
-            if host.pools is None:
-                host.pools = {}
-            pool = host.pools.get(0)
-            if pool is None:
-                pool = host.pools[0] = Pool(cluster, host, 0, self._router.context)
-            _Copy(cluster, head, b"".join(body), self._router, self._route.timeout or _DEFAULT_TIMEOUT).send(pool)
+            copy = _Copy(cluster, head, b"".join(body), self._router, self._route.timeout or _DEFAULT_TIMEOUT)
+            copy.send(cluster.pool_for(host, 0, head))
 
     def cancel(self) -> None:
         """The request will not be complete, or its body is too large to keep."""
@@ -89,48 +82,33 @@ class Mirrors:
 class _Copy:
     """One copy on its way: the request's side of the pool's contract, discarding what comes back."""
 
-    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "connection", "started", "stream")
+    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "exchange", "started", "stream", "upstream_bytes_received", "upstream_bytes_sent")
 
     def __init__(self, cluster: Cluster, head: RequestHead, body: bytes, router: Router, timeout: float) -> None:
         self._cluster = cluster
         self._head = head
         self._body = body
         self._router = router
-        self._pool: Pool | None = None
-        self.connection: Any = None
+        self._pool: Pool[Any] | None = None
+        self.exchange: Exchange | None = None
         self.started = router.clock()
-        self.stream = self  # connections count bytes for their request's stream
+        self.stream = self  # exchanges count bytes for their request's stream; nobody logs those of a copy
+        self.upstream_bytes_received = self.upstream_bytes_sent = 0
         self._timer: Any = router.context.loop.call_later(timeout, self._timed_out)
 
-    @property
-    def upstream_bytes_received(self) -> int:
-        """Nobody logs a copy."""
-        return 0
-
-    @upstream_bytes_received.setter
-    def upstream_bytes_received(self, value: int) -> None:
-        pass
-
-    def send(self, pool: Pool) -> None:
-        """Get a connection and go."""
+    def send(self, pool: Pool[Any]) -> None:
+        """Get an exchange and go."""
         self._pool = pool
-        connection = pool.acquire(self)
-        if connection is not None:
-            self.on_connected(connection)
+        exchange = pool.acquire(self)
+        if exchange is not None:
+            self.on_connected(exchange)
 
-    def on_connected(self, connection: Any) -> None:
-        self.connection = connection
-        head, body = self._head, self._body
-        items = head.items
-        if body and b"content-length" not in head:
-            items = [*items, _CHUNKED]
-            body = encode_chunk(body) + LAST_CHUNK
-        elif not body and b"content-length" not in head and head.method in (b"POST", b"PUT", b"PATCH"):
-            items = [*items, _NO_LENGTH]
-        connection.parser.method = head.method
-        out = encode_request_head(head.method, head.path, head.authority, items) + body
-        connection.stats.upstream_cx_tx_bytes_total.n += len(out)
-        connection.transport.write(out)
+    def on_connected(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        if self._body:
+            exchange.send_head(self._head, (self._body,), ended=True, trailers=None, upgrade=None)
+        else:
+            exchange.send_whole(self._head)
 
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
         self._cluster.stats.charge(503, internal=True)
@@ -154,12 +132,12 @@ class _Copy:
         self._done()
 
     def on_upstream_reset(self, reason: str, details: str) -> None:
-        self.connection = None
+        self.exchange = None
         self._cluster.stats.charge(503, internal=True)
         self._stop()
 
     def on_upstream_done_early(self) -> None:
-        self.connection = None
+        self.exchange = None
         self._stop()
 
     def on_read_end(self) -> None:
@@ -170,21 +148,19 @@ class _Copy:
 
     def _done(self) -> None:
         self._cluster.stats.charge_time((self._router.clock() - self.started) * 1000, internal=True)
-        connection = self.connection
-        if connection is not None:
-            self.connection = None
-            connection.request = None
-            connection.idle_since = self._router.clock()
-            connection.pool.detach(connection)
+        exchange = self.exchange
+        if exchange is not None:
+            self.exchange = None
+            exchange.let_go()
         self._stop()
 
     def _timed_out(self) -> None:
         self._timer = None
         self._cluster.stats.upstream_rq_timeout.n += 1
-        connection = self.connection
-        if connection is not None:
-            self.connection = None
-            connection.abort()
+        exchange = self.exchange
+        if exchange is not None:
+            self.exchange = None
+            exchange.abort()
         elif self._pool is not None:
             self._pool.cancel(self)
 

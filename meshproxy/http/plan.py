@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meshproxy.http.request_head import Additions
     from meshproxy.http.route import Route
     from meshproxy.upstream.cluster import Cluster
-    from meshproxy.upstream.pool import Http1Connection
+    from meshproxy.upstream.http1 import Http1Connection
 
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
@@ -119,7 +119,7 @@ class Lane:
         host = self.cluster.pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(self.priority)
-        if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
+        if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
             if stream.__class__ is PlannedStream:
                 stream.leave_plan()
             stream.forward(not body, host, finalized=True)
@@ -133,7 +133,7 @@ class Lane:
 
     def send(self, stream: PlannedStream, host: Any, pool: Any, out: bytes) -> None:
         """HOT: send a request's head on an idle connection of `pool`."""
-        connection = pool.idle.pop()
+        connection = pool.ready.pop()
         connection.request = connection.planned = stream
         connection.served += 1
         pool.limits.rq += 1
@@ -195,7 +195,7 @@ class Lane:
         if pool.pending or pool.special:
             pool.release(connection)
         else:
-            pool.idle.append(connection)
+            pool.ready.append(connection)
         stream.stage = _ANSWERED
         start = stream.start
         milliseconds = int((now - start) * 1000)
@@ -339,7 +339,7 @@ class Plan:
         host = lane.cluster.pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(lane.priority)
-        if pool is None or not pool.idle or pool.limits.rq >= pool.limits.max_rq:
+        if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq:
             stream.leave_plan()
             stream.forward(True, host)
             return

@@ -198,7 +198,7 @@ class Tries(Attempt):
             if cluster.outlier is not None:
                 cluster.outlier.local_failure(host, "timeout")
         responded = attempt.responded
-        sent = attempt.connection is not None
+        sent = attempt.exchange is not None
         attempt.cancel()
         if self.retries and not responded:
             verdict = self.retry_state().should_retry_reset(pools.LOCAL_RESET, request_sent=sent)

@@ -21,13 +21,16 @@ from meshproxy.upstream.balance.cluster_provided import ClusterProvided
 from meshproxy.upstream.balance.hashing import HashBalancer, check_weights
 from meshproxy.upstream.endpoints import Assignment, Policy
 from meshproxy.upstream.host import Host, HostSet, Locality
+from meshproxy.upstream.http1_pool import Http1Pool, RawPool
 from meshproxy.upstream.options import LOGICAL_DNS, ORIGINAL_DST, ClusterOptions
 from meshproxy.upstream.original_dst import OriginalDst
 from meshproxy.upstream.stats import ClusterStats
 
 if TYPE_CHECKING:
+    from meshproxy.codec.headers import RequestHead
     from meshproxy.context import Context
     from meshproxy.net.address import Address
+    from meshproxy.upstream.pool import Pool
 
 __all__ = ["HONOURS", "Cluster", "Host", "LbContext"]
 
@@ -90,10 +93,12 @@ class Cluster:
         "observes_latency",
         "on_hosts_changed",
         "on_immediate_failure",
+        "one_pool",
         "options",
         "outlier",
         "per_connection_buffer_limit",
         "pick",
+        "preconnect_ratio",
         "proto",
         "stats",
         "tcp_pool_idle_timeout",
@@ -171,6 +176,8 @@ class Cluster:
         self.dial_options = compiled.dial_options
         self.transport = compiled.transport
         self.auto_sni = compiled.auto_sni
+        self.one_pool = not compiled.auto_sni  # a host has one HTTP pool a priority, whose key is the priority
+        self.preconnect_ratio = compiled.preconnect_ratio
         self.auto_san_validation = compiled.auto_san_validation
         self.auto_sni_header = compiled.auto_sni_header.encode() or b":authority"
         self.header_case = header_case.compile(compiled.header_style)
@@ -214,12 +221,29 @@ class Cluster:
     def plannable(self) -> bool:
         """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
         special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
-        return not special and self.drops is None and not self.max_stream_duration
+        return not special and self.drops is None and not self.max_stream_duration and self.preconnect_ratio <= 1.0
 
-    def server_name_for(self, stream: Any) -> str | None:
+    def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool[Any]:
+        """The pool of `host` for such requests of `priority`, made when it is first needed. `raw`: what its connections carry is not HTTP."""
+        pools = host.pools
+        if pools is None:
+            pools = host.pools = {}
+        key: Any = priority
+        server_name = None
+        if raw:
+            key = priority, "tcp"
+        elif self.auto_sni:
+            server_name = self._server_name_for(head)
+            key = priority, server_name
+        pool: Pool[Any] | None = pools.get(key)
+        if pool is None:
+            kind = RawPool if raw else Http1Pool
+            pool = pools[key] = kind(self, host, priority, self.context, server_name)
+        return pool
+
+    def _server_name_for(self, head: RequestHead) -> str | None:
         """The SNI for a request when `auto_sni` is set: its Host, or the header that `override_auto_sni_header` names, without a port."""
-        head = stream.request
-        value = head.get(self.auto_sni_header) if head is not None else None
+        value = head.get(self.auto_sni_header)
         if not value:
             return None
         name: str = value.decode("latin-1")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.metering import CountingTransport, HeadMeter, sent_fields
-from meshproxy.upstream.pool import Http1Connection
+from meshproxy.upstream.http1 import Http1Connection
 
 if TYPE_CHECKING:
-    from meshproxy.upstream.pool import Pool
+    from meshproxy.upstream.http1_pool import Http1Pool
 
 
 class MeteredConnection(Http1Connection):
@@ -16,7 +16,7 @@ class MeteredConnection(Http1Connection):
 
     __slots__ = ("_meter", "_metered")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Http1Pool) -> None:
         super().__init__(pool)
         self._metered = 0  # `served` when the last request's head was sent
         self._meter = HeadMeter()

@@ -30,7 +30,7 @@ HONOURS = {
         " health_checks max_requests_per_connection circuit_breakers upstream_http_protocol_options common_http_protocol_options http_protocol_options"
         " typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl dns_lookup_family"
         " typed_dns_resolver_config wait_for_warm_on_init outlier_detection cleanup_interval upstream_bind_config ring_hash_lb_config"
-        " maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
+        " preconnect_policy maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
         " protocol_selection upstream_connection_options ignore_health_on_host_removal load_balancing_policy"
     ),
     _CLUSTER + ".CustomClusterType": "name typed_config",
@@ -39,6 +39,7 @@ HONOURS = {
         "healthy_panic_threshold zone_aware_lb_config locality_weighted_lb_config update_merge_window ignore_new_hosts_until_first_hc"
         " close_connections_on_host_set_change consistent_hashing_lb_config"
     ),
+    _CLUSTER + ".PreconnectPolicy": "per_upstream_preconnect_ratio",
     "envoy.config.cluster.v3.UpstreamConnectionOptions": "tcp_keepalive",
     "envoy.config.core.v3.TransportSocket": "name typed_config",
     "envoy.config.core.v3.UpstreamHttpProtocolOptions": "auto_sni auto_san_validation override_auto_sni_header",
@@ -71,6 +72,7 @@ class ClusterOptions(Record):
     connect_timeout: float = CONNECT_TIMEOUT
     per_connection_buffer_limit: int = BUFFER_LIMIT
     max_requests_per_connection: int = 0
+    preconnect_ratio: float = 1.0  # how many connections there should be for what is going on, to the next whole one
     max_connection_duration: float = 0.0
     max_stream_duration: float = 0.0
     idle_timeout: float = IDLE_TIMEOUT
@@ -158,6 +160,8 @@ def _timeouts(proto: Any, options: ClusterOptions) -> None:
     if options.connect_timeout <= 0:
         errors.fail("connect_timeout", "value must be greater than 0s")
     options.per_connection_buffer_limit = number(proto, "per_connection_buffer_limit_bytes", BUFFER_LIMIT)
+    if proto.preconnect_policy.HasField("per_upstream_preconnect_ratio"):
+        options.preconnect_ratio = proto.preconnect_policy.per_upstream_preconnect_ratio.value
 
 
 def _http(proto: Any, options: ClusterOptions) -> None:

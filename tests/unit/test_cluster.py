@@ -10,6 +10,7 @@ import pytest
 
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Layer, Runtime, parse_entry
+from meshproxy.codec.headers import RequestHead
 from meshproxy.net.address import Address
 from meshproxy.net.shared import Cells
 from meshproxy.observe.stats import Store
@@ -65,8 +66,10 @@ def test_http_options():
 @pytest.mark.parametrize(("host", "name"), [(b"a.example", "a.example"), (b"a.example:8080", "a.example"), (b"[::1]:80", "::1"), (b"::1", "::1"), (None, None)])
 def test_server_name(host, name):
     cluster = up.cluster(up.static(up.group(*FIVE), upstream_http_protocol_options={"auto_sni": True}))
-    head = SimpleNamespace(get=lambda key: host if key == b":authority" else None)
-    assert cluster.server_name_for(SimpleNamespace(request=head)) == name
+    head = RequestHead(b"GET", b"/", host or b"", [])
+    pool = cluster.pool_for(cluster.hosts[0], 0, head)
+    assert pool.server_name == name
+    assert cluster.pool_for(cluster.hosts[0], 0, head) is pool
 
 
 @pytest.mark.parametrize(
