@@ -1,8 +1,9 @@
 """The way from the command line to a running main process, in the order that makes it short.
 
-One child reads the configuration while this process imports what it needs to check it; a second one checks and dry-run compiles it while this process
-imports the rest. So main never holds what only checking needs (the YAML parser, the constraints, a throw-away compilation of everything), and on two cores
-much of the work costs no time. What is imported when is what this file is about, so it imports inside functions: docs/decisions/0005-start-up.md.
+One child reads the configuration and makes a message of it, which needs nothing but protobuf, while this process imports what checking it needs; a second
+one checks and dry-run compiles it while this process imports the rest. So main never holds what only checking needs (the YAML parser, the constraints, a
+throw-away compilation of everything), and on two cores much of the work costs no time. What is imported when is what this file is about, so it imports
+inside functions: docs/decisions/0005-start-up.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
-from meshproxy.api import document
 from meshproxy.api.errors import DEPRECATED, UNKNOWN, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ _LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than anoth
 
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
+    if process.cpu_count() == 1:
+        # Nothing happens at the same time: what the child and this process both need is imported once, before.
+        from envoy.config.bootstrap.v3 import bootstrap_pb2
     reading = process.Errand(lambda: _read(options))
     from meshproxy import worker
+    from meshproxy.http import manager  # noqa: F401  nearly every configuration has one
 
     try:
         levels, handler = _set_up_logs(options)
@@ -85,25 +89,28 @@ def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
         raise ConfigError(f"cannot open log file '{options.log_path}': {error.strerror}") from error
 
 
-def _read(options: Options) -> tuple[list[document.Source], _Problems]:
-    """In the first child: the configuration as plain data, or what is wrong with it."""
+def _read(options: Options) -> tuple[bytes, _Problems, _Problems]:
+    """In the first child: the serialised bootstrap, what is wrong with its text, and warnings."""
+    from meshproxy.api import bootstrap as bootstraps
+
+    unknown: list[Problem] = []
+    allow_unknown = options.allow_unknown_static_fields or options.allow_unknown_fields
     try:
-        return document.read(options.config_path or None, options.config_yaml), []
+        bootstrap = bootstraps.load(options.config_path or None, options.config_yaml, unknown if allow_unknown else None)
     except ConfigError as error:
-        return [], _plain(error.problems)
+        return b"", _plain(error.problems), []
+    return bootstrap.SerializeToString(), [], _plain(unknown)
 
 
-def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problems) -> tuple[bytes, _Problems, _Problems]:
-    """In the second child: the serialised bootstrap, problems and warnings."""
+def _check(plan: worker.Plan, serialised: bytes, problems: _Problems, warnings: _Problems) -> tuple[bytes, _Problems, _Problems]:
+    """In the second child: the same, after a look at what it means."""
     if problems:
         return b"", problems, []
     from meshproxy.api import bootstrap as bootstraps
 
-    options = plan.options
-    unknown: list[Problem] = []
     try:
-        bootstrap = bootstraps.from_sources(sources, unknown if options.allow_unknown_static_fields or options.allow_unknown_fields else None)
-        early = bootstrap.ByteSize() > _LARGE and process.cpu_count() > 1
+        bootstrap = bootstraps.from_binary(serialised)
+        early = len(serialised) > _LARGE and process.cpu_count() > 1
         compiling = process.Errand(lambda: _compile_early(bootstrap, plan)) if early else None
 
         def dry_run(bootstrap: Any) -> None:
@@ -113,10 +120,10 @@ def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problem
             if problems:
                 raise ConfigError(_problems(problems))
 
-        warnings = unknown + bootstraps.check(bootstrap, options.unsupported, dry_run)
+        more = bootstraps.check(bootstrap, plan.options.unsupported, dry_run)
     except ConfigError as error:
         return b"", _plain(error.problems), []
-    return bootstrap.SerializeToString(), [], _plain(warnings)
+    return serialised, [], warnings + _plain(more)
 
 
 def _compile(bootstrap: Any, plan: worker.Plan) -> _Problems:
