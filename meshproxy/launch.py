@@ -31,8 +31,12 @@ def run(options: Options) -> int:
         # Nothing happens at the same time: what the child and this process both need is imported once, before.
         from envoy.config.bootstrap.v3 import bootstrap_pb2
     reading = process.Errand(lambda: _read(options))
+    # What the second child needs for nearly every configuration, and main too.
+    from envoy.config.bootstrap.v3 import bootstrap_pb2  # noqa: F401
+    from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
+
     from meshproxy import worker
-    from meshproxy.http import manager  # noqa: F401  nearly every configuration has one
+    from meshproxy.http import manager  # noqa: F401
 
     try:
         levels, handler = _set_up_logs(options)
@@ -43,8 +47,6 @@ def run(options: Options) -> int:
     checking = process.Errand(lambda: _check(plan, *reading.read()))
     reading.close()
     if options.mode != "validate":
-        from envoy.config.bootstrap.v3 import bootstrap_pb2  # noqa: F401  `_adopt` shall find it imported
-
         from meshproxy import supervisor
     serialised, problems, warnings = checking.read()
     try:

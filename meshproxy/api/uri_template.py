@@ -13,10 +13,9 @@ from meshproxy.api.errors import fail
 from meshproxy.api.regex import compile_captures
 
 _LITERAL_CHARS = r"a-zA-Z0-9\-._~%!$&'()+,;:@=*"
-_LITERAL = re.compile(f"[{_LITERAL_CHARS}]+")
-_REWRITE_LITERAL = re.compile(f"[{_LITERAL_CHARS}/]+")
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]*")
-_PRINTABLE = re.compile(r"/[!-~]*")
+_REWRITE_LITERAL = f"[{_LITERAL_CHARS}/]+"
+_NAME = r"[a-zA-Z][a-zA-Z0-9_]*"
+_PRINTABLE = r"/[!-~]*"
 _GLOB = f"[{_LITERAL_CHARS}]+"
 _TEXT_GLOB = f"[{_LITERAL_CHARS}/]*"
 _MAX_VARIABLES = 5
@@ -74,7 +73,7 @@ def _parse_rewrite(text: str) -> list[bytes | str]:
     while text:
         literal, brace, rest = text.partition("{")
         if literal:
-            if not _REWRITE_LITERAL.fullmatch(literal):
+            if not re.fullmatch(_REWRITE_LITERAL, literal):
                 fail("", "Invalid rewrite literal pattern")
             pieces.append(literal.encode())
         if not brace:
@@ -82,7 +81,7 @@ def _parse_rewrite(text: str) -> list[bytes | str]:
         name, closing, text = rest.partition("}")
         if not closing:
             fail("", "Unmatched variable bracket")
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             fail("", "Invalid variable name")
         pieces.append(name)
     return pieces
@@ -97,7 +96,7 @@ class _Parser:
         self._after_text_glob = False
 
     def parse(self) -> str:
-        if not _PRINTABLE.fullmatch(self._rest):
+        if not re.fullmatch(_PRINTABLE, self._rest):
             fail("", f'Invalid pattern: "{self._rest}"')
         self._rest = self._rest[1:]
         segments: list[str] = []
@@ -134,7 +133,7 @@ class _Parser:
 
     def _literal(self) -> str:
         literal = self._rest.partition("/")[0]
-        if not _LITERAL.fullmatch(literal):
+        if not re.fullmatch(_GLOB, literal):
             fail("", f'Invalid literal: "{literal}"')
         self._rest = self._rest[len(literal) :]
         return re.escape(literal)
@@ -155,7 +154,7 @@ class _Parser:
         return f"(?P<{name}>{inner})"
 
     def _declare(self, name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             fail("", f'Invalid variable name: "{name}"')
         if len(name) > _MAX_NAME_LENGTH:
             fail("", f'Invalid variable name length (length of "{name}" should be at least 1 and no more than {_MAX_NAME_LENGTH})')

@@ -49,13 +49,14 @@ _EXTENSIONS = {
     "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery": ("REQ_WITHOUT_QUERY",),
 }
 
-_COMMAND = re.compile(r"%([A-Z0-9_]+)(?:\(([^\n]*?)\))?(?::([0-9]+))?%")
+# Patterns are compiled when a format is: few configurations have formats.
+_COMMAND = r"%([A-Z0-9_]+)(?:\(([^\n]*?)\))?(?::([0-9]+))?%"
 _LENGTH_LIMIT = 1 << 64
 _LENGTH_DIGITS = 20  # Python refuses to read numbers of some thousands of digits
 # Older spellings that Envoy still takes in header values.
-_ARRAY_PARAMETER = re.compile(r'%(UPSTREAM_METADATA|DYNAMIC_METADATA)\(\[((?:\s*"[^"]*"\s*,?)+)\]\)%')
-_QUOTED = re.compile(r'"([^"]*)"')
-_PER_REQUEST_STATE = re.compile(r"%PER_REQUEST_STATE\(([^)]*)\)%")
+_ARRAY_PARAMETER = r'%(UPSTREAM_METADATA|DYNAMIC_METADATA)\(\[((?:\s*"[^"]*"\s*,?)+)\]\)%'
+_QUOTED = r'"([^"]*)"'
+_PER_REQUEST_STATE = r"%PER_REQUEST_STATE\(([^)]*)\)%"
 _UNSAFE_IN_HEADERS = bytes.maketrans(b"\r\n\0", b"   ")
 
 
@@ -93,7 +94,7 @@ class Compiler:
 
     def header_value(self, text: str) -> bytes | Format:
         """The value of a header. Missing values are empty, and what could end the header line early becomes a space (RFC 9110 section 5.5)."""
-        text = _PER_REQUEST_STATE.sub(r"%FILTER_STATE(\1:PLAIN)%", _ARRAY_PARAMETER.sub(_colons, text))
+        text = re.sub(_PER_REQUEST_STATE, r"%FILTER_STATE(\1:PLAIN)%", re.sub(_ARRAY_PARAMETER, _colons, text))
         code = self._code()
         segments = self.parse(code, text)
         if all(isinstance(segment, bytes) for segment in segments):
@@ -230,7 +231,7 @@ def _parts(text: str) -> list[bytes | re.Match[str]]:
             literal.append("%")
             position = percent + 2
             continue
-        match = _COMMAND.match(text, percent)
+        match = re.compile(_COMMAND).match(text, percent)
         if match is None or (match[3] is not None and (len(match[3]) > _LENGTH_DIGITS or int(match[3]) >= _LENGTH_LIMIT)):
             raise ConfigError(f"Incorrect configuration: {text}. Couldn't find valid command at position {percent}")
         if any(literal):
@@ -324,7 +325,7 @@ def constant(value: struct_pb2.Value) -> bytes:
 
 
 def _colons(match: re.Match[str]) -> str:
-    keys = ":".join(_QUOTED.findall(match[2]))
+    keys = ":".join(re.findall(_QUOTED, match[2]))
     return f"%{match[1]}({keys})%"
 
 

@@ -6,12 +6,10 @@ written as `\\u00XX` on its own, so that hostile bytes can neither end a string 
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 _SAFE = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')
-_escape = json.encoder.encode_basestring
 _BYTES = tuple(bytes((code,)) if code in _SAFE else b"\\u%04x" % code for code in range(256))
 
 #: Leaves bytes that need no escaping as they are: `raw.translate(UNESCAPED) is raw` is the quickest test for that.
@@ -23,8 +21,10 @@ def quote(value: bytes | str) -> bytes:
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     if raw.translate(UNESCAPED) == raw:
         return b'"%b"' % raw
+    from json.encoder import encode_basestring
+
     try:
-        return _escape(raw.decode()).encode()
+        return encode_basestring(raw.decode()).encode()
     except UnicodeDecodeError:
         return b'"%b"' % b"".join([_BYTES[code] for code in raw])
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 ISO_MILLISECONDS = "%Y-%m-%dT%H:%M:%E3SZ"
 ISO_MILLISECONDS_LOCAL = "%Y-%m-%dT%H:%M:%E3S%z"
 
-_TOKEN = re.compile(r"%%|%s|%[1-9]?f|%E(?:[0-9]+|\*)[Sf]|%E4Y|%ET|%E\*?z|%:z|%[EO]?[A-Za-z]|%-[a-z]")
+# Compiled when a format is: that takes milliseconds, and few configurations have formats.
+_TOKEN = r"%%|%s|%[1-9]?f|%E(?:[0-9]+|\*)[Sf]|%E4Y|%ET|%E\*?z|%:z|%[EO]?[A-Za-z]|%-[a-z]"
 # gmtime's zone is called GMT; Envoy's is UTC.
-_ZONE_NAME = re.compile(r"((?:^|[^%])(?:%%)*)%Z")
+_ZONE_NAME = r"((?:^|[^%])(?:%%)*)%Z"
 _KNOWN = frozenset("aAbBcCdDeFgGhHIjklmMnprRStTuUVwWxXyYzZ")
 
 # The nearest float below 12.35 must not become 12.349.
@@ -27,7 +28,7 @@ Formatter = Callable[[float], bytes]
 def compile_time(text: str, *, local: bool = False) -> Formatter:
     """A function from Unix time to formatted time. UTC unless `local`."""
     zone = time.localtime if local else time.gmtime
-    pieces = _parse(text if local else _ZONE_NAME.sub(r"\1UTC", text))
+    pieces = _parse(text if local else re.sub(_ZONE_NAME, r"\1UTC", text))
     fractions = [int(digits) for kind, digits in pieces if kind == "fraction"]
     if 0 in fractions:
         return _shortest(pieces, zone)
@@ -74,7 +75,7 @@ def _parse(text: str) -> list[tuple[str, str | int]]:
     """Pieces: ("text", literal), ("time", strftime format), ("epoch", ""), ("zone", "" or seconds too), ("fraction", digits; 0: as many as it takes)."""
     pieces: list[tuple[str, str | int]] = []
     position = 0
-    for match in _TOKEN.finditer(text):
+    for match in re.finditer(_TOKEN, text):
         if match.start() > position:
             pieces.append(("text", text[position : match.start()]))
         pieces.extend(_token(match.group()))
