@@ -81,7 +81,6 @@ class Server(Record):
     admin_address: Address | None = None
     started: float = field(default_factory=time.monotonic)
     started_wall: float = field(default_factory=time.time)
-    stats_config: StatsConfig = None  # type: ignore[assignment]  # set by the supervisor before anybody asks
     initialized: bool = False
     health_failed: bool = False
     terminating: bool = False
@@ -89,6 +88,18 @@ class Server(Record):
     drain_inbound_since: float | None = None
     workers_ready: int = 0  # of `concurrency`
     prepare_scrape: Callable[[], Iterator[None]] = lambda: iter(())  # brings main's own gauges up to date, step by step
+    _stats_config: StatsConfig | None = None
+
+    @property
+    def stats_config(self) -> StatsConfig:
+        """The bootstrap's and the command line's. Compiled when first asked for, which is after the start."""
+        if self._stats_config is None:
+            from meshproxy.observe.tags import StatsConfig
+
+            bootstrap = self.bootstrap
+            fixed = [(name, value) for name, _, value in (tag.partition(":") for tag in self.options.stats_tag)]
+            self._stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None, fixed)
+        return self._stats_config
 
     @property
     def state(self) -> State:

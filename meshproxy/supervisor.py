@@ -24,7 +24,6 @@ from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.filter_chain import share_tls
 from meshproxy.net.tasks import spawn
-from meshproxy.observe.tags import StatsConfig
 from meshproxy.server import Listener, Server
 from meshproxy.server_stats import ServerStats
 from meshproxy.upstream.discovery import Discovery
@@ -63,7 +62,9 @@ class Supervisor:
             plan.descriptors,
             Events(on_ready=self._on_ready, on_stats=self._on_stats, on_gone=self._on_gone, on_message=self._on_message, replay=self._replay),
         )
-        worker.add_clusters(self._context, bootstrap)
+        clusters = plan.clusters = self._context.clusters
+        for cluster in bootstrap.static_resources.clusters:
+            clusters.add(cluster)
         self._server = Server(
             options=options,
             bootstrap_bytes=plan.bootstrap,
@@ -80,8 +81,6 @@ class Supervisor:
             concurrency=plan.concurrency,
         )
         certs.show_expirations(self._server.certificates, self._context.stats)
-        fixed_tags = [(name, value) for name, _, value in (tag.partition(":") for tag in options.stats_tag)]
-        self._server.stats_config = StatsConfig(bootstrap.stats_config if bootstrap.HasField("stats_config") else None, fixed_tags)
         self._stats = ServerStats(self._server)
         self._stats.configured(plan.unknown_fields, plan.deprecated_fields)
         self._server.prepare_scrape = self._prepare_scrape

@@ -61,6 +61,7 @@ class Plan(Record):
     deprecated_fields: int = 0
     tls_contexts: dict[bytes, Any] | None = None  # the contexts of listeners: workers share their session tickets
     listeners: list[server.Listener] = field(default_factory=list)
+    clusters: cluster_manager.ClusterManager | None = None  # main's
 
     def sockets(self, index: int) -> list[list[socket.socket]]:
         """The listening sockets of one worker: a list per listener, none for a listener that was stopped."""
@@ -94,12 +95,6 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
     context.drain = Drain(context.clock, context.random, options.drain_time_s, immediate=options.drain_strategy == "immediate")
     context.clusters = cluster_manager.ClusterManager(context, bootstrap.cluster_manager if bootstrap.HasField("cluster_manager") else None)
     return context
-
-
-def add_clusters(context: Context, bootstrap: Any) -> None:
-    """Make the static clusters known."""
-    for cluster in bootstrap.static_resources.clusters:
-        context.clusters.add(cluster)
 
 
 def dry_run(bootstrap: Any, plan: Plan) -> None:
@@ -143,7 +138,8 @@ class Worker:
         context = self._context = make_context(loop, bootstrap, plan, index)
         # Only inbound listeners are told of a drain of inbound listeners.
         self._inbound = replace(context, drain=Drain(context.clock, context.random, context.drain.seconds, immediate=context.drain.immediate))
-        add_clusters(context, bootstrap)
+        assert plan.clusters is not None
+        context.clusters.inherit(plan.clusters)
         registry = ListenerRegistry()
         self._listeners = [
             Listener(proto, sockets, self._inbound if proto.traffic_direction == 1 else context, registry)

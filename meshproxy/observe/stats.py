@@ -236,9 +236,8 @@ class Store:
 
     def declare(self, kind: Kind, prefix: str, names: tuple[str, ...]) -> None:
         """See `Scope.declare`."""
-        names = self._tuples.setdefault(names, names)
         declared = self._declared.setdefault((kind, prefix), [])
-        if not any(known is names for known in declared):
+        if names not in declared:
             declared.append(names)
             self._new_declarations.append((kind, prefix, names))
 
@@ -294,7 +293,7 @@ class Store:
         if worker is None:
             worker = self._workers[worker_id] = _Worker()
         for kind, prefix, names in declarations:
-            self.declare(kind, prefix, names)
+            self.declare(kind, prefix, self._tuples.setdefault(names, names))
         for metric_id, kind, name, shared in new:
             worker.metrics[metric_id] = self.metric(_CLASSES[kind], name, shared)
         for metric_id, delta in zip(counts[::2], counts[1::2], strict=True):

@@ -107,6 +107,13 @@ class ClusterManager:
         self._active.n = len(self._known)
         return True
 
+    def inherit(self, main: ClusterManager) -> None:
+        """In a worker: know every cluster that main knew when it forked. Only main declares their statistics, as only main shows them."""
+        for name, known in main._known.items():
+            self._known[name] = _Known(known.serialised, known.via_api)
+        self._added.n += len(main._known)
+        self._active.n = len(self._known)
+
     def remove(self, name: str) -> bool:
         """Forget a cluster; its connections end when they are idle. False when there is none of that name."""
         if name not in self._known:

@@ -19,7 +19,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 
 from meshproxy.net import tasks
 from meshproxy.net.address import canonical_ip
-from meshproxy.upstream.options import LOGICAL_DNS, STRICT_DNS, ClusterOptions, discovery_options, seconds
+from meshproxy.upstream.options import LOGICAL_DNS, STATIC, STRICT_DNS, ClusterOptions, discovery_options, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -248,6 +248,8 @@ class Discovery:
     def add(self, name: str) -> None:
         """Begin with one cluster."""
         proto = self._manager.proto(name)
+        if proto.type == STATIC and not proto.HasField("cluster_type") and not proto.health_checks:
+            return  # nothing to find out
         options = discovery_options(proto)
         scope = self._context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
         if proto.health_checks:

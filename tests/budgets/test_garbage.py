@@ -31,7 +31,8 @@ def data_plane(spec: Spec, backend_port: int, folder) -> tuple[Listener, int]:
     bootstrap, _ = bootstraps.validate(str(file))
     plan = worker.Plan(Options(), 1, levels=None, log_handler=None, node=bootstrap.node)
     context = worker.make_context(asyncio.get_running_loop(), bootstrap, plan, worker_id=0)
-    worker.add_clusters(context, bootstrap)
+    for cluster in bootstrap.static_resources.clusters:
+        context.clusters.add(cluster)
     proto = bootstrap.static_resources.listeners[0]
     (bound,) = sockets.bind(proto, 1)
     return Listener(proto, bound, context), bound[0].getsockname()[1]
