@@ -1,18 +1,20 @@
 """The way from the command line to a running main process, in the order that makes it short.
 
-One child reads the configuration and makes a message of it, which needs nothing but protobuf, while this process imports what checking it needs; a second
-one checks and dry-run compiles it while this process imports the rest. So main never holds what only checking needs (the YAML parser, the constraints, a
-throw-away compilation of everything), and on two cores much of the work costs no time. What is imported when is what this file is about, so it imports
-inside functions: docs/decisions/0005-start-up.md.
+One child reads the configuration (and makes a message of it, if it is large) while this process imports what is needed to check it; a second one checks
+and dry-run compiles it while this process imports the rest. So main never holds what only checking needs (the YAML parser, the constraints, a throw-away
+compilation of everything), and on two cores much of the work costs no time. What is imported when is what this file is about, so it imports inside
+functions: docs/decisions/0005-start-up.md.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
+from meshproxy.api import document
 from meshproxy.api.errors import DEPRECATED, UNKNOWN, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -22,14 +24,12 @@ if TYPE_CHECKING:
     from meshproxy.cli import Options
 
 _Problems = list[tuple[str, str, str]]  # as plain data, for the way from a child
+_LARGE_TEXT = 300_000  # bytes of a file that takes longer to convert than what that needs takes to import once more
 _LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than another child takes to start
 
 
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
-    if process.cpu_count() == 1:
-        # Nothing happens at the same time: what the child and this process both need is imported once, before.
-        from envoy.config.bootstrap.v3 import bootstrap_pb2
     reading = process.Errand(lambda: _read(options))
     # What the second child needs for nearly every configuration, and main too.
     from envoy.config.bootstrap.v3 import bootstrap_pb2  # noqa: F401
@@ -91,28 +91,43 @@ def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
         raise ConfigError(f"cannot open log file '{options.log_path}': {error.strerror}") from error
 
 
-def _read(options: Options) -> tuple[bytes, _Problems, _Problems]:
-    """In the first child: the serialised bootstrap, what is wrong with its text, and warnings."""
+def _read(options: Options) -> tuple[list[document.Source], _Problems, _Problems]:
+    """In the first child: the configuration as plain data or, when it is large, as a message; or what is wrong with it, and warnings."""
+    try:
+        sources = document.read(options.config_path or None, options.config_yaml)
+        if _is_large(options.config_path) and process.cpu_count() > 1:
+            bootstrap, warnings = _convert(sources, options)
+            return [("pb", bootstrap.SerializeToString())], [], _plain(warnings)
+    except ConfigError as error:
+        return [], _plain(error.problems), []
+    return sources, [], []
+
+
+def _is_large(path: str) -> bool:
+    try:
+        return os.path.getsize(path) > _LARGE_TEXT
+    except OSError:
+        return False  # none was given, or it went away after it was read
+
+
+def _convert(sources: list[document.Source], options: Options) -> tuple[Any, list[Problem]]:
+    """The bootstrap, and warnings of fields that the API does not have, where they are allowed."""
     from meshproxy.api import bootstrap as bootstraps
 
     unknown: list[Problem] = []
-    allow_unknown = options.allow_unknown_static_fields or options.allow_unknown_fields
-    try:
-        bootstrap = bootstraps.load(options.config_path or None, options.config_yaml, unknown if allow_unknown else None)
-    except ConfigError as error:
-        return b"", _plain(error.problems), []
-    return bootstrap.SerializeToString(), [], _plain(unknown)
+    allowed = options.allow_unknown_static_fields or options.allow_unknown_fields
+    return bootstraps.from_sources(sources, unknown if allowed else None), unknown
 
 
-def _check(plan: worker.Plan, serialised: bytes, problems: _Problems, warnings: _Problems) -> tuple[bytes, _Problems, _Problems]:
-    """In the second child: the same, after a look at what it means."""
+def _check(plan: worker.Plan, sources: list[document.Source], problems: _Problems, warnings: _Problems) -> tuple[bytes, _Problems, _Problems]:
+    """In the second child: the serialised bootstrap, problems and warnings."""
     if problems:
         return b"", problems, []
     from meshproxy.api import bootstrap as bootstraps
 
     try:
-        bootstrap = bootstraps.from_binary(serialised)
-        early = len(serialised) > _LARGE and process.cpu_count() > 1
+        bootstrap, unknown = _convert(sources, plan.options)
+        early = bootstrap.ByteSize() > _LARGE and process.cpu_count() > 1
         compiling = process.Errand(lambda: _compile_early(bootstrap, plan)) if early else None
 
         def dry_run(bootstrap: Any) -> None:
@@ -122,10 +137,10 @@ def _check(plan: worker.Plan, serialised: bytes, problems: _Problems, warnings: 
             if problems:
                 raise ConfigError(_problems(problems))
 
-        more = bootstraps.check(bootstrap, plan.options.unsupported, dry_run)
+        unknown += bootstraps.check(bootstrap, plan.options.unsupported, dry_run)
     except ConfigError as error:
         return b"", _plain(error.problems), []
-    return serialised, [], warnings + _plain(more)
+    return bootstrap.SerializeToString(), [], warnings + _plain(unknown)
 
 
 def _compile(bootstrap: Any, plan: worker.Plan) -> _Problems:

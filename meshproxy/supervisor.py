@@ -14,6 +14,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+import uvloop  # noqa: F401  for the workers
+
 from meshproxy import process, worker
 from meshproxy.admin import certs
 from meshproxy.admin.listener import AdminListener

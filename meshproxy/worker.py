@@ -12,8 +12,6 @@ import logging
 import marshal
 from typing import TYPE_CHECKING, Any
 
-import uvloop  # by main already, so that workers share its pages
-
 from meshproxy import process
 from meshproxy.api import errors
 from meshproxy.api.runtime import Runtime
@@ -116,6 +114,8 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
     """The life of a worker process, from just after the fork to its end."""
     process.name_process(f"meshproxy:{index}")
+    import uvloop  # the supervisor has imported it: workers share its pages
+
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     gc.disable()

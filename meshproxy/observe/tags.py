@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import re2
-
 from meshproxy.api import matchers
 from meshproxy.api.errors import fail, under
 from meshproxy.observe.histogram import DEFAULT_BUCKETS
@@ -176,6 +174,8 @@ class StatsConfig:
 
     def _add_defaults(self, wanted: str | None) -> bool:
         """Envoy's patterns, all of them or those of one tag; whether there were any."""
+        import re2
+
         found = False
         for tag, pattern, contained, excluded in _PATTERNS:
             if wanted in (None, tag):
@@ -202,6 +202,8 @@ class StatsConfig:
 
 
 def _compile_regex(pattern: str) -> Any:
+    import re2
+
     try:
         compiled = re2.compile(pattern)
     except re2.error as error:
