@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.header_mutation.v3.HeaderMutation": "meshproxy.http.filters.header_mutation",
         f"{_E}filters.http.health_check.v3.HealthCheck": "meshproxy.http.filters.health_check",
         f"{_E}filters.http.buffer.v3.Buffer": "meshproxy.http.filters.buffer",
+        f"{_E}filters.http.grpc_stats.v3.FilterConfig": "meshproxy.http.filters.grpc_stats",
         "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
     },
     "per-route filter configuration": {

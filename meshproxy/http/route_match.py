@@ -17,6 +17,7 @@ from meshproxy.api.matchers import (
 )
 from meshproxy.api.runtime import Runtime, compile_chance
 from meshproxy.api.uri_template import UriTemplate
+from meshproxy.codec.grpc import is_content_type
 
 if TYPE_CHECKING:
     from envoy.config.route.v3 import route_components_pb2
@@ -199,5 +200,4 @@ def _tls(proto: route_components_pb2.RouteMatch.TlsContextMatchOptions) -> Strea
 
 def is_grpc(head: Headers) -> bool:
     """Whether a head's content type says gRPC: `application/grpc`, alone or with `+` and a format."""
-    value = head.get(b"content-type")
-    return value is not None and value.startswith(b"application/grpc") and value[16:17] in (b"", b"+")
+    return is_content_type(head.get(b"content-type"))

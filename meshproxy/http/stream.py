@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.codec.grpc import is_content_type
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.filter_chain import EMPTY, HOLD
 from meshproxy.http.replies import Reply
@@ -150,8 +151,7 @@ class Stream(StreamInfo):
         """Whether the request is gRPC by its content type."""
         request = self.request
         assert request is not None
-        value = request.get(b"content-type")
-        return value is not None and value.startswith(b"application/grpc") and (len(value) == 16 or value[16:17] in b"+;")
+        return is_content_type(request.get(b"content-type"))
 
     @property
     def content_length(self) -> int | None:

@@ -43,8 +43,7 @@ def unique_id() -> str:
 
 def is_grpc(s: StreamInfo) -> bool:
     """Whether the request is gRPC by its content type."""
-    value = None if s.request is None else s.request.get(b"content-type")
-    return value is not None and value.startswith(b"application/grpc") and (len(value) == 16 or value[16:17] in b"+;")
+    return s.request is not None and grpc.is_content_type(s.request.get(b"content-type"))
 
 
 def grpc_code(s: StreamInfo) -> int | None:
