@@ -18,8 +18,10 @@ from meshproxy.codec.h1.request import NO_PLANS, KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
 from meshproxy.http.downstream import NEVER, DownstreamConnection
+from meshproxy.http.http2_connection import Http2ServerConnection
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
+from meshproxy.net import gates
 from meshproxy.observe import flags
 
 if TYPE_CHECKING:
@@ -86,6 +88,9 @@ class ServerConnection(DownstreamConnection):
                     plan.start(self)
                     return
         if not self.spoken:
+            if self.manager.speaks_http2(self, data):
+                self._hand_over(data)
+                return
             self._speak()
         self.stats.downstream_cx_rx_bytes_total.n += len(data)
         if self._discarding:
@@ -103,6 +108,13 @@ class ServerConnection(DownstreamConnection):
                 self._begin_head()
         elif self.parser.buffer and len(self.parser.buffer) > _MAX_PIPELINED:
             self.pause_reading()
+
+    def _hand_over(self, data: bytes) -> None:
+        """The client speaks HTTP/2."""
+        successor = Http2ServerConnection(self.manager, self.info)
+        successor.take_over(self)
+        gates.replace(self.transport, self, successor)
+        successor.data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.headers_timer is not None:

@@ -20,6 +20,7 @@ class DownstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_check_at",
         "_discarding",
+        "_expiry",
         "_local",
         "_paused",
         "_timer",
@@ -51,6 +52,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._paused = False
         self._unsent = 0  # bytes not yet sent when the wait for closing began
         self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._check_at = NEVER  # when the idle timer fires
 
     # -- the version's part
@@ -82,7 +84,22 @@ class DownstreamConnection(asyncio.Protocol):
         if manager.idle_timeout:
             self._watch(manager.idle_timeout)
         if manager.max_connection_duration:
-            manager.loop.call_later(manager.max_connection_duration, self._expire)
+            self._expiry = manager.loop.call_later(manager.max_connection_duration, self._expire)
+
+    def take_over(self, before: DownstreamConnection) -> None:
+        """Be the connection that `before` was until now."""
+        manager = self.manager
+        self.transport = before.transport
+        self.started = self.idle_since = before.started
+        before._discarding = True
+        before._stop_timers()
+        manager.connections.remove(before)
+        manager.connections.add(self)
+        now = manager.clock()
+        if manager.idle_timeout:
+            self._watch(manager.idle_timeout)
+        if manager.max_connection_duration:
+            self._expiry = manager.loop.call_later(max(0.0, self.started + manager.max_connection_duration - now), self._expire)
 
     def eof_received(self) -> bool:
         """As Envoy: a client that closes its side has gone, whatever it still waits for, also inside a tunnel."""
@@ -97,13 +114,17 @@ class DownstreamConnection(asyncio.Protocol):
     def _lost(self, error: Exception | None, *, active: bool) -> None:
         """The connection is gone. `active`: requests were in flight."""
         self._discarding = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timers()
         if isinstance(error, ConnectionResetError):
             self.info.detected_close = "RemoteReset"
         if active:
             self._count_active(local=self._local)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._timer, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._expiry = None
 
     def _count_active(self, *, local: bool) -> None:
         """The connection ends while requests are in flight."""

@@ -18,10 +18,25 @@ class Exchange(Protocol):
     `send_whole` get is the one that logs show: what only this version's wire needs goes onto the wire alone.
     """
 
-    info: ConnectionInfo  # of the connection
-    transport: Any  # of the connection: only asked about, never written to
-    full: bool  # too much of the response waits to be sent: `on_writable(False)` was called
-    queued: int  # bytes of the response that wait for the client's flow control
+    @property
+    def info(self) -> ConnectionInfo:
+        """Of the connection."""
+
+    @property
+    def transport(self) -> Any:
+        """Of the connection: only asked about, never written to."""
+
+    @property
+    def full(self) -> bool:
+        """Too much of the response waits to be sent: `on_writable(False)` was called."""
+
+    @property
+    def queued(self) -> int:
+        """Bytes of the response that wait for the client's flow control.
+
+        A stream that has ended is over only when they have gone out, or cannot any more: then the exchange calls the connection manager's `stream_done`
+        and its own.
+        """
 
     def send_informational(self, head: ResponseHead) -> None:
         """A 1xx response of the upstream; the exchange knows whether the client may see it."""

@@ -18,13 +18,15 @@ from meshproxy.http.connection import ServerConnection
 from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
-from meshproxy.http.manager_options import Options
+from meshproxy.http.http2_connection import Http2ServerConnection
+from meshproxy.http.manager_options import AUTO, HTTP2, Options
 from meshproxy.http.manager_stats import ManagerStats
 from meshproxy.http.replies import UPGRADE_FAILED, Reply
 from meshproxy.http.request_head import RequestHeadPreparer
 from meshproxy.http.routes import RouteTable
 from meshproxy.http.stream import Stream
 from meshproxy.observe import access_log
+from meshproxy.observe.http2_stats import Http2Stats
 from meshproxy.upstream import pool
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from meshproxy.codec.h1.request import KnownRequest
     from meshproxy.codec.h1.response import KnownResponse
+    from meshproxy.codec.h2.settings import Options as Http2Options
     from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS
 
+_PRIOR_KNOWLEDGE = b"PRI * HTTP/2"  # as much of the preface as Envoy looks at; a client that sends less at first speaks HTTP/1
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 
 
@@ -104,9 +108,10 @@ class HttpConnectionManager:
         self.logs_times = False
         self.preparer = RequestHeadPreparer(options.head, context.random)
         self.complete_head = self.preparer.complete
-        self.rq_started = 0  # settled into the counters when statistics are collected, as `_by_status` is
+        # Requests that have begun, settled into the counters when statistics are collected, as `_by_status` is.
+        self.rq_started = self.http2_started = 0
         self._by_status: dict[int, int] = {}
-        self._settled = 0
+        self._settled = self._http2_settled = 0
         self._server: Pair = (b"server", options.server_name)
         self._server_transformation = options.server_header_transformation
         self._via = options.head.via
@@ -232,8 +237,25 @@ class HttpConnectionManager:
     # -- connections
 
     def create_protocol(self, info: ConnectionInfo) -> DownstreamConnection:
-        """The protocol of a new downstream connection."""
+        """The protocol of a new downstream connection. With codec_type AUTO, one whose TLS handshake has not decided is HTTP/1 until it says otherwise."""
+        if self.options.codec_type == HTTP2 or (self.options.codec_type == AUTO and info.tls is not None and info.tls.alpn == "h2"):
+            return Http2ServerConnection(self, info)
         return self._connection_class(self, info)
+
+    def speaks_http2(self, connection: DownstreamConnection, data: bytes) -> bool:
+        """Whether a connection that begins with `data` is HTTP/2 by prior knowledge."""
+        if self.options.codec_type != AUTO or not data.startswith(_PRIOR_KNOWLEDGE):
+            return False
+        tls = connection.info.tls
+        return tls is None or tls.alpn is None
+
+    @property
+    def http2_options(self) -> Http2Options:
+        """Of HTTP/2 connections; their statistics are there from the first one on."""
+        options = self.options.http2
+        if options.stats is None:
+            options.stats = Http2Stats(self.context.stats.scope("http2."))
+        return options
 
     def connection_opened(self, connection: DownstreamConnection) -> None:
         """Count it in."""
@@ -453,8 +475,12 @@ class HttpConnectionManager:
         for tally in self.busy:
             started += tally.settle()
         self.busy.clear()
-        stats.downstream_rq_total.n += started
         stats.downstream_rq_http1_total.n += started
+        started_http2 = self.http2_started - self._http2_settled
+        self._http2_settled = self.http2_started
+        stats.downstream_rq_http2_total.n += started_http2
+        started += started_http2
+        stats.downstream_rq_total.n += started
         finished = 0
         for status, count in self._by_status.items():
             finished += count

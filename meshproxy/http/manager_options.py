@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.cidr import compile_cidr
+from meshproxy.api.http2_options import compile_http2
 from meshproxy.codec.h1.parser import Options as ParserOptions
+from meshproxy.codec.h2.settings import Options as Http2Options
 from meshproxy.http.paths import KEEP, REJECT, UNESCAPE_AND_FORWARD, UNESCAPE_AND_REDIRECT, PathOptions
 from meshproxy.http.request_head import RequestHeadOptions
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
 _KB = 1024
-_CODEC_AUTO, _CODEC_HTTP1 = 0, 1
+AUTO, HTTP1, HTTP2, _HTTP3 = range(4)  # CodecType
 _XFCC = ("sanitize", "forward_only", "append_forward", "sanitize_set", "always_forward_only")
 _REJECT_REQUEST, _DROP_HEADER = 1, 2  # HeadersWithUnderscoresAction
 # PathWithEscapedSlashesAction: IMPLEMENTATION_SPECIFIC_DEFAULT is KEEP_UNCHANGED.
@@ -45,7 +47,8 @@ class Options:
 
     HONOURS = {
         _HCM + "HttpConnectionManager": (
-            "codec_type stat_prefix route_config http_filters add_user_agent common_http_protocol_options http_protocol_options server_name"
+            "codec_type stat_prefix route_config http_filters add_user_agent common_http_protocol_options http_protocol_options"
+            " http2_protocol_options server_name"
             " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout request_timeout"
             " request_headers_timeout drain_timeout delayed_close_timeout access_log use_remote_address xff_num_trusted_hops"
             " original_ip_detection_extensions internal_address_config skip_xff_append via generate_request_id preserve_external_request_id"
@@ -67,8 +70,9 @@ class Options:
 
     def __init__(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> None:
         common, h1 = proto.common_http_protocol_options, proto.http_protocol_options
-        if proto.codec_type not in (_CODEC_AUTO, _CODEC_HTTP1):
-            errors.fail("codec_type", "only AUTO and HTTP1 are supported", errors.UNSUPPORTED)
+        self.codec_type: int = proto.codec_type
+        if self.codec_type == _HTTP3:
+            errors.fail("codec_type", "HTTP/3 codec configured on non-QUIC listener.")
         if proto.WhichOneof("route_specifier") is None:
             errors.fail("route_config", "a route configuration is required")
         self.buffer_limit: int = network.buffer_limit
@@ -94,6 +98,15 @@ class Options:
             accept_http_10=h1.accept_http_10,
             any_method=h1.allow_custom_methods,
             rejects_underscores=common.headers_with_underscores_action == _REJECT_REQUEST,
+        )
+        lenient = proto.stream_error_on_invalid_http_message.value if proto.HasField("stream_error_on_invalid_http_message") else None
+        with errors.under("http2_protocol_options"):
+            http2 = compile_http2(proto.http2_protocol_options, lenient)
+        self.http2 = Http2Options(
+            **http2,
+            max_head_bytes=self.parser.max_head_bytes,
+            max_headers=self.parser.max_headers,
+            headers_with_underscores=common.headers_with_underscores_action,
         )
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()

@@ -217,8 +217,11 @@ class RequestHeadPreparer:
         """Make `stream.request` what the filters and the router may see; a Reply refuses it. `complete` alone does for a plain head."""
         head = stream.request
         assert head is not None
-        if head._index is not None and self.is_plain(head, head._index):
-            self.complete(stream, head, self.additions(stream.connection))
+        additions = self.additions(stream.connection)
+        # HTTP/2 names the scheme, which may be another one than the connection's.
+        plain_scheme = head.version != 20 or head.scheme == additions.scheme or self.options.scheme_override is not None
+        if plain_scheme and head._index is not None and self.is_plain(head, head._index):
+            self.complete(stream, head, additions)
             return None
         if not head.authority and (reply := self._missing_host(head)) is not None:
             return reply
@@ -234,9 +237,9 @@ class RequestHeadPreparer:
         if self._strips_host:
             self._strip_host(head, stream.connection)
         index = head._index
-        if not self._plain or index is None or not self._watched.isdisjoint(index):
+        if not self._plain or not plain_scheme or index is None or not self._watched.isdisjoint(index):
             return self._carefully(stream, head)
-        self.complete(stream, head, self.additions(stream.connection))
+        self.complete(stream, head, additions)
         return None
 
     def is_plain(self, head: KnownRequest | RequestHead, index: dict[bytes, bytes]) -> bool:
@@ -286,7 +289,7 @@ class RequestHeadPreparer:
 
     def _normalise(self, stream: Stream, head: RequestHead) -> Reply | None:
         head.path, verdict = normalise(head.path, self.options.paths)
-        if verdict == REFUSE:
+        if verdict == REFUSE or (verdict == REDIRECT and stream.is_grpc):
             stream.manager.stats.downstream_rq_failed_path_normalization.n += 1
             return NORMALISATION_FAILED
         if verdict == REDIRECT:
@@ -332,6 +335,8 @@ class RequestHeadPreparer:
         if options.scheme_override is not None:
             head.scheme = options.scheme_override
             head.set(b"x-forwarded-proto", options.scheme_override)
+        elif head.version == 20 and head.scheme:
+            head.scheme = head.scheme.lower()
         elif head.scheme != b"https" or options.use_remote_address:
             forwarded_proto = forwarded_proto.lower()
             head.scheme = forwarded_proto if forwarded_proto in (b"http", b"https") else b"https" if tls else b"http"

@@ -585,8 +585,11 @@ class Stream(StreamInfo):
         if self._timers is not None:
             for timer in self._timers:
                 timer.cancel()
+        codec = self.codec
+        if codec.queued and self.request_ended:
+            return  # the exchange does the rest when the client has taken the response
         self.manager.stream_done(self)
-        self.codec.stream_done(self)
+        codec.stream_done(self)
 
     def add_timer(self, handle: Any) -> None:
         """A timer to cancel when the stream ends."""

@@ -175,8 +175,7 @@ class FirstDataGate(ClosingWatch):
         if self._leaves:
             self._transport.set_protocol(self._protocol)
         held, self._held = self._held, []
-        for data in held:
-            deliver(self._protocol, data)
+        deliver(self._protocol, b"".join(held))
 
 
 async def allow(conn: ConnectionInfo, hooks: tuple[Callable[..., Any], ...]) -> bool:
@@ -188,6 +187,17 @@ async def allow(conn: ConnectionInfo, hooks: tuple[Callable[..., Any], ...]) -> 
         if verdict is False:
             return False
     return True
+
+
+def replace(transport: Any, before: Any, protocol: Any) -> None:
+    """Let `protocol` have the connection of a terminal filter's protocol, `before`, behind the gates that stand in front of it."""
+    gate = transport.get_protocol()
+    if gate is before:
+        transport.set_protocol(protocol)
+        return
+    while gate._protocol is not before:
+        gate = gate._protocol
+    gate._protocol = protocol
 
 
 def deliver(protocol: Any, data: bytes) -> None:

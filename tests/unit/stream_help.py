@@ -20,6 +20,7 @@ class Codec:
         self.info = connection()
         self.out: list[tuple[Any, ...]] = []
         self.full = False
+        self.queued = 0
         self.paused = False
 
     def send_headers(self, stream: Any, head: ResponseHead, end_stream: bool) -> None:

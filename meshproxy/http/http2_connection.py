@@ -1,0 +1,336 @@
+"""A downstream HTTP/2 connection: the asyncio protocol around a `codec.h2.session.Session`, whose streams are `http.http2_exchange.Http2Exchange`.
+
+What is to be sent collects in the session, and is written once a turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from meshproxy.codec.h2 import errors
+from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.session import Session
+from meshproxy.http.downstream import NEVER, DownstreamConnection
+from meshproxy.http.http2_exchange import Http2Exchange
+from meshproxy.net.flusher import flusher_of
+from meshproxy.net.keepalive import Keepalive
+from meshproxy.observe import flags
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.stream import Stream
+    from meshproxy.net.connection import ConnectionInfo
+
+log = logging.getLogger("meshproxy.http")
+
+_OPEN, _DRAINING, _CLOSING = range(3)  # DRAINING: a notice was sent, requests are still taken; CLOSING: no more are, and it closes with the last of them
+_PREMATURE_LIMIT = "overload.premature_reset_total_stream_count"
+_PREMATURE_LIFETIME = "overload.premature_reset_min_stream_lifetime_seconds"
+
+
+class Http2ServerConnection(DownstreamConnection):
+    """One downstream HTTP/2 connection. Owns its session; the session owns the exchanges."""
+
+    __slots__ = ("_drain_timer", "_ended", "_flusher", "_keepalive", "_leaving", "_premature", "_state", "session")
+
+    protocol = "HTTP/2"
+
+    def __init__(self, manager: HttpConnectionManager, info: ConnectionInfo) -> None:
+        super().__init__(manager, info)
+        self.session = Session(self, manager.http2_options, client=False)
+        self._flusher = flusher_of(manager.context)
+        self._state = _OPEN
+        self._leaving = False  # closes as soon as there are no requests
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._keepalive: Keepalive | None = None
+        self._ended = self._premature = 0  # requests that have ended; those of them that the client reset before they had an answer
+
+    # -- the transport's calls
+
+    def data_received(self, data: bytes) -> None:
+        """HOT"""
+        if not self.spoken:
+            self._speak()
+        self.stats.downstream_cx_rx_bytes_total.n += len(data)
+        if self._discarding:
+            return
+        if self._keepalive is not None:
+            self._keepalive.heard()
+        session = self.session
+        try:
+            session.feed(data)
+        except Http2Error as error:
+            self._fail(error)
+            return
+        if self._state == _CLOSING and not session.streams:
+            self._close(delayed=True)
+
+    def _speak(self) -> None:
+        super()._speak()
+        manager = self.manager
+        self.session.start()
+        options = manager.http2_options
+        if options.keepalive_interval:
+            self._keepalive = Keepalive(manager.loop, manager.context.random, options, self.session.ping, self._unanswered)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        streams = self.session.streams
+        self._lost(error, active=bool(streams))
+        reason = self.info.local_close_reason
+        details = f"downstream_local_disconnect({reason})" if self._local and reason else "downstream_remote_disconnect"
+        self._end_streams(flags.DC, details)
+        self.manager.connection_closed(self)
+        self.info.closed()
+        self.session.sink = None  # type: ignore[assignment]  # no cycles are left behind
+
+    def pause_writing(self) -> None:
+        """The client takes its answers more slowly than they come: upstreams are held back."""
+        self.full = True
+        session = self.session
+        session.set_writable(False)
+        for exchange in list(session.streams.values()):
+            stream = exchange.stream
+            if stream is not None and not exchange._warned:
+                stream.on_writable(False)
+
+    def resume_writing(self) -> None:
+        self.full = False
+        session = self.session
+        waiting = [exchange for exchange in session.streams.values() if not exchange._warned]
+        session.set_writable(True)
+        for exchange in waiting:
+            stream = exchange.stream
+            if stream is not None and not exchange._warned:
+                stream.on_writable(True)
+
+    # -- the session's calls
+
+    def new_stream(self) -> Http2Exchange:
+        """The client begins a request."""
+        return Http2Exchange(self)
+
+    def on_output(self) -> None:
+        """Something is to be sent."""
+        self._flusher.add(self)
+
+    def on_settings(self) -> None:
+        """Nothing depends on them but the session."""
+
+    def on_goaway(self, last_id: int, code: int) -> None:
+        """As Envoy: a client that says goodbye closes when it likes."""
+
+    def on_ping_ack(self, data: bytes) -> None:
+        """The client is there."""
+        if self._keepalive is not None:
+            self._keepalive.answered()
+
+    # -- the exchanges' calls
+
+    def begin_request(self, now: float) -> None:
+        """HOT: a request begins."""
+        self.requests += 1
+        manager = self.manager
+        if self._check_at > now + manager.stream_idle_timeout:
+            self._watch_streams()
+        if manager.max_requests and self.requests >= manager.max_requests:
+            self.stats.downstream_cx_max_requests_reached.n += 1
+            self._begin_drain()
+
+    def request_done(self, stream: Stream) -> None:
+        """HOT: a request has ended."""
+        self.idle_since = stream.end
+        self._ended += 1
+        if not stream.status:
+            self._check_premature(stream)
+        if (self._state == _CLOSING or self._leaving) and not self.session.streams:
+            self.manager.loop.call_soon(self._finish)
+
+    def announce_drain(self) -> None:
+        """A drain goes on, and it is this connection's turn."""
+        if self._state == _OPEN:
+            self.stats.downstream_cx_drain_close.n += 1
+            self._begin_drain()
+
+    def flooded(self, error: Http2Error) -> None:
+        """The client lets too much pile up, and it shows when something is to be sent: it is not reading, so nothing waits for it."""
+        self.manager.loop.call_soon(self._abort, "http2_connection_protocol_violation")
+        log.debug("connection %d: %s", self.info.id, error)
+
+    # -- output
+
+    def flush(self) -> None:
+        """Write what there is."""
+        session = self.session
+        if not session.out:
+            return
+        if self._discarding:
+            session.out.clear()
+            return
+        transport = self.transport
+        if not transport.get_write_buffer_size():
+            session.drained()
+        try:
+            data = session.take()
+        except Http2Error as error:
+            self.flooded(error)
+            return
+        self.stats.downstream_cx_tx_bytes_total.n += len(data)
+        transport.write(data)
+
+    # -- the end
+
+    def drain(self) -> None:
+        """The listener is draining: an idle connection is closed now, a busy one after its last response."""
+        self._leaving = True
+        if self.session.streams:
+            self._notify()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        """The last request of a connection that is to end has been answered."""
+        if self._discarding or self.session.streams:
+            return
+        if self._state != _CLOSING and self.spoken:
+            self.session.goaway()
+        self._close(delayed=not self._leaving)
+
+    def _start_drain(self, reason: str) -> None:
+        if not self.spoken:
+            self._close(delayed=False, reason=reason)
+        else:
+            self._begin_drain()
+
+    def _begin_drain(self) -> None:
+        """GOAWAY in two steps, so that no request is lost that is under way already (RFC 9113 6.8)."""
+        if self._state == _OPEN and not self._discarding:
+            self._notify()
+            self._drain_timer = self.manager.loop.call_later(self.manager.options.drain_timeout, self._drained)
+
+    def _notify(self) -> None:
+        if self._state == _OPEN:
+            self._state = _DRAINING
+            self.session.shutdown_notice()
+
+    def _drained(self) -> None:
+        self._drain_timer = None
+        if self._discarding:
+            return
+        self._state = _CLOSING
+        self.session.goaway()
+        if not self.session.streams:
+            self._close(delayed=True)
+
+    def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
+        if not self._discarding:
+            self._stop_timers()
+        super()._close(delayed=delayed, reason=reason)
+
+    def _stop_timers(self) -> None:
+        super()._stop_timers()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
+        if self._keepalive is not None:
+            self._keepalive.stop()
+            self._keepalive = None
+
+    def _fail(self, error: Http2Error) -> None:
+        """What came is not HTTP/2, or too much of it. The GOAWAY that says so is in the session's output."""
+        log.debug("connection %d: %s", self.info.id, error)
+        if not error.flood:
+            self.stats.downstream_cx_protocol_error.n += 1
+        if isinstance(error.stream, Http2Exchange):
+            error.stream.end(flags.DPE, error.details)
+        details = "codec_error:" + str(error).replace(" ", "_")
+        self.info.flags |= flags.DPE
+        if self.session.streams:
+            self._count_active(local=True)
+        self._end_streams(flags.DPE, details)
+        self._close(delayed=True, reason=details)
+
+    def _abort(self, reason: str) -> None:
+        """Close without waiting for anything."""
+        if self._discarding:
+            return
+        self.info.local_close_reason = reason
+        self._local = self._discarding = True
+        self.transport.abort()
+
+    def _end_streams(self, flag: int, details: str) -> None:
+        """Requests in flight end without a word to the client."""
+        streams = self.session.streams
+        while streams:
+            _, exchange = streams.popitem()
+            exchange.local_closed = exchange.remote_closed = True
+            exchange.drop_queue()
+            self.session.stats.streams_active.n -= 1
+            exchange.end(flag, details)
+
+    def _unanswered(self) -> None:
+        """A PING was not answered in time."""
+        self.session.stats.keepalive_timeout.n += 1
+        self._abort("http2_ping_timeout")
+
+    def _check_premature(self, stream: Stream) -> None:
+        """A client that resets its requests right after it has made them costs us much more than itself (CVE-2023-44487)."""
+        get = self.manager.context.runtime.integer
+        if int(stream.end - stream.start) <= get(_PREMATURE_LIFETIME, 1):
+            self._premature += 1
+        if self._premature * 2 >= max(get(_PREMATURE_LIMIT, 500), self._ended) and not self._discarding:
+            self.stats.downstream_rq_too_many_premature_resets.n += 1
+            if self.session.streams:
+                self._count_active(local=True)
+            self._abort("too_many_premature_resets")
+            self._end_streams(0, "too_many_premature_resets")
+
+    # -- idle timeouts
+
+    def _check_idle(self) -> None:
+        self._timer = None
+        if self._discarding:
+            return
+        manager = self.manager
+        now = manager.clock()
+        left = NEVER
+        streams = self.session.streams
+        if streams:
+            left = self._end_idle_streams(now)
+            if manager.idle_timeout:
+                left = min(left, manager.idle_timeout)  # the connection may be idle by then
+        elif manager.idle_timeout:
+            left = self.idle_since + manager.idle_timeout - now
+            if left <= 0.0005:
+                self._check_at = NEVER
+                self.stats.downstream_cx_idle_timeout.n += 1
+                self._start_drain("on_idle_timeout")
+                return
+        self._check_at = NEVER
+        if left != NEVER:
+            self._watch(left)
+
+    def _end_idle_streams(self, now: float) -> float:
+        """End the streams that were idle for too long. Returns when the next may be: seconds."""
+        left = NEVER
+        default = self.manager.stream_idle_timeout
+        for exchange in list(self.session.streams.values()):
+            stream = exchange.stream
+            timeout = 0.0 if stream is None else stream.idle_timeout or default
+            if not timeout:
+                continue
+            remaining = stream.last_active + timeout - now
+            if remaining > 0.0005:
+                left = min(left, remaining)
+            elif stream.ended:  # the client does not take the end of its response
+                self.session.stats.tx_flush_timeout.n += 1
+                exchange._reset(errors.NO_ERROR)
+                exchange._completed(stream)
+            else:
+                stream.on_idle()
+        return left
+
+    def __repr__(self) -> str:
+        return f"<Http2ServerConnection {self.info.remote} requests={self.requests} streams={len(self.session.streams)}>"

@@ -1,0 +1,221 @@
+"""A request on a downstream HTTP/2 connection: a stream of its session, and the exchange of `http.stream.Stream`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.h2 import errors
+from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.stream import Http2Stream
+from meshproxy.codec.headers import RequestHead, ResponseHead
+from meshproxy.http.stream import Stream
+from meshproxy.observe import flags
+
+if TYPE_CHECKING:
+    from meshproxy.codec.headers import Headers
+    from meshproxy.http.http2_connection import Http2ServerConnection
+    from meshproxy.net.connection import ConnectionInfo
+
+_CONTINUE = ((b":status", b"100"),)
+# What a response that accepts an upgrade says in HTTP/1, and HTTP/2 says otherwise.
+_UPGRADE = (b"connection", b"upgrade")
+_STATUS = {status: (b":status", b"%d" % status) for status in range(100, 600)}
+
+
+class Http2Exchange(Http2Stream):
+    """Owned by the session while the stream is open; owns its request until that has ended.
+
+    What `Stream` sends as body and trailers goes to the session as it is: `send_data`, `send_trailers` and `queued` are those of `Http2Stream`.
+    """
+
+    __slots__ = ("connection", "info", "stream")
+
+    def __init__(self, connection: Http2ServerConnection) -> None:
+        super().__init__(connection.session)
+        self.connection = connection
+        self.info: ConnectionInfo = connection.info
+        self.stream: Stream | None = None
+
+    # -- the session's calls
+
+    def on_head(self, known: Any, end_stream: bool) -> None:
+        connection = self.connection
+        if connection._discarding:
+            return
+        manager = connection.manager
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        head = known.head()
+        stream = self.stream = Stream(manager, self, head, now)
+        manager.http2_started += 1
+        if end_stream:
+            stream.request_ended = True
+            stream.request_end = now
+        connection.begin_request(now)
+        if manager.has_stream_timers:
+            manager.start_timers(stream)
+        if head.method == b"CONNECT":
+            _accept_connect(stream, head)
+        expect = head.get(b"expect")
+        if expect is not None and expect.lower() == b"100-continue" and not manager.proxy_100_continue:
+            self._inform(_CONTINUE)
+        reply = manager.preparer.prepare(stream)
+        if reply is not None:
+            stream.local_reply(reply)
+            return
+        stream.begin(end_stream)
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        stream = self.stream
+        if stream is not None:
+            stream.on_data(data, end_stream)
+
+    def on_trailers(self, trailers: Headers) -> None:
+        stream = self.stream
+        if stream is not None:
+            stream.on_trailers(trailers)
+
+    def on_reset(self, code: int, details: str, remote: bool) -> None:
+        # As for Envoy, a stream that we had to reset because of its head (too long) was reset by the client.
+        self.end(flags.DR if remote or code == errors.INTERNAL_ERROR else flags.DPE, details)
+
+    def end(self, flag: int, details: str) -> None:
+        """The client is gone, or broke the protocol: nothing can be sent on this stream any more."""
+        stream = self.stream
+        if stream is None:
+            if self.headed:
+                return
+            stream = self.stream = self._broken_stream()
+        if stream.ended:  # its response was not taken to the end
+            stream.flags |= flag
+            stream.details = details
+            self._completed(stream)
+        else:
+            stream.on_reset(flag, details)
+
+    def on_writable(self, writable: bool) -> None:
+        stream = self.stream
+        if stream is not None and not self.connection.full:
+            stream.on_writable(writable)
+
+    def on_done(self) -> None:
+        stream = self.stream
+        if stream is not None and stream.ended:
+            self._completed(stream)
+
+    def _broken_stream(self) -> Stream:
+        """A stream for a request that could not be parsed: only to be counted and logged."""
+        manager = self.connection.manager
+        now = manager.clock()
+        manager.http2_started += 1
+        self.connection.begin_request(now)
+        return Stream(manager, self, RequestHead(b"", b"", version=20), now)
+
+    def _completed(self, stream: Stream) -> None:
+        """The last of a response was sent, or dropped, some time after `stream` had ended."""
+        stream.manager.stream_done(stream)
+        self.stream_done(stream)
+
+    # -- the stream's calls
+
+    @property
+    def transport(self) -> Any:
+        """The connection's."""
+        return self.connection.transport
+
+    @property
+    def full(self) -> bool:
+        """Too much of the response waits to be sent, or of all responses of the connection."""
+        return self._warned or self.connection.full
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """As Envoy, passed on only where 100-continue is proxied."""
+        if self.connection.manager.proxy_100_continue:
+            self._inform((_STATUS[head.status], *head.items))
+
+    def _inform(self, items: Any) -> None:
+        for counter in self.connection.stats.by_class[1]:
+            counter.n += 1
+        super().send_headers(items, end_stream=False)
+
+    def send_headers(self, stream: Stream, head: ResponseHead, end_stream: bool) -> None:  # type: ignore[override]  # that one is the session's, and only we call it
+        """The response's head."""
+        connection = self.connection
+        manager = connection.manager
+        if not stream.request_ended:
+            connection.stats.downstream_rq_response_before_rq_complete.n += 1
+        if manager.drain_close():
+            connection.announce_drain()
+        status = head.status
+        items = head.items
+        if stream.upgrade is not None:
+            items = [pair for pair in items if pair[0] not in _UPGRADE]
+            if status == 101:
+                status = 200
+        if manager.logs_times:
+            stream.response_start = manager.clock()
+        if not self.local_closed:
+            self.send_block(self.session.encoder.encode([_STATUS.get(status) or (b":status", b"%d" % status), *items]), end_stream)
+        if connection.full and not end_stream:
+            stream.on_writable(False)
+
+    def send_whole(self, stream: Stream, head: ResponseHead, body: bytes) -> None:
+        """HOT: a whole response with a content length."""
+        self.send_headers(stream, head, not body)
+        if body:
+            self.send_data(body, True)
+
+    def flush(self) -> None:
+        """The connection's output goes out by itself."""
+
+    def pause_reading(self) -> None:
+        """Grant the client no more than it has. Idempotent."""
+        if not self.paused:
+            self.connection.stats.downstream_flow_control_paused_reading_total.n += 1
+            self.pause()
+
+    def resume_reading(self) -> None:
+        """Grant it more again. Idempotent."""
+        if self.paused:
+            self.connection.stats.downstream_flow_control_resumed_reading_total.n += 1
+            self.resume()
+
+    def watch_stream(self, seconds: float) -> None:
+        """The stream's idle timeout is `seconds`."""
+        self.connection.watch_stream(seconds)
+
+    def discard_request(self) -> None:
+        """Nothing to be done: what is left of the request is refused once the response is sent."""
+
+    def reset_stream(self, stream: Stream) -> None:
+        """RST_STREAM, with the code that Envoy takes."""
+        broken = stream.upgrade is not None and stream.flags & (flags.UF | flags.UC)
+        self._reset(errors.CONNECT_ERROR if broken else errors.NO_ERROR)
+
+    def stream_done(self, stream: Stream) -> None:
+        """Count the stream out. A request that goes on after its response is told to stop (RFC 9113 8.1)."""
+        self.stream = None
+        if not self.remote_closed:
+            self.connection.stats.downstream_rq_rx_reset.n += 1
+            self._reset(errors.NO_ERROR)
+        self.connection.request_done(stream)
+
+    def _reset(self, code: int) -> None:
+        try:
+            self.reset(code)
+        except Http2Error as error:
+            self.connection.flooded(error)
+
+
+def _accept_connect(stream: Stream, head: RequestHead) -> None:
+    """CONNECT; an extended one (RFC 8441) is from here on the upgrade that it would be in HTTP/1."""
+    protocol = head.protocol
+    if protocol is None:
+        stream.upgrade = b"CONNECT"
+        return
+    stream.upgrade = protocol
+    head.method = b"GET"
+    head.protocol = None
+    head.add(b"upgrade", protocol)
+    head.add(b"connection", b"upgrade")
