@@ -27,8 +27,7 @@ _STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
 _PATH = bytes(code if code > 32 and code != 127 else code ^ 64 for code in range(256))
 # Fields of a connection, which HTTP/2 has none of (RFC 9113 8.2.2).
 _CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
-_SPECIAL_REQUEST = _CONNECTION | {b"te", b"host", b"content-length", b"cookie"} | frozenset(_REQUEST_PSEUDO) | {b":status"}
-_SPECIAL_RESPONSE = _CONNECTION | {b"content-length", b":status"} | frozenset(_REQUEST_PSEUDO)
+_SPECIAL_REQUEST = _CONNECTION | {b"te", b"host", b"content-length"}
 
 _WEB = frozenset((b"http", b"https"))
 NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
@@ -139,9 +138,8 @@ def request(fields: Fields, options: Options) -> KnownRequest:
     if protocol is not None and (method != b"CONNECT" or not options.allow_connect):
         raise MalformedError
     if len(index) != len(regular):
-        joined = join_repeated(regular, JOINED_IN_REQUESTS)
-        if len(joined) != len(regular):
-            regular, index = joined, dict(reversed(joined))
+        regular = _joined(regular)
+        index = dict(reversed(regular))
     if options.headers_with_underscores != ALLOW:
         regular, index = _underscores(regular, index, options)
     known = KnownRequest(method, path, authority, scheme, regular, index, fields.size)
@@ -161,9 +159,9 @@ def response(fields: Fields, options: Options) -> KnownResponse:
     index = dict(reversed(regular))
     length = -1
     status = int(items[0][1])
-    if not _SPECIAL_RESPONSE.isdisjoint(index):
-        if not _CONNECTION.isdisjoint(index) or any(name[:1] == b":" for name in index):
-            raise MalformedError
+    if not _CONNECTION.isdisjoint(index):
+        raise MalformedError
+    if b"content-length" in index:
         length = _length(regular)
     if status == 101:  # there is no switching of protocols in HTTP/2
         raise MalformedError
@@ -183,9 +181,8 @@ def trailers(fields: Fields, options: Options) -> list[Pair]:
         raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
     pairs = list(fields.items)
     _check(pairs)
-    for name, _ in pairs:
-        if name[:1] == b":" or name in _CONNECTION:
-            raise MalformedError
+    if any(name in _CONNECTION for name, _ in pairs):
+        raise MalformedError
     return pairs
 
 
@@ -212,8 +209,6 @@ def _check(pairs: list[Pair]) -> None:
 
 
 def _check_name(name: bytes) -> bool:
-    if name[:1] == b":":
-        return True  # in the wrong place, as the index will tell
     if TOKEN(name) is None or name != name.lower():
         return False
     if len(name) <= 64:
@@ -229,8 +224,8 @@ _KNOWN_METHODS = frozenset((b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIO
 
 
 def _special_request(regular: list[Pair], index: dict[bytes, bytes], authority: bytes | None) -> tuple[list[Pair], dict[bytes, bytes], bytes | None, int]:
-    """Fields that mean something to the connection, or come in pieces."""
-    if not _CONNECTION.isdisjoint(index) or any(name[:1] == b":" for name in index):
+    """Fields that mean something to the connection."""
+    if not _CONNECTION.isdisjoint(index):
         raise MalformedError
     te = index.get(b"te")
     if te is not None and te.lower() != b"trailers":
@@ -242,13 +237,16 @@ def _special_request(regular: list[Pair], index: dict[bytes, bytes], authority: 
             authority = host
         regular = [pair for pair in regular if pair[0] != b"host"]
         index = dict(reversed(regular))
-    if b"cookie" in index and len(index) != len(regular):
-        crumbs = [value for name, value in regular if name == b"cookie"]
-        if len(crumbs) > 1:  # RFC 9113 8.2.3; Envoy puts the whole at the end
-            regular = [pair for pair in regular if pair[0] != b"cookie"]
-            regular.append((b"cookie", b"; ".join(crumbs)))
-            index = dict(reversed(regular))
     return regular, index, authority, length
+
+
+def _joined(regular: list[Pair]) -> list[Pair]:
+    """Fields that came repeatedly, as Envoy joins them."""
+    crumbs = [value for name, value in regular if name == b"cookie"]
+    if len(crumbs) > 1:  # RFC 9113 8.2.3; Envoy puts the whole at the end
+        regular = [pair for pair in regular if pair[0] != b"cookie"]
+        regular.append((b"cookie", b"; ".join(crumbs)))
+    return join_repeated(regular, JOINED_IN_REQUESTS)
 
 
 def _length(pairs: list[Pair]) -> int:
