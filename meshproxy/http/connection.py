@@ -26,6 +26,7 @@ from meshproxy.observe import flags
 
 if TYPE_CHECKING:
     from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.net.connection import ConnectionInfo
 
 log = logging.getLogger("meshproxy.http")
@@ -389,7 +390,24 @@ class ServerConnection(DownstreamConnection):
             parser.state = HEAD
             self.ready = not parser.buffer and not parser._feeding
 
-    def go_on(self) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
+        """HOT: see `PlanExchange`."""
+        self.stream = None
+        self.idle_since = now
+        parser = self.parser
+        if parser.buffer:
+            self._go_on()
+        else:
+            parser.state = HEAD
+            self.ready = True
+        self.transport.write(b"".join((response.before, service_time, response.between, self.manager.date if response.dated else b"", response.after, body)))
+
+    def take_over(self, received: int) -> None:
+        """See `PlanExchange`."""
+        self.stats.downstream_cx_rx_bytes_total.n += received
+        self.parser.state = DONE
+
+    def _go_on(self) -> None:
         """A request that went by plan is done, and more has come meanwhile."""
         if not self._discarding:
             if self._paused and not self.full:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from meshproxy.codec.headers import Headers, ResponseHead
+    from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.stream import Stream
     from meshproxy.net.connection import ConnectionInfo
 
@@ -73,3 +74,15 @@ class Exchange(Protocol):
 
     def stream_done(self, stream: Stream) -> None:
         """The stream has ended, in order or not, and calls nothing any more. Of a request that is not complete the rest is refused."""
+
+
+class PlanExchange(Exchange, Protocol):
+    """What `http.plan` asks of an exchange besides."""
+
+    closing: bool  # the response says that the connection closes: no plan knows how
+
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
+        """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it."""
+
+    def take_over(self, received: int) -> None:
+        """The stream goes the general way from here. `received`: bytes of its request that nobody has counted."""

@@ -101,9 +101,7 @@ class Forwarding(Tries):
         self.pool = connection.pool
         self.host = connection.host
         self._queue = queue
-        connection.planned = None
-        connection.request = self
-        connection.parser.expect(stream.request.method)  # type: ignore[union-attr]
+        connection.take_over(self, stream.request.method)  # type: ignore[union-attr]
         return self
 
     # -- the request

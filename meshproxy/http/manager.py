@@ -19,6 +19,7 @@ from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
 from meshproxy.http.http2_connection import Http2ServerConnection
+from meshproxy.http.lane import Lane, Tally, make_lane
 from meshproxy.http.manager_options import AUTO, HTTP2, Options
 from meshproxy.http.manager_stats import ManagerStats
 from meshproxy.http.replies import UPGRADE_FAILED, Reply
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from meshproxy.codec.h1.request import KnownRequest
     from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.codec.h2.settings import Options as Http2Options
+    from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
@@ -138,12 +140,14 @@ class HttpConnectionManager:
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[DownstreamConnection] = set()
-        self.planned_responses: dict[KnownResponse, plan.PlannedResponse] = {}  # of all lanes whose routes do not change responses
+        # Of all lanes whose routes do not change responses, by version of HTTP downstream.
+        self.planned_responses: dict[int, dict[KnownResponse, PlannedResponse]] = {11: {}, 20: {}}
         self.response_kinds: dict[Any, object] = {}
-        self.tallies: dict[Any, plan.Tally] = {}
-        self.busy: set[plan.Tally] = set()  # that have something to settle
-        # By route, for clients that are not internal and for those that are; valid as long as nothing changes. None: there is no lane.
-        self._lanes: tuple[dict[Route | None, plan.Lane | None], ...] = ({}, {})
+        self.tallies: dict[Any, Tally] = {}
+        self.busy: set[Tally] = set()  # that have something to settle
+        # By route, for clients that are not internal and for those that are, over HTTP/1 and (2, 3) over HTTP/2; valid as long as nothing changes. None: there
+        # is no lane.
+        self._lanes: tuple[dict[Route | None, Lane | None], ...] = ({}, {}, {}, {})
         self._lanes_of = self.changes.n
         self._plans = 0
         # Whether requests can go by plan at all.
@@ -311,16 +315,16 @@ class HttpConnectionManager:
         """Whether requests can have lanes at all: not while responses have to say that the connection closes."""
         return self._plannable and not self.drain_active()
 
-    def lane(self, route: Route | None, head: RequestHead, internal: bool) -> plan.Lane | None:
+    def lane(self, route: Route | None, head: RequestHead, internal: bool) -> Lane | None:
         """HOT: the lane of a route, if there can be one. `head`: of a request that has this route."""
         if self._lanes_of != self.changes.n:
             self._forget_lanes()
-        lanes = self._lanes[internal]
+        lanes = self._lanes[internal + 2 if head.version == 20 else internal]
         try:
             return lanes[route]
         except KeyError:
-            lane = lanes[route] = plan.make_lane(self, route, head, internal=internal)
-            return lane
+            made = lanes[route] = make_lane(self, route, head, internal=internal)
+            return made
 
     def plan(self, known: KnownRequest, additions: Additions) -> plan.Plan | None:
         """Make the plan for a head that repeats itself, if there can be one."""

@@ -125,6 +125,38 @@ class Http1Connection(Connection):
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
+    # -- what `http.plan` calls
+
+    def ask(self, head: RequestHead, body: bytes) -> int:
+        """HOT: see `upstream.pool.PlanExchange`."""
+        out = encode_request_head(head.method, head.path, head.authority, head.items)
+        if body:
+            out += body
+        self.transport.write(out)
+        return len(out)
+
+    def ask_known(self, plan: Any, stream: Any) -> int:
+        """HOT: see `upstream.pool.PlanExchange`."""
+        size: int = plan.size
+        self.transport.write(plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after)
+        return size
+
+    def answered(self, now: float) -> None:
+        """HOT: see `upstream.pool.PlanExchange`."""
+        self.request = self.planned = None
+        self.idle_since = now
+        pool = self.pool
+        if pool.pending or pool.special:
+            pool.release(self)
+        else:
+            pool.ready.append(self)
+
+    def take_over(self, request: Any, method: bytes) -> None:
+        """See `upstream.pool.PlanExchange`."""
+        self.planned = None
+        self.request = request
+        self.parser.expect(method)
+
     # -- the transport's calls
 
     def data_received(self, data: bytes) -> None:
@@ -133,7 +165,7 @@ class Http1Connection(Connection):
             # HOT: a whole response with a known head.
             end = data.find(b"\r\n\r\n") + 4
             known = self.heads.get(data[:end])
-            if known is not None and len(data) - end == known.length and planned.lane.respond(planned, self, known, data, end):
+            if known is not None and len(data) - end == known.length and planned.lane.respond(planned, self, known, data[end:]):
                 return
             planned.leave_plan()
         stats = self.stats

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Http1Pool(Pool[Http1Connection]):
-    """Connections that serve one request at a time; `http.plan` takes them out of `ready` itself."""
+    """Connections that serve one request at a time."""
 
     alpn: tuple[str, ...] = ("http/1.1",)
 
@@ -63,6 +63,13 @@ class Http1Pool(Pool[Http1Connection]):
         """Take the connection for `request`."""
         self.ready.pop()
         connection.request = request
+        return connection
+
+    def begin_planned(self, stream: Any) -> Http1Connection:
+        """HOT: see `http.lane.Lane.begin`."""
+        connection = self.ready.pop()
+        connection.request = connection.planned = stream
+        connection.served += 1
         return connection
 
     def release(self, connection: Http1Connection) -> None:

@@ -89,6 +89,24 @@ class Exchange(Protocol):
         """Go on."""
 
 
+class PlanExchange(Exchange, Protocol):
+    """What `http.plan` asks of an exchange besides: its request is whole, and its counters are kept elsewhere."""
+
+    planned: Any  # http.planned_stream.PlannedStream; None when the request goes the general way
+
+    def ask(self, head: RequestHead, body: bytes) -> int:
+        """Send a request; how many bytes that were, 0 where the connection counts what it writes."""
+
+    def ask_known(self, plan: Any, stream: Any) -> int:
+        """The same for the head that an http.plan.Plan knows, with `stream.request_id` where it has `new_id`."""
+
+    def answered(self, now: float) -> None:
+        """The response is complete: the request is served no more."""
+
+    def take_over(self, request: Any, method: bytes) -> None:
+        """The request goes the general way from here, for `request` (http.attempt.Attempt)."""
+
+
 class Pool(Generic[_C]):
     """The connections to one host at one priority."""
 

@@ -46,6 +46,11 @@ class KnownRequest:
         self.plain: bool | None = None
         self.plans: dict[Any, Any] = NO_PLANS
 
+    @property
+    def received(self) -> int:
+        """Bytes that one takes on the wire."""
+        return self.size
+
     def head(self) -> RequestHead:
         """The head for one request. The first time that a head is seen there is only one, and nothing is copied."""
         if self.kept:

@@ -40,7 +40,7 @@ class KnownResponse:
     `size`: the head's length on the wire; `length`: the body's.
     """
 
-    __slots__ = ("index", "items", "length", "reason", "size", "status")
+    __slots__ = ("index", "items", "length", "reason", "received", "size", "status")
 
     def __init__(self, head: ResponseHead, length: int, size: int) -> None:
         self.size = size
@@ -50,6 +50,7 @@ class KnownResponse:
         self.items = head.items.copy()
         self.index = head._index.copy()
         self.length = length
+        self.received = size + length  # bytes that one takes on the wire, with its body
 
 
 class ResponseSink(Sink, Protocol):

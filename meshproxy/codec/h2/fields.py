@@ -47,7 +47,7 @@ class KnownRequest:
     __slots__ = ("authority", "index", "items", "kept", "length", "method", "path", "plain", "plans", "protocol", "scheme", "size")
 
     final = bodied = True
-    version = 20
+    received = 0  # connections count the bytes that they read
 
     def __init__(self, method: bytes, path: bytes, authority: bytes, scheme: bytes, items: list[Pair], index: dict[bytes, bytes], size: int) -> None:
         self.method = method
@@ -78,8 +78,8 @@ class KnownResponse:
 
     __slots__ = ("bodied", "final", "index", "items", "kept", "length", "size", "status")
 
-    version = 20
     reason = None
+    received = 0  # connections count the bytes that they read
 
     def __init__(self, status: int, items: list[Pair], index: dict[bytes, bytes], size: int) -> None:
         self.status = status

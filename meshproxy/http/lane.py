@@ -1,0 +1,261 @@
+"""What requests of one route have in common that come whole: see `http.plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.http import timeouts
+from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
+from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
+from meshproxy.http.probe import Probe, Varies
+
+if TYPE_CHECKING:
+    from meshproxy.codec.h1.response import KnownResponse
+    from meshproxy.codec.headers import RequestHead
+    from meshproxy.http.filter_chain import Chain
+    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.route import Route
+    from meshproxy.upstream.cluster import Cluster
+
+_MAX_OWN_RESPONSES = 4  # of one lane, whose route changes responses; they rarely outlast a second, for most have a date
+_CONTROL = timeouts.CONTROL_HEADERS
+_TIMES = [b"%d" % milliseconds for milliseconds in range(1000)]
+
+
+class Lane:
+    """What requests of one route have in common that come from clients of one sort (internal or not)."""
+
+    __slots__ = (
+        "_planned",
+        "body_limit",
+        "chain",
+        "cluster",
+        "internal",
+        "manager",
+        "outlier",
+        "priority",
+        "queue",
+        "queue_per_try",
+        "responses",
+        "retired",
+        "route",
+        "tally",
+        "version",
+        "watched",
+    )
+
+    def __init__(self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool, version: int) -> None:
+        """`version`: of HTTP downstream, 11 or 20."""
+        self.manager = manager
+        self.version = version
+        self.route = route
+        self.priority = route.priority
+        self.chain = chain
+        # Filters that look at bodies see them on the general way.
+        self.body_limit = -1 if chain.request_data else min(manager.buffer_limit, route.buffer_limit)
+        self.cluster = cluster
+        self.outlier = cluster.outlier
+        self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
+        self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
+        self.internal = internal
+        self.watched = bool(manager.logs or chain.complete)
+        self.retired = False  # something changed: what is still on its way goes the general way back
+        # Responses as they go downstream, and tallies: the same for all routes that do not change responses.
+        if route.finalize_response is None:
+            self._planned = manager.planned_responses[version]
+            key = cluster, internal, version, None if route.retry is None else route.retry.from_status
+            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal))
+        else:
+            self._planned = {}
+            self.tally = Tally(manager, cluster, internal=internal)
+        self.responses = self.tally.responses
+
+    def forward(self, stream: PlannedStream) -> None:
+        """HOT: send a request whose filters are done."""
+        route = self.route
+        head = stream.request
+        index = head._index  # type: ignore[union-attr]
+        body = stream.body
+        if index is None or not _CONTROL.isdisjoint(index):
+            stream.leave_plan()
+            stream.forward(not body)
+            return
+        expected = route.expected_timeout
+        if expected is not None and not self.manager.router.suppress:
+            index[timeouts.EXPECTED] = expected
+            head.items.append((timeouts.EXPECTED, expected))  # type: ignore[union-attr]
+        if route.finalize_request is not None:
+            route.finalize_request(stream)
+        host = self.cluster.pick(None)
+        pools = None if host is None else host.pools
+        pool = None if pools is None else pools.get(self.priority)
+        if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
+            if stream.__class__ is PlannedStream:
+                stream.leave_plan()
+            stream.forward(not body, host, finalized=True)
+            return
+        size = stream.upstream_bytes_sent = self.begin(stream, host, pool).ask(head, body)
+        self.tally.sent += size
+
+    def begin(self, stream: PlannedStream, host: Any, pool: Any) -> Any:
+        """HOT: an exchange for a request, on a ready connection of `pool`."""
+        pool.limits.rq += 1
+        host.rq_total += 1
+        host.rq_active += 1
+        exchange = stream.connected = pool.begin_planned(stream)
+        stream.stage = UPSTREAM
+        queue = self.queue
+        if queue is not None:
+            if queue.handle is None:
+                queue.start(stream, stream.start)
+            else:
+                queue.started[stream] = stream.start
+        queue = self.queue_per_try
+        if queue is not None:
+            if queue.handle is None:
+                queue.start(stream, stream.start)
+            else:
+                queue.started[stream] = stream.start
+        tally = self.tally
+        started = tally.started
+        if not started:
+            self.manager.busy.add(tally)
+        tally.started = started + 1
+        return exchange
+
+    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes) -> bool:
+        """HOT: a whole response. False, and nothing done, when it has to go the general way."""
+        learnt = self.responses.get(known) or self._learn(known)
+        if learnt is None:
+            return False
+        response, times = learnt
+        manager = self.manager
+        codec = stream.codec
+        pool = exchange.pool
+        host = pool.host
+        if codec.closing or self.retired or host.canary or host.zone_stat:
+            return False
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        queue = self.queue
+        if queue is not None:
+            del queue.started[stream]
+        queue = self.queue_per_try
+        if queue is not None:
+            del queue.started[stream]
+        pool.limits.rq -= 1
+        host.rq_active -= 1
+        if response.success:
+            host.rq_success += 1
+        else:
+            host.rq_error += 1
+        if self.outlier is not None:
+            self.outlier.result(host, known.status)
+        exchange.answered(now)  # the connection may serve the next request
+        stream.stage = ANSWERED
+        start = stream.start
+        milliseconds = int((now - start) * 1000)
+        try:
+            times[milliseconds] += 1
+        except KeyError:
+            times[milliseconds] = 1
+        service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
+        codec.answer(response, service_time, body, now)
+        if self.watched:
+            stream.end = now
+            stream.answer = response, milliseconds
+            stated = service_time if response.timed else known.index.get(SERVICE_TIME)
+            plan = stream.plan
+            wall = start + manager.wall_offset
+            if plan is None:
+                body = stream.body
+                kind = (self, response.kind, len(body)) if body else (self, response.kind)
+                stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
+            else:
+                request_id = plan.request_id if plan.new_id is None else stream.request_id
+                stream.facts = (plan, response.kind), True, codec.info, host, request_id, stated, start, now, wall
+            manager.watch(stream, self.chain)
+        return True
+
+    def _learn(self, known: KnownResponse) -> tuple[PlannedResponse, dict[int, int]] | None:
+        retries = self.route.retry
+        if retries is not None and known.status >= retries.from_status:
+            return None
+        planned = self._planned
+        response = planned.get(known)
+        if response is None:
+            response = plan_response(self, known)
+            if response is None:
+                return None
+            if len(planned) >= (MAX_RESPONSES if self.route.finalize_response is None else _MAX_OWN_RESPONSES):
+                planned.clear()
+            planned[known] = response
+        self.manager.busy.add(self.tally)
+        learnt = self.responses[known] = response, {}
+        return learnt
+
+
+class Tally:
+    """What is counted of the requests of one cluster, or of one lane whose route changes responses, until it is settled.
+
+    Not by lane: with thousands of routes, most of those in use had one request since the last time.
+    """
+
+    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started")
+
+    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool) -> None:
+        self.manager = manager
+        self.cluster = cluster
+        self.internal = internal
+        # Responses, and how many took how many milliseconds.
+        self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
+        # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
+        self.started = self.received = self.sent = 0
+
+    def settle(self) -> int:
+        """Count what was done since the last call. Returns how many requests began."""
+        started = self.started
+        if started:
+            manager, stats = self.manager, self.cluster.stats
+            manager.stats.downstream_cx_rx_bytes_total.n += self.received
+            manager.router.rq_total.n += started
+            stats.upstream_cx_tx_bytes_total.n += self.sent
+            stats.upstream_rq_total.n += started
+            self.started = self.received = self.sent = 0
+        if self.responses:
+            for response, times in self.responses.values():
+                response.settle(self, times)
+            # Most responses have a date, and will not come again. To learn them anew from those that are planned costs next to nothing.
+            self.responses.clear()
+        return started
+
+
+def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool) -> Lane | None:
+    """The lane of a route; None when its requests need more than a lane does. `head`: of one of them."""
+    if route is None or not route.cluster_name or not manager.plannable or not _is_plannable(route):
+        return None
+    chain = manager.chains.get(route) or manager.compile_chain(route)
+    cluster = manager.router.clusters.get(route.cluster_name)
+    if cluster is None or not chain.plannable or not cluster.plannable:
+        return None
+    if route.finalize_request is not None:
+        probe = Probe()
+        probe.request = head.copy()
+        try:
+            route.finalize_request(probe)  # type: ignore[arg-type]
+        except Varies:
+            return None
+    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11)
+
+
+def _is_plannable(route: Route) -> bool:
+    return bool(
+        route.reply is None
+        and not route.careful
+        and not route.needs_lb_context
+        and not route.mirrors
+        and not route.include_attempt_count_in_request
+        and not route.include_attempt_count_in_response
+        and route.max_grpc_timeout_ms is None
+    )

@@ -1,0 +1,124 @@
+"""Response heads as lanes (`http.plan`) know them: what every repetition of an upstream's head comes to downstream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.h1.encode import encode_response_head
+from meshproxy.codec.headers import Pair, ResponseHead
+from meshproxy.http import retry
+from meshproxy.http.probe import Probe, Varies
+
+if TYPE_CHECKING:
+    from meshproxy.codec.h1.response import KnownResponse
+    from meshproxy.http.lane import Lane, Tally
+    from meshproxy.http.manager import HttpConnectionManager
+
+MAX_RESPONSES = 64  # planned, of one connection manager
+SERVICE_TIME = b"x-envoy-upstream-service-time"
+
+
+class PlannedResponse:
+    """A response head as it goes downstream, cut where the service time and the date stand.
+
+    The pieces are bytes for HTTP/1, and pairs for HTTP/2, whose connections encode them each in its own way. `kind`: the same for all that differ in their
+    date only. `size`: bytes that one takes downstream, but for time and date; 0 where the connection counts what it writes.
+    """
+
+    __slots__ = ("after", "before", "between", "dated", "items", "kind", "known", "size", "success", "timed")
+
+    def __init__(self, known: KnownResponse, pieces: tuple[Any, Any, Any], items: list[Pair], kind: object, *, timed: bool, dated: bool) -> None:
+        self.known = known
+        self.before, self.between, self.after = pieces
+        self.size = sum(map(len, pieces)) + known.length if type(self.before) is bytes else 0
+        self.items = items  # with marks in the place of the service time and the date
+        self.timed = timed
+        self.dated = dated
+        self.success = known.status < 500
+        self.kind = kind
+
+    def head(self, time: bytes, date: bytes) -> ResponseHead:
+        """The head with a service time and a date."""
+        known = self.known
+        items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in self.items]
+        return ResponseHead(known.status, items, reason=known.reason)
+
+    def settle(self, tally: Tally, times: dict[int, int]) -> None:
+        """Count responses. `times`: milliseconds -> how many."""
+        manager, stats, known = tally.manager, tally.cluster.stats, self.known
+        count = sum(times.values())
+        if self.size:
+            sent = count * (self.size + (len(manager.date) if self.dated else 0))
+            if self.timed:
+                sent += sum(len(str(milliseconds)) * n for milliseconds, n in times.items())
+            manager.stats.downstream_cx_tx_bytes_total.n += sent
+        stats.upstream_cx_rx_bytes_total.n += count * known.received
+        stats.charge_many(known.status, tally.internal, times)
+        manager.stats.downstream_rq_time.count(times)
+        manager.count_responses(known.status, count)
+
+
+_TIME_MARK = b"<service time>"
+_DATE_MARK = b"<date>"
+
+
+def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
+    manager, route = lane.manager, lane.route
+    timed = not manager.router.suppress
+    if not _SPECIAL_RESPONSE.isdisjoint(known.index):
+        return None
+    written = []
+    for _ in range(2):
+        head = ResponseHead(known.status, known.items.copy(), known.index.copy(), reason=known.reason)
+        if timed:
+            head.set(SERVICE_TIME, _TIME_MARK)
+        probe = Probe()
+        probe.response = head
+        try:
+            if route.finalize_response is not None:
+                route.finalize_response(probe)  # type: ignore[arg-type]
+            manager.finish_response_head(probe, head, (b"date", _DATE_MARK))  # type: ignore[arg-type]
+        except Varies:
+            return None
+        written.append(head.items)
+    items = written[0]
+    pieces = None if items != written[1] else _fields(known.status, items) if lane.version == 20 else _wire(manager, known, items)
+    if pieces is None:
+        return None
+    timed = any(value is _TIME_MARK for _, value in items)
+    dated = any(value is _DATE_MARK for _, value in items)
+    kinds = manager.response_kinds
+    if len(kinds) >= MAX_RESPONSES:
+        kinds.clear()
+    kind = kinds.setdefault((known.status, *(pair for pair in items if pair[0] != b"date")), object())
+    return PlannedResponse(known, pieces, items, kind, timed=timed, dated=dated)
+
+
+def _wire(manager: HttpConnectionManager, known: KnownResponse, items: list[Pair]) -> tuple[bytes, bytes, bytes] | None:
+    """The head for HTTP/1, in pieces; None if the marks are not where they should be."""
+    if known.length < 0:
+        return None
+    wire = encode_response_head(known.status, items, known.reason if manager.keeps_reason else None)
+    times, dates = (sum(value is mark for _, value in items) for mark in (_TIME_MARK, _DATE_MARK))
+    if wire.count(_TIME_MARK) != times or wire.count(_DATE_MARK) != dates or times > 1 or dates > 1:
+        return None
+    before, _, rest = wire.partition(_TIME_MARK) if times else (b"", b"", wire)
+    between, _, after = rest.partition(_DATE_MARK) if dates else (rest, b"", b"")
+    return None if _DATE_MARK in before else (before, between, after)
+
+
+def _fields(status: int, items: list[Pair]) -> tuple[tuple[Pair, ...], tuple[Pair, ...], tuple[Pair, ...]] | None:
+    """The same for HTTP/2. The marks stand for whole fields here."""
+    pairs = [(b":status", b"%d" % status), *items]
+    places = [[place for place, pair in enumerate(pairs) if pair[1] is mark] for mark in (_TIME_MARK, _DATE_MARK)]
+    time, date = places
+    if len(time) > 1 or len(date) > 1 or (time and date and date < time):
+        return None
+    before = pairs[: time[0]] if time else []
+    rest = pairs[time[0] + 1 :] if time else pairs
+    cut = len(rest) if not date else date[0] - (len(pairs) - len(rest))
+    return tuple(before), tuple(rest[:cut]), tuple(rest[cut + 1 :])
+
+
+# Responses with these change more than the response.
+_SPECIAL_RESPONSE = retry.RESPONSE_HEADERS | {b"x-envoy-upstream-canary", b"x-envoy-immediate-health-check-fail"}

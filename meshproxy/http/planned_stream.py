@@ -1,0 +1,114 @@
+"""A stream on the short way (`http.plan`), and how it becomes an ordinary one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.http.forwarding import Forwarding
+from meshproxy.http.stream import Stream
+
+if TYPE_CHECKING:
+    from meshproxy.http.lane import Lane
+    from meshproxy.http.plan import Plan
+    from meshproxy.http.planned_response import PlannedResponse
+
+# Where a planned stream is: its filters run; its request has gone upstream; its response has gone downstream.
+FILTERS, UPSTREAM, ANSWERED = range(3)
+
+
+class PlannedStream(Stream):
+    """A stream on the short way; see the module's docstring. Only this module sets its attributes."""
+
+    __slots__ = ()
+
+    @property
+    def protocol(self) -> str:  # type: ignore[override]  # to be asked is no reason to leave the plan
+        return self.codec.protocol
+
+    lane: Lane
+    plan: Plan | None
+    body: bytes
+    stage: int
+    connected: Any  # upstream.pool.PlanExchange
+    request_id: bytes
+    answer: tuple[PlannedResponse, int]
+    facts: tuple[Any, ...] | None
+
+    def __getattr__(self, name: str) -> Any:
+        """Somebody asks for what the short way does not set: be an ordinary stream from here on."""
+        self.leave_plan()
+        return getattr(self.forwarding if name in _OF_ATTEMPTS else self, name)
+
+    def leave_plan(self) -> None:
+        """Become what it would be on the general way, wherever it is."""
+        stage, lane, plan = self.stage, self.lane, self.plan
+        # As in Stream.__init__; what those who make plans have set stays.
+        self._request_hold = self._response_hold = self._timers = self.upgrade = self.forwarding = self.facts = None
+        self.close_connection = self.tunnel = False
+        self.flags = 0
+        body = self.body
+        if stage == FILTERS and body:  # comes after the head
+            self.bytes_received, self.request_ended, self.request_end = 0, False, 0.0
+        else:
+            self.bytes_received, self.request_ended, self.request_end = len(body), True, self.start
+        if plan is not None:
+            self.request = (plan.filtered if stage == FILTERS else plan.finished).head(self._request_id(plan))
+            self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
+            self.upstream_bytes_sent = plan.size
+        if stage == FILTERS:
+            self._before_sending(plan)
+            self.__class__ = Stream  # type: ignore[assignment]
+            return
+        self.cluster = lane.cluster
+        self._upstream = connected = self.connected
+        self.host = connected.host
+        self.upstream_start = self.upstream_sent = self.start
+        self.attempts = 1
+        if stage == UPSTREAM:
+            self._nothing_back()
+            self.codec.take_over(0)
+            self.__class__ = Stream  # type: ignore[assignment]
+            self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, body, lane.queue, lane.queue_per_try)
+        else:
+            self._finished()
+            self.__class__ = Stream  # type: ignore[assignment]
+
+    def _request_id(self, plan: Plan) -> bytes:
+        if plan.new_id is None:
+            return b""
+        if self.stage == FILTERS:
+            self.request_id = plan.new_id()
+        return self.request_id
+
+    def _before_sending(self, plan: Plan | None) -> None:
+        """The filters run; nothing was counted yet."""
+        self.cluster = self.host = self._upstream = None
+        self.attempts = self.upstream_bytes_sent = 0
+        self.upstream_start = self.upstream_sent = 0.0
+        self._nothing_back()
+        self.manager.rq_started += 1
+        if plan is not None:
+            self.codec.take_over(plan.received)
+
+    def _nothing_back(self) -> None:
+        self.response = self.details = None
+        self.ended = self.response_started = False
+        self.status = self.bytes_sent = self.upstream_bytes_received = 0
+        self.upstream_first = self.upstream_last = self.response_start = 0.0
+
+    def _finished(self) -> None:
+        """The response went downstream: for those who want to know what it was."""
+        response, milliseconds = self.answer
+        known = response.known
+        self.ended = self.response_started = True
+        self.details = "via_upstream"
+        self.status = known.status
+        self.bytes_sent = known.length
+        self.upstream_bytes_received = known.size + known.length
+        self.upstream_first = self.upstream_last = self.response_start = self.end
+        time = b"%d" % milliseconds if response.timed else b""
+        date = self.manager.date if response.dated else b""
+        self.response = response.head(time, date)
+
+
+_OF_ATTEMPTS = frozenset(name for name in dir(Forwarding) if name.startswith("on_")) | {"stream"}

@@ -1,0 +1,48 @@
+"""What general code is run on to learn what it always does (see `http.plan`): a stream that has a head, and nothing else that is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshproxy.codec.headers import RequestHead, ResponseHead
+
+REQUEST_ID = b"x-request-id"
+
+
+class Varies(Exception):
+    """Something looked at what a plan cannot tell."""
+
+
+class Probe:
+    """Stands in for a stream: it has the head that it was given, and nothing else is known of it."""
+
+    __slots__ = ("request", "response")
+
+    request: RequestHead
+    response: ResponseHead
+    tunnel = echoes_request_id = False  # or there would be no plan
+
+    def __getattr__(self, name: str) -> Any:
+        raise Varies(name)
+
+
+class GuardedIndex(dict[bytes, bytes]):
+    """The index of a probe's head. The request id is another one each time: nobody may read it."""
+
+    __slots__ = ()
+
+    def get(self, name: bytes, default: Any = None) -> Any:
+        if name == REQUEST_ID:
+            raise Varies(name)
+        return dict.get(self, name, default)
+
+    def __getitem__(self, name: bytes) -> bytes:
+        if name == REQUEST_ID:
+            raise Varies(name)
+        return dict.__getitem__(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        if name == REQUEST_ID:
+            raise Varies(name)
+        return dict.__contains__(self, name)
