@@ -402,7 +402,7 @@ class ServerConnection(DownstreamConnection):
             self.ready = True
         self.transport.write(b"".join((response.before, service_time, response.between, self.manager.date if response.dated else b"", response.after, body)))
 
-    def take_over(self, received: int) -> None:
+    def leave_plan(self, received: int) -> None:
         """See `PlanExchange`."""
         self.stats.downstream_cx_rx_bytes_total.n += received
         self.parser.state = DONE

@@ -84,5 +84,5 @@ class PlanExchange(Exchange, Protocol):
     def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
         """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it."""
 
-    def take_over(self, received: int) -> None:
+    def leave_plan(self, received: int) -> None:
         """The stream goes the general way from here. `received`: bytes of its request that nobody has counted."""

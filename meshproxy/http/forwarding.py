@@ -101,7 +101,7 @@ class Forwarding(Tries):
         self.pool = connection.pool
         self.host = connection.host
         self._queue = queue
-        connection.take_over(self, stream.request.method)  # type: ignore[union-attr]
+        connection.leave_plan(self, stream.request.method)  # type: ignore[union-attr]
         return self
 
     # -- the request

@@ -66,7 +66,7 @@ class PlannedStream(Stream):
         self.attempts = 1
         if stage == UPSTREAM:
             self._nothing_back()
-            self.codec.take_over(0)
+            self.codec.leave_plan(0)
             self.__class__ = Stream  # type: ignore[assignment]
             self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, body, lane.queue, lane.queue_per_try)
         else:
@@ -88,7 +88,7 @@ class PlannedStream(Stream):
         self._nothing_back()
         self.manager.rq_started += 1
         if plan is not None:
-            self.codec.take_over(plan.received)
+            self.codec.leave_plan(plan.received)
 
     def _nothing_back(self) -> None:
         self.response = self.details = None

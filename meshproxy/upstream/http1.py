@@ -151,7 +151,7 @@ class Http1Connection(Connection):
         else:
             pool.ready.append(self)
 
-    def take_over(self, request: Any, method: bytes) -> None:
+    def leave_plan(self, request: Any, method: bytes) -> None:
         """See `upstream.pool.PlanExchange`."""
         self.planned = None
         self.request = request

@@ -103,7 +103,7 @@ class PlanExchange(Exchange, Protocol):
     def answered(self, now: float) -> None:
         """The response is complete: the request is served no more."""
 
-    def take_over(self, request: Any, method: bytes) -> None:
+    def leave_plan(self, request: Any, method: bytes) -> None:
         """The request goes the general way from here, for `request` (http.attempt.Attempt)."""
 
 
