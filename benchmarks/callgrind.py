@@ -86,6 +86,7 @@ class _Counter:
     def tell(self, pid: int, command: str) -> None:
         """One monitor command, done when this returns."""
         prefix = f"--vgdb-prefix={self._folder}/vgdb"
-        done = subprocess.run(["vgdb", prefix, f"--pid={pid}", *command.split()], capture_output=True, text=True, timeout=30, check=False)
+        # vgdb wakes a process that waits in a system call after a tenth of a second, unless told to do so at once.
+        done = subprocess.run(["vgdb", prefix, "--max-invoke-ms=1", f"--pid={pid}", *command.split()], capture_output=True, text=True, timeout=30, check=False)
         if done.returncode != 0:
             raise BenchmarkError(f"callgrind of process {pid} does not answer: {done.stderr or done.stdout}")
