@@ -20,6 +20,7 @@ COPY_SIZE = 16 * 1024  # bytes read at once when copying
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may have
 _BULK = 3  # full buffers in a row that make it bulk traffic
 _SMALL = 16  # spliced reads in a row, smaller than a copy buffer, that end it
+_PART = 64 * 1024  # bytes, what the smallest usual pipe holds; a spliced read of fewer has emptied the source
 _ROUNDS = 8  # splices in a row before other connections have their turn
 _SPARE_PIPES = 8
 _LINGER_ZERO = struct.pack("ii", 1, 0)
@@ -86,7 +87,7 @@ class Pipes:
 class Splice:
     """Two connected non-blocking sockets, which it owns and closes."""
 
-    __slots__ = ("_closed", "_down", "_downstream", "_loop", "_up", "_upstream", "observer", "pipes")
+    __slots__ = ("_down", "_downstream", "_loop", "_up", "_upstream", "closed", "observer", "pipes")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, downstream: socket.socket, upstream: socket.socket, pipes: Pipes, observer: Observer) -> None:
         self._loop = loop
@@ -94,24 +95,24 @@ class Splice:
         self._upstream = upstream
         self.pipes = pipes
         self.observer = observer
-        self._closed = False
+        self.closed = False
         self._up = _Way(self, downstream, upstream, False)
         self._down = _Way(self, upstream, downstream, True)
 
     def start(self) -> None:
         """Begin, with what is there already."""
         for way in (self._up, self._down):
-            if not self._closed:
+            if not self.closed:
                 way.start()
 
     def abort(self, reset: bool = False) -> None:
         """Close both sockets, with a reset if so; the observer is not told."""
-        if self._closed:
+        if self.closed:
             return
         if reset:
             linger_zero(self._downstream)
             linger_zero(self._upstream)
-        self._closed = True
+        self.closed = True
         for sock in (self._downstream, self._upstream):
             fd = sock.fileno()
             self._loop.remove_reader(fd)
@@ -128,7 +129,7 @@ class Splice:
 
     def fail(self, upstream: bool, error: OSError | None) -> None:
         """End everything. A reset of one side is passed on to the other."""
-        if not self._closed:
+        if not self.closed:
             self.abort(reset=isinstance(error, ConnectionResetError))
             self.observer.ended(upstream, error)
 
@@ -139,7 +140,10 @@ class Splice:
 
 
 class _Way:
-    """One direction. `_pending`: copied bytes that the destination did not take; `_in_pipe`: bytes in the pipe."""
+    """One direction. `_pending`: copied bytes that the destination did not take; `_in_pipe`: bytes in the pipe.
+
+    It waits for one socket at a time: the source, or, while `_writing`, the destination.
+    """
 
     __slots__ = (
         "_destination",
@@ -153,6 +157,7 @@ class _Way:
         "_source",
         "_source_fd",
         "_splice",
+        "_writing",
         "done",
     )
 
@@ -168,6 +173,7 @@ class _Way:
         self._in_pipe = 0
         self._full = 0
         self._small = 0
+        self._writing = False
         self.done = False
 
     def start(self) -> None:
@@ -228,7 +234,7 @@ class _Way:
         source, (out, into), destination, move = self._source_fd, pipe, self._destination_fd, os.splice
         count = received = 0
         waited = in_pipe = self._in_pipe
-        ended = blocked = False
+        ended = False
         failure: OSError | None = None
         try:
             for _ in range(_ROUNDS):
@@ -238,12 +244,12 @@ class _Way:
                         ended = True
                         break
                     received += count
-                while in_pipe:
-                    in_pipe -= move(out, destination, in_pipe, None, None, _FLAGS)
-                if 0 < count < COPY_SIZE:
+                in_pipe -= move(out, destination, in_pipe, None, None, _FLAGS)
+                # Fewer than were there: the destination is full. Fewer than could be: the source has no more. To ask again would be an exception.
+                if in_pipe or count < _PART:
                     break
         except (BlockingIOError, InterruptedError):
-            blocked = in_pipe > 0
+            pass
         except OSError as error:
             failure = error
         self._in_pipe = in_pipe
@@ -255,7 +261,7 @@ class _Way:
             splice.fail(not from_upstream if in_pipe else from_upstream, failure)
         elif ended:
             self._finish()
-        elif blocked:
+        elif in_pipe:
             self._block()
         else:
             self._weigh(count)
@@ -271,9 +277,11 @@ class _Way:
 
     def _block(self) -> None:
         """The destination is full: leave the source alone until it is not."""
-        loop = self._splice.loop
-        loop.remove_reader(self._source_fd)
-        loop.add_writer(self._destination_fd, self._writable)
+        if not self._writing:
+            self._writing = True
+            loop = self._splice.loop
+            loop.remove_reader(self._source_fd)
+            loop.add_writer(self._destination_fd, self._writable)
         self._splice.observer.blocked(self._from_upstream, True)
 
     def _writable(self) -> None:
@@ -294,7 +302,7 @@ class _Way:
             self._pending = None
         elif self._in_pipe and self._pipe is not None:
             try:
-                sent = os.splice(self._pipe[0], self._destination_fd, self._in_pipe, flags=_FLAGS)
+                sent = os.splice(self._pipe[0], self._destination_fd, self._in_pipe, None, None, _FLAGS)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -304,11 +312,14 @@ class _Way:
             splice.observer.sent(not self._from_upstream, sent)
             if self._in_pipe:
                 return
-        loop = splice.loop
-        loop.remove_writer(self._destination_fd)
-        loop.add_reader(self._source_fd, self._readable)
         splice.observer.blocked(self._from_upstream, False)
         self._readable()
+        # A destination that is full again, as it is when it is the slower one, goes on being waited for.
+        if self._pending is None and not self._in_pipe and not splice.closed:
+            self._writing = False
+            splice.loop.remove_writer(self._destination_fd)
+            if not self.done:
+                splice.loop.add_reader(self._source_fd, self._readable)
 
     def _finish(self) -> None:
         """The source has sent everything: say so to the destination, which may still be sending."""

@@ -268,9 +268,13 @@ class Session(StreamInfo):
 
     def blocked(self, upstream: bool, blocked: bool) -> None:
         """One side is left unread, because the other is full."""
-        stats = self.cluster.stats if upstream else self.proxy.stats
-        side = "upstream" if upstream else "downstream"
-        getattr(stats, f"{side}_flow_control_{'paused' if blocked else 'resumed'}_reading_total").n += 1
+        if upstream:
+            of_cluster = self.cluster.stats
+            counter = of_cluster.upstream_flow_control_paused_reading_total if blocked else of_cluster.upstream_flow_control_resumed_reading_total
+        else:
+            stats = self.proxy.stats
+            counter = stats.downstream_flow_control_paused_reading_total if blocked else stats.downstream_flow_control_resumed_reading_total
+        counter.n += 1
 
     def ended(self, upstream: bool, error: OSError | None) -> None:
         """A connection is gone, and with it the session."""
