@@ -246,7 +246,7 @@ class _Way:
                     received += count
                 in_pipe -= move(out, destination, in_pipe, None, None, _FLAGS)
                 # Fewer than were there: the destination is full. Fewer than could be: the source has no more. To ask again would be an exception.
-                if in_pipe or count < _PART:
+                if in_pipe or 0 < count < _PART:
                     break
         except (BlockingIOError, InterruptedError):
             pass
@@ -257,12 +257,15 @@ class _Way:
             splice.observer.received(from_upstream, received)
         if sent := waited + received - in_pipe:
             splice.observer.sent(not from_upstream, sent)
+        if waited and (received or not in_pipe):
+            splice.observer.blocked(from_upstream, False)
         if failure is not None:
             splice.fail(not from_upstream if in_pipe else from_upstream, failure)
         elif ended:
             self._finish()
         elif in_pipe:
-            self._block()
+            if received:
+                self._block()
         else:
             self._weigh(count)
 
@@ -270,7 +273,7 @@ class _Way:
         """Back to copying when there is no bulk any more; `count`: the bytes of the last read, 0 for none."""
         if count >= COPY_SIZE:
             self._small = 0
-        elif count and not self._in_pipe:
+        elif count:
             self._small += 1
             if self._small >= _SMALL:
                 self.release()
@@ -300,19 +303,7 @@ class _Way:
                 self._pending = pending[sent:]
                 return
             self._pending = None
-        elif self._in_pipe and self._pipe is not None:
-            try:
-                sent = os.splice(self._pipe[0], self._destination_fd, self._in_pipe, None, None, _FLAGS)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                splice.fail(not self._from_upstream, error)
-                return
-            self._in_pipe -= sent
-            splice.observer.sent(not self._from_upstream, sent)
-            if self._in_pipe:
-                return
-        splice.observer.blocked(self._from_upstream, False)
+            splice.observer.blocked(self._from_upstream, False)
         self._readable()
         # A destination that is full again, as it is when it is the slower one, goes on being waited for.
         if self._pending is None and not self._in_pipe and not splice.closed:

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+from meshproxy.net import splice
 from meshproxy.net.splice import COPY_SIZE, Pipes, Splice
 from tests.unit.net_help import quiet, run, until
 
@@ -173,6 +174,51 @@ def test_half_close(bulk):
             it.client.shutdown(socket.SHUT_WR)
             assert await read_exactly(it.server, 1) == b""
             assert not it.observer.ends
+            await loop.sock_sendall(it.server, b"the answer")
+            assert await read_exactly(it.client, 10) == b"the answer"
+            it.server.close()
+            assert await read_exactly(it.client, 1) == b""
+            await until(lambda: bool(it.observer.ends))
+            assert it.observer.ends == [(True, None)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [5 * COPY_SIZE, 50_000_000])
+def test_the_end_comes_while_the_destination_is_full(size, monkeypatch):
+    """Everything still arrives, then the end; the other direction goes on, and nobody waits for the destination any more."""
+    woken = 0
+    writable = splice._Way._writable
+
+    def counted(way) -> None:
+        nonlocal woken
+        woken += 1
+        writable(way)
+
+    monkeypatch.setattr(splice._Way, "_writable", counted)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with spliced() as it:
+            if size < 1_000_000:  # little enough to be copied
+                for sock in (it.server, it.splice._upstream, it.splice._downstream):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            data = os.urandom(size)
+
+            async def send() -> None:
+                await loop.sock_sendall(it.client, data)
+                it.client.shutdown(socket.SHUT_WR)
+
+            sending = asyncio.ensure_future(send())
+            await until(lambda: (False, True) in it.observer.blocks)
+            assert await read_exactly(it.server, size + 1) == data
+            await sending
+            await until(lambda: it.splice._up.done)
+            blocks = [blocked for upstream, blocked in it.observer.blocks if not upstream]
+            assert blocks == [True, False] * (len(blocks) // 2)
+            assert it.observer.got[False] == it.observer.gave[True] == size
+            await quiet(lambda: woken)
             await loop.sock_sendall(it.server, b"the answer")
             assert await read_exactly(it.client, 10) == b"the answer"
             it.server.close()
