@@ -13,7 +13,7 @@ from meshproxy.codec.grammar import JOINED_IN_REQUESTS, JOINED_IN_RESPONSES, LEN
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
-from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
+from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
@@ -30,7 +30,6 @@ _CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"tr
 _SPECIAL_REQUEST = _CONNECTION | {b"te", b"host", b"content-length"}
 
 _WEB = frozenset((b"http", b"https"))
-NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
 
 # Pairs found valid lately: hardly any head has more than a few that are new.
 _valid: set[Pair] = set()
