@@ -22,7 +22,21 @@ _SERVICE_TIMES = [(b"x-envoy-upstream-service-time", b"%d" % milliseconds) for m
 class Attempt:
     """One try at one host: what the pool and its exchange call."""
 
-    __slots__ = ("_idle_timer", "_per_try_timer", "abandoned", "exchange", "host", "owner", "pool", "responded", "retried", "sent", "sent_all", "stream")
+    __slots__ = (
+        "_idle_timer",
+        "_per_try_timer",
+        "abandoned",
+        "backed_up",
+        "exchange",
+        "host",
+        "owner",
+        "pool",
+        "responded",
+        "retried",
+        "sent",
+        "sent_all",
+        "stream",
+    )
 
     def __init__(self, owner: Tries, stream: Stream) -> None:
         self.owner: Any = owner  # the Forwarding that this is a try of; None once the stream is over
@@ -31,8 +45,9 @@ class Attempt:
 
     def _reset_state(self) -> None:
         self.exchange: Any = None  # upstream.pool.Exchange, while there is one
-        self.pool: Pool[Any] | None = None
+        self.pool: Pool | None = None
         self.host: Host | None = None
+        self.backed_up = False  # the exchange takes no more of the request for now, and the downstream was told
         self.sent = 0  # chunks of owner.body that went out
         self.sent_all = False
         self.responded = False  # response headers came
@@ -271,6 +286,8 @@ class Attempt:
         """The exchange broke under us."""
         self.exchange = None
         if self.owner is not None:
+            if self.backed_up:
+                self._flow_again()
             self.owner.on_attempt_failed(self, reason, details)
         self.stream.codec.flush()
 
@@ -286,13 +303,17 @@ class Attempt:
         """The upstream's write buffer crossed its watermark: hold the downstream back."""
         if self.owner is None:
             return
-        stats = self.owner.cluster.stats
-        if writable:
-            stats.upstream_flow_control_drained_total.n += 1
-            self.stream.resume_request()
-        else:
-            stats.upstream_flow_control_backed_up_total.n += 1
+        if not writable:
+            self.backed_up = True
+            self.owner.cluster.stats.upstream_flow_control_backed_up_total.n += 1
             self.stream.pause_request()
+        elif self.backed_up:
+            self._flow_again()
+
+    def _flow_again(self) -> None:
+        self.backed_up = False
+        self.owner.cluster.stats.upstream_flow_control_drained_total.n += 1
+        self.stream.resume_request()
 
     def _let_go(self) -> None:
         """Everything was sent and received."""
@@ -314,5 +335,7 @@ class Attempt:
         if exchange is not None:
             self.exchange = None
             exchange.abort()
+            if self.backed_up:
+                self._flow_again()
         elif self.pool is not None and not self.responded:
             self.pool.cancel(self)

@@ -53,7 +53,7 @@ class Forwarding(Tries):
         self.stream = stream
         self.exchange = self.pool = self.host = None
         self.sent = 0
-        self.sent_all = self.responded = self.retried = self.abandoned = False
+        self.sent_all = self.responded = self.retried = self.abandoned = self.backed_up = False
         self._per_try_timer = self._idle_timer = None
         self.router = router
         self.route = route
@@ -106,7 +106,7 @@ class Forwarding(Tries):
 
     # -- the request
 
-    def pool_for(self, host: Host) -> Pool[Any]:
+    def pool_for(self, host: Host) -> Pool:
         """The pool of `host` for this request."""
         head = self.stream.request
         assert head is not None

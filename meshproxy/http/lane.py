@@ -64,10 +64,10 @@ class Lane:
         if route.finalize_response is None:
             self._planned = manager.planned_responses[version]
             key = cluster, internal, version, None if route.retry is None else route.retry.from_status
-            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
+            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal))
         else:
             self._planned = {}
-            self.tally = Tally(manager, cluster, internal=internal, version=version)
+            self.tally = Tally(manager, cluster, internal=internal)
         self.responses = self.tally.responses
 
     def forward(self, stream: PlannedStream) -> None:
@@ -133,7 +133,7 @@ class Lane:
         codec = stream.codec
         pool = exchange.pool
         host = pool.host
-        if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)):
+        if codec.closing or self.retired or host.canary or host.zone_stat:
             return False
         now = manager.clock()
         if now >= manager.next_second:
@@ -202,13 +202,12 @@ class Tally:
     Not by lane: with thousands of routes, most of those in use had one request since the last time.
     """
 
-    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started", "version")
+    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started")
 
-    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool, version: int) -> None:
+    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool) -> None:
         self.manager = manager
         self.cluster = cluster
         self.internal = internal
-        self.version = version
         # Responses, and how many took how many milliseconds.
         self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
         # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.

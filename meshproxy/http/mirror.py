@@ -89,14 +89,14 @@ class _Copy:
         self._head = head
         self._body = body
         self._router = router
-        self._pool: Pool[Any] | None = None
+        self._pool: Pool | None = None
         self.exchange: Exchange | None = None
         self.started = router.clock()
         self.stream = self  # exchanges count bytes for their request's stream; nobody logs those of a copy
         self.upstream_bytes_received = self.upstream_bytes_sent = 0
         self._timer: Any = router.context.loop.call_later(timeout, self._timed_out)
 
-    def send(self, pool: Pool[Any]) -> None:
+    def send(self, pool: Pool) -> None:
         """Get an exchange and go."""
         self._pool = pool
         exchange = pool.acquire(self)

@@ -86,7 +86,7 @@ class PlannedStream(Stream):
         self.attempts = self.upstream_bytes_sent = 0
         self.upstream_start = self.upstream_sent = 0.0
         self._nothing_back()
-        self.manager.count_started(self.codec.protocol)
+        self.manager.rq_started += 1
         if plan is not None:
             self.codec.leave_plan(plan.received)
 

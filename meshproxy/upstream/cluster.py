@@ -65,8 +65,10 @@ class Cluster:
         "_ignores_health_on_removal",
         "_local_locality",
         "_locality_weights",
+        "_h2_options",
         "_metadata",
         "_original_dst",
+        "_pool_kind",
         "_warm_hosts",
         "auto_san_validation",
         "auto_sni",
@@ -176,7 +178,14 @@ class Cluster:
         self.dial_options = compiled.dial_options
         self.transport = compiled.transport
         self.auto_sni = compiled.auto_sni
-        self.one_pool = not compiled.auto_sni  # a host has one HTTP pool a priority, whose key is the priority
+        # A host has one HTTP pool a priority, whose key is the priority.
+        self.one_pool = not compiled.auto_sni and compiled.protocol != options.DOWNSTREAM
+        self._h2_options: Any = None
+        self._pool_kind: type[Pool] = Http1Pool
+        if compiled.protocol != options.HTTP1:
+            from meshproxy.upstream import http2_pool
+
+            self._pool_kind = http2_pool.AutoPool if compiled.protocol == options.AUTO else http2_pool.Http2Pool
         self.preconnect_ratio = compiled.preconnect_ratio
         self.auto_san_validation = compiled.auto_san_validation
         self.auto_sni_header = compiled.auto_sni_header.encode() or b":authority"
@@ -221,25 +230,42 @@ class Cluster:
     def plannable(self) -> bool:
         """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
         special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
-        return not special and self.drops is None and not self.max_stream_duration and self.preconnect_ratio <= 1.0
+        special |= self.options.protocol not in (options.HTTP1, options.DOWNSTREAM) or self.preconnect_ratio > 1.0
+        return not special and self.drops is None and not self.max_stream_duration
 
-    def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool[Any]:
+    def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool:
         """The pool of `host` for such requests of `priority`, made when it is first needed. `raw`: what its connections carry is not HTTP."""
         pools = host.pools
         if pools is None:
             pools = host.pools = {}
         key: Any = priority
         server_name = None
+        kind: type[Pool] = RawPool if raw else self._pool_kind
         if raw:
             key = priority, "tcp"
-        elif self.auto_sni:
-            server_name = self._server_name_for(head)
-            key = priority, server_name
-        pool: Pool[Any] | None = pools.get(key)
+        else:
+            if self.options.protocol == options.DOWNSTREAM and head.version < 20:
+                kind = Http1Pool
+            elif self.options.protocol == options.DOWNSTREAM:
+                key = key, "h2"
+            if self.auto_sni:
+                server_name = self._server_name_for(head)
+                key = key, server_name
+        pool: Pool | None = pools.get(key)
         if pool is None:
-            kind = RawPool if raw else Http1Pool
             pool = pools[key] = kind(self, host, priority, self.context, server_name)
         return pool
+
+    @property
+    def h2_options(self) -> Any:
+        """The codec's options (codec.h2.settings.Options) for HTTP/2; made, with its statistics, when the first connection is."""
+        made = self._h2_options
+        if made is None:
+            from meshproxy.codec.h2.settings import Options
+            from meshproxy.observe.http2_stats import Http2Stats
+
+            made = self._h2_options = Options(**self.options.http2, stats=Http2Stats(self.context.stats.scope(f"cluster.{self.observability_name}.http2.")))
+        return made
 
     def _server_name_for(self, head: RequestHead) -> str | None:
         """The SNI for a request when `auto_sni` is set: its Host, or the header that `override_auto_sni_header` names, without a port."""

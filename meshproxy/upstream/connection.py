@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, pool: Pool[Any]) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.host = pool.host
         self.stats = pool.stats
@@ -47,8 +47,17 @@ class Connection(asyncio.Protocol):
         self._info: ConnectionInfo | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether it serves a request."""
+    def active(self) -> int:
+        """Requests that are being served."""
+        raise NotImplementedError
+
+    @property
+    def room(self) -> int:
+        """How many more it takes now."""
+        raise NotImplementedError
+
+    def take(self, request: Any) -> Any:
+        """The exchange of `request`. The connection is the last of those that are ready, and perhaps not ready afterwards."""
         raise NotImplementedError
 
     @property
@@ -79,7 +88,7 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Take no more requests; close now when idle, else after the last one."""
         self.draining = True
-        if not self.busy:
+        if not self.active:
             self.close()
 
     def watch(self, idle_timeout: float, max_duration: float) -> None:
@@ -97,7 +106,7 @@ class Connection(asyncio.Protocol):
         self._idle_timer = None
         if self.closed:
             return
-        left = timeout if self.busy else self.idle_since + timeout - self.pool.context.clock()
+        left = timeout if self.active else self.idle_since + timeout - self.pool.context.clock()
         if left <= 0.0005:
             self.stats.upstream_cx_idle_timeout.n += 1
             self.close()
@@ -125,5 +134,5 @@ class Connection(asyncio.Protocol):
         stats.upstream_cx_destroy.n += 1
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "busy" if self.busy else "idle"
+        state = "closed" if self.closed else "busy" if self.active else "idle"
         return f"<{type(self).__name__} {self.host.address.text} {state} served={self.served}>"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec.h1 import header_case
 from meshproxy.codec.h1.encode import CHUNKED, LAST_CHUNK, NO_LENGTH, encode_chunk, encode_request_head, encode_spelt_request_head, encode_trailers
 from meshproxy.codec.h1.grammar import ProtocolError
-from meshproxy.codec.h1.parser import DONE, HEAD, TUNNEL
+from meshproxy.codec.h1.parser import DONE, HEAD, TUNNEL, UNTIL_CLOSE
 from meshproxy.codec.h1.response import KnownResponse, ResponseParser
 from meshproxy.upstream.connection import Connection
 from meshproxy.upstream.pool import PROTOCOL_ERROR, TERMINATION
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from meshproxy.codec.headers import Headers, Pair, RequestHead, ResponseHead
     from meshproxy.upstream.http1_pool import Http1Pool
+    from meshproxy.upstream.http2_pool import AutoPool
 
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
 _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
@@ -28,19 +29,31 @@ class Http1Connection(Connection):
     __slots__ = ("chunked", "heads", "parser", "planned", "request")
 
     protocol = "HTTP/1.1"
-    pool: Http1Pool
+    pool: Any  # Http1Pool or AutoPool
 
-    def __init__(self, pool: Http1Pool) -> None:
+    def __init__(self, pool: Http1Pool | AutoPool) -> None:
         super().__init__(pool)
-        self.parser = ResponseParser(self, pool.options)
+        self.parser = ResponseParser(self, pool.h1_options)
         self.heads = self.parser.heads
         self.request: Any = None
         self.planned: Any = None  # http.plan.PlannedStream: the request, as long as it goes by its plan
         self.chunked = False  # the request's body
 
     @property
-    def busy(self) -> bool:
-        return self.request is not None
+    def active(self) -> int:
+        """Whether it has a request."""
+        return int(self.request is not None)
+
+    @property
+    def room(self) -> int:
+        """Whether it has none."""
+        return int(self.request is None)
+
+    def take(self, request: Any) -> Http1Connection:
+        """See `Connection.take`."""
+        self.pool.ready.pop()
+        self.request = request
+        return self
 
     # -- the request's calls: see `upstream.pool.Exchange`
 
@@ -91,7 +104,7 @@ class Http1Connection(Connection):
             self.write(self._encode_trailers(trailers))
 
     def _encode_trailers(self, trailers: Headers) -> bytes:
-        return encode_trailers(trailers.items if self.pool.options.trailers else [])
+        return encode_trailers(trailers.items if self.pool.h1_options.trailers else [])
 
     def write(self, data: bytes) -> None:
         """Send bytes of the request."""
@@ -286,6 +299,11 @@ class RawConnection(Http1Connection):
     """Carries no HTTP, but the bytes of a CONNECT that is terminated here. Serves one."""
 
     __slots__ = ()
+
+    def take(self, request: Any) -> Http1Connection:
+        """Whatever comes is for `request`."""
+        self.parser.state = UNTIL_CLOSE
+        return super().take(request)
 
     def eof_received(self) -> bool:
         """As Envoy: the end of what a terminated CONNECT reached ends the connection from our side."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.h1.parser import UNTIL_CLOSE, Options
 from meshproxy.upstream.http1 import Http1Connection, RawConnection
 from meshproxy.upstream.pool import METERED, OVERFLOW, Pool
 
@@ -12,31 +11,28 @@ if TYPE_CHECKING:
     from meshproxy.context import Context
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.host import Host
+    from meshproxy.upstream.http2_pool import AutoPool
+    from meshproxy.upstream.stats import ClusterStats
 
 
-class Http1Pool(Pool[Http1Connection]):
+class Http1Pool(Pool):
     """Connections that serve one request at a time."""
 
     alpn: tuple[str, ...] = ("http/1.1",)
 
     def __init__(self, cluster: Cluster, host: Host, priority: int, context: Context, server_name: str | None = None) -> None:
         super().__init__(cluster, host, priority, context, server_name)
-        self.options: Options = cluster.h1_options
+        self.h1_options = cluster.h1_options
         self.spelling = cluster.header_case
         self.special = bool(self.max_requests)  # `release` has more to do than to keep the connection
 
     def make(self) -> Http1Connection:
-        """A protocol for a new connection."""
-        if METERED in self.context.shared:
-            from meshproxy.upstream.metered import MeteredConnection
-
-            return MeteredConnection(self)
-        return Http1Connection(self)
+        """See `Pool.make`."""
+        return new_http1_connection(self)
 
     def count_dial(self) -> None:
         """Count a connection by its protocol."""
-        self.stats.declare_codec()
-        self.stats.upstream_cx_http1_total.n += 1
+        count_http1(self.stats)
 
     def acquire(self, request: Any) -> Http1Connection | None:
         """HOT: see `Pool.acquire`."""
@@ -48,7 +44,7 @@ class Http1Pool(Pool[Http1Connection]):
                 request.on_pool_failure(OVERFLOW, None)
                 return None
             # As in `_attach`.
-            connection = ready.pop()
+            connection: Http1Connection = ready.pop()
             connection.request = request
             limits.rq += 1
             self.stats.upstream_rq_total.n += 1
@@ -59,12 +55,6 @@ class Http1Pool(Pool[Http1Connection]):
             return connection
         return super().acquire(request)
 
-    def begin(self, connection: Http1Connection, request: Any) -> Http1Connection:
-        """Take the connection for `request`."""
-        self.ready.pop()
-        connection.request = request
-        return connection
-
     def begin_planned(self, stream: Any) -> Http1Connection:
         """HOT: see `http.lane.Lane.begin`."""
         connection = self.ready.pop()
@@ -74,22 +64,14 @@ class Http1Pool(Pool[Http1Connection]):
 
     def release(self, connection: Http1Connection) -> None:
         """HOT: see `Pool.release`."""
-        if self.special and self._is_spent(connection):
+        if self.special and is_spent(self, connection):
             connection.close()
             return
         self.ready.append(connection)
         if self.pending:
             self.serve_pending()
 
-    def _is_spent(self, connection: Http1Connection) -> bool:
-        if connection.draining or (self.draining and not self.pending):
-            return True
-        if self.max_requests and connection.served >= self.max_requests:
-            self.stats.upstream_cx_max_requests.n += 1
-            return True
-        return False
-
-    def drain_one(self, connection: Http1Connection) -> None:
+    def drain_one(self, connection: Any) -> None:
         """See `Pool.drain_one`."""
         self.special = True
         super().drain_one(connection)
@@ -104,17 +86,36 @@ class RawPool(Http1Pool):
     """Connections without HTTP."""
 
     alpn = ()
+    acquire = Pool.acquire
 
     def make(self) -> RawConnection:
-        """A protocol for a new connection."""
+        """See `Pool.make`."""
         return RawConnection(self)
 
     def count_dial(self) -> None:
-        """It has no protocol."""
+        """It has no protocol to be counted by."""
 
-    acquire = Pool.acquire
 
-    def begin(self, connection: Http1Connection, request: Any) -> Http1Connection:
-        """Whatever comes is for `request`."""
-        connection.parser.state = UNTIL_CLOSE
-        return super().begin(connection, request)
+def new_http1_connection(pool: Http1Pool | AutoPool) -> Http1Connection:
+    """A connection that is metered where a log asks for it."""
+    if METERED in pool.context.shared:
+        from meshproxy.upstream.metered import MeteredConnection
+
+        return MeteredConnection(pool)
+    return Http1Connection(pool)
+
+
+def count_http1(stats: ClusterStats) -> None:
+    """Count a connection as one that speaks HTTP/1.1."""
+    stats.declare_codec()
+    stats.upstream_cx_http1_total.n += 1
+
+
+def is_spent(pool: Pool, connection: Http1Connection) -> bool:
+    """Whether `connection`, which has no request any more, is to have no other one."""
+    if connection.draining or (pool.draining and not pool.pending):
+        return True
+    if pool.max_requests and connection.served >= pool.max_requests:
+        pool.stats.upstream_cx_max_requests.n += 1
+        return True
+    return False

@@ -9,6 +9,7 @@ from meshproxy.upstream.http1 import Http1Connection
 
 if TYPE_CHECKING:
     from meshproxy.upstream.http1_pool import Http1Pool
+    from meshproxy.upstream.http2_pool import AutoPool
 
 
 class MeteredConnection(Http1Connection):
@@ -16,7 +17,7 @@ class MeteredConnection(Http1Connection):
 
     __slots__ = ("_meter", "_metered")
 
-    def __init__(self, pool: Http1Pool) -> None:
+    def __init__(self, pool: Http1Pool | AutoPool) -> None:
         super().__init__(pool)
         self._metered = 0  # `served` when the last request's head was sent
         self._meter = HeadMeter()

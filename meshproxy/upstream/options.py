@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.api.http2_options import compile_http2
 from meshproxy.api.secrets import inline
 from meshproxy.codec.h1.parser import MAX_HEADERS
 from meshproxy.codec.h1.parser import Options as ParserOptions
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from meshproxy.observe.stats import Scope
 
 _MAX_RESPONSE_HEADERS_KB = 80  # Envoy's default for what upstreams may send
+_MAX_HTTP2_RESPONSE_HEADERS_KB = 60  # the same for HTTP/2
 _CLUSTER = "envoy.config.cluster.v3.Cluster"
 HONOURS = {
     _CLUSTER: (
         "transport_socket_matches name alt_stat_name type cluster_type connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment"
         " health_checks max_requests_per_connection circuit_breakers upstream_http_protocol_options common_http_protocol_options http_protocol_options"
+        " http2_protocol_options"
         " typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl dns_lookup_family"
         " typed_dns_resolver_config wait_for_warm_on_init outlier_detection cleanup_interval upstream_bind_config ring_hash_lb_config"
         " preconnect_policy maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
@@ -46,10 +49,11 @@ HONOURS = {
     "envoy.config.core.v3.Metadata": "filter_metadata",
     "envoy.config.core.v3.TypedExtensionConfig": "name typed_config",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": (
-        "common_http_protocol_options upstream_http_protocol_options explicit_http_config use_downstream_protocol_config"
+        "common_http_protocol_options upstream_http_protocol_options explicit_http_config use_downstream_protocol_config auto_config"
     ),
-    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": "http_protocol_options",
-    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig": "http_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": "http_protocol_options http2_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig": "http_protocol_options http2_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig": "http_protocol_options http2_protocol_options",
     "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions": "idle_timeout",
 }
 
@@ -57,6 +61,9 @@ STATIC, STRICT_DNS, LOGICAL_DNS, EDS, ORIGINAL_DST = range(5)  # envoy.config.cl
 _TYPE_NAMES = ("envoy.cluster.static", "envoy.cluster.strict_dns", "envoy.cluster.logical_dns", "envoy.cluster.eds", "envoy.cluster.original_dst")
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TCP_OPTIONS = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions"
+
+HTTP1, HTTP2, DOWNSTREAM, AUTO = range(4)  # what is spoken: the last two as with the client, and as ALPN has it
+_EXPLICIT = {"http_protocol_options": HTTP1, "http2_protocol_options": HTTP2}
 
 CONNECT_TIMEOUT = 5.0
 BUFFER_LIMIT = 1024 * 1024
@@ -78,6 +85,8 @@ class ClusterOptions(Record):
     idle_timeout: float = IDLE_TIMEOUT
     tcp_pool_idle_timeout: float = TCP_POOL_IDLE_TIMEOUT
     headers_with_underscores: int = 0  # core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction: allow, reject, drop
+    protocol: int = HTTP1
+    http2: dict[str, Any] = field(default_factory=dict)  # arguments of codec.h2.settings.Options
     h1_options: ParserOptions = field(default_factory=ParserOptions)
     header_style: str | None = None  # None (lower case), "proper" or "preserve"
     forward_reason_phrase: bool = False
@@ -167,28 +176,37 @@ def _timeouts(proto: Any, options: ClusterOptions) -> None:
 def _http(proto: Any, options: ClusterOptions) -> None:
     packed = _extension(proto, _HTTP_OPTIONS)
     if packed is None:
-        # `protocol_selection` changes nothing: the protocol of the downstream connection is HTTP/1.1, too.
-        common, http1, upstream = proto.common_http_protocol_options, proto.http_protocol_options, proto.upstream_http_protocol_options
-        paths = "common_http_protocol_options", "http_protocol_options", "upstream_http_protocol_options"
+        common, protocols, upstream = proto.common_http_protocol_options, proto, proto.upstream_http_protocol_options
+        base = ""
+        if proto.protocol_selection == proto.USE_DOWNSTREAM_PROTOCOL:
+            options.protocol = DOWNSTREAM
+        elif proto.HasField("http2_protocol_options"):
+            if proto.HasField("http_protocol_options"):
+                errors.fail("http2_protocol_options", "Both HTTP1 and HTTP2 options may only be configured with non-default 'protocol_selection' values")
+            options.protocol = HTTP2
     else:
         base = f'typed_extension_protocol_options["{_HTTP_OPTIONS}"]'
         which = packed.WhichOneof("upstream_protocol_options")
         if which is None:
             errors.fail(base, "one of explicit_http_config, use_downstream_protocol_config and auto_config is required")
-        if which == "auto_config":
-            errors.fail(f"{base}.{which}", "it is not supported; explicit_http_config is", UNSUPPORTED)
         protocols = getattr(packed, which)
+        base = f"{base}.{which}"
         if which == "explicit_http_config":
             protocol = protocols.WhichOneof("protocol_config")
             if protocol is None:
-                errors.fail(f"{base}.{which}", "one of http_protocol_options, http2_protocol_options and http3_protocol_options is required")
-            if protocol != "http_protocol_options":
-                errors.fail(f"{base}.{which}.{protocol}", "only HTTP/1.1 is supported towards upstreams", UNSUPPORTED)
-        # Otherwise it is use_downstream_protocol_config: likewise HTTP/1.1.
-        common, http1, upstream = packed.common_http_protocol_options, protocols.http_protocol_options, packed.upstream_http_protocol_options
-        paths = f"{base}.common_http_protocol_options", f"{base}.{which}.http_protocol_options", f"{base}.upstream_http_protocol_options"
+                errors.fail(base, "one of http_protocol_options, http2_protocol_options and http3_protocol_options is required")
+            if protocol not in _EXPLICIT:
+                errors.fail(f"{base}.{protocol}", "HTTP/3 is not supported", UNSUPPORTED)
+            options.protocol = _EXPLICIT[protocol]
+        else:
+            options.protocol = AUTO if which == "auto_config" else DOWNSTREAM
+        common, upstream = packed.common_http_protocol_options, packed.upstream_http_protocol_options
     _common_http(proto, common, options)
-    _http1(http1, common, options, paths[1])
+    _http1(protocols.http_protocol_options, common, options, errors.join(base, "http_protocol_options"))
+    with errors.under(errors.join(base, "http2_protocol_options")):
+        options.http2 = compile_http2(protocols.http2_protocol_options)
+    options.http2["max_head_bytes"] = number(common, "max_response_headers_kb", _MAX_HTTP2_RESPONSE_HEADERS_KB) * 1024
+    options.http2["max_headers"] = options.h1_options.max_headers
     options.auto_sni = upstream.auto_sni
     options.auto_san_validation = upstream.auto_san_validation
     options.auto_sni_header = upstream.override_auto_sni_header.lower()
@@ -255,8 +273,10 @@ def _transport(proto: Any, options: ClusterOptions, scope: Scope, secrets: Secre
     if proto.HasField("transport_socket"):
         with errors.under("transport_socket.typed_config"):
             options.transport = _compile_transport(proto.transport_socket, scope, secrets)
+    if options.protocol == AUTO and options.transport is None:
+        errors.fail("transport_socket", f"ALPN configured for cluster {proto.name} which has a non-ALPN transport socket")
     if proto.transport_socket_matches:
-        options.choose_transport = _matches(proto, options.transport, scope, secrets)
+        options.choose_transport = _matches(proto, options.transport, scope, secrets, alpn=options.protocol == AUTO)
 
 
 def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> UpstreamTls | None:
@@ -274,13 +294,15 @@ def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> Up
     return tls
 
 
-def _matches(proto: Any, default: Any, scope: Scope, secrets: Secrets | None) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
+def _matches(proto: Any, default: Any, scope: Scope, secrets: Secrets | None, *, alpn: bool) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
     from google.protobuf.json_format import MessageToDict
 
     rules = []
     for index, match in enumerate(proto.transport_socket_matches):
         with errors.under(f"transport_socket_matches[{index}].transport_socket.typed_config"):
             tls = _compile_transport(match.transport_socket, scope, secrets)
+            if tls is None and alpn:
+                errors.fail("", f"ALPN configured for cluster {proto.name} which has a non-ALPN transport socket matcher")
         rules.append((MessageToDict(match.match), tls, scope.counter(f"{match.name}.total_match_count", shared=True)))
     unmatched = scope.counter("default.total_match_count", shared=True)
 

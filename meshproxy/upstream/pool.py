@@ -14,10 +14,9 @@ clears that when it is done.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.net import dial, tasks
-from meshproxy.upstream.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,12 +38,11 @@ PROTOCOL_ERROR = "protocol error"
 LOCAL_RESET = "local reset"
 REMOTE_RESET = "remote reset"
 REFUSED = "remote refused stream reset"
+CONNECT_ERROR = "remote error with CONNECT request"
 
 METERED = "upstream heads are metered"  # in `Context.shared`: a log asks what they take
 
 _MAX_DIALS = 3  # that one request sets off
-
-_C = TypeVar("_C", bound=Connection)
 
 
 class Exchange(Protocol):
@@ -54,7 +52,7 @@ class Exchange(Protocol):
     """
 
     request: Any
-    pool: Pool[Any]
+    pool: Pool
     host: Host
     stats: ClusterStats
     closed: bool
@@ -107,7 +105,7 @@ class PlanExchange(Exchange, Protocol):
         """The request goes the general way from here, for `request` (http.attempt.Attempt)."""
 
 
-class Pool(Generic[_C]):
+class Pool:
     """The connections to one host at one priority."""
 
     alpn: tuple[str, ...] = ()  # offered where the cluster's TLS context names no protocols
@@ -121,8 +119,8 @@ class Pool(Generic[_C]):
         self.server_name = server_name
         self.max_requests = cluster.max_requests_per_connection
         self.ratio = cluster.preconnect_ratio
-        self.ready: list[_C] = []  # connections with room for another request; the last one is the next
-        self.connections: set[_C] = set()
+        self.ready: list[Any] = []  # connections with room for another request; the last one is the next
+        self.connections: set[Any] = set()
         self.pending: deque[Any] = deque()
         self.connecting = 0
         self.draining = False
@@ -130,24 +128,16 @@ class Pool(Generic[_C]):
     # -- what protocols differ in
 
     def make(self) -> Any:
-        """A protocol for a new connection."""
+        """What the transport of a new connection calls."""
         raise NotImplementedError
+
+    def made(self, protocol: Any) -> Any:
+        """The connection that it became."""
+        return protocol
 
     def room_expected(self) -> int:
         """How many requests the connections will take that are being dialled."""
         return self.connecting
-
-    def room(self) -> int:
-        """How many more requests those will take that are connected."""
-        return len(self.ready)
-
-    def active(self) -> int:
-        """Requests that are being served."""
-        return len(self.connections) - len(self.ready)
-
-    def begin(self, connection: _C, request: Any) -> Any:
-        """The exchange of `request` on a connection that is ready, and perhaps no more so afterwards."""
-        raise NotImplementedError
 
     def count_dial(self) -> None:
         """Count a connection by its protocol."""
@@ -178,7 +168,7 @@ class Pool(Generic[_C]):
         host.rq_active += 1
         connection = self.ready[-1]
         connection.served += 1
-        return self.begin(connection, request)
+        return connection.take(request)
 
     def detach(self) -> None:
         """A request is over (or gave up); its connection may still be reading the end of the response."""
@@ -243,8 +233,9 @@ class Pool(Generic[_C]):
         waiting, expected = len(self.pending), self.room_expected()
         if self.ratio <= 1.0 or not self.host.healthy:
             return waiting > expected
-        active = self.active()
-        return (waiting + active) * self.ratio > expected + self.room() + active
+        active = sum(connection.active for connection in self.connections)
+        room = sum(connection.room for connection in self.ready)
+        return (waiting + active) * self.ratio > expected + room + active
 
     def _dial(self) -> None:
         self.connecting += 1
@@ -260,7 +251,7 @@ class Pool(Generic[_C]):
         context, cluster = self.context, self.cluster
         started = context.clock()
         try:
-            transport, connection = await dial.connect(
+            transport, protocol = await dial.connect(
                 self.host.address,
                 self.make,
                 timeout=cluster.connect_timeout,
@@ -273,6 +264,7 @@ class Pool(Generic[_C]):
         except dial.DialError as error:
             self._dial_failed(error)
             return
+        connection = self.made(protocol)
         connection.dialled_at = started
         connection.connected_at = connection.idle_since = context.clock()
         self.stats.upstream_cx_connect_ms.record((connection.connected_at - started) * 1000)
@@ -285,7 +277,7 @@ class Pool(Generic[_C]):
         connection.watch(cluster.idle_timeout, cluster.max_connection_duration)
         self.release(connection)
 
-    def release(self, connection: _C) -> None:
+    def release(self, connection: Any) -> None:
         """`connection` is ready for a request, or for another one."""
         if connection.draining or (self.draining and not self.pending):
             connection.drain()
@@ -321,12 +313,12 @@ class Pool(Generic[_C]):
         if not self.draining:
             self.dial_as_needed()
 
-    def forget(self, connection: _C) -> None:
+    def forget(self, connection: Any) -> None:
         """`connection` is closing or full: it gets no more requests."""
         if connection in self.ready:
             self.ready.remove(connection)
 
-    def lost(self, connection: _C) -> None:
+    def lost(self, connection: Any) -> None:
         """The transport is gone."""
         self.forget(connection)
         if connection in self.connections:
@@ -342,7 +334,7 @@ class Pool(Generic[_C]):
         self.host.cx_active -= 1
         self.stats.upstream_cx_active.n -= 1
 
-    def drain_one(self, connection: _C) -> None:
+    def drain_one(self, connection: Any) -> None:
         """Give `connection` no more requests, and let it close after those that it has."""
         self.forget(connection)
         connection.drain()

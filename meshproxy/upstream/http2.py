@@ -1,0 +1,440 @@
+"""An HTTP/2 connection to an upstream host: the asyncio protocol around a `codec.h2.session.Session`, and the exchanges (`upstream.pool`) on its streams.
+
+What is to be sent collects in the session, and is written once a turn of the event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.h2 import errors
+from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.session import Session
+from meshproxy.codec.h2.stream import Http2Stream
+from meshproxy.codec.headers import ResponseHead
+from meshproxy.net.keepalive import Keepalive
+from meshproxy.upstream.connection import Connection
+from meshproxy.upstream.pool import CONNECT_ERROR, PROTOCOL_ERROR, REFUSED, REMOTE_RESET, TERMINATION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshproxy.codec.headers import Headers, Pair, RequestHead
+    from meshproxy.net.connection import ConnectionInfo
+    from meshproxy.upstream.http2_pool import Http2Pool
+
+_FRAME_HEAD = 9  # bytes
+_CONNECT = (b":method", b"CONNECT")
+# What an upgrade is in HTTP/1, and in HTTP/2 `:protocol` says (RFC 8441).
+_UPGRADE = frozenset((b"connection", b"upgrade"))
+
+
+class Http2Connection(Connection):
+    """Serves many requests at once. Owns its session; the session owns the exchanges."""
+
+    __slots__ = ("_flusher", "_headed", "_heard_at", "_keepalive", "full", "is_ready", "session")
+
+    protocol = "HTTP/2"
+    pool: Http2Pool
+
+    def __init__(self, pool: Http2Pool) -> None:
+        super().__init__(pool)
+        self.session = Session(self, pool.h2_options, client=True)
+        self.session.peer_max_streams = pool.expected_streams
+        self.is_ready = False  # it is in `pool.ready`
+        self.full = False  # the transport takes nothing more
+        self._flusher = pool.flusher
+        self._keepalive: Keepalive | None = None
+        self._heard_at = 0.0  # when something came last; only where a PING depends on it
+        self._headed: list[Http2Request] = []  # exchanges whose response's head has come, and not yet its end
+
+    @property
+    def active(self) -> int:
+        """Requests that are being served."""
+        return len(self.session.streams)
+
+    @property
+    def room(self) -> int:
+        """How many more requests it takes."""
+        room = self.session.free
+        most = self.pool.max_requests
+        return min(room, most - self.served) if most else room
+
+    # -- the pool's calls
+
+    def take(self, request: Any) -> Http2Request:
+        """The exchange of `request`. What it is to send comes next."""
+        options = self.session.options
+        pool = self.pool
+        if options.keepalive_idle_interval and pool.context.clock() - self._heard_at > options.keepalive_idle_interval:
+            self._keepalive.send()  # type: ignore[union-attr]  # there is one wherever the options say so
+        exchange = Http2Request(self, request)
+        self.session.open(exchange)
+        if pool.max_requests and self.served >= pool.max_requests:
+            self.stats.upstream_cx_max_requests.n += 1
+            pool.drain_one(self)
+        elif self.session.free <= 0:
+            pool.forget(self)
+        if self.full:
+            exchange.hold_back()
+        return exchange
+
+    # -- the transport's calls
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        session = self.session
+        session.start()
+        options = session.options
+        if options.keepalive_timeout:
+            context = self.pool.context
+            self._keepalive = Keepalive(context.loop, context.random, options, session.ping, self._unanswered)
+            self._heard_at = context.clock()
+
+    def data_received(self, data: bytes) -> None:
+        """HOT"""
+        self.stats.upstream_cx_rx_bytes_total.n += len(data)
+        if self.closed:
+            return
+        if self._keepalive is not None:
+            self._keepalive.heard()
+            self._heard_at = self.pool.context.clock()
+        try:
+            self.session.feed(data)
+        except Http2Error as error:
+            self._fail(error)
+        headed = self._headed
+        if headed:
+            self._headed = []
+            for exchange in headed:
+                if exchange.request is not None:
+                    exchange.request.on_read_end()
+
+    def eof_received(self) -> bool:
+        """The upstream said what it had to say: `connection_lost` follows."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        was_closed = self.closed
+        self.ended()
+        if self._keepalive is not None:
+            self._keepalive.stop()
+            self._keepalive = None
+        self.pool.lost(self)
+        self._end_streams(TERMINATION, local=was_closed)
+        self.session.sink = None  # type: ignore[assignment]  # no cycles are left behind
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self.session.set_writable(False)
+        for exchange in list(self.session.streams.values()):
+            exchange.hold_back()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self.session.set_writable(True)
+        for exchange in list(self.session.streams.values()):
+            exchange.go_on()
+
+    # -- the session's calls
+
+    def new_stream(self) -> Http2Stream:
+        """A server's only."""
+        raise AssertionError("a server opens no streams")
+
+    def on_output(self) -> None:
+        """Something is to be sent."""
+        self._flusher.add(self)
+
+    def on_settings(self) -> None:
+        """The server may allow more or fewer requests than was thought."""
+        self.pool.learn(self)
+
+    def on_goaway(self, last_id: int, code: int) -> None:
+        """The server takes no more requests; those that it will not answer have heard so."""
+        if not self.draining:
+            self.stats.upstream_cx_close_notify.n += 1
+            self.pool.drain_one(self)
+            if self.pool.pending:
+                self.pool.dial_as_needed()
+
+    def on_ping_ack(self, data: bytes) -> None:
+        """The server is there."""
+        if self._keepalive is not None:
+            self._keepalive.answered()
+
+    # -- output
+
+    def flush(self) -> None:
+        """Write what there is."""
+        session = self.session
+        if self.closed or not session.out:
+            session.out.clear()
+            return
+        transport = self.transport
+        if not transport.get_write_buffer_size():
+            session.drained()
+        try:
+            data = session.take()
+        except Http2Error as error:
+            self._fail(error)
+            return
+        self.stats.upstream_cx_tx_bytes_total.n += len(data)
+        transport.write(data)
+
+    # -- the end
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        self.flush()
+        super().close()
+
+    def stream_gone(self) -> None:
+        """HOT: the session has one stream less."""
+        if self.closed:
+            return
+        if self.draining:
+            if not self.session.streams:
+                self.close()
+        else:
+            self.pool.release(self)
+
+    def _fail(self, error: Http2Error) -> None:
+        """What came is not HTTP/2, or the server does not take what we send. The GOAWAY that says so is in the session's output."""
+        if self.closed:
+            return
+        self.stats.upstream_cx_protocol_error.n += 1
+        self.close()
+        self._end_streams(PROTOCOL_ERROR, local=True)
+
+    def _unanswered(self) -> None:
+        """A PING was not answered in time."""
+        self.session.stats.keepalive_timeout.n += 1
+        self.closed = True
+        self.pool.forget(self)
+        self.transport.abort()
+
+    def _end_streams(self, reason: str, *, local: bool) -> None:
+        """Requests in flight end without a word to the server."""
+        session, stats = self.session, self.stats
+        streams = session.streams
+        if not streams:
+            return
+        if reason is TERMINATION:
+            stats.upstream_cx_destroy_with_active_rq.n += 1
+            (stats.upstream_cx_destroy_local_with_active_rq if local else stats.upstream_cx_destroy_remote_with_active_rq).n += 1
+        while streams:
+            _, exchange = streams.popitem()
+            exchange.local_closed = exchange.remote_closed = True
+            exchange.drop_queue()
+            session.stats.streams_active.n -= 1
+            if exchange.request is not None:
+                (stats.upstream_rq_pending_failure_eject if reason is TERMINATION else stats.upstream_rq_tx_reset).n += 1
+                exchange.fail(reason)
+
+
+class Http2Request(Http2Stream):
+    """A request and its response: a stream of the session, and an exchange."""
+
+    __slots__ = ("connection", "held_back", "host", "pool", "request", "stats", "upgrade")
+
+    protocol = "HTTP/2"
+
+    def __init__(self, connection: Http2Connection, request: Any) -> None:
+        super().__init__(connection.session)
+        self.connection = connection
+        self.request = request
+        self.pool = connection.pool
+        self.host = connection.host
+        self.stats = connection.stats
+        self.held_back = False  # the request was told to wait
+        self.upgrade: bytes | None = None  # what the stream is to become
+
+    @property
+    def info(self) -> ConnectionInfo:
+        """Of the connection."""
+        return self.connection.info
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can come any more."""
+        return self.remote_closed
+
+    # -- the request's calls: see `upstream.pool.Exchange`
+
+    def send_whole(self, head: RequestHead) -> None:
+        """HOT: a request that is all head."""
+        if head.method == b"HEAD":
+            self.bodiless = True
+        self._send_block(pseudo_fields(head) + head.items, end_stream=True)
+
+    def send_head(self, head: RequestHead, body: Iterable[bytes], *, ended: bool, trailers: Headers | None, upgrade: bytes | None) -> None:
+        """A head, and what is here of the body."""
+        items = head.items
+        if upgrade is None:
+            self.bodiless = head.method == b"HEAD"
+            pseudo = pseudo_fields(head)
+        else:
+            pseudo = [(b":authority", head.authority), _CONNECT]
+            if upgrade != b"CONNECT":
+                self.upgrade = upgrade
+                pseudo += ((b":path", head.path), (b":scheme", head.scheme), (b":protocol", upgrade))
+                items = [pair for pair in items if pair[0] not in _UPGRADE and pair != (b"content-length", b"0")]
+        self._send_block(pseudo + items, end_stream=False)
+        for data in body:
+            self.send_data(data, False)
+        if ended:
+            if trailers is None:
+                self.send_data(b"", True)
+            else:
+                self.send_trailers(trailers)
+
+    def _send_block(self, items: list[Pair], *, end_stream: bool) -> None:
+        block = self.session.encoder.encode(items)
+        self.request.stream.upstream_bytes_sent += len(block) + _FRAME_HEAD
+        self.send_block(block, end_stream)
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """More of the body."""
+        self.request.stream.upstream_bytes_sent += len(data) + _FRAME_HEAD
+        super().send_data(data, end_stream)
+
+    def send_trailers(self, trailers: Headers) -> None:  # type: ignore[override]  # that one takes pairs
+        """The request's end."""
+        super().send_trailers(trailers.items)
+
+    def let_go(self) -> None:
+        """All was sent and received; the stream may still have some of it in its queue."""
+        self._leave()
+
+    def abort(self) -> None:
+        """RST_STREAM."""
+        if self.request is not None:
+            self._leave()
+            self.stats.upstream_rq_tx_reset.n += 1
+        self._reset(errors.INTERNAL_ERROR)
+
+    def pause_reading(self) -> None:
+        """Grant the server no more than it has."""
+        self.pause()
+
+    def resume_reading(self) -> None:
+        """Grant it more again."""
+        self.resume()
+
+    # -- the session's calls
+
+    def on_head(self, known: Any, end_stream: bool) -> None:
+        request = self.request
+        if request is None:
+            return
+        request.stream.upstream_bytes_received += known.size + _FRAME_HEAD
+        head = known.head()
+        if self.upgrade is not None and known.status == 200:
+            head = _switching(head, self.upgrade)
+        if not end_stream:
+            self.connection._headed.append(self)
+        request.on_response_headers(head, end_stream)
+        if end_stream:
+            self._response_done()
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        request = self.request
+        if request is None:
+            return
+        request.stream.upstream_bytes_received += len(data) + _FRAME_HEAD
+        request.on_response_data(data, end_stream)
+        if end_stream:
+            self._response_done()
+
+    def on_trailers(self, trailers: Headers) -> None:
+        request = self.request
+        if request is None:
+            return
+        request.on_response_trailers(trailers)
+        self._response_done()
+
+    def _response_done(self) -> None:
+        """The response is complete. One that has overtaken its request ends that too."""
+        request = self.request
+        if request is not None:
+            self._leave()
+            self.stats.upstream_rq_tx_reset.n += 1
+            self._reset(errors.INTERNAL_ERROR)
+            request.on_upstream_done_early()
+
+    def on_reset(self, code: int, details: str, remote: bool) -> None:
+        if self.request is not None:
+            if not remote and code != errors.INTERNAL_ERROR:
+                self.stats.upstream_rq_tx_reset.n += 1
+                reason = PROTOCOL_ERROR
+            elif code == errors.REFUSED_STREAM:
+                reason = REFUSED
+            elif code == errors.CONNECT_ERROR:
+                reason = CONNECT_ERROR
+            else:  # as for Envoy also when it was us, since the head was too long
+                self.stats.upstream_rq_rx_reset.n += 1
+                reason = REMOTE_RESET
+            self.fail(reason)
+        self.connection.stream_gone()
+
+    def on_writable(self, writable: bool) -> None:
+        if writable:
+            self.go_on()
+        else:
+            self.hold_back()
+
+    def on_done(self) -> None:
+        self.connection.stream_gone()
+
+    # -- inside
+
+    def fail(self, reason: str) -> None:
+        """The stream is over before the response is complete."""
+        request = self.request
+        self._leave()
+        request.on_upstream_reset(reason, "")
+
+    def hold_back(self) -> None:
+        """The request goes faster than the server takes it."""
+        if not self.held_back:
+            self.held_back = True
+            if self.request is not None:
+                self.request.on_upstream_writable(False)
+
+    def go_on(self) -> None:
+        """Something of what had piled up was taken."""
+        if self.held_back and not self._warned and not self.connection.full:
+            self.held_back = False
+            if self.request is not None:
+                self.request.on_upstream_writable(True)
+
+    def _leave(self) -> None:
+        """The request is over, or has given up."""
+        self.request = None
+        connection = self.connection
+        connection.idle_since = connection.pool.context.clock()
+        connection.pool.detach()
+
+    def _reset(self, code: int) -> None:
+        if self.session.streams.get(self.id) is not self:
+            return
+        connection = self.connection
+        try:
+            self.reset(code)
+        except Http2Error as error:
+            connection._fail(error)
+        connection.stream_gone()
+
+
+def pseudo_fields(head: RequestHead) -> list[Pair]:
+    """What HTTP/2 has in place of a request line, in the order of Envoy's clients where the request came by HTTP/1, else in that of most others'."""
+    if head.version < 20:
+        first = (b":path", head.path), (b":method", head.method), (b":scheme", head.scheme)
+        return [(b":authority", head.authority), *first] if head.authority else [*first]
+    return [(b":method", head.method), (b":scheme", head.scheme), (b":authority", head.authority), (b":path", head.path)]
+
+
+def _switching(head: ResponseHead, upgrade: bytes) -> ResponseHead:
+    """The answer to an extended CONNECT as the answer to an upgrade in HTTP/1."""
+    return ResponseHead(101, [*head.items, (b"upgrade", upgrade), (b"connection", b"upgrade")])
