@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.codec.grpc import is_content_type
 from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
@@ -181,6 +182,8 @@ class Lane:
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None
+        if b"grpc-status" in known.index or is_content_type(known.index.get(b"content-type")):
+            return None  # whether it is a success, its HTTP status does not say
         planned = self._planned
         response = planned.get(known)
         if response is None:
