@@ -269,13 +269,11 @@ class Http2ServerConnection(DownstreamConnection):
         log.debug("connection %d: %s", self.info.id, error)
         if not error.flood:
             self.stats.downstream_cx_protocol_error.n += 1
-        if isinstance(error.stream, Http2Exchange):
-            error.stream.end(flags.DPE, error.details)
         details = "codec_error:" + str(error).replace(" ", "_")
         self.info.flags |= flags.DPE
         if self.session.streams:
             self._count_active(local=True)
-        self._end_streams(flags.DPE, details)
+        self._end_streams(flags.DPE, details, error)
         self._close(delayed=True, reason=details)
 
     def _abort(self, reason: str) -> None:
@@ -286,15 +284,15 @@ class Http2ServerConnection(DownstreamConnection):
         self._local = self._discarding = True
         self.transport.abort()
 
-    def _end_streams(self, flag: int, details: str) -> None:
-        """Requests in flight end without a word to the client."""
+    def _end_streams(self, flag: int, details: str, error: Http2Error | None = None) -> None:
+        """Requests in flight end without a word to the client. `error`: of one of them."""
         streams = self.session.streams
         while streams:
             _, exchange = streams.popitem()
             exchange.local_closed = exchange.remote_closed = True
             exchange.drop_queue()
             self.session.stats.streams_active.n -= 1
-            exchange.end(flag, details)
+            exchange.end(flag, error.details if error is not None and exchange is error.stream else details)
 
     def _unanswered(self) -> None:
         """A PING was not answered in time."""
