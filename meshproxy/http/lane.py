@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.grpc import is_content_type
 from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
@@ -65,10 +64,10 @@ class Lane:
         if route.finalize_response is None:
             self._planned = manager.planned_responses[version]
             key = cluster, internal, version, None if route.retry is None else route.retry.from_status
-            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
+            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal))
         else:
             self._planned = {}
-            self.tally = Tally(manager, cluster, internal=internal, version=version)
+            self.tally = Tally(manager, cluster, internal=internal)
         self.responses = self.tally.responses
 
     def forward(self, stream: PlannedStream) -> None:
@@ -95,14 +94,15 @@ class Lane:
                 stream.leave_plan()
             stream.forward(not body, host, finalized=True)
             return
-        self.tally.sent += self.begin(stream, host, pool).ask(head, body)
+        size = stream.upstream_bytes_sent = self.begin(stream, host, pool).ask(head, body)
+        self.tally.sent += size
 
     def begin(self, stream: PlannedStream, host: Any, pool: Any) -> Any:
         """HOT: an exchange for a request, on a ready connection of `pool`."""
         pool.limits.rq += 1
         host.rq_total += 1
         host.rq_active += 1
-        exchange = stream.connected = pool.ready[-1].begin_planned(stream)
+        exchange = stream.connected = pool.begin_planned(stream)
         stream.stage = UPSTREAM
         queue = self.queue
         if queue is not None:
@@ -133,7 +133,7 @@ class Lane:
         codec = stream.codec
         pool = exchange.pool
         host = pool.host
-        if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)):
+        if codec.closing or self.retired or host.canary or host.zone_stat:
             return False
         now = manager.clock()
         if now >= manager.next_second:
@@ -182,8 +182,6 @@ class Lane:
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None
-        if b"grpc-status" in known.index or is_content_type(known.index.get(b"content-type")):
-            return None  # whether it is a success, its HTTP status does not say
         planned = self._planned
         response = planned.get(known)
         if response is None:
@@ -204,13 +202,12 @@ class Tally:
     Not by lane: with thousands of routes, most of those in use had one request since the last time.
     """
 
-    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started", "version")
+    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started")
 
-    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool, version: int) -> None:
+    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool) -> None:
         self.manager = manager
         self.cluster = cluster
         self.internal = internal
-        self.version = version
         # Responses, and how many took how many milliseconds.
         self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
         # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
