@@ -8,6 +8,7 @@ import socket
 from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
 from meshproxy.admin import endpoints
@@ -36,7 +37,6 @@ MAX_BODY = 1 << 20  # bytes of a request body; only /runtime_modify reads one
 BACKLOG = 128
 PIECE = 1 << 16  # bytes of it that are sent at once
 _COMMON = ((b"cache-control", b"no-cache, max-age=0"), (b"x-content-type-options", b"nosniff"))
-_ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 
 
 class AdminListener:
@@ -111,7 +111,7 @@ def _manager_proto(admin: Any) -> hcm_pb2.HttpConnectionManager:
         from envoy.extensions.access_loggers.file.v3 import file_pb2
 
         entry.typed_config.Pack(file_pb2.FileAccessLog(path=admin.access_log_path))
-    proto.http_filters.add(name="envoy.filters.http.router").typed_config.type_url = _ROUTER
+    proto.http_filters.add(name="envoy.filters.http.router").typed_config.Pack(router_pb2.Router())
     return proto
 
 

@@ -33,6 +33,8 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.health_check.v3.HealthCheck": "meshproxy.http.filters.health_check",
         f"{_E}filters.http.buffer.v3.Buffer": "meshproxy.http.filters.buffer",
         f"{_E}filters.http.grpc_stats.v3.FilterConfig": "meshproxy.http.filters.grpc_stats",
+        f"{_E}filters.http.grpc_web.v3.GrpcWeb": "meshproxy.http.filters.grpc_web",
+        f"{_E}filters.http.grpc_http1_bridge.v3.Config": "meshproxy.http.filters.grpc_http1_bridge",
         "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
     },
     "per-route filter configuration": {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OK, CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, RESOURCE_EXHAUSTED = range(9)
 FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED = range(9, 17)
+INVALID = -1  # in place of a status that is none
 
 # Names by status, as Envoy's %GRPC_STATUS% writes them.
 NAMES = (
@@ -37,15 +38,15 @@ def status_of_http(status: int) -> int:
 
 def http_of_status(status: int) -> int:
     """The HTTP status that stands for a gRPC status, for those who judge by HTTP statuses (outlier detection, statistics)."""
-    return _AS_HTTP[status] if status < len(_AS_HTTP) else 500
+    return _AS_HTTP[status] if 0 <= status < len(_AS_HTTP) else 500
 
 
 def status_of(headers: Headers | None) -> int | None:
-    """`grpc-status` of a head or trailers; None when there is none, or none that is a number."""
+    """`grpc-status` of a head or trailers; None when there is none, INVALID when it is not a number."""
     value = None if headers is None else headers.get(b"grpc-status")
-    if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
+    if not value:
         return None
-    return int(value)
+    return int(value) if value.isdigit() and len(value) < 10 else INVALID  # Python refuses to read some thousands of digits
 
 
 def is_content_type(value: bytes | None) -> bool:

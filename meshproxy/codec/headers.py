@@ -8,8 +8,11 @@ names (`:path`), as Envoy's matchers and format commands do; `host` is the same 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 Pair = tuple[bytes, bytes]
+
+NO_PLANS: dict[Any, Any] = {}  # what owners concluded (http.plan) from heads of which they concluded nothing; stays empty
 
 
 class Headers:

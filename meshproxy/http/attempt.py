@@ -191,7 +191,7 @@ class Attempt:
         head = ResponseHead(status, known.items.copy(), known.index.copy(), reason=known.reason)
         exchange = self.exchange
         may_retry = owner.retries and (owner.retry is not None or status >= owner.route.retry.from_status or not retry.RESPONSE_HEADERS.isdisjoint(known.index))
-        if may_retry or not self.sent_all or not owner.bodiless or owner.attempts is not None:
+        if may_retry or b"grpc-status" in known.index or not self.sent_all or not owner.bodiless or owner.attempts is not None:
             self.on_response_headers(head, not body)
             if body and not self.abandoned:
                 self.on_response_data(body, True)

@@ -14,7 +14,7 @@ from meshproxy.codec.h1 import header_case
 from meshproxy.codec.h1.encode import CHUNKED, LAST_CHUNK, NO_LENGTH, encode_chunk, encode_response_head, encode_trailers, reason_phrase
 from meshproxy.codec.h1.grammar import ProtocolError
 from meshproxy.codec.h1.parser import DONE, HEAD, UNTIL_CLOSE
-from meshproxy.codec.h1.request import NO_PLANS, KnownRequest, RequestParser
+from meshproxy.codec.h1.request import KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
 from meshproxy.http.downstream import NEVER, DownstreamConnection
@@ -160,7 +160,7 @@ class ServerConnection(DownstreamConnection):
         if plain is None:
             plain = known.plain = manager.preparer.is_plain(known, known.index)
         elif plain and self.additions is not None:
-            plan = self._plan(known)
+            plan = manager.plan(known, self.additions)
         if not plain or manager.has_stream_timers or manager.max_requests or self.head_since:
             self.on_headers(known.head(), not body)
             if body:
@@ -180,15 +180,6 @@ class ServerConnection(DownstreamConnection):
             self.on_data(body, True)  # it takes the general way
         if plan is not None and stream.stage:
             self.passed = plan  # every filter let it pass, at once
-
-    def _plan(self, known: KnownRequest) -> plans.Plan | None:
-        """The plan for a head that is not new, made now if there is none."""
-        plan = known.plans.get(self.additions, NO_PLANS)
-        if plan is NO_PLANS or (plan is not None and plan.generation != self.changes.n):
-            if known.plans is NO_PLANS or len(known.plans) >= plans.MAX_PER_HEAD:
-                known.plans = {}
-            plan = known.plans[self.additions] = self.manager.plan(known, self.additions)
-        return plan
 
     def on_headers(self, head: RequestHead, end_stream: bool) -> None:
         manager = self.manager
@@ -389,6 +380,10 @@ class ServerConnection(DownstreamConnection):
         else:
             parser.state = HEAD
             self.ready = not parser.buffer and not parser._feeding
+
+    def takes(self, size: int) -> bool:
+        """HOT: see `PlanExchange`."""
+        return not self.closing
 
     def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
         """HOT: see `PlanExchange`."""

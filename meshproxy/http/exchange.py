@@ -79,7 +79,8 @@ class Exchange(Protocol):
 class PlanExchange(Exchange, Protocol):
     """What `http.plan` asks of an exchange besides."""
 
-    closing: bool  # the response says that the connection closes: no plan knows how
+    def takes(self, size: int) -> bool:
+        """HOT: whether a response with a body of `size` bytes can be sent at once, and nothing is to be said besides."""
 
     def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
         """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it."""

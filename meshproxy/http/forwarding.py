@@ -37,6 +37,7 @@ class Forwarding(Tries):
         "body",
         "body_size",
         "careful",
+        "grpc_open",
         "keeps_body",
         "paused_for_connection",
         "per_try_timeout",
@@ -70,6 +71,7 @@ class Forwarding(Tries):
         self.careful = route.careful or cluster.max_stream_duration > 0 or stream._locals is not None
         self.waited = False  # a connection had to be made or waited for
         self.keeps_body = self.tunnel = self.terminates = self.is_retry = self.paused_for_connection = self.informed = False
+        self.grpc_open = False  # the response has begun, and is a success or not by the status in its trailers
         self.ended = False
         self.done = False
         self.winner: Attempt | None = None  # the attempt whose response is passed on
@@ -293,11 +295,8 @@ class Forwarding(Tries):
         status = head.status
         now = self.router.clock()
         stream.upstream_first = now
-        grpc_status: int | None = None
-        grpc = False
-        if head.get(b"grpc-status") is not None or (status == 200 and stream.is_grpc):
-            grpc = stream.is_grpc
-            grpc_status = status_of(head) if grpc else None
+        grpc = stream.is_grpc
+        grpc_status = status_of(head) if grpc else None
         if cluster.outlier is not None:
             cluster.outlier.result(host, status if grpc_status is None else http_of_status(grpc_status))
         if cluster.checks_health and b"x-envoy-immediate-health-check-fail" in head:
@@ -320,7 +319,9 @@ class Forwarding(Tries):
             if not grpc:
                 host.rq_success += 1
             elif end_stream:
-                self._grpc_done(host, grpc_status)
+                _grpc_done(host, grpc_status)
+            else:
+                self.grpc_open = True
         route = self.route
         stream.details = "via_upstream"
         stream.response = head
@@ -354,21 +355,18 @@ class Forwarding(Tries):
 
     def on_attempt_trailers(self, attempt: Attempt, trailers: Headers) -> None:
         """The response ends with trailers."""
-        if attempt.host is not None and self.stream.is_grpc:
-            self._grpc_done(attempt.host, status_of(trailers))
+        if self.grpc_open:
+            self.grpc_open = False
+            _grpc_done(attempt.host, status_of(trailers))  # type: ignore[arg-type]  # it has answered
         self.complete(attempt)
         self.stream.send_trailers(trailers)
-
-    def _grpc_done(self, host: Host, grpc_status: int | None) -> None:
-        if grpc_status is not None and http_of_status(grpc_status) < 500:
-            host.rq_success += 1
-        else:
-            host.rq_error += 1
 
     def complete(self, attempt: Attempt) -> None:
         """The response has been read to its end."""
         self.done = True
         self._stop_timeout()
+        if self.grpc_open:
+            _grpc_done(attempt.host, None)  # type: ignore[arg-type]  # it has answered
         stream = self.stream
         if attempt._idle_timer is not None:
             attempt._idle_timer.cancel()
@@ -407,3 +405,11 @@ def _grpc_status(headers: Headers) -> int | None:
     if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
         return None
     return int(value)
+
+
+def _grpc_done(host: Host, status: int | None) -> None:
+    """Count a gRPC response by the status that it ended with."""
+    if status is not None and http_of_status(status) < 500:
+        host.rq_success += 1
+    else:
+        host.rq_error += 1

@@ -6,7 +6,7 @@ What is to be sent collects in the session, and is written once a turn of the ev
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
@@ -34,7 +34,21 @@ _PREMATURE_LIFETIME = "overload.premature_reset_min_stream_lifetime_seconds"
 class Http2ServerConnection(DownstreamConnection):
     """One downstream HTTP/2 connection. Owns its session; the session owns the exchanges."""
 
-    __slots__ = ("_drain_timer", "_ended", "_flusher", "_keepalive", "_leaving", "_premature", "_state", "session")
+    __slots__ = (
+        "_drain_timer",
+        "_flusher",
+        "_keepalive",
+        "_leaving",
+        "_premature",
+        "_state",
+        "additions",
+        "ended",
+        "ending",
+        "passed",
+        "plans",
+        "session",
+        "waiting",
+    )
 
     protocol = "HTTP/2"
 
@@ -46,7 +60,13 @@ class Http2ServerConnection(DownstreamConnection):
         self._leaving = False  # closes as soon as there are no requests
         self._drain_timer: asyncio.TimerHandle | None = None
         self._keepalive: Keepalive | None = None
-        self._ended = self._premature = 0  # requests that have ended; those of them that the client reset before they had an answer
+        self.ended = self._premature = 0  # requests that have ended; those of them that the client reset before they had an answer
+        self.ending = False  # no more requests are wanted
+        # -- for http.plan
+        self.plans = not (manager.has_stream_timers or manager.max_requests)
+        self.additions: Any = None
+        self.passed: Any = None  # the plan whose head the filters let pass last
+        self.waiting: list[Http2Exchange] = []  # heads whose bodies may be in the same read
 
     # -- the transport's calls
 
@@ -65,6 +85,10 @@ class Http2ServerConnection(DownstreamConnection):
         except Http2Error as error:
             self._fail(error)
             return
+        if self.waiting:
+            for exchange in self.waiting:
+                exchange.general()
+            self.waiting.clear()
         if self._state == _CLOSING and not session.streams:
             self._close(delayed=True)
 
@@ -142,7 +166,7 @@ class Http2ServerConnection(DownstreamConnection):
     def request_done(self, stream: Stream) -> None:
         """HOT: a request has ended."""
         self.idle_since = stream.end
-        self._ended += 1
+        self.ended += 1
         if not stream.status:
             self._check_premature(stream)
         if (self._state == _CLOSING or self._leaving) and not self.session.streams:
@@ -184,7 +208,7 @@ class Http2ServerConnection(DownstreamConnection):
 
     def drain(self) -> None:
         """The listener is draining: an idle connection is closed now, a busy one after its last response."""
-        self._leaving = True
+        self._leaving = self.ending = True
         if self.session.streams:
             self._notify()
         else:
@@ -213,6 +237,7 @@ class Http2ServerConnection(DownstreamConnection):
     def _notify(self) -> None:
         if self._state == _OPEN:
             self._state = _DRAINING
+            self.ending = True
             self.session.shutdown_notice()
 
     def _drained(self) -> None:
@@ -220,6 +245,7 @@ class Http2ServerConnection(DownstreamConnection):
         if self._discarding:
             return
         self._state = _CLOSING
+        self.ending = True
         self.session.goaway()
         if not self.session.streams:
             self._close(delayed=True)
@@ -278,7 +304,7 @@ class Http2ServerConnection(DownstreamConnection):
         get = self.manager.context.runtime.integer
         if int(stream.end - stream.start) <= get(_PREMATURE_LIFETIME, 1):
             self._premature += 1
-        if self._premature * 2 >= max(get(_PREMATURE_LIMIT, 500), self._ended) and not self._discarding:
+        if self._premature * 2 >= max(get(_PREMATURE_LIMIT, 500), self.ended) and not self._discarding:
             self.stats.downstream_rq_too_many_premature_resets.n += 1
             if self.session.streams:
                 self._count_active(local=True)

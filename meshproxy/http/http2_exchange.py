@@ -8,14 +8,40 @@ from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import RequestHead, ResponseHead
+from meshproxy.codec.hpack.encoder import encode_literal
+from meshproxy.http import plan as plans
+from meshproxy.http.planned_response import SERVICE_TIME
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h2.fields import KnownRequest
     from meshproxy.codec.headers import Headers
     from meshproxy.http.http2_connection import Http2ServerConnection
+    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.net.connection import ConnectionInfo
 
+
+class _Literals(dict[bytes, bytes]):
+    """Value -> a field of one name, encoded for any connection; bounded."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__()
+        self.name = name
+
+    def __missing__(self, value: bytes) -> bytes:
+        if len(self) >= _MAX_LITERALS:
+            self.clear()
+        field = self[value] = encode_literal(self.name, value)
+        return field
+
+
+_MAX_LITERALS = 1024
+_service_times = _Literals(SERVICE_TIME)
+_dates = _Literals(b"date")
 _CONTINUE = ((b":status", b"100"),)
 # What a response that accepts an upgrade says in HTTP/1, and HTTP/2 says otherwise.
 _UPGRADE = (b"connection", b"upgrade")
@@ -28,21 +54,71 @@ class Http2Exchange(Http2Stream):
     What `Stream` sends as body and trailers goes to the session as it is: `send_data`, `send_trailers` and `queued` are those of `Http2Stream`.
     """
 
-    __slots__ = ("connection", "info", "stream")
+    __slots__ = ("connection", "info", "manager", "stream", "waiting")
+
+    protocol = "HTTP/2"
 
     def __init__(self, connection: Http2ServerConnection) -> None:
         super().__init__(connection.session)
         self.connection = connection
+        self.manager: HttpConnectionManager = connection.manager
         self.info: ConnectionInfo = connection.info
+        self.waiting: KnownRequest | None = None  # a head whose body may be here, too
         self.stream: Stream | None = None
 
     # -- the session's calls
 
     def on_head(self, known: Any, end_stream: bool) -> None:
+        """HOT"""
         connection = self.connection
         if connection._discarding:
             return
-        manager = connection.manager
+        if connection.plans:
+            plain = known.plain
+            if plain is None:
+                plain = known.plain = self.manager.preparer.is_plain(known, known.index)
+            if plain:
+                if end_stream:
+                    self._whole(known, b"")
+                else:
+                    self.waiting = known
+                    connection.waiting.append(self)
+                return
+        self._begin(known, end_stream)
+
+    def _whole(self, known: KnownRequest, body: bytes) -> None:
+        """HOT: a whole request with a plain head (see `RequestHeadPreparer.is_plain`)."""
+        connection = self.connection
+        manager = self.manager
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        connection.begin_request(now)
+        additions = connection.additions
+        if additions is None:
+            additions = connection.additions = manager.preparer.additions(self.info)
+        plan = None
+        if known.kept and not body:
+            plan = manager.plan(known, additions)
+            if plan is not None and (plan is connection.passed or not plan.hooks):
+                plan.start(self)
+                return
+        stream = plans.start(self, known, body, additions, now)
+        if body and not stream.stage:
+            self._data(body, True)  # it takes the general way
+        if plan is not None and stream.stage:
+            connection.passed = plan  # every filter let it pass, at once
+
+    def general(self) -> None:
+        """The body of a head that waited for it is not here: the general way."""
+        known = self.waiting
+        if known is not None:
+            self.waiting = None
+            self._begin(known, end_stream=False)
+
+    def _begin(self, known: Any, end_stream: bool) -> None:
+        connection = self.connection
+        manager = self.manager
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
@@ -67,16 +143,29 @@ class Http2Exchange(Http2Stream):
         stream.begin(end_stream)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
+        """HOT"""
+        known = self.waiting
+        if known is not None:
+            self.waiting = None
+            if end_stream:
+                self._whole(known, data)
+                return
+            self._begin(known, end_stream=False)
+        self._data(data, end_stream)
+
+    def _data(self, data: bytes, end_stream: bool) -> None:
         stream = self.stream
         if stream is not None:
             stream.on_data(data, end_stream)
 
     def on_trailers(self, trailers: Headers) -> None:
+        self.general()
         stream = self.stream
         if stream is not None:
             stream.on_trailers(trailers)
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
+        self.general()
         # As for Envoy, a stream that we had to reset because of its head (too long) was reset by the client.
         self.end(flags.DR if remote or code == errors.INTERNAL_ERROR else flags.DPE, details)
 
@@ -165,6 +254,34 @@ class Http2Exchange(Http2Stream):
         self.send_headers(stream, head, not body)
         if body:
             self.send_data(body, True)
+
+    def takes(self, size: int) -> bool:
+        """HOT: see `PlanExchange`."""
+        session = self.session
+        return self.queue is None and size <= self.send_window and size <= session.send_window and session.writable and not self.connection.ending
+
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
+        """HOT: see `PlanExchange`."""
+        self.stream = None
+        connection = self.connection
+        connection.idle_since = now
+        connection.ended += 1
+        encode = self.session.encoder.encode_known
+        before, between, after = response.before, response.between, response.after
+        block = encode(before, before.pairs)
+        if response.timed:
+            block += _service_times[service_time]
+        block += encode(between, between.pairs)
+        if response.dated:
+            block += _dates[self.manager.date] + encode(after, after.pairs)
+        if not body:
+            self.send_block(block, True)
+            return
+        self.send_block(block, False)
+        self.send_data(body, True)
+
+    def leave_plan(self, received: int) -> None:
+        """See `PlanExchange`: bytes are counted as they come."""
 
     def flush(self) -> None:
         """The connection's output goes out by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.codec.grpc import is_content_type
 from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
@@ -64,10 +65,10 @@ class Lane:
         if route.finalize_response is None:
             self._planned = manager.planned_responses[version]
             key = cluster, internal, version, None if route.retry is None else route.retry.from_status
-            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal))
+            self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
         else:
             self._planned = {}
-            self.tally = Tally(manager, cluster, internal=internal)
+            self.tally = Tally(manager, cluster, internal=internal, version=version)
         self.responses = self.tally.responses
 
     def forward(self, stream: PlannedStream) -> None:
@@ -94,15 +95,14 @@ class Lane:
                 stream.leave_plan()
             stream.forward(not body, host, finalized=True)
             return
-        size = stream.upstream_bytes_sent = self.begin(stream, host, pool).ask(head, body)
-        self.tally.sent += size
+        self.tally.sent += self.begin(stream, host, pool).ask(head, body)
 
     def begin(self, stream: PlannedStream, host: Any, pool: Any) -> Any:
         """HOT: an exchange for a request, on a ready connection of `pool`."""
         pool.limits.rq += 1
         host.rq_total += 1
         host.rq_active += 1
-        exchange = stream.connected = pool.begin_planned(stream)
+        exchange = stream.connected = pool.ready[-1].begin_planned(stream)
         stream.stage = UPSTREAM
         queue = self.queue
         if queue is not None:
@@ -133,7 +133,7 @@ class Lane:
         codec = stream.codec
         pool = exchange.pool
         host = pool.host
-        if codec.closing or self.retired or host.canary or host.zone_stat:
+        if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)):
             return False
         now = manager.clock()
         if now >= manager.next_second:
@@ -182,6 +182,8 @@ class Lane:
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None
+        if b"grpc-status" in known.index or is_content_type(known.index.get(b"content-type")):
+            return None  # whether it is a success, its HTTP status does not say
         planned = self._planned
         response = planned.get(known)
         if response is None:
@@ -202,12 +204,13 @@ class Tally:
     Not by lane: with thousands of routes, most of those in use had one request since the last time.
     """
 
-    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started")
+    __slots__ = ("cluster", "internal", "manager", "received", "responses", "sent", "started", "version")
 
-    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool) -> None:
+    def __init__(self, manager: HttpConnectionManager, cluster: Cluster, *, internal: bool, version: int) -> None:
         self.manager = manager
         self.cluster = cluster
         self.internal = internal
+        self.version = version
         # Responses, and how many took how many milliseconds.
         self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
         # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.

@@ -38,12 +38,20 @@ class LocalReplies:
     def render(self, stream: Stream, reply: Reply, finalize: Callable[[Stream], None] | None) -> tuple[ResponseHead, bytes]:
         """The response's head, complete but for what the connection manager adds, and its body (already empty for gRPC).
 
-        `finalize`: a route's mutations of the head of its own direct response. They come before the reply's own content type and length.
+        `finalize`: a route's mutations of the head of its own direct response. They come before the reply's own content type and length; those of a route
+        that forwards come before all else.
         """
         status, body = reply.status, reply.body
-        head = ResponseHead(status, list(reply.headers))
+        if reply.as_is:
+            return ResponseHead(status, list(reply.headers)), body
+        head = ResponseHead(status, [])
+        stream.response, stream.status = head, status
+        route = stream.route
+        if finalize is None and route is not None and route.finalize_response is not None and route.reply is None:
+            route.finalize_response(stream)
+        head.items += reply.headers
+        head.touch()
         if finalize is not None:
-            stream.response, stream.status = head, status
             finalize(stream)
         content_type = head.get(b"content-type")
         is_grpc = stream.is_grpc if stream.replies_grpc is None else stream.replies_grpc

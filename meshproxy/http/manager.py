@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
 from meshproxy.codec.h1 import header_case
-from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
+from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.downstream import DownstreamConnection
@@ -33,7 +33,6 @@ from meshproxy.upstream import pool
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
-    from meshproxy.codec.h1.request import KnownRequest
     from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.codec.h2.settings import Options as Http2Options
     from meshproxy.http.planned_response import PlannedResponse
@@ -326,12 +325,17 @@ class HttpConnectionManager:
             made = lanes[route] = make_lane(self, route, head, internal=internal)
             return made
 
-    def plan(self, known: KnownRequest, additions: Additions) -> plan.Plan | None:
-        """Make the plan for a head that repeats itself, if there can be one."""
-        if self._plans >= plan.MAX_PLANS:
-            self._forget_lanes()
-        self._plans += 1
-        return plan.make_plan(self, known, additions)
+    def plan(self, known: Any, additions: Additions) -> plan.Plan | None:
+        """The plan for a head that repeats itself, made now if there is none yet; None if there can be none."""
+        made: Any = known.plans.get(additions, NO_PLANS)
+        if made is NO_PLANS or (made is not None and made.generation != self.changes.n):
+            if known.plans is NO_PLANS or len(known.plans) >= plan.MAX_PER_HEAD:
+                known.plans = {}
+            if self._plans >= plan.MAX_PLANS:
+                self._forget_lanes()
+            self._plans += 1
+            made = known.plans[additions] = plan.make_plan(self, known, additions)
+        return made
 
     def _forget_lanes(self) -> None:
         """Something changed, or there are too many plans: all are made anew when they are needed."""
@@ -467,6 +471,13 @@ class HttpConnectionManager:
         for log in self.logs:
             log.log(stream)
 
+    def count_started(self, protocol: str) -> None:
+        """A request has begun that nobody has counted."""
+        if protocol == "HTTP/2":
+            self.http2_started += 1
+        else:
+            self.rq_started += 1
+
     def count_responses(self, status: int, count: int) -> None:
         """Count responses, for `settle`."""
         self._by_status[status] = self._by_status.get(status, 0) + count
@@ -476,12 +487,15 @@ class HttpConnectionManager:
         stats = self.stats
         started = self.rq_started - self._settled
         self._settled = self.rq_started
-        for tally in self.busy:
-            started += tally.settle()
-        self.busy.clear()
-        stats.downstream_rq_http1_total.n += started
         started_http2 = self.http2_started - self._http2_settled
         self._http2_settled = self.http2_started
+        for tally in self.busy:
+            if tally.version == 20:
+                started_http2 += tally.settle()
+            else:
+                started += tally.settle()
+        self.busy.clear()
+        stats.downstream_rq_http1_total.n += started
         stats.downstream_rq_http2_total.n += started_http2
         started += started_http2
         stats.downstream_rq_total.n += started

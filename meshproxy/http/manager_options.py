@@ -108,6 +108,7 @@ class Options:
             max_headers=self.parser.max_headers,
             headers_with_underscores=common.headers_with_underscores_action,
         )
+        self.closes_on_bad_request: bool = not wrapped(h1, "override_stream_error_on_invalid_http_message", bool(lenient))
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()
         self.server_header_transformation: int = proto.server_header_transformation
@@ -152,8 +153,6 @@ class Options:
         head.append_x_forwarded_port = proto.append_x_forwarded_port
         head.ipv4_mapped = proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6
         head.proxy_100_continue = proto.proxy_100_continue
-        lenient = wrapped(proto, "stream_error_on_invalid_http_message", False)
-        head.closes_on_error = not wrapped(proto.http_protocol_options, "override_stream_error_on_invalid_http_message", lenient)
         if proto.scheme_header_transformation.scheme_to_overwrite:
             head.scheme_override = proto.scheme_header_transformation.scheme_to_overwrite.encode()
         return head

@@ -20,15 +20,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h1.encode import encode_request_head
-from meshproxy.codec.headers import RequestHead
+from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http import timeouts
 from meshproxy.http.filter_chain import EMPTY
+from meshproxy.http.planned_response import Piece
 from meshproxy.http.planned_stream import FILTERS, PlannedStream
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
 from meshproxy.http.stream import Stream
 
 if TYPE_CHECKING:
-    from meshproxy.codec.h1.request import KnownRequest
+    from collections.abc import Callable
+
     from meshproxy.http.lane import Lane
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.request_head import Additions
@@ -40,6 +42,7 @@ _METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # of requests without a bod
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH", b"GET", b"DELETE"))
 _CONTROL = timeouts.CONTROL_HEADERS
 _NEW = object.__new__
+_NEW_ID = b"<new>"
 
 
 class _NoLane:
@@ -100,6 +103,13 @@ class Plan:
         tally.received += self.received
         tally.sent += lane.begin(stream, host, pool).ask_known(self, stream)
 
+    def make_fields(self, fields_of: Callable[[RequestHead], list[Pair]]) -> tuple[Piece, Piece]:
+        """What goes upstream over HTTP/2 around the new request id. `fields_of`: the pairs of a head."""
+        pairs = fields_of(self.finished.head(_NEW_ID if self.new_id is not None else b""))
+        at = pairs.index((REQUEST_ID, _NEW_ID)) if self.new_id is not None else len(pairs)
+        made = self.fields = Piece(pairs[:at]), Piece(pairs[at + 1 :])
+        return made
+
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: the filters; False when the request took another way."""
         position = 0
@@ -134,7 +144,7 @@ class _Template:
         return RequestHead(of.method, of.path, of.authority, items, scheme=of.scheme, version=of.version)
 
 
-def start(codec: Any, known: KnownRequest, body: bytes, additions: Additions, now: float) -> PlannedStream:
+def start(codec: Any, known: Any, body: bytes, additions: Additions, now: float) -> PlannedStream:
     """HOT: a request with a plain head (see `RequestHeadPreparer.is_plain`) that has no plan.
 
     The stream's `stage` says whether it was sent with its body, or goes the general way, on which the body comes after the head.
@@ -179,7 +189,7 @@ def start(codec: Any, known: KnownRequest, body: bytes, additions: Additions, no
     return stream
 
 
-def make_plan(manager: HttpConnectionManager, known: KnownRequest, additions: Additions) -> Plan | None:
+def make_plan(manager: HttpConnectionManager, known: Any, additions: Additions) -> Plan | None:
     """The plan for a plain head; None when such requests are not all alike, or have no lane."""
     first = _try_out(manager, known, additions)
     # Once more: what comes out differently is no plan.
@@ -205,7 +215,7 @@ class _Outcome:
         return self.wire.split(self.id) if self.id else [self.wire]
 
 
-def _try_out(manager: HttpConnectionManager, known: KnownRequest, additions: Additions) -> _Outcome | None:
+def _try_out(manager: HttpConnectionManager, known: Any, additions: Additions) -> _Outcome | None:
     outcome = _Outcome()
     head = known.head()
     scratch = Stream.__new__(Stream)

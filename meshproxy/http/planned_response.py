@@ -21,7 +21,7 @@ SERVICE_TIME = b"x-envoy-upstream-service-time"
 class PlannedResponse:
     """A response head as it goes downstream, cut where the service time and the date stand.
 
-    The pieces are bytes for HTTP/1, and pairs for HTTP/2, whose connections encode them each in its own way. `kind`: the same for all that differ in their
+    The pieces are bytes for HTTP/1, and `Piece`s for HTTP/2. `kind`: the same for all that differ in their
     date only. `size`: bytes that one takes downstream, but for time and date; 0 where the connection counts what it writes.
     """
 
@@ -30,7 +30,7 @@ class PlannedResponse:
     def __init__(self, known: KnownResponse, pieces: tuple[Any, Any, Any], items: list[Pair], kind: object, *, timed: bool, dated: bool) -> None:
         self.known = known
         self.before, self.between, self.after = pieces
-        self.size = sum(map(len, pieces)) + known.length if type(self.before) is bytes else 0
+        self.size = sum(map(len, pieces)) + known.length if type(pieces[0]) is bytes else 0
         self.items = items  # with marks in the place of the service time and the date
         self.timed = timed
         self.dated = dated
@@ -107,7 +107,16 @@ def _wire(manager: HttpConnectionManager, known: KnownResponse, items: list[Pair
     return None if _DATE_MARK in before else (before, between, after)
 
 
-def _fields(status: int, items: list[Pair]) -> tuple[tuple[Pair, ...], tuple[Pair, ...], tuple[Pair, ...]] | None:
+class Piece:
+    """Pairs that every connection encodes in its own way and remembers so."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+
+
+def _fields(status: int, items: list[Pair]) -> tuple[Piece, Piece, Piece] | None:
     """The same for HTTP/2. The marks stand for whole fields here."""
     pairs = [(b":status", b"%d" % status), *items]
     places = [[place for place, pair in enumerate(pairs) if pair[1] is mark] for mark in (_TIME_MARK, _DATE_MARK)]
@@ -117,7 +126,7 @@ def _fields(status: int, items: list[Pair]) -> tuple[tuple[Pair, ...], tuple[Pai
     before = pairs[: time[0]] if time else []
     rest = pairs[time[0] + 1 :] if time else pairs
     cut = len(rest) if not date else date[0] - (len(pairs) - len(rest))
-    return tuple(before), tuple(rest[:cut]), tuple(rest[cut + 1 :])
+    return Piece(before), Piece(rest[:cut]), Piece(rest[cut + 1 :])
 
 
 # Responses with these change more than the response.

@@ -54,7 +54,6 @@ class PlannedStream(Stream):
         if plan is not None:
             self.request = (plan.filtered if stage == FILTERS else plan.finished).head(self._request_id(plan))
             self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
-            self.upstream_bytes_sent = plan.size
         if stage == FILTERS:
             self._before_sending(plan)
             self.__class__ = Stream  # type: ignore[assignment]
@@ -86,7 +85,7 @@ class PlannedStream(Stream):
         self.attempts = self.upstream_bytes_sent = 0
         self.upstream_start = self.upstream_sent = 0.0
         self._nothing_back()
-        self.manager.rq_started += 1
+        self.manager.count_started(self.codec.protocol)
         if plan is not None:
             self.codec.leave_plan(plan.received)
 

@@ -14,10 +14,12 @@ class Reply:
 
     `body` is text/plain unless `headers` names a content type; an empty body has neither content-type nor content-length. `details` is the response code
     details. `flag` is ORed into the stream's response flags. `headers` are extra pairs. A gRPC request gets the same reply as HTTP 200 with `grpc-status`
-    (`grpc_status`, or the mapping of `status`) and the body as `grpc-message`. `close`: close the downstream HTTP/1 connection after it.
+    (`grpc_status`, or the mapping of `status`) and the body as `grpc-message`. `close`: close the downstream HTTP/1 connection after it. `early`: the request's
+    body was refused before its end was taken, whatever of it has come meanwhile. `as_is`: a filter's response rather than a refusal: neither the route nor
+    `local_reply_config` change it.
     """
 
-    __slots__ = ("body", "close", "details", "flag", "grpc_status", "headers", "status")
+    __slots__ = ("as_is", "body", "close", "details", "early", "flag", "grpc_status", "headers", "status")
 
     def __init__(
         self,
@@ -29,6 +31,8 @@ class Reply:
         headers: tuple[tuple[bytes, bytes], ...] = (),
         grpc_status: int | None = None,
         close: bool = False,
+        early: bool = False,
+        as_is: bool = False,
     ) -> None:
         self.status = status
         self.body = body
@@ -37,6 +41,8 @@ class Reply:
         self.headers = headers
         self.grpc_status = grpc_status
         self.close = close
+        self.early = early
+        self.as_is = as_is
 
     def __repr__(self) -> str:
         return f"Reply({self.status}, {self.body!r}, details={self.details!r}, flag={flags.short(self.flag)})"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec.h1.grammar import connection_tokens
 from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http.paths import REDIRECT, REFUSE, PathOptions, normalise
-from meshproxy.http.replies import Reply
+from meshproxy.http.replies import MISSING_HOST, Reply
 from meshproxy.net.address import Address, canonical_ip
 from meshproxy.net.interfaces import machine_address
 
@@ -86,11 +86,9 @@ _NOT_NOMINABLE = frozenset(
     )
 )
 
-MISSING_HOST = Reply(400, details="missing_host_header", close=True)
-MISSING_HOST_KEPT = Reply(400, details="missing_host_header")
 MISSING_PATH = Reply(404, details="missing_path_rejected")
 ABSOLUTE_PATH = Reply(404, details="absolute_path_rejected")
-NORMALISATION_FAILED = Reply(400, details="path_normalization_failed", close=True)
+NORMALISATION_FAILED = Reply(400, details="path_normalization_failed")
 
 
 class RequestIds:
@@ -146,7 +144,6 @@ class RequestHeadOptions:
         self.scheme_override: bytes | None = None
         self.scheme_match_upstream = False
         self.proxy_100_continue = False
-        self.closes_on_error = True  # an invalid message ends the connection, not only its stream
 
 
 class Additions:
@@ -285,7 +282,7 @@ class RequestHeadPreparer:
         if head.version == 10 and self.options.default_host:
             head.authority = self.options.default_host
             return None
-        return MISSING_HOST if self.options.closes_on_error else MISSING_HOST_KEPT
+        return MISSING_HOST
 
     def _normalise(self, stream: Stream, head: RequestHead) -> Reply | None:
         head.path, verdict = normalise(head.path, self.options.paths)

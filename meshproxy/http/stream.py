@@ -509,10 +509,10 @@ class Stream(StreamInfo):
         if self.response_started:
             self.reset()
             return
-        if reply.close:
+        if reply.close or (reply.status == 400 and self._bad_request_closes()):
             self.close_connection = True
-        if reply.details == "request_payload_too_large":
-            self.request_ended = False  # refused before its end was taken, whatever of it has come meanwhile
+        if reply.early:
+            self.request_ended = False
         head, body = self.manager.render_reply(self, reply, finalize)
         if not self.request_ended and self._discards_request():
             self.codec.discard_request()
@@ -528,6 +528,11 @@ class Stream(StreamInfo):
         self.send_headers(head, not body)
         if body and not self.ended:
             self.send_data(body, True)
+
+    def _bad_request_closes(self) -> bool:
+        """As Envoy: to HTTP/1, a bad request says that the two sides do not mean the same, whoever found that out."""
+        assert self.request is not None
+        return self.request.version < 20 and self.manager.options.closes_on_bad_request
 
     def _discards_request(self) -> bool:
         return not self.tunnel

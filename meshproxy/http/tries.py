@@ -71,6 +71,8 @@ class Tries(Attempt):
     pending_retries: int
     mirrors: Any
     ended: bool  # the request is complete
+    winner: Attempt | None  # the one whose response is passed on
+    grpc_open: bool  # the response has begun, and is a success or not by the status in its trailers
     informed: bool  # an informational response was passed on
     done: bool  # nothing more comes from upstream
     _queue: TimeoutQueue | None
@@ -111,13 +113,16 @@ class Tries(Attempt):
             self._failed_late(attempt, reason, details)
             return
         status = 502 if reason == pools.PROTOCOL_ERROR else 503
-        if not self.informed:
+        begun = self.informed or self.winner is not None  # filters may be holding what came
+        if begun:
+            self._count_late(attempt)
+        else:
             self.charge(status, host)
         self._remove(attempt)
         if self._others_in_flight():
             return
         suffix = f"|{details}" if details else ""
-        began = "after" if self.informed else "before"
+        began = "after" if begun else "before"
         self.fail(
             Reply(
                 status,
@@ -133,13 +138,16 @@ class Tries(Attempt):
         stream = self.stream
         self.done = True
         self._stop_timeout()
-        if stream.is_grpc and attempt.host is not None:  # others were counted as successes with their status
-            attempt.host.rq_error += 1
-            self.router.rq_reset_after_downstream_response_started.n += 1
+        self._count_late(attempt)
         stream.flags |= _RESET_FLAGS.get(reason, flags.UR)
         suffix = f"|{details}" if details else ""
         stream.details = f"upstream_reset_after_response_started{{{reason}{suffix}}}".replace(" ", "_")
         stream.reset()
+
+    def _count_late(self, attempt: Attempt) -> None:
+        if self.grpc_open and attempt.host is not None:  # others were counted with their head
+            attempt.host.rq_error += 1
+            self.router.rq_reset_after_downstream_response_started.n += 1
 
     def fail(self, reply: Reply) -> None:
         """Answer the downstream ourselves; every attempt is over."""

@@ -49,9 +49,9 @@ def is_grpc(s: StreamInfo) -> bool:
 def grpc_code(s: StreamInfo) -> int | None:
     """The gRPC status: of the trailers, of the headers, or what the HTTP status stands for; -1 when it is no number."""
     for head in (s.response_trailers, s.response):
-        value = None if head is None else head.get(b"grpc-status")
-        if value:
-            return int(value) if value.isdigit() and len(value) < 10 else -1
+        code = grpc.status_of(head)
+        if code is not None:
+            return code
     return grpc.status_of_http(s.status) if s.status else None
 
 

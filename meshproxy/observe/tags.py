@@ -72,9 +72,11 @@ _PATTERNS: tuple[tuple[str, str, str, str], ...] = (
 
 # Tag and pattern of dot-separated parts: `$` is the tag, `*` any part, `**` any number of them.
 _TOKENS: tuple[tuple[str, str], ...] = (
+    ("envoy.grpc_bridge_method", "cluster.*.grpc.*.$.**"),
     ("envoy.http_user_agent", "http.*.user_agent.$.**"),
     ("envoy.virtual_cluster", "vhost.*.vcluster.$.**"),
     ("envoy.fault_downstream_cluster", "http.*.fault.$.**"),
+    ("envoy.grpc_bridge_service", "cluster.*.grpc.$.**"),
     ("envoy.tcp_prefix", "tcp.$.**"),
     ("envoy.ratelimit_prefix", "ratelimit.$.**"),
     ("envoy.cluster_name", "cluster.$.**"),

@@ -140,17 +140,26 @@ class Http1Connection(Connection):
 
     # -- what `http.plan` calls
 
+    def begin_planned(self, stream: Any) -> Http1Connection:
+        """HOT: see `upstream.pool.PlanExchange`."""
+        self.pool.ready.pop()
+        self.request = self.planned = stream
+        self.served += 1
+        return self
+
     def ask(self, head: RequestHead, body: bytes) -> int:
         """HOT: see `upstream.pool.PlanExchange`."""
         out = encode_request_head(head.method, head.path, head.authority, head.items)
         if body:
             out += body
+        size = self.request.upstream_bytes_sent = len(out)
         self.transport.write(out)
-        return len(out)
+        return size
 
     def ask_known(self, plan: Any, stream: Any) -> int:
         """HOT: see `upstream.pool.PlanExchange`."""
         size: int = plan.size
+        stream.upstream_bytes_sent = size
         self.transport.write(plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after)
         return size
 

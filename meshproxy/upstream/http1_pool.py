@@ -55,13 +55,6 @@ class Http1Pool(Pool):
             return connection
         return super().acquire(request)
 
-    def begin_planned(self, stream: Any) -> Http1Connection:
-        """HOT: see `http.lane.Lane.begin`."""
-        connection = self.ready.pop()
-        connection.request = connection.planned = stream
-        connection.served += 1
-        return connection
-
     def release(self, connection: Http1Connection) -> None:
         """HOT: see `Pool.release`."""
         if self.special and is_spent(self, connection):

@@ -12,6 +12,7 @@ from meshproxy.codec.h2.errors import Http2Error
 from meshproxy.codec.h2.session import Session
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import ResponseHead
+from meshproxy.codec.hpack.encoder import encode_literal
 from meshproxy.net.keepalive import Keepalive
 from meshproxy.upstream.connection import Connection
 from meshproxy.upstream.pool import CONNECT_ERROR, PROTOCOL_ERROR, REFUSED, REMOTE_RESET, TERMINATION
@@ -19,6 +20,7 @@ from meshproxy.upstream.pool import CONNECT_ERROR, PROTOCOL_ERROR, REFUSED, REMO
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meshproxy.codec.h2.fields import KnownResponse
     from meshproxy.codec.headers import Headers, Pair, RequestHead
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.upstream.http2_pool import Http2Pool
@@ -27,6 +29,7 @@ _FRAME_HEAD = 9  # bytes
 _CONNECT = (b":method", b"CONNECT")
 # What an upgrade is in HTTP/1, and in HTTP/2 `:protocol` says (RFC 8441).
 _UPGRADE = frozenset((b"connection", b"upgrade"))
+_REQUEST_ID = encode_literal(b"x-request-id", bytes(36))[:-36]  # how the field of a new id begins
 
 
 class Http2Connection(Connection):
@@ -61,6 +64,19 @@ class Http2Connection(Connection):
         return min(room, most - self.served) if most else room
 
     # -- the pool's calls
+
+    def begin_planned(self, stream: Any) -> Http2Request:
+        """HOT: see `upstream.pool.PlanExchange`."""
+        session = self.session
+        exchange = Http2Request(self, stream)
+        exchange.planned = stream
+        session.open(exchange)
+        self.served += 1
+        if session.free <= 0:
+            self.pool.forget(self)
+        if self.full:
+            exchange.hold_back()
+        return exchange
 
     def take(self, request: Any) -> Http2Request:
         """The exchange of `request`. What it is to send comes next."""
@@ -107,6 +123,8 @@ class Http2Connection(Connection):
         if headed:
             self._headed = []
             for exchange in headed:
+                if exchange.planned is not None:
+                    exchange.release()
                 if exchange.request is not None:
                     exchange.request.on_read_end()
 
@@ -236,7 +254,7 @@ class Http2Connection(Connection):
 class Http2Request(Http2Stream):
     """A request and its response: a stream of the session, and an exchange."""
 
-    __slots__ = ("connection", "held_back", "host", "pool", "request", "stats", "upgrade")
+    __slots__ = ("_data", "_known", "connection", "held_back", "host", "planned", "pool", "request", "stats", "upgrade")
 
     protocol = "HTTP/2"
 
@@ -249,6 +267,9 @@ class Http2Request(Http2Stream):
         self.stats = connection.stats
         self.held_back = False  # the request was told to wait
         self.upgrade: bytes | None = None  # what the stream is to become
+        self.planned: Any = None  # the request, as long as it goes by its plan; then a response waits until it is complete, or nothing more is here
+        self._known: KnownResponse | None = None  # its head
+        self._data = b""  # what has come of its body
 
     @property
     def info(self) -> ConnectionInfo:
@@ -324,9 +345,72 @@ class Http2Request(Http2Stream):
         """Grant it more again."""
         self.resume()
 
+    # -- what `http.plan` calls: see `upstream.pool.PlanExchange`
+
+    def ask(self, head: RequestHead, body: bytes) -> int:
+        """HOT"""
+        block = self.session.encoder.encode(_fields(head))
+        self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
+        if body:
+            self.send_block(block, False)
+            super().send_data(body, True)
+        else:
+            self.send_block(block, True)
+        return 0
+
+    def ask_known(self, plan: Any, stream: Any) -> int:
+        """HOT"""
+        before, after = plan.fields or plan.make_fields(_fields)
+        encode = self.session.encoder.encode_known
+        block = encode(before, before.pairs)
+        if plan.new_id is not None:
+            block += _REQUEST_ID + stream.request_id + encode(after, after.pairs)
+        stream.upstream_bytes_sent = len(block) + _FRAME_HEAD
+        self.send_block(block, True)
+        return 0
+
+    def answered(self, now: float) -> None:
+        """HOT"""
+        self.request = self.planned = None
+        self.connection.idle_since = now
+
+    def leave_plan(self, request: Any, method: bytes) -> None:
+        """See `upstream.pool.PlanExchange`."""
+        self.planned = None
+        self.request = request
+
+    def _respond(self, known: KnownResponse, body: bytes) -> bool:
+        """HOT: a whole response. False when it has to go the general way."""
+        planned = self.planned
+        return self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, body)
+
+    def release(self) -> None:
+        """The response takes the general way: hand over what has come of it."""
+        known, data = self._known, self._data
+        self._known, self._data = None, b""
+        if self.planned is not None:
+            self.planned.leave_plan()
+        if known is not None:
+            self._head(known, end_stream=False)
+            if data:
+                self._body(data, end_stream=False)
+
     # -- the session's calls
 
     def on_head(self, known: Any, end_stream: bool) -> None:
+        """HOT"""
+        if self.planned is not None:
+            if known.kept and known.final:
+                if not end_stream:
+                    self._known = known
+                    self.connection._headed.append(self)
+                    return
+                if self._respond(known, b""):
+                    return
+            self.planned.leave_plan()
+        self._head(known, end_stream)
+
+    def _head(self, known: KnownResponse, end_stream: bool) -> None:
         request = self.request
         if request is None:
             return
@@ -344,6 +428,21 @@ class Http2Request(Http2Stream):
             self.connection._headed.append(self)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
+        """HOT"""
+        known = self._known
+        if known is not None:
+            if self._data:
+                data = self._data + data
+            if not end_stream:
+                self._data = data
+                return
+            if self._respond(known, data):
+                return
+            self._data = b""
+            self.release()
+        self._body(data, end_stream)
+
+    def _body(self, data: bytes, end_stream: bool) -> None:
         request = self.request
         if request is None:
             return
@@ -353,6 +452,8 @@ class Http2Request(Http2Stream):
             self._response_done()
 
     def on_trailers(self, trailers: Headers) -> None:
+        if self._known is not None:
+            self.release()
         request = self.request
         if request is None:
             return
@@ -369,6 +470,8 @@ class Http2Request(Http2Stream):
             request.on_upstream_done_early()
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
+        if self._known is not None:
+            self.release()
         if self.request is not None:
             if code == errors.PROTOCOL_ERROR or (not remote and code != errors.INTERNAL_ERROR):
                 self.stats.upstream_rq_tx_reset.n += 1
@@ -438,6 +541,11 @@ def pseudo_fields(head: RequestHead) -> list[Pair]:
         first = (b":path", head.path), (b":method", head.method), (b":scheme", head.scheme)
         return [(b":authority", head.authority), *first] if head.authority else [*first]
     return [(b":method", head.method), (b":scheme", head.scheme), (b":authority", head.authority), (b":path", head.path)]
+
+
+def _fields(head: RequestHead) -> list[Pair]:
+    """HOT: all of a request's fields."""
+    return pseudo_fields(head) + head.items
 
 
 def _switching(head: ResponseHead, upgrade: bytes) -> ResponseHead:

@@ -92,6 +92,9 @@ class PlanExchange(Exchange, Protocol):
 
     planned: Any  # http.planned_stream.PlannedStream; None when the request goes the general way
 
+    def begin_planned(self, stream: Any) -> PlanExchange:
+        """HOT: of a connection, which is the last one of its pool that is ready: an exchange for a planned stream."""
+
     def ask(self, head: RequestHead, body: bytes) -> int:
         """Send a request; how many bytes that were, 0 where the connection counts what it writes."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.differential.grpc_wire import OPTIONS, TRAILERS, call, frame, grpc_answer, trailers_only, up
-from tests.differential.harness import Case, Close, Head, Play, Response, answer, bootstrap, check_cases, cluster, file_log, filter_, get, http, req, to
+from tests.differential.harness import Case, Close, Head, Play, Response, Rig, answer, bootstrap, check_cases, cluster, file_log, filter_, get, http, req, to
 
 GRPC = "Content-Type: application/grpc"
 OUTLIER = {"consecutive_5xx": 2, "enforcing_consecutive_5xx": 0, "interval": "3600s", "max_ejection_percent": 100}
@@ -79,6 +79,18 @@ TWICE = [call(host="outlier.test"), Response("POST"), call(host="outlier.test"),
 
 def end_of_connect(text: str) -> bytes:
     return frame(text.encode(), 2)
+
+
+def tags() -> Case:
+    """How the statistics look to Prometheus."""
+
+    async def run(rig: Rig) -> list[str]:
+        for on in ("dots", "default"):
+            await rig.get(call(frame(b"hi"), path="/tags/Method"), on)
+        _, text = await rig.proxy.admin("GET", "/stats/prometheus?usedonly&filter=^cluster.a.grpc")
+        return sorted(line for line in text.splitlines() if "tags" in line)
+
+    return Case("stats_tags", run, up(OK), skip=("log",))
 
 
 CASES = [
@@ -163,6 +175,7 @@ CASES = [
     Case("stats_no_cluster", call(frame(b"x"), host="unknown.test"), on="all"),
     Case("stats_no_route", call(frame(b"x"), host="none.test"), on="all"),
     Case("stats_upstream_gone", call(frame(b"x")), [Head(), Close()], on="all"),
+    tags(),
     Case("connect_unary", call(b"{}", content_type="application/json", headers=("connect-protocol-version: 1",)), up(answer(body=b"{}")), on="all"),
     Case("connect_unary_failed", call(b"{}", content_type="application/json", headers=("connect-protocol-version: 1",)), up(answer("404 No", b"{}")), on="all"),
     Case("connect_unary_empty", req("POST", "/a/b", "connect-protocol-version: 1", "Content-Length: 0"), up(answer(body=b"")), on="all"),

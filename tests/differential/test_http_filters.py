@@ -266,6 +266,7 @@ CASES = [
     case("fault", "grpc_status_to_http", get("/grpc")),
     case("fault", "matching_header", get("/matching", "X-Break: 1")),
     case("fault", "abort_by_header", get("/headers", "x-envoy-fault-abort-request: 503")),
+    case("fault", "abort_by_header_bad_request", get("/headers", "x-envoy-fault-abort-request: 400")),
     case("fault", "abort_by_bad_header", get("/headers", "x-envoy-fault-abort-request: 42")),
     case("fault", "abort_by_grpc_header", req("POST", "/headers", "Content-Type: application/grpc", "x-envoy-fault-abort-grpc-request: 7")),
     case("fault", "abort_by_header_percentage_0", get("/headers", "x-envoy-fault-abort-request: 503", "x-envoy-fault-abort-request-percentage: 0")),

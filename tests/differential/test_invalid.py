@@ -7,7 +7,20 @@ from tests.differential.harness import Case, Response, bootstrap, check_cases, c
 
 CONFIG = bootstrap(
     http("main", to("a")),
-    http("lenient", to("a"), stream_error_on_invalid_http_message=True),
+    http(
+        "lenient",
+        [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": [
+                    {"match": {"path": "/bad"}, "direct_response": {"status": 400, "body": {"inline_string": "bad"}}},
+                    {"match": {"prefix": "/"}, "route": {"cluster": "a"}},
+                ],
+            }
+        ],
+        stream_error_on_invalid_http_message=True,
+    ),
     http("small_head", to("a"), max_request_headers_kb=1),
     http("few_headers", to("a"), common_http_protocol_options={"max_headers_count": 4}),
     clusters=[cluster("a")],
@@ -208,6 +221,7 @@ CASES = [
     # ---- the option to keep the connection after an invalid message
     Case("lenient_header", [head("X A: b"), Response()], on="lenient", then="closed"),
     Case("lenient_host_missing", [b"GET / HTTP/1.1\r\n\r\n", Response()], on="lenient"),
+    Case("lenient_bad_request", get("/bad"), on="lenient"),
     Case("lenient_invalid_url", [get("a b"), Response()], on="lenient", then="closed"),
 ]  # fmt: skip
 

@@ -52,6 +52,7 @@ DIRECT = vhost(
     route("/empty", "direct_response: {status: 204}"),
     route("/bytes", "direct_response: {status: 200, body: {inline_bytes: AAEC}}"),
     route("/s404", "direct_response: {status: 404, body: {inline_string: gone}}"),
+    route("/s400", "direct_response: {status: 400, body: {inline_string: bad}}"),
     route("/s599", "direct_response: {status: 599}"),
     route("/s201", "direct_response: {status: 201, body: {inline_string: made}}", response_headers_to_add=[add("location", "/here")]),
     route(
@@ -239,7 +240,7 @@ CASES = [
     Case("redirect_post", req("POST", "/c307", host="redirect.test", body=b"hello"), then="closed"),
     Case("redirect_head", req("HEAD", "/c301", host="redirect.test")),
     *[Case(f"direct{path.replace('/', '_')}", get(path, host="direct.test")) for path in (
-        "/plain", "/empty", "/bytes", "/s404", "/s599", "/s201", "/typed", "/removed", "/formatted?x=1",
+        "/plain", "/empty", "/bytes", "/s404", "/s400", "/s599", "/s201", "/typed", "/removed", "/formatted?x=1",
     )],
     Case("direct_head", req("HEAD", "/plain", host="direct.test")),
     Case("direct_post", req("POST", "/plain", host="direct.test", body=b"hello")),

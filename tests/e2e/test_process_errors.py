@@ -135,14 +135,18 @@ def test_what_is_unknown_or_deprecated_is_said_and_counted(tmp_path):
 
 
 def test_mistakes_in_a_large_configuration_are_all_reported(tmp_path):
-    """It is compiled while it is still being checked."""
+    """It is converted while main still imports, and compiled while it is still being checked."""
 
     def one(index, address, name="ok"):
         endpoints = [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": address, "port_value": 80}}}}]}]
         return {"name": f"cluster-{index}", "connect_timeout": "1s", "load_assignment": {"cluster_name": name, "endpoints": endpoints}}
 
+    def validate(clusters, *flags):
+        status, _, err = run("--mode", "validate", *flags, config=json.dumps({"static_resources": {"clusters": clusters}}), folder=tmp_path)
+        return status, err
+
     def problems(clusters):
-        status, _, err = run("--mode", "validate", config=json.dumps({"static_resources": {"clusters": clusters}}), folder=tmp_path)
+        status, err = validate(clusters)
         return status, [line.partition(": ")[0] for line in err.splitlines()[1:]]
 
     addresses = ["127.0.0.1"] * 3000
@@ -153,3 +157,9 @@ def test_mistakes_in_a_large_configuration_are_all_reported(tmp_path):
     assert problems(clusters) == (1, [where.format(1000), where.format(2000)])
     clusters[500] = one(500, "127.0.0.1", name="")
     assert problems(clusters) == (1, ["static_resources.clusters[500].load_assignment.cluster_name"])
+    clusters = [one(index, "127.0.0.1") for index in range(3000)]
+    clusters[500]["typo"] = 1
+    assert problems(clusters) == (1, ["static_resources.clusters[500].typo"])
+    status, err = validate(clusters, "--allow-unknown-static-fields")
+    assert status == 0
+    assert "unknown field: static_resources.clusters[500].typo: " in err

@@ -89,7 +89,7 @@ class Router:
 def make(*filters: Any, items: list[tuple[bytes, bytes]] | None = None, buffer_limit: int = 1000, cluster: Any = None) -> tuple[Stream, Codec, Forwarding]:
     """A stream that has `filters`, before its request began: call `go`."""
     codec, router = Codec(), Router()
-    route = SimpleNamespace(cluster_name="up", reply=None)
+    route = SimpleNamespace(action="forward", cluster_name="up", reply=None, finalize_response=None)
     replies = LocalReplies([], None)
     manager = SimpleNamespace(
         clock=lambda: 1000.0,

@@ -352,6 +352,19 @@ def test_nothing_is_compiled_before_it_is_used():
     assert manager.get("c") is None
 
 
+def test_a_worker_inherits_what_main_knows_and_declares_no_statistics_again():
+    main = up.manager(up.static(up.group(*FIVE), name="a"), up.static(up.group("127.9.9.9:1"), name="b"))
+    worker = up.manager()
+    worker.inherit(main)
+    stats = worker.context.stats
+    assert worker.names() == ["a", "b"]
+    assert [host.address.text for host in worker.get("b").hosts] == ["127.9.9.9:1"]
+    assert list(main.compiled()) == []
+    assert (stats.value("cluster_manager.cluster_added"), stats.value("cluster_manager.active_clusters")) == (2, 2)
+    assert "cluster.a.upstream_cx_total" in main.context.stats.names("counter")
+    assert "cluster.a.upstream_cx_total" not in stats.names("counter")
+
+
 def test_what_was_learnt_meanwhile_is_applied():
     manager = up.manager({"name": "c", "type": "STRICT_DNS", **CHECKS, "common_lb_config": {"healthy_panic_threshold": {"value": 0}}})
     manager.update_endpoints("c", assignment(up.group(*FIVE)).SerializeToString())

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from meshproxy.codec.grammar import JOINED_IN_REQUESTS, MAX_LENGTH, TOKEN, join_repeated
 from meshproxy.codec.h1.grammar import ProtocolError, connection_tokens, content_length, header_line, spelling
 from meshproxy.codec.h1.parser import CHUNK_SIZE, DONE, HEAD, LENGTH, TUNNEL, Options, Parser, Sink
-from meshproxy.codec.headers import Pair, RequestHead, SpeltRequestHead
+from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, SpeltRequestHead
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*").match
 _ABSOLUTE = re.compile(rb"([A-Za-z]+)://([!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*)([/?].*)?").fullmatch
@@ -56,9 +56,6 @@ class KnownRequest:
         if self.kept:
             return RequestHead(self.method, self.path, self.authority, self.items.copy(), self.index.copy(), scheme=self.scheme)
         return RequestHead(self.method, self.path, self.authority, self.items, self.index, scheme=self.scheme)
-
-
-NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
 
 
 class RequestSink(Sink, Protocol):

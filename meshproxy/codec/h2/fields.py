@@ -13,14 +13,14 @@ from meshproxy.codec.grammar import JOINED_IN_REQUESTS, JOINED_IN_RESPONSES, LEN
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
-from meshproxy.codec.headers import Pair, RequestHead, ResponseHead
+from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.hpack.decoder import Fields
 
 _REQUEST_PSEUDO = {b":method": 0, b":scheme": 1, b":authority": 2, b":path": 3, b":protocol": 4}
-_AUTHORITY = re.compile(rb"[!$%&'()*+,\-.0-9:;=@A-Z\[\]_a-z~]*").fullmatch
+_AUTHORITY = re.compile(rb"[!$%&'()*+,\-.0-9:;=A-Z\[\]_a-z~]*").fullmatch
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*").fullmatch
 _STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
 # As `VALUE`: changes what may not be in a path.
@@ -30,7 +30,6 @@ _CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"tr
 _SPECIAL_REQUEST = _CONNECTION | {b"te", b"host", b"content-length"}
 
 _WEB = frozenset((b"http", b"https"))
-NO_PLANS: dict[Any, Any] = {}  # of all heads that have no plans of their own; stays empty
 
 # Pairs found valid lately: hardly any head has more than a few that are new.
 _valid: set[Pair] = set()
@@ -118,23 +117,20 @@ def request(fields: Fields, options: Options) -> KnownRequest:
     length = -1
     if not _SPECIAL_REQUEST.isdisjoint(index):
         regular, index, authority, length = _special_request(regular, index, authority)
-    if method is None or (method not in _KNOWN_METHODS and TOKEN(method) is None):
-        raise MalformedError
-    if authority is None or _AUTHORITY(authority) is None:
+    if method is None or authority is None:
+        raise MalformedError(errors.MESSAGING)
+    if (method not in _KNOWN_METHODS and TOKEN(method) is None) or _AUTHORITY(authority) is None:
         raise MalformedError
     if method == b"CONNECT" and protocol is None:
         if scheme is not None or path is not None:
-            raise MalformedError
-        path = b""
-        scheme = b""
-    elif (
-        scheme is None
-        or path is None
-        or path.translate(_PATH) is not path
-        or _SCHEME(scheme) is None
-        or (path[0] != 47 and scheme.lower() in _WEB and not (path == b"*" and method == b"OPTIONS"))
-    ):
+            raise MalformedError(errors.MESSAGING)
+        path = scheme = b""
+    elif scheme is None or path is None:
+        raise MalformedError(errors.MESSAGING)
+    elif path.translate(_PATH) is not path or _SCHEME(scheme) is None:
         raise MalformedError
+    elif path[0] != 47 and scheme.lower() in _WEB and (path != b"*" or method != b"OPTIONS"):
+        raise MalformedError(errors.MESSAGING)
     if protocol is not None and (method != b"CONNECT" or not options.allow_connect):
         raise MalformedError
     if len(index) != len(regular):
@@ -228,14 +224,20 @@ def _special_request(regular: list[Pair], index: dict[bytes, bytes], authority: 
     if not _CONNECTION.isdisjoint(index):
         raise MalformedError
     te = index.get(b"te")
-    if te is not None and te.lower() != b"trailers":
-        raise MalformedError
+    if te is not None and te != b"trailers":
+        if te.lower() != b"trailers":
+            raise MalformedError
+        regular = [pair for pair in regular if pair[0] != b"te"]  # as Envoy
+        index = dict(reversed(regular))
     length = _length(regular)
     host = index.get(b"host")
     if host is not None:
+        count = len(regular)
+        regular = [pair for pair in regular if pair[0] != b"host"]
+        if count - len(regular) > 1:
+            raise MalformedError
         if authority is None:
             authority = host
-        regular = [pair for pair in regular if pair[0] != b"host"]
         index = dict(reversed(regular))
     return regular, index, authority, length
 

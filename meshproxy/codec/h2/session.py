@@ -101,6 +101,7 @@ class Session:
         "_reset",
         "_rest",
         "_skipped",
+        "_unanswered",
         "_window",
         "_window_updates",
         "blocked",
@@ -161,6 +162,7 @@ class Session:
         self._reset: deque[int] | None = None
         self._skipped: list[range] | None = None  # identifiers that the peer left out: idle then, closed since
         self.going_away = MAX_STREAM_ID + 1  # streams of the peer above this are not looked at
+        self._unanswered = 0  # SETTINGS of ours
         # -- counts against floods
         self.data_frames = 0
         self._opened = self._empty_frames = self._priorities = self._window_updates = 0
@@ -173,6 +175,7 @@ class Session:
         options = self.options
         hello = frames.encode_settings(options.announced(client=self.client))
         self.emit(PREFACE + hello if self.client else hello)
+        self._unanswered = 1
         window = options.initial_connection_window_size
         if window > DEFAULT_WINDOW:
             self._window = window
@@ -400,7 +403,9 @@ class Session:
             self._other(kind, flags, stream_id, payload)
             return
         if kind != CONTINUATION or stream_id & MAX_STREAM_ID != self._block_stream:
-            raise Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
+            error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
+            error.stream = self.streams.get(self._block_stream) or self._new_stream(self._block_stream)
+            raise error
         self._track_empty(not payload and not self._block_flags & END_STREAM)
         self._block.append(payload)
         self._block_size += len(payload)
@@ -494,6 +499,7 @@ class Session:
         elif not self._was_reset(stream_id):
             self._check_not_idle(stream_id, "DATA")
             if stream_id <= self.going_away:
+                self._remember_reset(stream_id)
                 self._emit_control(frames.encode_reset(stream_id, errors.STREAM_CLOSED))
 
     # -- HEADERS
@@ -531,16 +537,20 @@ class Session:
 
     def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
         """HOT: a whole header block."""
-        try:
-            decoded = self.decoder.decode(block)
-        except HpackError as error:
-            raise Http2Error(errors.COMPRESSION_ERROR, str(error)) from error
         stream = self.streams.get(stream_id)
-        end = flags & END_STREAM
+        new = stream is None
         if stream is None:
             stream = self._new_stream(stream_id)
-            if stream is None:
-                return
+        try:
+            decoded = self.decoder.decode(block)
+        except HpackError as failure:
+            error = Http2Error(errors.COMPRESSION_ERROR, str(failure))
+            error.stream = stream
+            raise error from failure
+        if stream is None:
+            return
+        end = flags & END_STREAM
+        if new:
             make: Any = fields.request
             of: type = fields.KnownRequest
         elif stream.headed:
@@ -600,8 +610,8 @@ class Session:
             raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
         if stream_id > self.going_away:
             return None
-        if stream_id > last + 2:
-            self._skip(last + 2, stream_id)
+        if stream_id > last + 2 or (not last and stream_id > 1):
+            self._skip(last + 2 if last else 1, stream_id)
         self.last_peer_id = stream_id
         if len(self.streams) >= self.options.max_concurrent_streams:
             self.stats.stream_refused_errors.n += 1
@@ -685,6 +695,9 @@ class Session:
         if len(payload) % 6 or (flags & ACK and payload):
             raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of SETTINGS")
         if flags & ACK:
+            self._unanswered -= 1
+            if self._unanswered < 0:
+                raise Http2Error(errors.PROTOCOL_ERROR, "SETTINGS acknowledged that nobody sent")
             return
         for name, value in frames.decode_settings(payload):
             low, high, code = _SETTING_LIMITS.get(name, (0, 1 << 32, 0))

@@ -27,7 +27,7 @@ HONOURS = {
 
 
 # The rest of the body is not waited for: the connection ends.
-_TOO_LARGE = Reply(413, b"Payload Too Large", details="request_payload_too_large", close=True)
+_TOO_LARGE = Reply(413, b"Payload Too Large", details="request_payload_too_large", close=True, early=True)
 
 
 class Buffer:

@@ -79,7 +79,7 @@ class Policy:
             headers.append((b"access-control-max-age", self.max_age))
         if self.allow_private_network and head.get(b"access-control-request-private-network") == b"true":
             headers.append((b"access-control-allow-private-network", b"true"))
-        return Reply(200, details="cors_response", headers=tuple(headers))
+        return Reply(200, details="cors_response", headers=tuple(headers), as_is=True)
 
 
 class Cors:
