@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshproxy import logs, worker
     from meshproxy.cli import Options
 
+_BOOTSTRAP = "envoy.config.bootstrap.v3.Bootstrap"
 _Problems = list[tuple[str, str, str]]  # as plain data, for the way from a child
 _LARGE_TEXT = 300_000  # bytes of a file that takes longer to convert than what that needs takes to import once more
 _LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than another child takes to start
@@ -31,13 +32,13 @@ _LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than anoth
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
     reading = process.Errand(lambda: _read(options))
-    # What the second child needs for nearly every configuration, and main too.
-    from envoy.config.bootstrap.v3 import bootstrap_pb2  # noqa: F401
-    from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
-
     from meshproxy import worker
+    from meshproxy.api import messages
     from meshproxy.http import manager  # noqa: F401
 
+    # What the second child needs for nearly every configuration, and main too.
+    messages.known(_BOOTSTRAP)
+    messages.known("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager")
     try:
         levels, handler = _set_up_logs(options)
     except ConfigError as error:
@@ -173,9 +174,9 @@ def _problems(plain: _Problems) -> list[Problem]:
 
 def _adopt(plan: worker.Plan, serialised: bytes) -> Any:
     """Complete the plan with the checked configuration; returns it as a message."""
-    from envoy.config.bootstrap.v3 import bootstrap_pb2
+    from meshproxy.api import messages
 
-    bootstrap = bootstrap_pb2.Bootstrap.FromString(serialised)
+    bootstrap = messages.known(_BOOTSTRAP).FromString(serialised)
     plan.bootstrap = serialised
     plan.node = node_of(bootstrap, plan.options)
     if plan.concurrency > 1:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from meshproxy.api import messages
 from meshproxy.channel import Kind
 from meshproxy.record import Record, field
 
@@ -116,9 +117,7 @@ class Server(Record):
     @property
     def bootstrap(self) -> Any:
         """The configuration as an envoy.config.bootstrap.v3.Bootstrap, parsed anew."""
-        from envoy.config.bootstrap.v3 import bootstrap_pb2
-
-        return bootstrap_pb2.Bootstrap.FromString(self.bootstrap_bytes)
+        return messages.known("envoy.config.bootstrap.v3.Bootstrap").FromString(self.bootstrap_bytes)
 
     # -- changes -----------------------------------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import marshal
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
-from meshproxy.api import errors
+from meshproxy.api import errors, messages
 from meshproxy.api.runtime import Runtime
 from meshproxy.api.secrets import Secrets
 from meshproxy.channel import Channel, Kind
@@ -130,11 +130,9 @@ class Worker:
     """Wires one worker together and obeys main. Ends the loop on STOP, or when main is gone."""
 
     def __init__(self, plan: Plan, index: int, channel_socket: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        from envoy.config.bootstrap.v3 import bootstrap_pb2
-
         self._plan = plan
         self._loop = loop
-        bootstrap = bootstrap_pb2.Bootstrap.FromString(plan.bootstrap)
+        bootstrap = messages.known("envoy.config.bootstrap.v3.Bootstrap").FromString(plan.bootstrap)
         context = self._context = make_context(loop, bootstrap, plan, index)
         # Only inbound listeners are told of a drain of inbound listeners.
         self._inbound = replace(context, drain=Drain(context.clock, context.random, context.drain.seconds, immediate=context.drain.immediate))

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import re2
-from envoy.admin.v3 import config_dump_pb2, config_dump_shared_pb2
-from google.protobuf import any_pb2, field_mask_pb2, symbol_database
+from google.protobuf import any_pb2, field_mask_pb2
 
 from meshproxy.admin.message import JSON, PLAIN, Request, Response, message_to_json
 from meshproxy.admin.redact import redact
-from meshproxy.api import registry
+from meshproxy.api import messages, registry
 
 if TYPE_CHECKING:
     from meshproxy.server import Server
@@ -36,7 +35,7 @@ class _Refused(Exception):
 def config_dump(request: Request, server: Server) -> Response:
     """The whole dump, or what the parameters select."""
     resource, mask = request.query.get("resource"), request.query.get("mask")
-    dump = config_dump_pb2.ConfigDump()
+    dump = messages.known("envoy.admin.v3.ConfigDump")()
     try:
         sections = _sections(server, _name_filter(request.query.get("name_regex", "")), "include_eds" in request.query)
         for message in _select(sections, resource, mask) if resource is not None else _masked(sections, mask):
@@ -71,13 +70,13 @@ def _sections(server: Server, accepts: Accepts, include_eds: bool) -> Iterator[A
     if include_eds:
         yield _endpoints(server, accepts)
     yield _listeners(server, bootstrap, accepts)
-    yield config_dump_shared_pb2.ScopedRoutesConfigDump()
+    yield messages.known("envoy.admin.v3.ScopedRoutesConfigDump")()
     yield _routes(server, bootstrap, accepts)
     yield _secrets(bootstrap, accepts)
 
 
 def _bootstrap(server: Server, bootstrap: Any) -> Any:
-    section = config_dump_pb2.BootstrapConfigDump()
+    section = messages.known("envoy.admin.v3.BootstrapConfigDump")()
     section.bootstrap.CopyFrom(bootstrap)
     section.bootstrap.node.CopyFrom(server.node)
     _stamp(section, server)
@@ -85,7 +84,7 @@ def _bootstrap(server: Server, bootstrap: Any) -> Any:
 
 
 def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
-    section = config_dump_shared_pb2.ClustersConfigDump()
+    section = messages.known("envoy.admin.v3.ClustersConfigDump")()
     for cluster in sorted(bootstrap.static_resources.clusters, key=lambda cluster: cluster.name):
         if accepts(cluster.name):
             entry = section.static_clusters.add()
@@ -95,7 +94,7 @@ def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
 
 
 def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
-    section = config_dump_shared_pb2.ListenersConfigDump()
+    section = messages.known("envoy.admin.v3.ListenersConfigDump")()
     stopped = {listener.name for listener in server.listeners if listener.stopped}
     names = [listener.name for listener in server.listeners]
     for at, listener in enumerate(bootstrap.static_resources.listeners):
@@ -109,7 +108,7 @@ def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
 
 def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
     """The route configurations inside connection managers."""
-    section = config_dump_shared_pb2.RoutesConfigDump()
+    section = messages.known("envoy.admin.v3.RoutesConfigDump")()
     for listener in bootstrap.static_resources.listeners:
         for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
             for network_filter in chain.filters:
@@ -124,7 +123,7 @@ def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
 
 
 def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
-    section = config_dump_pb2.SecretsConfigDump()
+    section = messages.known("envoy.admin.v3.SecretsConfigDump")()
     for secret in bootstrap.static_resources.secrets:
         if accepts(secret.name):
             entry = section.static_secrets.add()
@@ -134,7 +133,7 @@ def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
 
 
 def _endpoints(server: Server, accepts: Accepts) -> Any:
-    section = config_dump_shared_pb2.EndpointsConfigDump()
+    section = messages.known("envoy.admin.v3.EndpointsConfigDump")()
     for assignment in sorted(server.clusters.load_assignments(), key=lambda one: one.cluster_name):
         if accepts(assignment.cluster_name):
             section.static_endpoint_configs.add().endpoint_config.Pack(_as_envoy_shows(assignment))
@@ -205,7 +204,7 @@ def _trim_resource(element: Any, paths: list[str]) -> bool:
             outer.append(path)
     if any_name and inner and element.HasField(any_name):
         holder = getattr(element, any_name)
-        message = symbol_database.Default().GetSymbol(holder.TypeName())()
+        message = messages.known(holder.TypeName())()
         message.ParseFromString(holder.value)
         if not _trim(message, inner):
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, message_to_json, to_json
+from meshproxy.api import messages
 from meshproxy.logs import DEFAULT_FORMAT
 from meshproxy.server import State
 from meshproxy.version import HOT_RESTART_VERSION, version
@@ -73,9 +74,7 @@ def memory_of_self() -> dict[str, int]:
 
 def server_info(request: Request, server: Server) -> Response:
     """/server_info."""
-    from envoy.admin.v3 import server_info_pb2
-
-    info = server_info_pb2.ServerInfo(
+    info = messages.known("envoy.admin.v3.ServerInfo")(
         version=version(),
         state=int(server.state),
         hot_restart_version=HOT_RESTART_VERSION,
@@ -88,10 +87,8 @@ def server_info(request: Request, server: Server) -> Response:
 
 
 def _command_line(server: Server) -> Any:
-    from envoy.admin.v3.server_info_pb2 import CommandLineOptions
-
     options = server.options
-    message = CommandLineOptions(
+    message = messages.known("envoy.admin.v3.CommandLineOptions")(
         base_id=options.base_id,
         use_dynamic_base_id=options.use_dynamic_base_id,
         base_id_path=options.base_id_path,

@@ -8,12 +8,9 @@ import socket
 from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from envoy.extensions.filters.http.router.v3 import router_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
-
 from meshproxy.admin import endpoints
 from meshproxy.admin.message import Request, Response
-from meshproxy.api import errors
+from meshproxy.api import errors, messages
 from meshproxy.api.matchers import compile_string
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.http.manager import HttpConnectionManager
@@ -32,6 +29,9 @@ if TYPE_CHECKING:
     from meshproxy.server import Server
 
 log = logging.getLogger("meshproxy.admin")
+
+_Manager = messages.known("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager")
+_Router = messages.known("envoy.extensions.filters.http.router.v3.Router")
 
 MAX_BODY = 1 << 20  # bytes of a request body; only /runtime_modify reads one
 BACKLOG = 128
@@ -101,17 +101,15 @@ def _allowed(admin: Any) -> tuple[BytesPredicate, ...]:
     return tuple(allowed)
 
 
-def _manager_proto(admin: Any) -> hcm_pb2.HttpConnectionManager:
-    proto = hcm_pb2.HttpConnectionManager(stat_prefix="admin", merge_slashes=True, access_log=admin.access_log)
+def _manager_proto(admin: Any) -> Any:
+    proto = _Manager(stat_prefix="admin", merge_slashes=True, access_log=admin.access_log)
     proto.normalize_path.value = True
     proto.route_config.name = "admin"
     if admin.access_log_path:
         # The older way to say the same.
         entry = proto.access_log.add(name="envoy.access_loggers.file")
-        from envoy.extensions.access_loggers.file.v3 import file_pb2
-
-        entry.typed_config.Pack(file_pb2.FileAccessLog(path=admin.access_log_path))
-    proto.http_filters.add(name="envoy.filters.http.router").typed_config.Pack(router_pb2.Router())
+        entry.typed_config.Pack(messages.known("envoy.extensions.access_loggers.file.v3.FileAccessLog")(path=admin.access_log_path))
+    proto.http_filters.add(name="envoy.filters.http.router").typed_config.Pack(_Router())
     return proto
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import any_pb2, struct_pb2, symbol_database
+from google.protobuf import any_pb2, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from udpa.annotations import sensitive_pb2
+
+from meshproxy.api import messages
 
 REDACTED = "[redacted]"
 _MAX_DEPTH = 200  # protobuf itself refuses deeper messages when it parses
@@ -64,9 +66,9 @@ def _hidden(value: Any) -> Any:
 
 def _redact_any(message: any_pb2.Any, sensitive: bool, depth: int) -> None:
     try:
-        inner = symbol_database.Default().GetSymbol(message.TypeName())()
+        inner = messages.known(message.TypeName())()
         inner.ParseFromString(message.value)
-    except (KeyError, ValueError):  # a type that we do not know: nothing of it may be shown if it was meant to be secret
+    except (LookupError, ValueError):  # a type that we do not know: nothing of it may be shown if it was meant to be secret
         if sensitive:
             message.Clear()
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
@@ -18,6 +17,9 @@ from meshproxy.api.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
+
+_Bootstrap = messages.known("envoy.config.bootstrap.v3.Bootstrap")
 # The type of an Any in text format: [type.googleapis.com/package.Message]
 _TEXT_TYPE = re.compile(r"\[[\w.\-]+/([\w.]+)\]")
 
@@ -52,7 +54,7 @@ def from_value(value: Any, unknown: list[Problem] | None = None) -> Bootstrap:
     """The bootstrap that a plain value describes; `unknown` as for `from_sources`. Raises ConfigError."""
     if value is None:
         raise ConfigError("the configuration is empty")
-    return convert.to_message(value, Bootstrap, unknown)
+    return convert.to_message(value, _Bootstrap, unknown)
 
 
 def validate(
@@ -95,7 +97,7 @@ def check(bootstrap: Bootstrap, unsupported: str = "reject", dry_run: Callable[[
 def from_binary(data: bytes) -> Bootstrap:
     """The bootstrap of a serialised message. Raises ConfigError."""
     try:
-        return Bootstrap.FromString(data)
+        return _Bootstrap.FromString(data)
     except DecodeError as error:
         raise ConfigError("not a serialised envoy.config.bootstrap.v3.Bootstrap") from error
 
@@ -106,7 +108,7 @@ def from_text_format(data: bytes) -> Bootstrap:
         text = data.decode()
         for name in _TEXT_TYPE.findall(text):
             messages.descriptor(name)  # the parser finds only types that are loaded
-        return text_format.Parse(text, Bootstrap())
+        return text_format.Parse(text, _Bootstrap())
     except (UnicodeDecodeError, text_format.ParseError, RecursionError) as error:
         raise ConfigError(f"not text format: {error}") from error
 

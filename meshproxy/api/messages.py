@@ -1,7 +1,9 @@
 """Protobuf message types by name or type URL, loaded when first needed.
 
 Importing every generated module of the Envoy API costs seconds and a hundred megabytes; a configuration uses a few dozen. A message lives in the Python
-package of its proto package, so that looking at the few files of that package finds it.
+package of its proto package, so that looking at the few files of that package finds it. Generated modules are read, not imported: of what they do only
+handing their serialised descriptor to protobuf is needed, and a class for each message that somebody uses. That is a third of the time, which the hundred
+files behind a bootstrap make the start wait for (docs/decisions/0005-start-up.md).
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from meshproxy.api import own
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Type URLs reach us from configuration that others wrote: they must never name a module outside the API.
 _ROOTS = ("envoy", "xds", "udpa", "google")
+_LITERAL = re.compile(rb"AddSerializedFile\(b'(.*)'\)\n")
 _FULL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 
 # Well-known types are needed by nearly every configuration, and google.protobuf has too many files to search.
@@ -72,8 +75,16 @@ def message_class(name: str) -> type[Message] | None:
     return message_factory.GetMessageClass(found) if found is not None else None
 
 
+def known(name: str) -> Any:
+    """The class of a message that the API certainly has: what a module would import from generated code, without importing it."""
+    found = message_class(name)
+    if found is None:
+        raise LookupError(f"{name}: this version of xds-protos does not have it")
+    return found
+
+
 def _load(package: str, message: str) -> bool:
-    """Import the generated module of `package` that defines the top-level `message`; False when there is none."""
+    """Put the file of `package` that defines the top-level `message` into the pool; False when there is none."""
     if own.define(package, message):
         return True
     if package.partition(".")[0] not in _ROOTS:
@@ -88,10 +99,40 @@ def _load(package: str, message: str) -> bool:
             with open(f"{folder}/{file}", "rb") as code:
                 found = f"['_{message.upper()}']".encode() in code.read()
             if found:
-                module = importlib.import_module(f"{package}.{file.removesuffix('.py')}")
-                if message in module.DESCRIPTOR.message_types_by_name:
-                    return True
+                module = f"{package}.{file.removesuffix('.py')}"
+                _define(module)
+                try:
+                    descriptor_pool.Default().FindMessageTypeByName(f"{package}.{message}")
+                except KeyError:
+                    continue  # a nested message of that name
+                return True
     return False
+
+
+@cache
+def _define(module: str) -> None:
+    """Do what importing a generated module does for the default pool: add its file, after those that it refers to."""
+    package, _, name = module.rpartition(".")
+    serialised = None if package == "google.protobuf" else _serialised(package, name)
+    if serialised is None:
+        importlib.import_module(module)
+        return
+    for file in descriptor_pb2.FileDescriptorProto.FromString(serialised).dependency:
+        _define(file.removesuffix(".proto").replace("-", "_").replace("/", ".") + "_pb2")
+    descriptor_pool.Default().AddSerializedFile(serialised)
+
+
+def _serialised(package: str, name: str) -> bytes | None:
+    """The descriptor in the source of a generated module; None when there is no source, or one of another form."""
+    for folder in _folders(package):
+        try:
+            with open(f"{folder}/{name}.py", "rb") as code:
+                literal = _LITERAL.search(code.read())
+        except OSError:
+            continue
+        if literal is not None:
+            return literal[1].decode("unicode_escape").encode("latin-1")
+    return None
 
 
 @lru_cache(256)

@@ -11,9 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from envoy.type.v3 import percent_pb2
-
-from meshproxy.api import errors
+from meshproxy.api import errors, messages
 from meshproxy.api.errors import UNSUPPORTED, Collector, ConfigError
 from meshproxy.record import Record, field
 
@@ -37,12 +35,9 @@ HONOURS = {
 
 MAX_DISK_DEPTH = 16  # directories below a disk layer's root
 
-DENOMINATORS = {
-    percent_pb2.FractionalPercent.HUNDRED: 100,
-    percent_pb2.FractionalPercent.TEN_THOUSAND: 10_000,
-    percent_pb2.FractionalPercent.MILLION: 1_000_000,
-}
-_DENOMINATOR_NAMES = {name: DENOMINATORS[number] for name, number in percent_pb2.FractionalPercent.DenominatorType.items()}
+_DENOMINATOR_NAMES: dict[str | int, int] = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000}
+# By the numbers of envoy.type.v3.FractionalPercent.DenominatorType.
+DENOMINATORS = {number: _DENOMINATOR_NAMES[name] for name, number in messages.known("envoy.type.v3.FractionalPercent").DenominatorType.items()}
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api import errors, registry
+from meshproxy.api import errors, messages, registry
 from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
@@ -163,9 +163,7 @@ class HttpConnectionManager:
         filters: list[_FilterConfig] = []
         count = len(proto.http_filters)
         if not count:
-            from envoy.extensions.filters.http.router.v3 import router_pb2
-
-            self.router = router.compile(router_pb2.Router(), self._filter_context)
+            self.router = router.compile(messages.known("envoy.extensions.filters.http.router.v3.Router")(), self._filter_context)
             filters.append(_FilterConfig("", router, _NobodyAnswers(), disabled=False))
         for position, entry in enumerate(proto.http_filters):
             with errors.under(f"http_filters[{position}].typed_config"):

@@ -16,6 +16,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api import messages
 from meshproxy.api.errors import UNSUPPORTED, Collector
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net import sockets as net_sockets
@@ -134,11 +135,9 @@ class Listener:
             chain = InspectionChain(self.proto.listener_filters, root)
         chains = self.proto.filter_chains
         if any(entry.use_proxy_proto.value for entry in chains) and "ProxyProtocol" not in chain.type_names:
-            from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
-
             from meshproxy.net.inspect import compile as compile_filter
 
-            chain.add(compile_filter(proxy_protocol_pb2.ProxyProtocol(), root), first=True)
+            chain.add(compile_filter(messages.known("envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol")(), root), first=True)
         if "TlsInspector" not in chain.type_names and any(_needs_tls_inspector(entry.filter_chain_match) for entry in chains):
             log.warning("listener %s: filter chains are matched by what only the TLS inspector finds out, and it is not among the listener filters", self.name)
         return chain

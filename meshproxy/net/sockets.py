@@ -13,6 +13,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api import messages
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.net.address import Address
 from meshproxy.record import Record
@@ -172,9 +173,7 @@ def _source(proto: Any) -> Address:
 
 
 def _as_address(socket_address: Any) -> Any:
-    from envoy.config.core.v3 import address_pb2
-
-    return address_pb2.Address(socket_address=socket_address)
+    return messages.known("envoy.config.core.v3.Address")(socket_address=socket_address)
 
 
 class _Place(Record, frozen=True):

@@ -9,10 +9,7 @@ from collections.abc import Callable
 from operator import eq, ge, le, ne
 from typing import TYPE_CHECKING, Any
 
-from envoy.config.core.v3 import base_pb2
-from envoy.data.accesslog.v3 import accesslog_pb2 as types
-
-from meshproxy.api import matchers, runtime
+from meshproxy.api import matchers, messages, runtime
 from meshproxy.api.errors import UNSUPPORTED, fail, under
 from meshproxy.codec.headers import RequestHead
 from meshproxy.observe import flags
@@ -96,7 +93,7 @@ def _traceable(proto: accesslog_pb2.TraceableFilter, context: Context) -> Predic
 
 
 def _runtime(proto: accesslog_pb2.RuntimeFilter, context: Context) -> Predicate:
-    fraction = base_pb2.RuntimeFractionalPercent(default_value=proto.percent_sampled, runtime_key=proto.runtime_key)
+    fraction = messages.known("envoy.config.core.v3.RuntimeFractionalPercent")(default_value=proto.percent_sampled, runtime_key=proto.runtime_key)
     chance = runtime.compile_chance(fraction, context.runtime or runtime.Runtime([]))
     if isinstance(chance, bool):
         fixed = chance
@@ -192,7 +189,8 @@ def _never(value: Any) -> bool:
 
 
 def _log_type(proto: accesslog_pb2.LogTypeFilter, context: Context) -> Predicate:
-    wanted = frozenset(types.AccessLogType.Name(number) for number in proto.types)
+    names = proto.DESCRIPTOR.fields_by_name["types"].enum_type.values_by_number
+    wanted = frozenset(names[number].name for number in proto.types)
     exclude = proto.exclude
     return lambda stream: (stream.access_log_type in wanted) != exclude
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
-
-from meshproxy.api import errors
+from meshproxy.api import errors, messages
 from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
 from meshproxy.upstream.options import STATIC
@@ -24,6 +21,9 @@ if TYPE_CHECKING:
     from meshproxy.observe.stats import Gauge, Scope
     from meshproxy.upstream.host import Host, HostSet
 
+
+_Cluster = messages.known("envoy.config.cluster.v3.Cluster")
+_Assignment = messages.known("envoy.config.endpoint.v3.ClusterLoadAssignment")
 
 # Envoy's; those that are about warming and merging stay at zero: nothing of that kind is delayed here.
 _COUNTERS = (
@@ -53,7 +53,7 @@ class _Known:
 
     @property
     def proto(self) -> Any:
-        return cluster_pb2.Cluster.FromString(self.serialised)
+        return _Cluster.FromString(self.serialised)
 
 
 class ClusterManager:
@@ -84,7 +84,7 @@ class ClusterManager:
         The message is kept serialised and not looked at: main has validated it (`validate`).
         """
         if isinstance(proto, bytes):
-            serialised, proto = proto, cluster_pb2.Cluster.FromString(proto)
+            serialised, proto = proto, _Cluster.FromString(proto)
         else:
             serialised = proto.SerializeToString(deterministic=True)
         name = proto.name
@@ -150,7 +150,7 @@ class ClusterManager:
         proto = known.proto
         cluster = known.cluster = Cluster(proto, self.context, via_api=known.via_api, default_bind=self._bind, local_hosts=self._local_hosts(proto.name))
         if known.assignment is not None:
-            cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
+            cluster.update_endpoints(_Assignment.FromString(known.assignment))
         if known.health is not None:
             cluster.set_health(known.health)
         cluster.on_immediate_failure = self._report_failure
@@ -220,7 +220,7 @@ class ClusterManager:
         if known.shown == _SHOWN:
             known.shown = _STALE
         if known.cluster is not None:
-            known.cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
+            known.cluster.update_endpoints(_Assignment.FromString(known.assignment))
 
     def set_health(self, name: str, flags: Mapping[str, int]) -> None:
         """Results of active health checks, see `Cluster.set_health`. Ignored for an unknown cluster."""
@@ -286,7 +286,7 @@ class ClusterManager:
         known = self._known[name]
         cluster = Cluster(known.proto, context, via_api=known.via_api, default_bind=self._bind, dry_run=True)
         if known.assignment is not None:
-            cluster.update_endpoints(endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment))
+            cluster.update_endpoints(_Assignment.FromString(known.assignment))
         if known.health is not None:
             cluster.set_health(known.health)
         return cluster
@@ -295,7 +295,7 @@ class ClusterManager:
         """The present endpoints of every cluster as ClusterLoadAssignment messages."""
         for name, known in self._known.items():
             if known.assignment is not None:
-                yield endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)
+                yield _Assignment.FromString(known.assignment)
                 continue
             assignment = known.proto.load_assignment
             assignment.cluster_name = assignment.cluster_name or name
@@ -327,9 +327,9 @@ class ClusterManager:
         if members.seen:
             self._leave_to_workers(known, members)
             return
-        assignment = proto.load_assignment if proto.type == 0 else endpoint_pb2.ClusterLoadAssignment()
+        assignment = proto.load_assignment if proto.type == 0 else _Assignment()
         if known.assignment is not None:
-            assignment = endpoint_pb2.ClusterLoadAssignment.FromString(known.assignment)
+            assignment = _Assignment.FromString(known.assignment)
         rows = endpoints.count(assignment)
         total = sum(row[0] for row in rows)
         changed = total != members.n
@@ -391,7 +391,7 @@ class Validator:
 
 def _without_names(proto: Any, static: bool) -> bytes:
     """What clusters must have in common for one of them to stand for all when they are validated."""
-    kind = cluster_pb2.Cluster()
+    kind = _Cluster()
     kind.CopyFrom(proto)
     kind.ClearField("name")
     if kind.HasField("load_assignment"):

@@ -15,8 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from envoy.config.endpoint.v3 import endpoint_pb2
-
+from meshproxy.api import messages
 from meshproxy.net import tasks
 from meshproxy.net.address import canonical_ip
 from meshproxy.upstream.options import LOGICAL_DNS, STATIC, STRICT_DNS, ClusterOptions, discovery_options, seconds
@@ -198,7 +197,7 @@ class DnsCluster:
     def assignment(self) -> Any:
         """The cluster's endpoints as far as they are resolved."""
         original = self._proto.load_assignment
-        message = endpoint_pb2.ClusterLoadAssignment(cluster_name=self._proto.name)
+        message = messages.known("envoy.config.endpoint.v3.ClusterLoadAssignment")(cluster_name=self._proto.name)
         if original.HasField("policy"):
             message.policy.CopyFrom(original.policy)
         targets = iter(self._targets)

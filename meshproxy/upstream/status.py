@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api import messages
 from meshproxy.observe.stats import Store
 from meshproxy.record import replace
 from meshproxy.upstream import host as hosts
@@ -153,9 +154,7 @@ def render_json(statuses: Iterable[tuple[str, Status]]) -> str:
 
 def to_message(statuses: Iterable[tuple[str, Status]]) -> Any:
     """The envoy.admin.v3.Clusters message."""
-    from envoy.admin.v3 import clusters_pb2
-
-    message = clusters_pb2.Clusters()
+    message = messages.known("envoy.admin.v3.Clusters")()
     for name, status in statuses:
         cluster = message.cluster_statuses.add(name=name, observability_name=status["observability_name"], added_via_api=status["via_api"])
         for priority, limits in enumerate(status["limits"]):

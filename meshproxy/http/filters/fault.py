@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api import convert, errors, matchers, runtime
+from meshproxy.api import convert, errors, matchers, messages, runtime
 from meshproxy.http.replies import Reply
 from meshproxy.net import shared
 from meshproxy.observe import flags
@@ -97,9 +97,7 @@ class Percentage:
         return _evaluate(self._compile(fraction, cluster_key or self._key))
 
     def _compile(self, fraction: Any, key: str) -> Callable[[], bool] | bool:
-        from envoy.config.core.v3.base_pb2 import RuntimeFractionalPercent
-
-        proto = RuntimeFractionalPercent(default_value=fraction, runtime_key=key)
+        proto = messages.known("envoy.config.core.v3.RuntimeFractionalPercent")(default_value=fraction, runtime_key=key)
         return runtime.compile_fraction(proto, self._context.runtime, self._context.random)
 
 
