@@ -34,7 +34,7 @@ class Lane:
         "internal",
         "manager",
         "outlier",
-        "priority",
+        "pool_key",
         "queue",
         "queue_per_try",
         "responses",
@@ -50,7 +50,7 @@ class Lane:
         self.manager = manager
         self.version = version
         self.route = route
-        self.priority = route.priority
+        self.pool_key = cluster.pool_key(route.priority, version)
         self.chain = chain
         # Filters that look at bodies see them on the general way.
         self.body_limit = -1 if chain.request_data else min(manager.buffer_limit, route.buffer_limit)
@@ -89,7 +89,7 @@ class Lane:
             route.finalize_request(stream)
         host = self.cluster.pick(None)
         pools = None if host is None else host.pools
-        pool = None if pools is None else pools.get(self.priority)
+        pool = None if pools is None else pools.get(self.pool_key)
         if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq or stream.__class__ is not PlannedStream:
             if stream.__class__ is PlannedStream:
                 stream.leave_plan()

@@ -91,7 +91,7 @@ class Plan:
             return
         host = lane.cluster.pick(None)
         pools = None if host is None else host.pools
-        pool = None if pools is None else pools.get(lane.priority)
+        pool = None if pools is None else pools.get(lane.pool_key)
         if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq:
             stream.leave_plan()
             stream.forward(True, host)

@@ -230,24 +230,31 @@ class Cluster:
     def plannable(self) -> bool:
         """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
         special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
-        special |= self.options.protocol not in (options.HTTP1, options.DOWNSTREAM) or self.preconnect_ratio > 1.0
-        return not special and self.drops is None and not self.max_stream_duration
+        return (
+            not special
+            and self.preconnect_ratio <= 1.0
+            and self.drops is None
+            and not self.max_stream_duration
+            and not (self.max_requests_per_connection and self.options.protocol != options.HTTP1)
+        )
+
+    def pool_key(self, priority: int, version: int) -> Any:
+        """What `Host.pools` knows a pool by that depends on nothing else. `version`: of HTTP downstream."""
+        return (priority, "h2") if self.options.protocol == options.DOWNSTREAM and version == 20 else priority
 
     def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool:
         """The pool of `host` for such requests of `priority`, made when it is first needed. `raw`: what its connections carry is not HTTP."""
         pools = host.pools
         if pools is None:
             pools = host.pools = {}
-        key: Any = priority
         server_name = None
         kind: type[Pool] = RawPool if raw else self._pool_kind
         if raw:
-            key = priority, "tcp"
+            key: Any = (priority, "tcp")
         else:
+            key = self.pool_key(priority, head.version)
             if self.options.protocol == options.DOWNSTREAM and head.version < 20:
                 kind = Http1Pool
-            elif self.options.protocol == options.DOWNSTREAM:
-                key = key, "h2"
             if self.auto_sni:
                 server_name = self._server_name_for(head)
                 key = key, server_name
