@@ -417,7 +417,7 @@ def test_memos_are_bounded():
     for memo, limit in (
         (decoder_module._once, decoder_module._MAX_ONCE),
         (decoder_module._shared, decoder_module._MAX_SHARED),
-        (decoder_module._names, decoder_module._MAX_NAMES),
+        (decoder_module._literal_names, decoder_module._MAX_NAMES),
     ):
         assert 0 < len(memo) <= limit
     for number in range(20000):

@@ -8,23 +8,27 @@ use something.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 from meshproxy.codec.headers import Pair
 from meshproxy.codec.hpack.huffman import decode as decode_huffman
+from meshproxy.codec.hpack.huffman import decode_all
 from meshproxy.codec.hpack.tables import DEFAULT_TABLE_SIZE, ENTRY_OVERHEAD, FIRST_DYNAMIC, STATIC, UNIQUE, HpackError, decode_rest
 
 MAX_LIST_SIZE = 65536
 MAX_FIELDS = 1024
 
 # Between the limits on memory and those of a peer that never repeats itself.
-_MAX_KNOWN = 64  # blocks of a connection
+_MAX_KNOWN = 32  # blocks of a connection
 _MAX_KNOWN_BLOCK = 2048  # bytes
-_MAX_SHARED = 512  # decoded blocks that connections share ...
+_MAX_SHARED = 256  # decoded blocks that connections share ...
 _MAX_SHARED_SIZE = 8192  # ... of at most so many bytes
-_MAX_ONCE = 2048
+_MAX_SHARED_SHAPES = 256
+_MAX_SHAPES = 4  # of a connection
+_MAX_LITERALS = 32  # in such a block
+_MAX_ONCE = 1024
 _MAX_NAMES = 512
 _MAX_NAME = 64
 _MAX_PAIRS = 2048
@@ -32,28 +36,55 @@ _MAX_PAIR = 256
 
 _PIECE = 4096  # bytes of a block after which the fields are counted: a byte can stand for a whole table
 
-_INDEXED = re.compile(rb"[\x81-\xfe]+").match
-_TO_INDEX = bytes(byte & 127 for byte in range(256))
 _NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
 
 
 class Fields:
     """A decoded block. Shared between requests and connections, so nobody changes it, except for `known`.
 
-    `items`: the fields in order as they were sent; nothing about them is validated. `size`: their size as SETTINGS_MAX_HEADER_LIST_SIZE has it: names, values
-    and 32 bytes each. `over`: there were more, but here the limits were reached. `known` belongs to the user.
+    `items`: the fields in order as they were sent; nothing about them is validated. `size`: what SETTINGS_MAX_HEADER_LIST_SIZE counts, names, values and 32
+    bytes each. `over`: there were more, but here the limits were reached. `shape`: what is known of it to be the same as in other blocks, or None. `known`
+    belongs to the user.
     """
 
-    __slots__ = ("items", "known", "over", "size")
+    __slots__ = ("items", "known", "shape", "size")
 
-    def __init__(self, items: tuple[Pair, ...], size: int, over: bool) -> None:
+    # Without `__init__`, which would be a good part of the work for a block.
+    items: tuple[Pair, ...]
+    size: int
+    shape: Shape | None
+    known: Any
+    over = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.items!r})"
+
+
+class Shape:
+    """What blocks have in common that differ in nothing but the values of literals: a path, a request id, a trace context. Shared as `Fields` are.
+
+    `items`: the fields, those with empty values that may differ. `values`: where those are and their names, from the last to the first. `known` belongs to
+    the user.
+    """
+
+    __slots__ = ("items", "known", "size", "values")
+
+    def __init__(self, items: tuple[Pair, ...], values: tuple[tuple[int, bytes], ...]) -> None:
         self.items = items
-        self.size = size
-        self.over = over
+        self.size = _size(items)
+        self.values = values
         self.known: Any = None
 
     def __repr__(self) -> str:
-        return f"Fields({self.items!r}{', over' if self.over else ''})"
+        return f"Shape({self.items!r}, {self.values!r})"
+
+
+class CutFields(Fields):
+    """What of a decoded block is within the limits."""
+
+    __slots__ = ()
+
+    over = True
 
 
 class Decoder:
@@ -63,19 +94,23 @@ class Decoder:
     its length.
     """
 
-    __slots__ = ("_known", "_least", "_limit", "_size", "_table", "_used", "max_fields", "max_list_size")
+    __slots__ = ("_changes", "_known", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_sizes", "_table", "_used", "max_fields", "max_list_size")
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE, max_list_size: int = MAX_LIST_SIZE, max_fields: int = MAX_FIELDS) -> None:
         """`max_table_size`: what our SETTINGS_HEADER_TABLE_SIZE allows the peer. Below 4096, the peer has to start with a size update."""
         self.max_list_size = max_list_size
         self.max_fields = max_fields
         # What the peer may reference, by index: the static table and from `FIRST_DYNAMIC` on the dynamic one, newest first.
-        self._table: list[Pair] = _STATIC_TABLE
+        self._table = _STATIC_TABLE
+        self._sizes = _STATIC_SIZES  # ... and what each of them counts for
         self._size = DEFAULT_TABLE_SIZE  # the dynamic table's maximum, as the peer last set it
         self._used = 0
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
+        self._changes = 0  # of the dynamic table
         self._known = _NOTHING_KNOWN
+        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes], ...] = ()  # and the parts of their blocks that are the same
+        self._shapes_missed = 0
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
 
@@ -89,7 +124,7 @@ class Decoder:
         self._limit = size
         if size < self._size and (self._least is None or size < self._least):
             self._least = size
-            self._known = _NOTHING_KNOWN
+            self._forget()
 
     def decode(self, block: bytes) -> Fields:
         """A complete header block. Raises HpackError and nothing else."""
@@ -98,95 +133,188 @@ class Decoder:
         return self._decode(block) if fields is None else fields
 
     def _decode(self, block: bytes) -> Fields:
-        # HOT: a block with something new in it.
+        # HOT: a block that differs from others in nothing but the values of literals.
+        end = len(block)
+        for shape, segments, tail in self._shapes:
+            values = []
+            coded = position = 0
+            for segment, size in segments:
+                start = position + size
+                if block[position:start] != segment or start >= end:
+                    break
+                length = block[start]
+                coded += length & 128
+                length &= 127
+                if length == 127:
+                    break
+                start += 1
+                position = start + length
+                values.append(block[start:position])
+            else:
+                if block[position:] == tail and position <= end and (not coded or coded == 128 * len(values)):
+                    items = [*shape.items]
+                    if coded:
+                        values = decode_all(values)
+                    size = shape.size
+                    for place, name in shape.values:
+                        value = values.pop()
+                        size += len(value)
+                        items[place] = name, value
+                    return self._fields(block, items, size, shape)
+        return self._parse(block)
+
+    def _parse(self, block: bytes) -> Fields:
+        # HOT: no call in the loop that is not needed.
         items: list[Pair] = []
         append = items.append
-        counted = size = 0
-        over = changed = False
+        size = position = 0
         end = len(block)
+        literals: list[tuple[int, int, int]] = []  # those without indexing: place, where the value's length is, and where it ends
+        changes = self._changes
         try:
-            position = 0
             if self._least is not None or (block and 0x20 <= block[0] < 0x40):
                 position = self._size_updates(block)
-                changed = True
             table = self._table
+            sizes = self._sizes
+            stop = end if end <= _PIECE else position + _PIECE
             while True:
-                stop = end if end - position <= _PIECE else position + _PIECE
                 while position < stop:
                     first = block[position]
-                    if first >= 0x80:  # fields out of the table, as many as there are
-                        run = _INDEXED(block, position, stop)
-                        if run is not None:
-                            position = run.end()
-                            items += map(table.__getitem__, run[0].translate(_TO_INDEX))
-                        elif first == 0xFF:
-                            index, position = decode_rest(block, position + 1, 127)
-                            append(table[index])
+                    position += 1
+                    if first > 0x80:
+                        if first < 0xFF:
+                            index = first - 0x80
                         else:
-                            raise HpackError("index 0")
+                            index, position = decode_rest(block, position, 127)
+                        append(table[index])
+                        size += sizes[index]
                         continue
-                    position += 1
-                    # A literal: with indexing, or without. A name out of the table, or a literal one.
-                    if first >= 0x40:
-                        index = first & 63
-                        if index == 63:
-                            index, position = decode_rest(block, position, 63)
-                    elif first < 0x20:
-                        index = first & 15
-                        if index == 15:
-                            index, position = decode_rest(block, position, 15)
-                    else:
-                        raise HpackError("size update within a block")
-                    if index:
-                        name = table[index][0]
-                    else:
-                        name, position = _name(block, position)
+                    name = _NAMES[first]
+                    if not name:
+                        if name is None:
+                            name, position = _name_of(table, block, first, position)
+                        else:
+                            start = position
+                            position += 1 + (block[position] & 127)
+                            name = _literal_names.get(block[start:position])
+                            if name is None:
+                                name, position = _literal_name(block, start)
+                    begin = position
                     length = block[position]
-                    position += 1
-                    if length < 127:
-                        value = block[position : position + length]
-                        position += length
-                    elif 128 <= length < 255:
-                        length -= 128
-                        value = decode_huffman(block[position : position + length])
-                        position += length
+                    if length & 127 == 127:
+                        value, position = _string(block, position)
+                    elif length < 128:
+                        position += length + 1
+                        value = block[begin + 1 : position]
                     else:
-                        value, position = _long_string(block, position - 1)
+                        position += length - 127
+                        value = decode_huffman(block[begin + 1 : position])
                     pair = name, value
-                    append(pair)
-                    if first >= 0x40:
-                        if position > end:
-                            break
-                        self._insert(pair)
+                    entry = len(name) + len(value) + ENTRY_OVERHEAD
+                    size += entry
+                    if first < 0x40:
+                        literals.append((len(items), begin, position))
+                    elif position <= end:
+                        self._insert(pair, entry)
                         table = self._table
-                        changed = True
-                if position > end:
-                    raise HpackError("truncated block")
-                if not over:
-                    new = items[counted:] if counted else items
-                    size += ENTRY_OVERHEAD * len(new) + sum(map(len, chain.from_iterable(new)))
-                    over = size > self.max_list_size or len(items) > self.max_fields
-                    if over:
-                        size = self._cut(items)
-                    counted = len(items)
-                elif len(items) > counted:
-                    del items[counted:]
-                if position == end:
+                        sizes = self._sizes
+                    append(pair)
+                if position >= end:
                     break
+                self._cut(items)
+                literals.clear()
+                stop = position + _PIECE if end - position > _PIECE else end
         except IndexError:
             raise HpackError("truncated block, or an index that nothing has") from None
-        return _fields(self, block, (*items,), size, over, changed)
+        if position > end:
+            raise HpackError("truncated block")
+        if self._changes != changes:
+            return self._fields(block, items, size, None, changed=True)
+        if 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
+            self._learn(block, items, literals)
+        return self._fields(block, items, size, None)
+
+    def _fields(self, block: bytes, items: list[Pair], size: int, shape: Shape | None, *, changed: bool = False) -> Fields:
+        # HOT
+        fields = Fields()
+        if size > self.max_list_size or len(items) > self.max_fields:
+            fields = CutFields()
+            del items[self._cut(items) :]
+            size = _size(items)
+            shape = None
+        elif block in _once:
+            return self._again(block, (*items,), size, shape, changed=changed)
+        elif len(block) <= _MAX_KNOWN_BLOCK:
+            if len(_once) >= _MAX_ONCE:
+                _once.clear()
+            _once.add(block)
+        fields.items = (*items,)
+        fields.size = size
+        fields.shape = shape
+        fields.known = None
+        return fields
+
+    def _learn(self, block: bytes, items: list[Pair], literals: list[tuple[int, int, int]]) -> None:
+        """Remember the shape of a block, if it comes for the second time."""
+        segments = []
+        position = 0
+        for _, begin, end in literals:
+            segments.append((block[position:begin], begin - position))
+            position = end
+        tail = block[position:]
+        number = hash((*segments, tail))
+        if number not in _once:
+            _once.add(number)  # bounded by `_fields`, which comes next
+            return
+        values = tuple((place, items[place][0]) for place, _, _ in reversed(literals))
+        items = items.copy()
+        for place, name in values:
+            items[place] = name, b""
+        if _size(items) > _MAX_SHARED_SIZE:
+            return
+        key = (*items,), values
+        shape = _shapes.get(key)
+        if shape is None:
+            if len(_shapes) >= _MAX_SHARED_SHAPES:
+                _shapes.clear()
+            shape = _shapes[key] = Shape(*key)
+        if len(self._shapes) < _MAX_SHAPES:
+            self._shapes = ((shape, tuple(segments), tail), *self._shapes)
+        else:
+            # Where many shapes alternate, all this is in vain: so a new one replaces another not every time.
+            self._shapes_missed += 1
+            if self._shapes_missed % 8 == 0:
+                self._shapes = ((shape, tuple(segments), tail), *self._shapes[:-1])
 
     def _cut(self, items: list[Pair]) -> int:
-        """Leave of `items` what fits; its size."""
+        """How many of `items` are within the limits. Of those that are not, one is left."""
         size = 0
         for position, (name, value) in enumerate(items):
-            next_size = size + len(name) + len(value) + ENTRY_OVERHEAD
-            if next_size > self.max_list_size or position == self.max_fields:
-                del items[position:]
-                break
-            size = next_size
-        return size
+            size += len(name) + len(value) + ENTRY_OVERHEAD
+            if size > self.max_list_size or position == self.max_fields:
+                del items[position + 1 :]
+                return position
+        return len(items)
+
+    def _again(self, block: bytes, items: tuple[Pair, ...], size: int, shape: Shape | None, *, changed: bool) -> Fields:
+        """The fields of a block that came before: those that connections share. If the table is still the same, the block is remembered."""
+        fields = _shared.get(items)
+        if fields is None:
+            fields = Fields()
+            fields.items = items
+            fields.size = size
+            fields.shape = shape
+            fields.known = None
+            if size > _MAX_SHARED_SIZE:
+                return fields
+            if len(_shared) >= _MAX_SHARED:
+                _shared.clear()
+            _shared[items] = fields
+        if not changed:
+            if len(self._known) >= _MAX_KNOWN or self._known is _NOTHING_KNOWN:
+                self._known = {}
+            self._known[block] = fields
+        return fields
 
     def _size_updates(self, block: bytes) -> int:
         """Do what `block` begins with of size updates; where its fields begin."""
@@ -200,88 +328,98 @@ class Decoder:
                 raise HpackError(f"the dynamic table set to {size} bytes, {self._limit} are allowed")
             self._least = None
             self._size = size
-            self._known = _NOTHING_KNOWN
+            self._changes += 1
+            self._forget()
             self._evict(0)
         if self._least is not None:
             raise HpackError("no size update after a smaller SETTINGS_HEADER_TABLE_SIZE")
         return position
 
+    def _forget(self) -> None:
+        self._known = _NOTHING_KNOWN
+        self._shapes = ()
+
     def _evict(self, room: int) -> None:
         """Forget the oldest fields until there are `room` bytes, or the dynamic table is empty (section 4.3)."""
         table = self._table
+        sizes = self._sizes
         used = self._used
         while used + room > self._size and len(table) > FIRST_DYNAMIC:
-            name, value = table.pop()
-            used -= len(name) + len(value) + ENTRY_OVERHEAD
+            table.pop()
+            used -= sizes.pop()
         self._used = used
 
-    def _insert(self, pair: Pair) -> None:
-        name, value = pair
-        size = len(name) + len(value) + ENTRY_OVERHEAD
-        self._known = _NOTHING_KNOWN
-        if self._used + size > self._size:
+    def _insert(self, pair: Pair, size: int) -> None:
+        # HOT for peers that index what is unique.
+        self._changes += 1
+        if self._known or self._shapes:
+            self._forget()
+        used = self._used + size
+        if used > self._size:
             self._evict(size)
             if size > self._size:
                 return
-        self._used += size
+            used = self._used + size
+        self._used = used
         if self._table is _STATIC_TABLE:
             self._table = _STATIC_TABLE.copy()
-        if size <= _MAX_PAIR and name not in UNIQUE:
-            pair = _pairs.setdefault(pair, pair)
-            if len(_pairs) > _MAX_PAIRS:
+            self._sizes = _STATIC_SIZES.copy()
+        if size <= _MAX_PAIR and pair[0] not in UNIQUE:
+            if len(_pairs) >= _MAX_PAIRS:
                 _pairs.clear()
+            pair = _pairs.setdefault(pair, pair)
         self._table.insert(FIRST_DYNAMIC, pair)
+        self._sizes.insert(FIRST_DYNAMIC, size)
 
 
 # What the decoders of the process share.
-_STATIC_TABLE = [*STATIC]  # the table of decoders whose dynamic table was never used; not changed
-_names: dict[bytes, bytes] = {}  # names as they came lately, with the bit for Huffman -> themselves
+# The table of decoders whose dynamic table was never used; not changed.
+_STATIC_TABLE = [*STATIC]
+_STATIC_SIZES = [len(name) + len(value) + ENTRY_OVERHEAD for name, value in STATIC]
+_literal_names: dict[bytes, bytes] = {}  # literal names as they came lately, with their length -> themselves
 _pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different connections are mostly the same
-_once: set[int] = set()  # hashes of blocks seen lately
+_once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
+_shapes: dict[tuple[tuple[Pair, ...], tuple[tuple[int, bytes], ...]], Shape] = {}
 _shared: dict[tuple[Pair, ...], Fields] = {}
 
-
-def _fields(decoder: Decoder, block: bytes, items: tuple[Pair, ...], size: int, over: bool, changed: bool) -> Fields:
-    """What others share, if the block comes for the second time; `decoder` remembers it then."""
-    if over or len(block) > _MAX_KNOWN_BLOCK or size > _MAX_SHARED_SIZE:
-        return Fields(items, size, over)
-    number = hash(block)
-    if number not in _once:
-        if len(_once) >= _MAX_ONCE:
-            _once.clear()
-        _once.add(number)
-        return Fields(items, size, over)
-    fields = _shared.get(items)
-    if fields is None:
-        if len(_shared) >= _MAX_SHARED:
-            _shared.clear()
-        fields = _shared[items] = Fields(items, size, over)
-    if not changed:
-        known = decoder._known
-        if len(known) >= _MAX_KNOWN or known is _NOTHING_KNOWN:
-            known = decoder._known = {}
-        known[block] = fields
-    return fields
+# The names of literals by their first bytes: from the static table; empty for a literal name, None where there is more to see.
+_NAMES: list[bytes | None] = [None] * 0x81
+for _kind, _last in ((0x00, 14), (0x10, 14), (0x40, FIRST_DYNAMIC - 1)):
+    _NAMES[_kind : _kind + _last + 1] = [name for name, _ in STATIC[: _last + 1]]
 
 
-def _name(block: bytes, position: int) -> tuple[bytes, int]:
-    """The literal name at `position`, and the position after it."""
-    length = block[position]
-    if length & 127 > _MAX_NAME:
-        return _long_string(block, position)
-    end = position + 1 + (length & 127)
-    spelt = block[position:end]
-    name = _names.get(spelt)
-    if name is None:
-        name = decode_huffman(spelt[1:]) if length >= 128 else spelt[1:]
-        if len(_names) >= _MAX_NAMES:
-            _names.clear()
-        _names[spelt] = name
+def _size(items: Sequence[Pair]) -> int:
+    return ENTRY_OVERHEAD * len(items) + sum(map(len, chain.from_iterable(items)))
+
+
+def _name_of(table: list[Pair], block: bytes, first: int, position: int) -> tuple[bytes, int]:
+    """The name of a literal that is not one of the usual ones, and the position of its value. `position`: after the byte `first`."""
+    if first >= 0x40:
+        most = 63
+    elif first < 0x20:
+        most = 15
+    else:
+        raise HpackError("size update within a block")
+    index = first & most
+    if index == most:
+        index, position = decode_rest(block, position, most)
+    if not index:
+        raise HpackError("index 0")
+    return table[index][0], position
+
+
+def _literal_name(block: bytes, position: int) -> tuple[bytes, int]:
+    """The literal name at `position`, which is remembered if it is short, and the position of its value."""
+    name, end = _string(block, position)
+    if end - position <= _MAX_NAME and end <= len(block):
+        if len(_literal_names) >= _MAX_NAMES:
+            _literal_names.clear()
+        _literal_names[block[position:end]] = name
     return name, end
 
 
-def _long_string(block: bytes, position: int) -> tuple[bytes, int]:
-    """The string at `position`, whatever its length, and the position after it; which is beyond the block's end if that is missing."""
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
+    """The string at `position`, and the position after it; which is beyond the block's end if the string is."""
     first = block[position]
     position += 1
     length = first & 127

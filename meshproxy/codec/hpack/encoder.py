@@ -31,7 +31,7 @@ _MAX_WITHOUT_ROOM = 64  # fields that came twice, since the table was full, befo
 
 # What is never put into the dynamic table, as nghttp2 (and Envoy with it) has it, and what differs from user to user or from second to second.
 _NOT_INDEXED = frozenset(
-    b""":path age content-length cookie date etag grpc-timeout if-modified-since if-none-match last-modified location set-cookie x-forwarded-for
+    b"""age content-length cookie date etag grpc-timeout if-modified-since if-none-match last-modified location set-cookie x-forwarded-for
     x-envoy-expected-rq-timeout-ms x-envoy-upstream-service-time""".split(),
 )
 # Secrets that could be guessed, so that nobody on the way may put them into a table (section 7.1.3).
@@ -68,6 +68,8 @@ class _Prefixes(dict[bytes, bytes]):
 _literal = _Prefixes(_LITERAL, 4)
 _indexing = _Prefixes(_INDEXING, 6)
 _never = _Prefixes(_NEVER, 4)
+# Of fields that are not remembered: their values are unique, or many.
+_UNIQUE_PREFIXES = {name: _literal[name] for name in (b":path", *UNIQUE)}
 
 
 def encode_literal(name: bytes, value: bytes) -> bytes:
@@ -133,11 +135,12 @@ class Encoder(dict[Pair, bytes]):
         return block
 
     def __missing__(self, pair: Pair) -> bytes:
-        # HOT: a field that is unique, or that came for the first time.
+        # HOT: a field whose value is unique, or that came for the first time.
         name, value = pair
-        length = len(value)
-        if name in UNIQUE:
-            return _literal[name] + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+        prefix = _UNIQUE_PREFIXES.get(name)
+        if prefix is not None:
+            length = len(value)
+            return prefix + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
         index = STATIC_PAIRS.get(pair)
         if index is None:
             place = self._places.get(pair)
