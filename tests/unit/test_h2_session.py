@@ -155,6 +155,22 @@ def test_requests_of_the_h2_package() -> None:
     assert side.stats.streams_active.n == side.stats.pending_send_bytes.n == 0
 
 
+def test_trailers_of_a_shell() -> None:
+    class Shell(Recorder):
+        """What plays an exchange has a `send_headers` of another shape."""
+
+        def send_headers(self, *_: Any) -> None:
+            raise AssertionError("the session does not know this one")
+
+    side, other = Side(client=True), package(client=False)
+    stream = Shell(side.session, side.log)
+    side.session.open(stream)
+    Http2Stream.send_headers(stream, POST, False)
+    stream.send_trailers([(b"t", b"v")])
+    events = exchange(side, other)
+    assert [event.headers for event in events if isinstance(event, h2.events.TrailersReceived)] == [[(b"t", b"v")]]
+
+
 def test_responses_of_the_h2_package() -> None:
     side, other = Side(client=True), package(client=False)
     exchange(side, other)

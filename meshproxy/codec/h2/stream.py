@@ -114,7 +114,7 @@ class Http2Stream:
         if not pairs:
             self.send_data(b"", True)
         elif self.queue is None:
-            self.send_headers(pairs, True)
+            self.send_block(self.session.encoder.encode(pairs), end_stream=True)  # shells have a send_headers of their own
         else:
             self.local_closed = True
             self._queued_end = pairs
