@@ -246,6 +246,8 @@ class Http2Connection(Connection):
             exchange.local_closed = exchange.remote_closed = True
             exchange.drop_queue()
             session.stats.streams_active.n -= 1
+            if exchange._known is not None:
+                exchange.release()
             if exchange.request is not None:
                 (stats.upstream_rq_pending_failure_eject if reason is TERMINATION else stats.upstream_rq_tx_reset).n += 1
                 exchange.fail(reason)
