@@ -68,6 +68,8 @@ class Http2Connection(Connection):
     def begin_planned(self, stream: Any) -> Http2Request:
         """HOT: see `upstream.pool.PlanExchange`."""
         session = self.session
+        if self._keepalive is not None:
+            self._try_out()
         exchange = Http2Request(self, stream)
         exchange.planned = stream
         session.open(exchange)
@@ -80,10 +82,9 @@ class Http2Connection(Connection):
 
     def take(self, request: Any) -> Http2Request:
         """The exchange of `request`. What it is to send comes next."""
-        options = self.session.options
         pool = self.pool
-        if options.keepalive_idle_interval and pool.context.clock() - self._heard_at > options.keepalive_idle_interval:
-            self._keepalive.send()  # type: ignore[union-attr]  # there is one wherever the options say so
+        if self._keepalive is not None:
+            self._try_out()
         exchange = Http2Request(self, request)
         self.session.open(exchange)
         if pool.max_requests and self.served >= pool.max_requests:
@@ -94,6 +95,12 @@ class Http2Connection(Connection):
         if self.full:
             exchange.hold_back()
         return exchange
+
+    def _try_out(self) -> None:
+        """A PING ahead of a request, if the connection was silent for so long that it may be gone."""
+        interval = self.session.options.keepalive_idle_interval
+        if interval and self.pool.context.clock() - self._heard_at > interval:
+            self._keepalive.send()  # type: ignore[union-attr]  # whoever calls this knows
 
     # -- the transport's calls
 

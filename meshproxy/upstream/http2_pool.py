@@ -78,6 +78,7 @@ class AutoPool(Http2Pool):
         super().__init__(cluster, host, priority, context, server_name)
         self.h1_options = cluster.h1_options
         self.spelling = cluster.header_case
+        self.special = True  # HTTP/1 connections come back through `release`
 
     def make(self) -> _Undecided:
         """See `Pool.make`."""

@@ -25,6 +25,7 @@ from tests.differential.harness import (
     Response,
     Rig,
     Rst,
+    Script,
     Settings,
     Signal,
     Until,
@@ -111,8 +112,23 @@ def gets(host: str, *paths: str) -> list[Any]:
     return [part for path in paths for part in (get(path, host=f"{host}.test"), Response())]
 
 
-def together(name: str, host: str, count: int, *, up: Any, after: str = "", more: tuple[str, ...] = (), **fields: Any) -> Case:
-    """`count` requests on as many connections, each begun when the proxy is quiet (and there was the signal `after`); the answers."""
+def together(
+    name: str,
+    host: str,
+    count: int,
+    *,
+    held: int = 0,
+    first: Script | None = None,
+    answer: Script | None = None,
+    settings: Any = None,
+    more: tuple[str, ...] = (),
+    **fields: Any,
+) -> Case:
+    """`count` requests on as many connections, one after the other; `held` of them (by default all) get to the upstream, which answers when all were sent.
+
+    The first of them is answered by `first`, if it is given: it has to signal "held0".
+    """  # fmt: skip
+    held = held or count
 
     async def run(rig: Rig) -> Any:
         tasks = []
@@ -120,16 +136,15 @@ def together(name: str, host: str, count: int, *, up: Any, after: str = "", more
             wire = await rig.connect()
             tasks.append(asyncio.ensure_future(rig.exchange(wire, get(f"/{number}", host=f"{host}.test"))))
             await asyncio.sleep(0)
-            await rig.settled()
-            if after:
-                await rig.signals[after].wait()
+            await (rig.signals[f"held{number}"].wait() if number < held else rig.settled())
         rig.signals["go"].set()
         return sorted([await task for task in tasks])
 
+    scripts = [[*([Request()] if answer else []), Signal(f"held{number}"), Wait("go"), *(answer or reply())] for number in range(held)]
+    if first:
+        scripts[0] = first
+    up = Play([*scripts, answer or reply()], settings=settings)
     return Case(name, run, up, skip=("log", *more), note="which of them ends first differs", **fields)
-
-
-HELD = [Wait("go"), *reply()]
 
 
 def ws(host: str = "h2a", *more: str, upgrade: str = "websocket") -> bytes:
@@ -147,16 +162,16 @@ CASES = [
     Case("deprecated_protocol_selection", get(host="old_as_downstream.test")),
     # ---- how many connections
     Case("one_after_the_other", gets("h2a", "/1", "/2", "/3")),
-    together("side_by_side", "h2a", 4, up=Play([HELD])),
-    together("one_stream_a_connection", "one_stream", 3, up=Play([HELD])),
-    together("one_stream_by_settings", "h2a", 3, up=Play([HELD], settings={h2.MAX_STREAMS: 1})),
-    together("more_streams_by_settings_later", "h2a", 3, after="more",
-             up=Play([[Settings({h2.MAX_STREAMS: 5}), Heard("settings_ack", 2), Signal("more"), *HELD], HELD], settings={h2.MAX_STREAMS: 1})),
-    together("too_many_requests", "one_request", 2, up=Play([HELD])),
-    together("one_connection_with_one_stream", "one_connection", 2, up=Play([HELD])),
+    together("side_by_side", "h2a", 4),
+    together("one_stream_a_connection", "one_stream", 3),
+    together("one_stream_by_settings", "h2a", 3, settings={h2.MAX_STREAMS: 1}),
+    together("more_streams_by_settings_later", "h2a", 3, settings={h2.MAX_STREAMS: 1},
+             first=[Settings({h2.MAX_STREAMS: 5}), Heard("settings_ack", 2), Signal("held0"), Wait("go"), *reply()]),
+    together("too_many_requests", "one_request", 2, held=1),
+    together("one_connection_with_one_stream", "one_connection", 2, held=1),
     Case("nobody_may_wait", gets("no_pending", "/1", "/2"), then="open"),
     Case("max_requests", gets("two_uses", "/1", "/2", "/3"), **DRAINED),
-    together("max_requests_at_once", "two_uses", 3, up=Play([HELD]), **DRAINED),
+    together("max_requests_at_once", "two_uses", 3, **DRAINED),
     Case("preconnect_h1", gets("ahead_h1", "/1", "/2"), skip=("upstream",)),
     Case("preconnect_h2", gets("ahead", "/1", "/2"), skip=("upstream",)),
     # ---- how they end
@@ -211,8 +226,8 @@ CASES = [
     Case("auto_h2", gets("auto_h2", "/1", "/2"), **AUTO),
     Case("auto_h1", gets("auto_h1", "/1", "/2"), **AUTO),
     Case("h2_over_tls_with_one_that_cannot", get(host="tls_only_h1.test"), skip=("upstream",), note="the same frames in other bytes"),
-    together("auto_h1_at_once", "auto_h1", 2, up=Play([[Request(), Wait("go"), OK]]), more=("upstream",), **AUTO),
-    together("auto_h2_one_stream", "auto_one", 2, up=Play([HELD]), **AUTO),
+    together("auto_h1_at_once", "auto_h1", 2, answer=[OK], **AUTO),
+    together("auto_h2_one_stream", "auto_one", 2, **AUTO),
     # ---- tunnels
     Case("upgrade", [ws(), Until(b"\r\n\r\n"), b"ping", Until(b"ping")], Play([[ACCEPT, EchoData()]], settings=CAN_CONNECT), then="leave"),
     Case("upgrade_of_another_kind", [ws(upgrade="foo/1"), Until(b"\r\n\r\n"), b"ping", Until(b"ping")],
