@@ -396,3 +396,23 @@ def test_malformed_requests(items: list[tuple[bytes, bytes]], lenient: bool) -> 
         assert isinstance(caught.value.stream, Recorder)
         break
     assert side.stats.rx_messaging_error.n == (2 if lenient else 1)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_smaller_header_table_holds_from_its_acknowledgement_on(size: int) -> None:
+    side = Side(hpack_table_size=size)
+    peer = Peer(side)
+    for stream_id in (1, 3):  # before it has heard of our SETTINGS
+        peer.headers(stream_id, [*GET, (b"x-before", b"y")])
+        assert side.log[-1][2].items == [(b"x-before", b"y")]
+    peer.frame(frames.SETTINGS, frames.ACK)
+    peer.encoder.set_max_table_size(size)
+    for stream_id in (5, 7, 9):
+        peer.headers(stream_id, [*GET, (b"x-before", b"y")])
+        assert side.log[-1][2].items == [(b"x-before", b"y")]
+    side = Side(hpack_table_size=size)
+    peer = Peer(side)
+    peer.frame(frames.SETTINGS, frames.ACK)
+    with pytest.raises(Http2Error) as caught:
+        peer.headers(1, GET)
+    assert caught.value.code == errors.COMPRESSION_ERROR

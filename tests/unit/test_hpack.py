@@ -17,6 +17,7 @@ def nothing_seen():
     """Blocks and fields that other tests have seen come for the first time again."""
     decoder_module._once.clear()
     decoder_module._shared.clear()
+    decoder_module._shapes.clear()
     encoder_module._once.clear()
 
 
@@ -42,6 +43,8 @@ def table_of(decoder: Decoder):
 def size_of(fields) -> int:
     return sum(len(name) + len(value) + 32 for name, value in fields)
 
+
+STATUS = (b":status", b"200")
 
 # -- RFC 7541 appendix C
 
@@ -450,3 +453,181 @@ def test_encoder_inserts_what_comes_twice():
     assert blocks[2] == b"\x82\x04\x04/a?b\xbe\x00\x0cx-request-id\x011\x1f\x08\x06secret"
     for block in blocks:
         assert decoder.decode(block).items == items
+
+
+def test_what_is_secret_is_never_indexed():
+    encoder = Encoder()
+    for _ in range(3):
+        assert encoder.encode([(b"authorization", b"x" * 300)])[:2] == b"\x1f\x08"
+        assert encoder.encode([(b"cookie", b"a=b")])[:2] == b"\x1f\x11"
+        assert encoder.encode([(b"cookie", b"a" * 20)])[:2] == b"\x0f\x11"
+
+
+def test_blocks_repeat_as_long_as_the_generation_stays():
+    encoder, decoder = Encoder(), Decoder()
+    first, second = ((b"x-a", b"1"), (b"x-b", b"2")), ((b"x-c", b"3"),)
+    while True:
+        generation = encoder.generation
+        block = encoder.encode(first)
+        assert decoder.decode(block).items == first
+        if len(block) == 2:
+            break
+    assert encoder.generation == generation
+    for _ in range(3):
+        generation = encoder.generation
+        decoder.decode(encoder.encode(second))
+        if encoder.generation == generation:
+            assert decoder.decode(block).items == first
+        else:
+            again = encoder.encode(first)
+            assert again != block  # the indices have grown
+            assert decoder.decode(again).items == first
+            block = again
+    assert decoder.decode(block).items == first
+
+
+def test_known_blocks_follow_the_table():
+    encoder, decoder = Encoder(), Decoder()
+    key, other = object(), object()
+    items, others = ((b"x-a", b"1"), (b"x-b", b"2")), ((b"x-c", b"3"),)
+    for round_number in range(5):
+        for _ in range(4):
+            assert decoder.decode(encoder.encode_known(key, items)).items == items
+        assert encoder.encode_known(key, items) is encoder.encode_known(key, ())  # the key stands for the items
+        assert decoder.decode(encoder.encode_known(other, others)).items == others
+        if round_number == 3:
+            encoder.set_max_table_size(40)
+            decoder.max_table_size = 40
+    for number in range(1000):
+        encoder.encode_known(number, items)
+    assert len(encoder._blocks) <= encoder_module._MAX_BLOCKS
+
+
+def test_size_updates_are_sent_once_the_smallest_first():
+    encoder, decoder = Encoder(), Decoder()
+    encoder.set_max_table_size(8192)  # more than we spend
+    assert encoder.encode([STATUS]) == b"\x88"
+    encoder.set_max_table_size(1000)
+    encoder.set_max_table_size(0)
+    encoder.set_max_table_size(2000)
+    decoder.max_table_size = 0
+    decoder.max_table_size = 2000
+    block = encoder.encode([STATUS])
+    assert block == b"\x20" + encode_integer(2000, 5, 0x20) + b"\x88"
+    decoder.decode(block)
+    assert encoder.encode([STATUS]) == b"\x88"
+    encoder.set_max_table_size(0)
+    assert encoder.encode([STATUS]) == b"\x20\x88"
+    encoder.set_max_table_size(4096)
+    assert encoder.encode([STATUS]) == encode_integer(4096, 5, 0x20) + b"\x88"
+
+
+def test_a_larger_table_has_to_be_declared():
+    encoder = Encoder(max_table_size=10000)
+    assert encoder.encode([STATUS]) == b"\x88"
+    encoder.set_max_table_size(20000)
+    assert encoder.encode([STATUS]) == encode_integer(10000, 5, 0x20) + b"\x88"
+
+
+def test_a_table_of_no_size_is_not_used():
+    encoder, decoder = Encoder(max_table_size=0), Decoder()
+    for _ in range(3):
+        assert decoder.decode(encoder.encode([(b"x-a", b"1")])).items == ((b"x-a", b"1"),)
+    assert table_of(decoder) == ()
+
+
+def test_a_full_table_starts_anew_when_other_fields_repeat():
+    encoder, decoder = Encoder(), Decoder()
+    restarts = 0
+    for number in range(400):
+        items = ((b"x-field-%d" % number, b"v" * 20),)
+        for _ in range(2):
+            block = encoder.encode(items)
+            restarts += block[0] == 0x20
+            assert decoder.decode(block).items == items
+        assert encoder._used == decoder._used
+    assert restarts == 3  # 65 fields fit, then 64 do not: one round is 129 fields
+    # What does not repeat does not disturb what does.
+    for _ in range(4):
+        decoder.decode(encoder.encode([(b"x-kept", b"1")]))
+    for number in range(1000):
+        decoder.decode(encoder.encode([(b"x-new", b"%d" % number)]))
+    assert decoder.decode(encoder.encode([(b"x-kept", b"1")])).items == ((b"x-kept", b"1"),)
+    assert len(encoder) <= encoder_module._MAX_KNOWN
+
+
+def test_an_idle_encoder_has_nothing_of_its_own():
+    encoder = Encoder()
+    assert encoder._places is Encoder()._places
+    assert encoder._blocks is Encoder()._blocks
+
+
+# -- shapes
+
+
+def request(path: bytes, number: bytes, coded: int = 0) -> bytes:
+    return b"\x82\x04" + bytes((len(path) | coded,)) + path + b"\x86\x00\x01n" + bytes((len(number) | coded,)) + number + b"\x87"
+
+
+def test_blocks_of_one_shape_say_so():
+    first, second = Decoder(), Decoder()
+    shapes = [decoder.decode(request(b"/%d" % number, b"%d" % number)).shape for decoder in (first, second) for number in range(2, 5)]
+    assert shapes[:2] == [None, None]
+    shape = shapes[2]
+    assert shape.items == ((b":method", b"GET"), (b":path", b""), (b":scheme", b"http"), (b"n", b""), (b":scheme", b"https"))
+    assert shape.values == ((3, b"n"), (1, b":path"))
+    assert shapes[3:] == [None, shape, shape]
+    fields = first.decode(request(b"/abc", b"7"))
+    assert fields.shape is shape
+    assert fields.items == ((b":method", b"GET"), (b":path", b"/abc"), (b":scheme", b"http"), (b"n", b"7"), (b":scheme", b"https"))
+    assert fields.size == size_of(fields.items)
+
+
+def test_what_is_not_of_a_known_shape_is_parsed():
+    decoder = Decoder()
+    for number in range(3):
+        decoder.decode(request(b"/%d" % number, b""))
+    assert decoder._shapes
+    block = request(b"/", b"1")
+    for other, items in (
+        (block[:-1], 4),
+        (block + b"\x82", 6),
+        (block[:-1] + b"\x86", 5),
+        (b"\x83" + block[1:], 5),
+        (b"\x82\x04\x81\x63\x86\x00\x01n\x01x\x87", 5),  # one value coded, the other not
+        (b"\x82\x04\x7f\x01" + b"/" * 128 + b"\x86\x00\x01n\x01x\x87", 5),
+        (b"", 0),
+    ):
+        decoded = decoder.decode(other)
+        assert len(decoded.items) == items
+        assert decoded.shape is None
+    for malformed in (block[:2], block[:3], request(b"/", b"1234")[:-2], request(b"\x00", b"\x00", 0x80)):
+        with pytest.raises(HpackError):
+            decoder.decode(malformed)
+
+
+def test_shapes_end_with_the_table_that_they_refer_to():
+    decoder = Decoder()
+    decoder.decode(b"\x40\x01a\x01b")
+    for number in range(4):
+        decoder.decode(b"\xbe\x04\x01%d\xbe" % number)
+    assert decoder.decode(b"\xbe\x04\x019\xbe").shape is not None
+    decoder.decode(b"\x40\x01c\x01d")
+    assert decoder.decode(b"\xbe\x04\x018\xbe").items == ((b"c", b"d"), (b":path", b"8"), (b"c", b"d"))
+
+
+def test_limits_hold_for_shapes():
+    decoder = Decoder(max_list_size=250)
+    for number in range(3):
+        assert not decoder.decode(request(b"/%d" % number, b"")).over
+    assert decoder._shapes
+    assert decoder.decode(request(b"/" * 100, b"")).over
+
+
+def test_few_shapes_are_kept():
+    decoder = Decoder()
+    for kind in range(100):
+        for number in range(4):
+            decoder.decode(b"\x00\x02%02d\x01%d" % (kind, number))
+    assert len(decoder._shapes) == decoder_module._MAX_SHAPES
+    assert len(decoder_module._shapes) <= decoder_module._MAX_SHARED_SHAPES

@@ -138,8 +138,8 @@ class Session:
         self.out: list[bytes] = []
         self.writable = True  # the transport takes more; see `set_writable`
         self.high_watermark = options.initial_stream_window_size
-        self.decoder = Decoder(options.hpack_table_size, options.max_head_bytes + 32 * (options.max_headers + 8), options.max_headers)
-        self.encoder = Encoder(min(options.hpack_table_size, 4096))  # until the peer's SETTINGS say more or less
+        self.decoder = Decoder(max_list_size=options.max_head_bytes + 32 * (options.max_headers + 8), max_fields=options.max_headers)
+        self.encoder = Encoder(options.hpack_table_size)
         # -- what the peer allows
         self.peer_stream_window = self.send_window = DEFAULT_WINDOW
         self.peer_frame_size = DEFAULT_FRAME_SIZE
@@ -698,6 +698,8 @@ class Session:
             self._unanswered -= 1
             if self._unanswered < 0:
                 raise Http2Error(errors.PROTOCOL_ERROR, "SETTINGS acknowledged that nobody sent")
+            if self.decoder.max_table_size != self.options.hpack_table_size:  # what the peer sent before came out of the default table
+                self.decoder.max_table_size = self.options.hpack_table_size
             return
         for name, value in frames.decode_settings(payload):
             low, high, code = _SETTING_LIMITS.get(name, (0, 1 << 32, 0))
@@ -706,7 +708,7 @@ class Session:
             if name == frames.INITIAL_WINDOW_SIZE:
                 self._change_windows(value)
             elif name == frames.HEADER_TABLE_SIZE:
-                self.encoder.set_max_table_size(min(value, self.options.hpack_table_size))
+                self.encoder.set_max_table_size(value)
             elif name == frames.MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
             elif name == frames.MAX_FRAME_SIZE:
