@@ -213,6 +213,18 @@ def test_huffman_strings_that_are_malformed(data):
         huffman._decode_slowly(bytes.fromhex(data))
 
 
+def test_a_decoder_that_ran_out_of_memory_is_replaced(monkeypatch):
+    def fail(data, room):
+        raise MemoryError
+
+    for decode in (huffman.decode, lambda data: huffman.decode_all([data])):
+        with monkeypatch.context() as patched:
+            patched.setattr(huffman, "_inflate", fail)
+            with pytest.raises(MemoryError):
+                decode(b"\x07")
+            assert huffman.decode(b"\x07") == b"0"
+
+
 # -- what is malformed
 
 

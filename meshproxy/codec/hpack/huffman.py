@@ -60,8 +60,12 @@ def decode(data: bytes) -> bytes:
     ended = data + _RESYNC
     if 255 in data and _has_fifteen_ones(ended):
         return _decode_slowly(data)
-    # zlib's fast loop wants room for 258 bytes more than it makes.
-    text = _inflate(ended.translate(_REVERSED), 2 * len(data) + 300)
+    try:
+        # zlib's fast loop wants room for 258 bytes more than it makes.
+        text = _inflate(ended.translate(_REVERSED), 2 * len(data) + 300)
+    except MemoryError:
+        _stop()
+        raise
     if text[-3:] in _AFTER_PADDING:
         return text[:-3]
     raise HpackError("Huffman padding")
@@ -72,7 +76,11 @@ def decode_all(data: list[bytes]) -> list[bytes]:
     # HOT
     joined = _BETWEEN.join((*data, b""))
     if 255 not in joined or not _has_fifteen_ones(joined):
-        texts = _inflate(joined.translate(_REVERSED), 2 * len(joined) + 300).split(b"0\0-")
+        try:
+            texts = _inflate(joined.translate(_REVERSED), 2 * len(joined) + 300).split(b"0\0-")
+        except MemoryError:
+            _stop()
+            raise
         # One more than there are strings; or one of them contains what stands between them.
         if len(texts) == len(data) + 1:
             texts.pop()
@@ -100,6 +108,12 @@ def _start(data: bytes, room: int) -> bytes:
     global _inflate  # noqa: PLW0603
     _inflate = _inflater()
     return _inflate(data, room)
+
+
+def _stop() -> None:
+    """Nobody knows where the decoder stands."""
+    global _inflate  # noqa: PLW0603
+    _inflate = _start
 
 
 _inflate: Callable[[bytes, int], bytes] = _start
