@@ -1,6 +1,6 @@
-"""The service behind the proxies: nginx if it is installed, else a small one on uvloop. Pinned to the load's core.
+"""The service behind the proxies: nginx if it is installed, else a small one on uvloop; for gRPC, always a small one. Pinned to the load's core.
 
-As a program (`python -m benchmarks.backend PORT`) it is that small one.
+As a program (`python -m benchmarks.backend PORT`) it is the small one for HTTP/1.1; the others are `h2_service`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,34 @@ from benchmarks.processes import Process
 
 BODY = b"0123456789abcdef" * 8
 BLOB = BODY * 512  # 64 KiB
+BULK_BYTES = 1 << 30
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Backend:
-    """The running service; a context manager that ends it. `name` says which of the two it is."""
+def find_nginx() -> str | None:
+    """The program, if it is installed."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
-    def __init__(self, folder: Path) -> None:
+
+class Backend:
+    """The running service; a context manager that ends it. `service` is "http1", "http2" or "grpc"; `small`: not nginx, even if it is installed."""
+
+    def __init__(self, folder: Path, service: str = "http1", *, small: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # nginx's worker is another user when root starts it
         (folder / "blob").write_bytes(BLOB)
+        with (folder / "bulk").open("wb") as bulk:
+            bulk.truncate(BULK_BYTES)
         self.port = processes.free_port()
-        nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-        self.name = "nginx" if nginx else "uvloop"
+        nginx = None if small or service == "grpc" else find_nginx()
         if nginx:
             file = folder / "backend.conf"
-            file.write_text(configs.backend(folder, self.port, BODY.decode()))
+            file.write_text(configs.backend(folder, self.port, BODY.decode(), http2=service == "http2"))
             command = [nginx, "-c", str(file), "-e", str(folder / "early.log")]
-        else:
+        elif service == "http1":
             command = [sys.executable, "-m", "benchmarks.backend", str(self.port)]
+        else:
+            command = [sys.executable, "-m", "benchmarks.h2_service", str(self.port), service]
         self._process = Process(command, folder / "output", [processes.LOAD_CPU])
         try:
             processes.wait_until(self._accepts, self._process, 10, "the backend")

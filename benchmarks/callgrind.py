@@ -1,9 +1,9 @@
 """User instructions per request where the processor's counters are hidden: the proxy's processes run under valgrind's callgrind, which counts every one.
 
-Fifty times slower, so requests come from an exact sender that keeps 64 connections busy, as under real load: every turn of the event loop finds several
-sockets ready. Two bursts of different size are counted in one process; the difference of the counts, divided by the difference of the sizes, has neither
-start-up nor connecting in it. What a proxy does once a second weighs fifty times more than in reality; that is part of the figure, against the slower start
-of nothing: both proxies have such timers.
+Fifty times slower, so requests come from an exact sender that keeps 64 connections busy (HTTP/2: eight, with many streams each), as under real load: every
+turn of the event loop finds several sockets ready. Two bursts of different size are counted in one process; the difference of the counts, divided by the
+difference of the sizes, has neither start-up nor connecting in it. What a proxy does once a second weighs fifty times more than in reality; that is part of
+the figure, against the slower start of nothing: both proxies have such timers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import load as loads
+from benchmarks import proxies
 from benchmarks.errors import BenchmarkError, Missing
-from benchmarks.proxies import Kind, Proxy
 
 if TYPE_CHECKING:
     from benchmarks.configs import Spec
     from benchmarks.load import Load
+    from benchmarks.proxies import Kind
 
 _LIMIT_S = 120.0
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)
@@ -50,7 +51,7 @@ def instructions_per_request(kind: Kind, spec: Spec, load: Load, backend_port: i
     folder.mkdir(parents=True, exist_ok=True)
     wrapper = ["valgrind", *_COMMAND, f"--callgrind-out-file={folder}/out.%p", f"--vgdb-prefix={folder}/vgdb"]
     # Hashes of str are seeded, so that dicts collide equally in every run.
-    with Proxy(kind, spec, backend_port, folder / "proxy", wrapper=wrapper, env={"PYTHONHASHSEED": "0"}) as proxy:
+    with proxies.start(kind, spec, backend_port, folder / "proxy", wrapper=wrapper, env={"PYTHONHASHSEED": "0"}) as proxy:
         workers = proxy.workers()
         counter = _Counter(folder, workers)
         loads.exactly(load, proxy.port, max(bursts.warm_up, load.limit), _LIMIT_S)

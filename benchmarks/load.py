@@ -1,4 +1,4 @@
-"""Requests, and the programs that send them: wrk for saturation, `sender` for exact numbers of requests and for fixed rates."""
+"""Requests, and the programs that send them: wrk for saturation, `sender` for exact numbers of requests and for fixed rates, `h2_sender` for HTTP/2."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import random
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import processes
 from benchmarks.errors import BenchmarkError, Missing
@@ -16,6 +17,8 @@ from benchmarks.processes import ROOT
 from benchmarks.proxies import HOST
 
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
+_HTTP2_RATE = 15_000  # requests that stand for a second of saturation: heads are encoded beforehand, so the number is fixed and not the time
+_GRPC = "content-type: application/grpc"
 
 # Eleven headers as a browser behind an authenticating gateway sends them; with their values, 600 bytes.
 ELEVEN_HEADERS = (
@@ -39,6 +42,10 @@ class Load:
 
     In `path` and `headers`, `$n` is a number of twelve hexadecimal digits that never comes twice, and `$r` goes through all
     numbers below `limit` in leaps, each printed by `digits`.
+
+    With `streams` it is HTTP/2, so many requests at once on each connection; `$r` is for HTTP/1.1 only. The body of a gRPC call is one message. With
+    `messages`, each of the streams stays and carries messages of `body_bytes`, so many under way on each, which the service sends back: what is counted
+    as a request is then a message.
     """
 
     path: str = "/"
@@ -48,6 +55,19 @@ class Load:
     connections: int = 64
     limit: int = 1
     digits: str = "%d"
+    streams: int = 0
+    messages: int = 0
+
+    @property
+    def service(self) -> str:
+        """What has to be behind the proxy: "http1", "http2" or "grpc"."""
+        return "http1" if not self.streams else "grpc" if _GRPC in self.headers else "http2"
+
+    def fields(self) -> list[tuple[str, str]]:
+        """The request as HTTP/2 has it, with `$n` still in it."""
+        (_, authority), *rest = (line.split(": ", 1) for line in self.headers)
+        pseudo = [(":method", self.method), (":scheme", "http"), (":authority", authority), (":path", self.path)]
+        return pseudo + [(name.lower(), value) for name, value in rest]
 
     def template(self) -> bytes:
         """The request, with `$n` and `$r` still in it."""
@@ -67,16 +87,30 @@ VARYING = Load(
         "traceparent: 00-0af7651916cd43dd8448$n-b7ad6b7169203331-01",
     ),
 )
+REPEATED_H2 = replace(ELEVEN, connections=8, streams=16)
+VARYING_H2 = replace(VARYING, connections=8, streams=16)
+BULK_H2 = Load(path="/bulk", connections=1, streams=1)
+IDLE_H2 = Load(connections=1000, streams=1)
+_CALL = (
+    f"Host: {HOST}",
+    _GRPC,
+    "te: trailers",
+    "user-agent: grpc-python/1.85.1 grpc-c/54.0.0 (linux; chttp2)",
+    "grpc-accept-encoding: identity, deflate, gzip",
+)
+UNARY = Load("/mesh.Echo/Unary", _CALL, "POST", body_bytes=128, connections=8, streams=16)
+STREAMING = Load("/mesh.Echo/Stream", _CALL, "POST", body_bytes=1024, connections=8, streams=8, messages=4)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a load generator saw. Times are microseconds, `seconds` how long it ran."""
+    """What a load generator saw. Times are microseconds, `seconds` how long it ran, `bytes` those of the responses' bodies where they are counted."""
 
     requests: int
     seconds: float
     p50_us: float
     p99_us: float
+    bytes: int = 0
 
 
 @functools.cache
@@ -89,6 +123,8 @@ def _wrk() -> str:
 
 def saturate(load: Load, port: int, seconds: float, folder: Path, *, tls: bool = False) -> Outcome:
     """As many requests as the proxy takes, for so many seconds (at least one: wrk counts whole ones). Raises BenchmarkError if any failed."""
+    if load.streams:
+        return exactly(load, port, round(seconds * _HTTP2_RATE), seconds * 10 + 60)
     file = folder / "request"
     file.write_bytes(load.template())
     url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
@@ -107,7 +143,16 @@ def saturate(load: Load, port: int, seconds: float, folder: Path, *, tls: bool =
 
 def exactly(load: Load, port: int, requests: int, limit_s: float) -> Outcome:
     """So many requests, not one more, each connection sending its next one as soon as it has its answer."""
+    if load.streams:
+        job = http2_job(load, port) | {"requests": requests}
+        return Outcome(**json.loads(processes.run([sys.executable, "-m", "benchmarks.h2_sender"], limit_s=limit_s, input=json.dumps(job))))
     return _sender(load, port, limit_s, requests=requests)
+
+
+def http2_job(load: Load, port: int) -> dict[str, Any]:
+    """What `h2_sender` wants to know; the number of requests is the caller's."""
+    job = {"port": port, "fields": load.fields(), "body": load.body_bytes, "grpc": load.service == "grpc"}
+    return job | {"connections": load.connections, "streams": load.streams, "messages": load.messages}
 
 
 def at_rate(load: Load, port: int, rate: float, seconds: float) -> Outcome:

@@ -9,7 +9,20 @@ from typing import Any
 from benchmarks.report import METRICS, value_of
 from benchmarks.scenarios import SCENARIOS, Scenario
 
-_SHOWN = ("user_instructions", "cpu_us", "throughput", "p50_us", "p99_us", "cpu_s_per_gb", "ready_ms", "alone", "pss_anon", "loaded_alone", "loaded_pss_anon")
+_SHOWN = (
+    "user_instructions",
+    "cpu_us",
+    "throughput",
+    "p50_us",
+    "p99_us",
+    "cpu_s_per_gb",
+    "ready_ms",
+    "alone",
+    "pss_anon",
+    "loaded_alone",
+    "loaded_pss_anon",
+    "grown",
+)
 _MOST = 3  # metrics in one picture
 _COLOURS = {"meshproxy": "#2563eb", "envoy": "#ae3ec9", "nginx": "#2f9e44", "haproxy": "#e8590c"}
 

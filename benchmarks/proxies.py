@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from benchmarks import configs, processes
 from benchmarks.configs import Place, Spec
@@ -151,6 +151,44 @@ class Proxy:
         """Whether the listener's socket accepts; there is no backend yet that could answer."""
         port = f":{self.port:04X} "
         return any(port in line and " 0A " in line for line in Path("/proc/net/tcp").read_text().splitlines())
+
+
+class Chain:
+    """Proxies of one kind in a row, used as if they were one: the service is behind the last of them. A context manager that ends them all."""
+
+    def __init__(self, kind: Kind, spec: Spec, backend_port: int, folder: Path, **how: Any) -> None:
+        self._proxies: list[Proxy] = []
+        hops = spec.hops()
+        try:
+            for position in reversed(range(len(hops))):
+                self._proxies.append(Proxy(kind, hops[position], backend_port, folder / f"hop{position}", **how))
+                backend_port = self._proxies[-1].port
+        except BaseException:
+            self.__exit__()
+            raise
+        self.port = backend_port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for proxy in self._proxies:
+            proxy.process.stop()
+
+    def pids(self) -> list[int]:
+        """All processes of all of them."""
+        return [pid for proxy in self._proxies for pid in proxy.pids()]
+
+    def workers(self) -> list[int]:
+        """The processes that move traffic."""
+        return [pid for proxy in self._proxies for pid in proxy.workers()]
+
+
+def start(kind: Kind, spec: Spec, backend_port: int, folder: Path, **how: Any) -> Proxy | Chain:
+    """A proxy, or several in a row, as the spec says; `how` is for `Proxy`."""
+    if spec.sidecars == 1:
+        return Proxy(kind, spec, backend_port, folder, **how)
+    return Chain(kind, spec, backend_port, folder, **how)
 
 
 HOST = "catalogue.mesh.test"

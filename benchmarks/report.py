@@ -50,6 +50,7 @@ METRICS = {
     "loaded_pss": Metric("loaded: PSS MB"),
     "loaded_alone": Metric("loaded: PSS as if alone MB"),
     "loaded_pss_anon": Metric("loaded: Pss_Anon MB"),
+    "grown": Metric("grown by MB", ",.2f"),
     "loaded_anonymous": Metric("loaded: Anonymous MB, summed"),
 }
 

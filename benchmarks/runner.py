@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import callgrind, load, measure, processes, proxies
-from benchmarks.backend import Backend
+from benchmarks import callgrind, h2_sender, load, measure, processes, proxies
+from benchmarks.backend import BULK_BYTES, Backend, find_nginx
 from benchmarks.errors import BenchmarkError, Missing
-from benchmarks.proxies import Proxy
+from benchmarks.proxies import Chain, Proxy
 from benchmarks.scenarios import ENVOY, Case, How, Scenario
+from benchmarks.sender import SenderError
 
 if TYPE_CHECKING:
     from benchmarks.load import Outcome
 
+_SETTLE_S = 1.5  # until what follows a burst of connections is over
 _BUSY_LOAD = 0.7  # one-minute load average above which the machine was not quiet
 
 
@@ -67,6 +69,8 @@ class Run:
             self.result.note(f"the machine was not quiet: load average {busy:.1f} before this scenario")
         try:
             _MEASURES[self.scenario.how](self)
+        except Missing as error:
+            self.warn(f"SKIPPED: {error}")
         except BenchmarkError as error:
             self.result.note(str(error))
         return self.result
@@ -100,20 +104,25 @@ class Run:
                 if line not in self._failed:
                     yield line, case, proxies.KINDS[name]
 
-    def start_all(self, stack: ExitStack, backend_port: int) -> dict[str, Proxy]:
+    def backend(self) -> Backend:
+        """The service that the scenario's load wants; to be used as a context manager."""
+        return Backend(self.folder / "backend", self.scenario.cases[0].load.service)
+
+    def start_all(self, stack: ExitStack, backend_port: int) -> dict[str, Proxy | Chain]:
         """Every line's proxy, running until the stack is left; idle ones cost nothing."""
-        started = {}
+        started: dict[str, Proxy | Chain] = {}
         for line, case, kind in self.lines():
             with self.attempt(line):
                 cpus = [processes.PROXY_CPU] if case.spec.workers == 1 else processes.CPUS
-                started[line] = stack.enter_context(Proxy(kind, case.spec, backend_port, self.folder / _folder_name(line), cpus=cpus))
+                started[line] = proxies.start(kind, case.spec, backend_port, self.folder / _folder_name(line), cpus=cpus)
+                stack.push(started[line])
         return started
 
-    def saturate(self, case: Case, proxy: Proxy, seconds: float) -> Outcome:
-        """wrk against a proxy of that case."""
+    def saturate(self, case: Case, proxy: Proxy | Chain, seconds: float) -> Outcome:
+        """As many requests as a proxy of that case takes."""
         return load.saturate(case.load, proxy.port, seconds, self.folder, tls=case.spec.tls)
 
-    def warm(self, case: Case, proxy: Proxy) -> None:
+    def warm(self, case: Case, proxy: Proxy | Chain) -> None:
         """A second of load, and every route used once: what is made at first use is made, and code has run often enough to be specialised."""
         if case.load.limit > 1:
             load.exactly(case.load, proxy.port, case.load.limit, 60)
@@ -128,7 +137,7 @@ def _folder_name(line: str) -> str:
 
 
 def _http(run: Run) -> None:
-    with Backend(run.folder / "backend") as backend:
+    with run.backend() as backend:
         with ExitStack() as stack:
             running = run.start_all(stack, backend.port)
             for line, case, _ in run.lines():
@@ -142,7 +151,7 @@ def _http(run: Run) -> None:
             _count_instructions(run, backend.port)
 
 
-def _http_round(run: Run, line: str, case: Case, proxy: Proxy) -> None:
+def _http_round(run: Run, line: str, case: Case, proxy: Proxy | Chain) -> None:
     pids = proxy.pids()
     with ExitStack() as stack:
         counter = stack.enter_context(measure.Instructions(pids)) if measure.perf_works() else None
@@ -172,7 +181,7 @@ def _count_instructions(run: Run, backend_port: int) -> None:
 
 
 def _rate(run: Run) -> None:
-    with Backend(run.folder / "backend") as backend, ExitStack() as stack:
+    with run.backend() as backend, ExitStack() as stack:
         running = run.start_all(stack, backend.port)
         rates: dict[str, float] = {}
         for case in run.scenario.cases:
@@ -206,7 +215,7 @@ def _tcp(run: Run) -> None:
                         run.result.add(line, **values)
 
 
-def _tcp_round(kind: str, proxy: Proxy, service_port: int, seconds: float) -> dict[str, float]:
+def _tcp_round(kind: str, proxy: Proxy | Chain, service_port: int, seconds: float) -> dict[str, float]:
     pids = proxy.pids()
     before = measure.cpu_seconds(pids)
     command = [sys.executable, "-m", "benchmarks.tcp_load", kind, str(proxy.port), str(service_port), str(seconds)]
@@ -215,13 +224,65 @@ def _tcp_round(kind: str, proxy: Proxy, service_port: int, seconds: float) -> di
     if kind == "small":
         cpu_us = (user + kernel) / outcome["requests"] * 1e6
         return {"throughput": outcome["requests"] / outcome["seconds"], "cpu_us": cpu_us, "per_core": 1e6 / cpu_us}
-    gigabytes = outcome["bytes"] / 1e9
+    return _per_gigabyte(outcome["bytes"], outcome["seconds"], user, kernel)
+
+
+def _http2_bulk(run: Run) -> None:
+    if find_nginx() is None:
+        raise Missing("nginx is not installed (Debian: apt-get install nginx): nothing else here sends 1 GiB over HTTP/2")
+    with run.backend() as backend, ExitStack() as stack:
+        running = run.start_all(stack, backend.port)
+        for number in range(run.rounds + (not run.result.quick)):
+            for line, case, _ in run.lines():
+                with run.attempt(line):
+                    values = _http2_bulk_round(case, running[line])
+                    if number or run.result.quick:  # the first round warms
+                        run.result.add(line, **values)
+
+
+def _http2_bulk_round(case: Case, proxy: Proxy | Chain) -> dict[str, float]:
+    pids = proxy.pids()
+    before = measure.cpu_seconds(pids)
+    outcome = load.exactly(case.load, proxy.port, 1, 120)
+    user, kernel = (now - then for now, then in zip(measure.cpu_seconds(pids), before, strict=True))
+    if outcome.bytes != BULK_BYTES:
+        raise BenchmarkError(f"{outcome.bytes} bytes arrived, not {BULK_BYTES}")
+    return _per_gigabyte(outcome.bytes, outcome.seconds, user, kernel)
+
+
+def _per_gigabyte(count: int, seconds: float, user: float, kernel: float) -> dict[str, float]:
+    gigabytes = count / 1e9
     return {
-        "gb_per_s": gigabytes / outcome["seconds"],
+        "gb_per_s": gigabytes / seconds,
         "user_s_per_gb": user / gigabytes,
         "kernel_s_per_gb": kernel / gigabytes,
         "cpu_s_per_gb": (user + kernel) / gigabytes,
     }
+
+
+def _idle_connections(run: Run) -> None:
+    with run.backend() as backend:
+        for _ in range(run.rounds):
+            for line, case, kind in run.lines():
+                with run.attempt(line), Proxy(kind, case.spec, backend.port, run.folder / _folder_name(line)) as proxy:
+                    load.exactly(load.REPEATED_H2, proxy.port, 5000, 60)  # what is made at first use is made
+                    run.result.add(line, **_growth(case, proxy))
+
+
+def _growth(case: Case, proxy: Proxy) -> dict[str, float]:
+    """Memory with `connections` idle connections that have had their request, and what they added to it."""
+    time.sleep(_SETTLE_S)
+    before = _memory(proxy)
+    sender = h2_sender.Sender(load.http2_job(case.load, proxy.port) | {"requests": case.load.connections})
+    try:
+        sender.run()
+        time.sleep(_SETTLE_S)
+        after = _memory(proxy)
+    except SenderError as error:
+        raise BenchmarkError(str(error)) from error
+    finally:
+        sender.close()
+    return {"alone": before["alone"], "loaded_alone": after["alone"], "grown": after["alone"] - before["alone"]}
 
 
 def _warn_of_others(run: Run, name: str) -> None:
@@ -231,7 +292,7 @@ def _warn_of_others(run: Run, name: str) -> None:
 
 
 def _start(run: Run) -> None:
-    with Backend(run.folder / "backend") as backend:
+    with run.backend() as backend:
         for _ in range(run.rounds):
             for line, case, kind in run.lines():
                 _warn_of_others(run, kind.name)
@@ -240,13 +301,13 @@ def _start(run: Run) -> None:
                     run.result.add(line, ready_ms=proxy.ready_s * 1000, **_memory(proxy))
 
 
-def _memory(proxy: Proxy, prefix: str = "") -> dict[str, float]:
+def _memory(proxy: Proxy | Chain, prefix: str = "") -> dict[str, float]:
     found = measure.memory(proxy.pids())
     return {f"{prefix}{name}": getattr(found, name) for name in ("pss", "alone", "pss_anon", "anonymous")}
 
 
 def _idle_and_loaded(run: Run) -> None:
-    with Backend(run.folder / "backend") as backend:
+    with run.backend() as backend:
         for _ in range(run.rounds):
             for line, case, kind in run.lines():
                 _warn_of_others(run, kind.name)
@@ -256,7 +317,7 @@ def _idle_and_loaded(run: Run) -> None:
                     run.result.add(line, **_memory_under_load(run, case, proxy))
 
 
-def _memory_under_load(run: Run, case: Case, proxy: Proxy) -> dict[str, float]:
+def _memory_under_load(run: Run, case: Case, proxy: Proxy | Chain) -> dict[str, float]:
     sampled: dict[str, float] = {}
     sampler = threading.Timer(run.seconds * 0.7, lambda: sampled.update(_memory(proxy, "loaded_")))
     sampler.start()
@@ -270,6 +331,8 @@ _MEASURES: dict[How, Callable[[Run], Any]] = {
     How.RATE: _rate,
     How.TCP_BULK: _tcp,
     How.TCP_SMALL: _tcp,
+    How.HTTP2_BULK: _http2_bulk,
+    How.IDLE: _idle_connections,
     How.START: _start,
     How.MEMORY: _idle_and_loaded,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from benchmarks.configs import Spec
-from benchmarks.load import ELEVEN, MINIMAL, VARYING, Load
+from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, Load
 from benchmarks.proxies import HOST
 
 OURS, ENVOY, NGINX, HAPROXY = "meshproxy", "envoy", "nginx", "haproxy"
@@ -17,10 +17,12 @@ BOTH = (OURS, ENVOY)
 class How(Enum):
     """The kinds of measurement; `runner` has a function for each."""
 
-    HTTP = auto()  # wrk at saturation, in turn
+    HTTP = auto()  # saturation, in turn
     RATE = auto()  # a fixed rate of half of Envoy's saturation, in turn
     TCP_BULK = auto()
     TCP_SMALL = auto()
+    HTTP2_BULK = auto()  # one big response
+    IDLE = auto()  # each alone: what idle connections add
     START = auto()  # started again and again, each time alone: ready time and memory
     MEMORY = auto()  # each alone: idle, then under load
 
@@ -67,8 +69,8 @@ class Scenario:
     bars: tuple[Bar, ...] = ()
 
 
-def _per_core(at_least: float, versus: str = ENVOY, *, stretch: bool = False) -> Bar:
-    return Bar(f"requests per second per core, against {versus}", "per_core", versus=versus, at_least=at_least, stretch=stretch)
+def _per_core(at_least: float, versus: str = ENVOY, *, what: str = "requests", stretch: bool = False) -> Bar:
+    return Bar(f"{what} per second per core, against {versus}", "per_core", versus=versus, at_least=at_least, stretch=stretch)
 
 
 def _instructions(at_most: float, *, stretch: bool = False) -> Bar:
@@ -87,6 +89,7 @@ def _memory(case: str, pss: float, anonymous: float, *, stretch: bool = False) -
     )
 
 
+_HTTP2 = Spec(http2=True)
 _HOST = "host-$r.mesh.test"
 _ITEM = "/items/$n"
 _PREFIX = f"/service-$r{_ITEM}"
@@ -182,6 +185,57 @@ SCENARIOS = (
         (Case(Spec("tcp")),),
         (OURS, ENVOY, HAPROXY),
         seconds=2,
+    ),
+    Scenario(
+        "http2",
+        "HTTP/2 on both sides",
+        "Eleven request headers, always the same, 8 connections with 16 requests at once on each; the minimal configuration, with HTTP/2 upstream.",
+        How.HTTP,
+        (Case(_HTTP2, REPEATED_H2),),
+        instructions=BOTH,
+        bars=(_instructions(75e3), _instructions(60e3, stretch=True), _per_core(2.0), _per_core(2.5, stretch=True)),
+    ),
+    Scenario(
+        "http2-varying",
+        "HTTP/2 on both sides, every request different",
+        "The same with a path, request id and traceparent that never come twice; the client puts them all into its header table, as common ones do.",
+        How.HTTP,
+        (Case(_HTTP2, VARYING_H2),),
+        instructions=BOTH,
+        bars=(_instructions(120e3), _instructions(90e3, stretch=True), _per_core(1.3), _per_core(2.0, stretch=True)),
+    ),
+    Scenario(
+        "http2-bulk",
+        "HTTP/2, 1 GiB over one stream",
+        "One response of 1 GiB.",
+        How.HTTP2_BULK,
+        (Case(_HTTP2, BULK_H2),),
+        bars=tuple(Bar("CPU per GB, against envoy", "cpu_s_per_gb", versus=ENVOY, at_most=limit, stretch=limit == 1.0) for limit in (1.5, 1.0)),
+    ),
+    Scenario(
+        "http2-idle",
+        "1,000 idle HTTP/2 connections",
+        "Memory before them, with them, each after one request, and the difference. Each proxy alone.",
+        How.IDLE,
+        (Case(_HTTP2, IDLE_H2),),
+        bars=(Bar("PSS growth, against envoy", "grown", versus=ENVOY, at_most=1.0),),
+    ),
+    Scenario(
+        "grpc",
+        "gRPC unary through two sidecars",
+        "Client, sidecar, TLS, sidecar, service: messages of 128 bytes, 8 connections with 16 calls at once on each. Costs are those of both sidecars.",
+        How.HTTP,
+        (Case(Spec(http2=True, sidecars=2), UNARY),),
+        bars=(_per_core(1.8, what="calls"),),
+    ),
+    Scenario(
+        "grpc-streaming",
+        "gRPC streaming, 1 KiB messages",
+        "64 bidirectional streams on 8 connections, 4 messages under way on each, which the service sends back. What the columns call a request is one message,"
+        " there and back.",
+        How.HTTP,
+        (Case(_HTTP2, STREAMING),),
+        bars=(_per_core(1.5, what="messages"),),
     ),
     Scenario(
         "workers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,6 +19,8 @@ class Spec:
 
     `hosts` and `prefixes` replace the one route by so many virtual hosts of one route each, or by so many prefix routes in one virtual host. `clusters`
     adds so many clusters of ten endpoints, each with a virtual host that leads to it. `tls` terminates TLS; without `resumption` every handshake is a full one.
+    `http2` is for upstream; downstream, both protocols are understood. `upstream_tls` is TLS towards the backend. With `sidecars` 2, a second proxy of the
+    same kind stands behind the first, with TLS between them: see `hops`.
     """
 
     base: str = "minimal"
@@ -28,6 +30,15 @@ class Spec:
     hosts: int = 0
     prefixes: int = 0
     clusters: int = 0
+    http2: bool = False
+    upstream_tls: bool = False
+    sidecars: int = 1
+
+    def hops(self) -> tuple[Spec, ...]:
+        """What each of the proxies in a row is told, the client's first."""
+        if self.sidecars == 1:
+            return (self,)
+        return replace(self, sidecars=1, upstream_tls=True), replace(self, sidecars=1, tls=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,10 @@ def envoy(spec: Spec, place: Place) -> str:
     chain = resources["listeners"][0]["filter_chains"][0]
     if spec.tls:
         chain["transport_socket"] = _tls(spec, place.folder)
+    if spec.http2:
+        resources["clusters"][0]["typed_extension_protocol_options"] = _HTTP2
+    if spec.upstream_tls:
+        resources["clusters"][0]["transport_socket"] = _UPSTREAM_TLS
     route_config = chain["filters"][0]["typed_config"].get("route_config", {})
     if spec.hosts:
         route_config["virtual_hosts"] = [_virtual_host(index, f"host-{index}.mesh.test", "backend") for index in range(spec.hosts)]
@@ -60,10 +75,29 @@ def envoy(spec: Spec, place: Place) -> str:
     return json.dumps(bootstrap)
 
 
+_HTTP2 = {
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+}
+_UPSTREAM_TLS = {
+    "name": "envoy.transport_sockets.tls",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        # Without a maximum, clients go no further than TLS 1.2.
+        "common_tls_context": {"alpn_protocols": ["h2"], "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}},
+        "sni": "catalogue.mesh.test",
+    },
+}
+
+
 def _tls(spec: Spec, folder: Path) -> dict[str, Any]:
     files = {"certificate_chain": {"filename": f"{folder}/cert.pem"}, "private_key": {"filename": f"{folder}/key.pem"}}
     context: dict[str, Any] = {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"}
     context["common_tls_context"] = {"tls_certificates": [files], "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"}}
+    if spec.http2:
+        context["common_tls_context"]["alpn_protocols"] = ["h2"]
     if not spec.resumption:
         context |= {"disable_stateless_session_resumption": True, "disable_stateful_session_resumption": True}
     return {"name": "envoy.transport_sockets.tls", "typed_config": context}
@@ -96,9 +130,9 @@ def haproxy(spec: Spec, place: Place) -> str:
     return _plain("haproxy.cfg", spec, place, {**mode, "tls_bind": bind, "session_cache": "20000" if spec.resumption else "0"})
 
 
-def backend(folder: Path, port: int, body: str) -> str:
-    """nginx.conf of the service behind the proxies."""
-    return Template((HERE / "backend.conf").read_text()).substitute(folder=folder, port=port, body=body)
+def backend(folder: Path, port: int, body: str, *, http2: bool = False) -> str:
+    """nginx.conf of the service behind the proxies; it speaks either HTTP/1.1 or HTTP/2."""
+    return Template((HERE / "backend.conf").read_text()).substitute(folder=folder, port=port, body=body, http2=" http2" if http2 else "")
 
 
 def _plain(name: str, spec: Spec, place: Place, more: dict[str, str]) -> str:

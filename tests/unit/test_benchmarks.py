@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from benchmarks import measure, plots, processes, report, sender
+from benchmarks import h2_frames, h2_sender, load, measure, plots, processes, proxies, report, sender
+from benchmarks.backend import Backend
 from benchmarks.configs import Place, Spec, envoy
 from benchmarks.load import VARYING, Load
 from benchmarks.processes import Process, wait_until
@@ -126,8 +127,60 @@ def test_the_sender_keeps_its_rate(service):
     assert len(it.latencies) == 40
 
 
-@pytest.mark.parametrize("spec", [Spec(hosts=3), Spec(prefixes=3), Spec(clusters=3), Spec("mesh"), Spec("tcp")], ids=str)
+@pytest.mark.parametrize(
+    ("what", "requests", "received"),
+    [
+        (load.REPEATED_H2, 1000, 128_000),
+        (load.VARYING_H2, 1000, 128_000),
+        (load.UNARY, 1000, (5 + 128) * 1000),
+        (load.STREAMING, 1001, (5 + 1024) * 1001),
+        (Load(connections=5, streams=1), 7, 7 * 128),
+    ],
+)
+def test_the_http2_sender_gets_an_answer_for_each_request(what, requests, received, http2_services):
+    outcome = h2_sender.run(load.http2_job(what, http2_services[what.service]) | {"requests": requests})
+    assert (outcome["requests"], outcome["bytes"]) == (requests, received)
+
+
+@pytest.fixture(scope="module")
+def http2_services(tmp_path_factory):
+    """The small services; what they serve -> port."""
+    folder = tmp_path_factory.mktemp("services")
+    with Backend(folder / "http2", "http2", small=True) as http2, Backend(folder / "grpc", "grpc") as grpc:
+        yield {"http2": http2.port, "grpc": grpc.port}
+
+
+def test_what_is_sent_over_http2_says_which_service_it_wants():
+    assert [what.service for what in (load.ELEVEN, load.REPEATED_H2, load.UNARY)] == ["http1", "http2", "grpc"]
+    assert load.VARYING_H2.fields()[:5] == [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":authority", proxies.HOST),
+        (":path", "/api/orders/$n?page=1"),
+        ("user-agent", load.ELEVEN_HEADERS[1].removeprefix("User-Agent: ")),
+    ]
+
+
+def test_frames_are_read_however_they_are_cut():
+    stream = h2_frames.hello({}) + h2_frames.frame(h2_frames.DATA, h2_frames.END_STREAM, 7, b"x" * 70000)
+    whole = list(h2_frames.Reader().frames(stream))
+    assert whole[-1] == (h2_frames.DATA, h2_frames.END_STREAM, 7, b"x" * 70000)
+    reader = h2_frames.Reader()
+    assert [frame for position in range(0, len(stream), 7) for frame in reader.frames(stream[position : position + 7])] == whole
+
+
+def test_two_sidecars_have_tls_between_them():
+    first, second = Spec(http2=True, sidecars=2).hops()
+    assert (first.tls, first.upstream_tls) == (False, True)
+    assert (second.tls, second.upstream_tls) == (True, False)
+
+
+HTTP2 = [Spec(http2=True), *Spec(http2=True, sidecars=2).hops()]
+
+
+@pytest.mark.parametrize("spec", [Spec(hosts=3), Spec(prefixes=3), Spec(clusters=3), Spec("mesh"), Spec("tcp"), *HTTP2], ids=str)
 def test_every_configuration_is_valid(spec, tmp_path):
+    proxies.make_certificate(tmp_path)
     file = tmp_path / "envoy.json"
     file.write_text(envoy(spec, Place(tmp_path, 1, 2, 3)))
     bootstrap, warnings = bootstraps.validate(str(file))
