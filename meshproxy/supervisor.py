@@ -14,7 +14,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-import uvloop  # noqa: F401  for the workers
+import uvloop  # noqa: F401  for the workers, which share the pages of what main has imported
 
 from meshproxy import process, worker
 from meshproxy.admin import certs
@@ -22,6 +22,7 @@ from meshproxy.admin.listener import AdminListener
 from meshproxy.api import errors
 from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
+from meshproxy.http import http2_connection  # noqa: F401  for the workers
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.filter_chain import share_tls

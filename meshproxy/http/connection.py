@@ -18,7 +18,6 @@ from meshproxy.codec.h1.request import KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
 from meshproxy.http.downstream import NEVER, DownstreamConnection
-from meshproxy.http.http2_connection import Http2ServerConnection
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
 from meshproxy.net import gates
@@ -112,6 +111,8 @@ class ServerConnection(DownstreamConnection):
 
     def _hand_over(self, data: bytes) -> None:
         """The client speaks HTTP/2."""
+        from meshproxy.http.http2_connection import Http2ServerConnection
+
         successor = Http2ServerConnection(self.manager, self.info)
         successor.take_over(self)
         gates.replace(self.transport, self, successor)

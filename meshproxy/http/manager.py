@@ -18,7 +18,6 @@ from meshproxy.http.connection import ServerConnection
 from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
 from meshproxy.http.filters import FilterContext
-from meshproxy.http.http2_connection import Http2ServerConnection
 from meshproxy.http.lane import Lane, Tally, make_lane
 from meshproxy.http.manager_options import AUTO, HTTP2, Options
 from meshproxy.http.manager_stats import ManagerStats
@@ -240,6 +239,9 @@ class HttpConnectionManager:
     def create_protocol(self, info: ConnectionInfo) -> DownstreamConnection:
         """The protocol of a new downstream connection. With codec_type AUTO, one whose TLS handshake has not decided is HTTP/1 until it says otherwise."""
         if self.options.codec_type == HTTP2 or (self.options.codec_type == AUTO and info.tls is not None and info.tls.alpn == "h2"):
+            # Imported by the supervisor, beside the longest way of a start.
+            from meshproxy.http.http2_connection import Http2ServerConnection
+
             return Http2ServerConnection(self, info)
         return self._connection_class(self, info)
 
