@@ -433,7 +433,7 @@ class Http2Request(Http2Stream):
             request.on_response_headers(head, end_stream)
         if end_stream:
             self._response_done()
-        else:
+        elif known.final:
             self.connection._headed.append(self)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
