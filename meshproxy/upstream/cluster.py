@@ -147,7 +147,7 @@ class Cluster:
         self._compile_outlier(proto, problems)
         if proto.health_checks and dry_run:
             with problems.under(""):
-                health.check_config(proto.health_checks)
+                health.check_config(proto.health_checks, speaks_http2=compiled.protocol != options.HTTP1)
         common = proto.common_lb_config
         self.checks_health = bool(proto.health_checks)
         self._warm_hosts: bool = self.checks_health and common.ignore_new_hosts_until_first_hc

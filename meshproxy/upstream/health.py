@@ -29,7 +29,8 @@ _CORE = "envoy.config.core.v3."
 HONOURS = {
     _CORE + "HealthCheck": (
         "timeout interval initial_jitter interval_jitter interval_jitter_percent unhealthy_threshold healthy_threshold reuse_connection http_health_check"
-        " tcp_health_check no_traffic_interval no_traffic_healthy_interval unhealthy_interval unhealthy_edge_interval healthy_edge_interval tls_options"
+        " tcp_health_check grpc_health_check"
+        " no_traffic_interval no_traffic_healthy_interval unhealthy_interval unhealthy_edge_interval healthy_edge_interval tls_options"
         " transport_socket_match_criteria"
     ),
     _CORE + "HealthCheck.Payload": "text binary",
@@ -38,6 +39,7 @@ HONOURS = {
         " codec_client_type service_name_matcher method"
     ),
     _CORE + "HealthCheck.TcpHealthCheck": "send receive",
+    _CORE + "HealthCheck.GrpcHealthCheck": "service_name authority initial_metadata",
     _CORE + "HealthCheck.TlsOptions": "alpn_protocols",
     "envoy.type.v3.Int64Range": "start end",
 }
@@ -168,7 +170,7 @@ class Session:
 
 
 class Target(Record, frozen=True):
-    """Where a host is checked: `address` of the host names it, `check_address` is asked, `hostname` is the Host of HTTP checks."""
+    """Where a host is checked: `address` of the host names it, `check_address` is asked, `hostname` is the Host of HTTP and gRPC checks."""
 
     address: Address
     check_address: Address
@@ -327,7 +329,7 @@ class Checker:
 def targets_of(proto: Any, assignment: Any) -> list[Target]:
     """What to check of a ClusterLoadAssignment with resolved addresses."""
     check = proto.health_checks[0]
-    default = check.http_health_check.host or proto.name
+    default = check.http_health_check.host or check.grpc_health_check.authority or proto.name
     targets = []
     for group in assignment.endpoints:
         for endpoint in group.lb_endpoints:
@@ -348,11 +350,11 @@ def _check_address(address: Address, config: Any) -> Address:
     return address.with_port(config.port_value) if config.port_value and address.kind == "ip" else address
 
 
-def check_config(protos: Any) -> None:
-    """Find mistakes in a cluster's `health_checks`. Raises ConfigError with paths relative to the cluster."""
+def check_config(protos: Any, *, speaks_http2: bool) -> None:
+    """Find mistakes in a cluster's `health_checks`. `speaks_http2`: its protocol can be that. Raises ConfigError with paths relative to the cluster."""
     from meshproxy.upstream import health_probe
 
     if len(protos) != 1:
         errors.fail("health_checks", "Multiple health checks not supported", UNSUPPORTED)
     with errors.under("health_checks[0]"):
-        health_probe.check_config(protos[0])
+        health_probe.check_config(protos[0], speaks_http2=speaks_http2)

@@ -1,4 +1,4 @@
-"""How a host is asked whether it is well: by an HTTP/1.1 request, by bytes on a TCP connection, or by connecting at all.
+"""How a host is asked whether it is well: by an HTTP request, by a gRPC call, by bytes on a TCP connection, or by connecting at all.
 
 A probe belongs to one host and keeps its connection from check to check (`reuse_connection`). `check` may be cancelled at any time; `close` follows then.
 """
@@ -20,6 +20,7 @@ from meshproxy.codec.h1.response import KnownResponse, ResponseParser
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.net import dial
 from meshproxy.upstream.health import Outcome, Settings, Target
+from meshproxy.upstream.health_headers import add_headers
 from meshproxy.upstream.options import ClusterOptions, compile_options, number
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 RESPONSE_BUFFER = 1024  # bytes of a response that `receive` is searched in, by default
 _MAX_BUFFER = 1024 * 1024  # the same when the configuration says "no limit"
 _METHODS = {0: b"GET", 1: b"GET", 2: b"HEAD", 3: b"POST", 4: b"PUT", 5: b"DELETE", 6: b"CONNECT", 7: b"OPTIONS", 8: b"TRACE", 9: b"PATCH"}
+_HTTP1, _HTTP2 = range(2)  # type.v3.CodecClientType
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"DELETE", b"TRACE"))
 
 Verdict = tuple[Outcome, bool]  # outcome, and whether the answer said x-envoy-immediate-health-check-fail
@@ -50,12 +52,15 @@ class Probe(Protocol):
 class Prober:
     """Makes the probes of one cluster."""
 
-    def __init__(self, kind: Callable[[Prober, Target], Probe], options: ClusterOptions, settings: Settings, config: Any, check: Any) -> None:
+    def __init__(
+        self, kind: Callable[[Prober, Target], Probe], options: ClusterOptions, settings: Settings, config: Any, check: Any, alpn: tuple[str, ...] = ()
+    ) -> None:
+        """`alpn`: offered where neither the check nor the cluster's TLS context names protocols."""
         self.kind = kind
         self.options = options
         self.settings = settings
         self.config = config
-        self.alpn = tuple(check.tls_options.alpn_protocols)
+        self.alpn = tuple(check.tls_options.alpn_protocols) or alpn
         self._criteria = None
         if check.HasField("transport_socket_match_criteria"):
             from google.protobuf.json_format import MessageToDict
@@ -85,14 +90,26 @@ def compile_prober(cluster: Any, context: Context, scope: Scope) -> Prober:
     options = compile_options(cluster, scope, context.secrets)
     settings = Settings.from_proto(check)
     with errors.under("health_checks[0]"):
-        if check.WhichOneof("health_checker") == "tcp_health_check":
+        which = check.WhichOneof("health_checker")
+        if which == "tcp_health_check":
             return Prober(TcpProbe, options, settings, TcpConfig(check.tcp_health_check), check)
-        config = HttpConfig(check.http_health_check, scope, context.runtime)
-        return Prober(HttpProbe, options, settings, config, check)
+        if which == "http_health_check":
+            config = HttpConfig(check.http_health_check, scope, context.runtime)
+            if check.http_health_check.codec_client_type == _HTTP1:
+                return Prober(HttpProbe, options, settings, config, check)
+        # Who checks over HTTP/1.1 need not have HTTP/2 in memory.
+        from meshproxy.upstream import health_http2
+
+        codec = health_http2.codec_options(options, scope)
+        if which == "http_health_check":
+            config.codec = codec
+            return Prober(health_http2.Http2Probe, options, settings, config, check, health_http2.ALPN)
+        grpc_config = health_http2.GrpcConfig(check.grpc_health_check, settings.timeout, codec)
+        return Prober(health_http2.GrpcProbe, options, settings, grpc_config, check, health_http2.ALPN)
 
 
-def check_config(check: Any) -> None:
-    """Find mistakes in a HealthCheck message. Raises ConfigError."""
+def check_config(check: Any, *, speaks_http2: bool) -> None:
+    """Find mistakes in a HealthCheck message. `speaks_http2`: the cluster's protocol can be HTTP/2. Raises ConfigError."""
     which = check.WhichOneof("health_checker")
     if which is None:
         errors.fail("", "one of http_health_check, tcp_health_check, grpc_health_check and custom_health_check is required")
@@ -100,8 +117,14 @@ def check_config(check: Any) -> None:
         TcpConfig(check.tcp_health_check)
     elif which == "http_health_check":
         HttpConfig(check.http_health_check, None, None)
+    elif which == "grpc_health_check":
+        from meshproxy.upstream.health_http2 import GrpcConfig
+
+        if not speaks_http2:
+            errors.fail(which, "cluster must support HTTP/2 for gRPC healthchecking")
+        GrpcConfig(check.grpc_health_check, 1.0, None)
     else:
-        errors.fail(which, "only HTTP and TCP health checks are supported", UNSUPPORTED)
+        errors.fail(which, "only HTTP, TCP and gRPC health checks are supported", UNSUPPORTED)
 
 
 def payload(proto: Any, path: str) -> bytes:
@@ -137,8 +160,9 @@ class HttpConfig:
     def __init__(self, proto: Any, scope: Scope | None, runtime: Any) -> None:
         self.method = _METHODS[proto.method]
         self.path: bytes = proto.path.encode()
-        if proto.codec_client_type != 0:
-            errors.fail("http_health_check.codec_client_type", "only HTTP/1.1 health checks are supported", UNSUPPORTED)
+        if proto.codec_client_type not in (_HTTP1, _HTTP2):
+            errors.fail("http_health_check.codec_client_type", "only HTTP/1.1 and HTTP/2 health checks are supported", UNSUPPORTED)
+        self.codec: Any = None  # codec.h2.settings.Options for HTTP/2
         self.body = payload(proto.send, "http_health_check.send") if proto.HasField("send") else b""
         if proto.HasField("send") and self.method in _WITHOUT_BODY:
             errors.fail(
@@ -194,19 +218,7 @@ def _ranges(protos: Any, kind: str) -> list[tuple[int, int]]:
 
 
 def _request_headers(proto: Any, body: bytes) -> list[Pair]:
-    items: list[Pair] = [(b"user-agent", b"Envoy/HC")]
-    for index, option in enumerate(proto.request_headers_to_add):
-        value = option.header.value or option.header.raw_value.decode("latin-1")
-        if "%" in value:
-            errors.fail(f"http_health_check.request_headers_to_add[{index}].header.value", "format commands are not supported in health checks", UNSUPPORTED)
-        name = option.header.key.lower().encode()
-        overwrite = option.append_action in (2, 3) or (option.HasField("append") and not option.append.value)
-        present = any(key == name for key, _ in items)
-        if (option.append_action == 1 and present) or (option.append_action == 3 and not present):
-            continue
-        if overwrite:
-            items = [pair for pair in items if pair[0] != name]
-        items.append((name, value.encode("latin-1")))
+    items = add_headers([(b"user-agent", b"Envoy/HC")], proto.request_headers_to_add, "http_health_check.request_headers_to_add")
     removed = {name.lower().encode() for name in proto.request_headers_to_remove}
     items = [pair for pair in items if pair[0] not in removed]
     if body:

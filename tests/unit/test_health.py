@@ -283,7 +283,7 @@ async def test_next_success_is_reported_on_request():
     ("check", "path"),
     [
         ({"grpc_health_check": {}}, "health_checks[0].grpc_health_check"),
-        ({"http_health_check": {"path": "/", "codec_client_type": "HTTP2"}}, "health_checks[0].http_health_check.codec_client_type"),
+        ({"http_health_check": {"path": "/", "codec_client_type": "HTTP3"}}, "health_checks[0].http_health_check.codec_client_type"),
         ({"http_health_check": {"path": "/", "expected_statuses": [{"start": 300, "end": 200}]}}, "health_checks[0].http_health_check.expected_statuses[0]"),
         ({"http_health_check": {"path": "/", "send": {"text": "00"}}}, "health_checks[0].http_health_check.send"),
         ({"tcp_health_check": {"receive": [{"text": "xyz"}]}}, "health_checks[0].tcp_health_check.receive[0].text"),
