@@ -108,7 +108,7 @@ class Http2ServerConnection(DownstreamConnection):
         self._end_streams(flags.DC, details)
         self.manager.connection_closed(self)
         self.info.closed()
-        self.session.sink = None  # type: ignore[assignment]  # no cycles are left behind
+        self.session.end()
 
     def pause_writing(self) -> None:
         """The client takes its answers more slowly than they come: upstreams are held back."""
@@ -291,7 +291,6 @@ class Http2ServerConnection(DownstreamConnection):
             _, exchange = streams.popitem()
             exchange.local_closed = exchange.remote_closed = True
             exchange.drop_queue()
-            self.session.stats.streams_active.n -= 1
             exchange.end(flag, error.details if error is not None and exchange is error.stream else details)
 
     def _unanswered(self) -> None:

@@ -276,9 +276,9 @@ class Http2Exchange(Http2Stream):
             block += _dates[self.manager.date] + encode(after, after.pairs)
         if not body:
             self.send_block(block, True)
-            return
-        self.send_block(block, False)
-        self.send_data(body, True)
+        elif not self.send_message(block, body):
+            self.send_block(block, False)
+            self.send_data(body, True)
 
     def leave_plan(self, received: int) -> None:
         """See `PlanExchange`: bytes are counted as they come."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshproxy.observe.stats import Counter, Gauge, Scope
@@ -47,7 +47,13 @@ class Http2Stats:
 
     def __init__(self, scope: Scope) -> None:
         """`scope`: "http2." or "cluster.<name>.http2."."""
+        self.sessions: set[Any] = set()  # codec.h2.session.Session, as long as it is in use
+        scope.store.collectors.append(self.settle)
         for name in _COUNTERS:
             setattr(self, name, scope.counter(name))
         for name in _GAUGES:
             setattr(self, name, scope.gauge(name))
+
+    def settle(self) -> None:
+        """Before statistics are collected: what nobody counts while it happens."""
+        self.streams_active.n = sum(len(session.streams) for session in self.sessions)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.fields import KnownResponse
     from meshproxy.codec.headers import Headers, Pair, RequestHead
     from meshproxy.net.connection import ConnectionInfo
+    from meshproxy.upstream.host import Host
     from meshproxy.upstream.http2_pool import Http2Pool
+    from meshproxy.upstream.stats import ClusterStats
 
 _FRAME_HEAD = 9  # bytes
 _CONNECT = (b":method", b"CONNECT")
@@ -74,7 +76,7 @@ class Http2Connection(Connection):
         exchange.planned = stream
         session.open(exchange)
         self.served += 1
-        if session.free <= 0:
+        if len(session.streams) >= session.limit:
             self.pool.forget(self)
         if self.full:
             exchange.hold_back()
@@ -147,7 +149,7 @@ class Http2Connection(Connection):
             self._keepalive = None
         self.pool.lost(self)
         self._end_streams(TERMINATION, local=was_closed)
-        self.session.sink = None  # type: ignore[assignment]  # no cycles are left behind
+        self.session.end()
 
     def pause_writing(self) -> None:
         self.full = True
@@ -252,7 +254,6 @@ class Http2Connection(Connection):
             _, exchange = streams.popitem()
             exchange.local_closed = exchange.remote_closed = True
             exchange.drop_queue()
-            session.stats.streams_active.n -= 1
             if exchange._known is not None:
                 exchange.release()
             if exchange.request is not None:
@@ -263,22 +264,30 @@ class Http2Connection(Connection):
 class Http2Request(Http2Stream):
     """A request and its response: a stream of the session, and an exchange."""
 
-    __slots__ = ("_data", "_known", "connection", "held_back", "host", "planned", "pool", "request", "stats", "upgrade")
+    __slots__ = ("_data", "_known", "connection", "planned", "pool", "request")
 
     protocol = "HTTP/2"
+    held_back = False  # the request was told to wait
+    upgrade: bytes | None = None  # what the stream is to become
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
         super().__init__(connection.session)
         self.connection = connection
         self.request = request
         self.pool = connection.pool
-        self.host = connection.host
-        self.stats = connection.stats
-        self.held_back = False  # the request was told to wait
-        self.upgrade: bytes | None = None  # what the stream is to become
         self.planned: Any = None  # the request, as long as it goes by its plan; then a response waits until it is complete, or nothing more is here
         self._known: KnownResponse | None = None  # its head
         self._data = b""  # what has come of its body
+
+    @property
+    def host(self) -> Host:
+        """Of the connection."""
+        return self.connection.host
+
+    @property
+    def stats(self) -> ClusterStats:
+        """Of the cluster."""
+        return self.connection.stats
 
     @property
     def info(self) -> ConnectionInfo:
@@ -360,11 +369,11 @@ class Http2Request(Http2Stream):
         """HOT"""
         block = self.session.encoder.encode(_fields(head))
         self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
-        if body:
+        if not body:
+            self.send_block(block, True)
+        elif not self.send_message(block, body):
             self.send_block(block, False)
             super().send_data(body, True)
-        else:
-            self.send_block(block, True)
         return 0
 
     def ask_known(self, plan: Any, stream: Any) -> int:
@@ -502,7 +511,10 @@ class Http2Request(Http2Stream):
             self.hold_back()
 
     def on_done(self) -> None:
-        self.connection.stream_gone()
+        """HOT"""
+        connection = self.connection
+        if not connection.is_ready or connection.pool.pending:
+            connection.stream_gone()
 
     # -- inside
 

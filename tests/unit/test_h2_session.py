@@ -152,6 +152,7 @@ def test_requests_of_the_h2_package() -> None:
         assert [event.headers for event in events if isinstance(event, h2.events.TrailersReceived)] == [[(b"t", b"v")]]
         assert side.log[-1] == ("done", stream_id)
     assert not side.session.streams
+    side.stats.settle()
     assert side.stats.streams_active.n == side.stats.pending_send_bytes.n == 0
 
 

@@ -99,6 +99,8 @@ class KnownResponse:
 
 def request(fields: Fields, options: Options) -> KnownRequest:
     """HOT: a request's head."""
+    if fields.over:
+        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
     items = fields.items
     pseudo: list[bytes | None] = [None, None, None, None, None]
     count = 0
@@ -147,6 +149,8 @@ def request(fields: Fields, options: Options) -> KnownRequest:
 
 def response(fields: Fields, options: Options) -> KnownResponse:
     """HOT: a response's head, informational ones too."""
+    if fields.over:
+        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
     items = fields.items
     if not items or items[0][0] != b":status" or _STATUS(items[0][1]) is None:
         raise MalformedError

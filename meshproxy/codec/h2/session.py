@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Protocol
 
-from meshproxy.codec.h2 import errors, fields, frames
+from meshproxy.codec.h2 import control, errors, fields, frames
 from meshproxy.codec.h2.errors import Http2Error, MalformedError
 from meshproxy.codec.h2.frames import (
     ACK,
@@ -22,18 +22,12 @@ from meshproxy.codec.h2.frames import (
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
-    GOAWAY,
     HEADERS,
     MAX_STREAM_ID,
-    MAX_WINDOW,
     PADDED,
     PING,
     PREFACE,
-    PRIORITY,
-    PUSH_PROMISE,
-    RST_STREAM,
     SETTINGS,
-    WINDOW_UPDATE,
     WITH_PRIORITY,
     unpack_head,
 )
@@ -46,12 +40,6 @@ from meshproxy.codec.hpack.tables import HpackError
 
 _MAX_RESET = 512  # streams that we reset lately, of which frames may still be under way
 _DEFAULT_STREAMS = 1024  # a client's guess before the server's SETTINGS, as Envoy's
-_SETTING_LIMITS = {
-    frames.ENABLE_PUSH: (0, 1, errors.PROTOCOL_ERROR),
-    frames.INITIAL_WINDOW_SIZE: (0, MAX_WINDOW, errors.FLOW_CONTROL_ERROR),
-    frames.MAX_FRAME_SIZE: (DEFAULT_FRAME_SIZE, (1 << 24) - 1, errors.PROTOCOL_ERROR),
-    frames.ENABLE_CONNECT_PROTOCOL: (0, 1, errors.PROTOCOL_ERROR),
-}
 
 
 class Sink(Protocol):
@@ -78,6 +66,9 @@ class Sink(Protocol):
         ...
 
 
+_NOT_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
+
+
 class Session:
     """The state of a connection. `sink` and the streams belong to the owner, which writes what `take` returns and calls `feed` with what it reads."""
 
@@ -92,24 +83,30 @@ class Session:
         "_data_left",
         "_data_stream",
         "_empty_frames",
+        "_expecting",
         "_frames",
         "_greeted",
+        "_max_head_bytes",
+        "_most",
         "_next_id",
-        "_opened",
-        "_priorities",
-        "_received",
+        "_next_peer_id",
+        "opened",
+        "priorities",
         "_reset",
         "_rest",
         "_skipped",
-        "_unanswered",
+        "_stream_window",
+        "unanswered",
         "_window",
-        "_window_updates",
+        "_withheld",
+        "window_updates",
         "blocked",
         "client",
         "data_frames",
         "decoder",
         "encoder",
         "going_away",
+        "limit",
         "high_watermark",
         "last_peer_id",
         "options",
@@ -146,14 +143,20 @@ class Session:
         self.peer_max_streams = _DEFAULT_STREAMS
         self.peer_allows_connect = False
         self.peer_goaway = False
+        self.limit = min(_DEFAULT_STREAMS, options.max_concurrent_streams)  # of a client's streams at once; 0 when it opens no more
         # -- what it has sent
         self.last_peer_id = 0  # the highest stream that it opened
+        self._next_peer_id = 0 if client else 1  # the one that it most probably opens next
+        self._most = options.max_concurrent_streams  # of its streams at once; 0 after our GOAWAY
+        self._max_head_bytes = options.max_head_bytes
         self._next_id = 1
         self._window = DEFAULT_WINDOW  # of the connection, towards us
-        self._received = 0  # bytes that count against it
-        self._consumed = 0  # those of them that may be granted again
+        self._consumed = 0  # bytes that count against it, and may be granted again
+        self._withheld = 0  # those that may not, since their streams are paused
+        self._stream_window = options.initial_stream_window_size
         self._rest = b""
-        self._greeted = 0 if client else len(PREFACE)  # bytes of the preface still to come; -1: SETTINGS have come, too
+        self._greeted = 0 if client else len(PREFACE)  # bytes of the preface still to come
+        self._expecting = client  # only SETTINGS, or the rest of a header block, may come next
         self._data_left = 0  # of a DATA frame whose beginning was handed over
         self._data_stream = 0
         self._data_end = False
@@ -162,24 +165,30 @@ class Session:
         self._reset: deque[int] | None = None
         self._skipped: list[range] | None = None  # identifiers that the peer left out: idle then, closed since
         self.going_away = MAX_STREAM_ID + 1  # streams of the peer above this are not looked at
-        self._unanswered = 0  # SETTINGS of ours
+        self.unanswered = 0  # SETTINGS of ours
         # -- counts against floods
         self.data_frames = 0
-        self._opened = self._empty_frames = self._priorities = self._window_updates = 0
+        self.opened = self._empty_frames = self.priorities = self.window_updates = 0
         self._control_frames = self._frames = 0  # that wait to be taken by the peer
 
     # -- output
 
     def start(self) -> None:
         """Say hello: the preface (client), SETTINGS, and the connection's window."""
+        self.stats.sessions.add(self)
         options = self.options
         hello = frames.encode_settings(options.announced(client=self.client))
         self.emit(PREFACE + hello if self.client else hello)
-        self._unanswered = 1
+        self.unanswered = 1
         window = options.initial_connection_window_size
         if window > DEFAULT_WINDOW:
             self._window = window
             self.emit(frames.encode_window_update(0, window - DEFAULT_WINDOW))
+
+    def end(self) -> None:
+        """The connection is over. No cycles are left behind."""
+        self.stats.sessions.discard(self)
+        self.sink = None  # type: ignore[assignment]
 
     def emit(self, frame: bytes) -> None:
         """HOT: queue a frame, or a part of one."""
@@ -220,7 +229,7 @@ class Session:
             self.emit(frames.encode(CONTINUATION, 0, stream_id, part))
         self.emit(frames.encode(CONTINUATION, END_HEADERS, stream_id, parts[-1]))
 
-    def _emit_control(self, frame: bytes) -> None:
+    def emit_control(self, frame: bytes) -> None:
         """A frame that the peer has provoked."""
         self._control_frames += 1
         if self._control_frames > self.options.max_outbound_control_frames:
@@ -255,36 +264,38 @@ class Session:
     @property
     def free(self) -> int:
         """How many streams a client can still open at once; 0 when it never can again."""
-        if self.peer_goaway or self._next_id > MAX_STREAM_ID:
-            return 0
-        return min(self.peer_max_streams, self.options.max_concurrent_streams) - len(self.streams)
+        return self.limit - len(self.streams) if self.limit else 0
+
+    def settle_limit(self) -> None:
+        """Work `limit` out anew."""
+        over = self.peer_goaway or self._next_id > MAX_STREAM_ID
+        self.limit = 0 if over else min(self.peer_max_streams, self.options.max_concurrent_streams)
 
     def open(self, stream: Http2Stream) -> None:
         """A client's: give `stream` an identifier. Its head goes out next."""
         stream.id = self._next_id
         self._next_id += 2
-        self._opened += 1
+        if self._next_id > MAX_STREAM_ID:
+            self.settle_limit()
+        self.opened += 1
         self.streams[stream.id] = stream
-        self.stats.streams_active.n += 1
 
     def forget(self, stream: Http2Stream) -> None:
         """Both sides have ended."""
         if self.streams.pop(stream.id, None) is not None:
-            self.stats.streams_active.n -= 1
             if stream.unconsumed:
                 self._give_back(stream)
             stream.on_done()
 
     def reset_stream(self, stream: Http2Stream, code: int) -> None:
         """Send RST_STREAM and forget."""
-        self._drop(stream)
+        self.drop(stream)
         self._remember_reset(stream.id)
         self.stats.tx_reset.n += 1
-        self._emit_control(frames.encode_reset(stream.id, code))
+        self.emit_control(frames.encode_reset(stream.id, code))
 
-    def _drop(self, stream: Http2Stream) -> None:
+    def drop(self, stream: Http2Stream) -> None:
         del self.streams[stream.id]
-        self.stats.streams_active.n -= 1
         stream.local_closed = stream.remote_closed = True
         stream.drop_queue()
         if stream.unconsumed:
@@ -308,18 +319,18 @@ class Session:
 
     def _give_back(self, stream: Http2Stream) -> None:
         self._consumed += stream.unconsumed
+        self._withheld -= stream.unconsumed
         stream.unconsumed = 0
         if self._consumed * 2 >= self._window:
             self._grant_connection()
 
     def _grant(self, stream: Http2Stream) -> None:
-        if not stream.remote_closed and stream.received * 2 >= self.options.initial_stream_window_size:
+        if not stream.remote_closed and stream.received * 2 >= self._stream_window:
             self.emit(frames.encode_window_update(stream.id, stream.received))
             stream.received = 0
 
     def _grant_connection(self) -> None:
         self.emit(frames.encode_window_update(0, self._consumed))
-        self._received -= self._consumed
         self._consumed = 0
 
     # -- the end
@@ -331,6 +342,7 @@ class Session:
     def goaway(self, code: int = errors.NO_ERROR) -> None:
         """Say which streams were seen; later ones are not looked at."""
         self.going_away = self.last_peer_id
+        self._most = 0
         self.stats.goaway_sent.n += code == errors.NO_ERROR
         self.emit(frames.encode_goaway(self.last_peer_id, code))
 
@@ -362,26 +374,27 @@ class Session:
         if self._data_left:
             position = self._more_data(data, position, size)
         while size - position >= 9:
-            high, low, kind, flags, stream_id = unpack_head(data, position)
-            length = high << 16 | low
-            start = position + 9
-            end = start + length
-            if length > DEFAULT_FRAME_SIZE:
+            more, length, kind, flags, stream_id = unpack_head(data, position)
+            if length > DEFAULT_FRAME_SIZE or more:
                 raise Http2Error(errors.FRAME_SIZE_ERROR, "frame too large")
+            end = position + 9 + length
             if end > size:
-                if kind == DATA and start < size and not flags & PADDED and self._block is None and self._greeted < 0:
-                    self._begin_data(flags, stream_id, length, data[start:])
+                if kind == DATA and size - position > 9 and not flags & PADDED and not self._expecting:
+                    self._begin_data(flags, stream_id, length, data[position + 9 :])
                     return
                 break
+            payload = data[position + 9 : end]
             position = end
-            if self._block is not None or self._greeted == 0:
-                self._expected(kind, flags, stream_id, data[start:end])
+            if self._expecting:
+                self._expected(kind, flags, stream_id, payload)
             elif kind == DATA:
-                self._data(flags, stream_id, length, data[start:end])
-            elif kind == HEADERS:
-                self._headers(flags, stream_id, data[start:end])
+                self._data(flags, stream_id, length, payload)
+            elif kind != HEADERS:
+                control.handle(self, kind, flags, stream_id, payload)
+            elif flags & _NOT_PLAIN == END_HEADERS and payload:
+                self._fields(flags, stream_id, payload)
             else:
-                self._other(kind, flags, stream_id & MAX_STREAM_ID, data[start:end])
+                self._headers(flags, stream_id, payload)
         if position < size:
             self._rest = data[position:] if position else data
 
@@ -392,6 +405,7 @@ class Session:
         if not PREFACE.startswith(part, got):
             raise Http2Error(errors.PROTOCOL_ERROR, "bad connection preface")
         self._greeted -= len(part)
+        self._expecting = True
         return len(part)
 
     def _expected(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
@@ -399,8 +413,8 @@ class Session:
         if self._block is None:
             if kind != SETTINGS or flags & ACK:
                 raise Http2Error(errors.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            self._greeted = -1
-            self._other(kind, flags, stream_id, payload)
+            self._expecting = False
+            control.handle(self, kind, flags, stream_id, payload)
             return
         if kind != CONTINUATION or stream_id & MAX_STREAM_ID != self._block_stream:
             error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
@@ -415,6 +429,7 @@ class Session:
         if flags & END_HEADERS:
             block = b"".join(self._block)
             self._block = None
+            self._expecting = False
             self._fields(self._block_flags, self._block_stream, block)
 
     def _track_empty(self, empty: bool) -> None:
@@ -430,45 +445,55 @@ class Session:
 
     def _data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
         """HOT: a whole DATA frame."""
-        received = self._received = self._received + length
-        if received > self._window:
-            raise Http2Error(errors.FLOW_CONTROL_ERROR, "connection window exceeded")
         stream = self.streams.get(stream_id)
+        consumed = self._consumed = self._consumed + length
+        if consumed + self._withheld > self._window:
+            raise Http2Error(errors.FLOW_CONTROL_ERROR, "connection window exceeded")
         if stream is None or stream.remote_closed or not stream.headed:
-            self._stray_data(stream, stream_id & MAX_STREAM_ID, length)
+            self._stray_data(stream, stream_id & MAX_STREAM_ID)
             return
         if flags & PADDED:
             data = _unpadded(data)
-        end = flags & END_STREAM
-        if data:
-            self._empty_frames = 0
-        elif not end:
-            self._track_empty(True)
-        if length:
-            received = stream.received = stream.received + length
-            if received > self.options.initial_stream_window_size:
-                raise Http2Error(errors.FLOW_CONTROL_ERROR, "stream window exceeded")
-        left = stream.left
-        if left >= 0:
-            left = stream.left = left - len(data)
-            if left < 0 or (end and left):
+        if stream.received + length > self._stream_window:
+            raise Http2Error(errors.FLOW_CONTROL_ERROR, "stream window exceeded")
+        if flags & END_STREAM:
+            left = stream.left
+            if left >= 0 and left != len(data):
                 self._malformed(stream, errors.MESSAGING)
-                self._consumed += length
                 return
-        if end:
+            if self._empty_frames:
+                self._empty_frames = 0
             stream.remote_closed = True
             stream.on_data(data, True)
             if stream.local_closed and stream.queue is None:
                 self.forget(stream)
-        elif data:
-            stream.on_data(data, False)
-        if stream.paused and not stream.remote_closed:
-            stream.unconsumed += length
-            return
-        consumed = self._consumed = self._consumed + length
-        if consumed * 2 >= self._window:
+        else:
+            self._part(stream, length, data)
+        if self._consumed * 2 >= self._window:
             self._grant_connection()
-        if stream.received * 2 >= self.options.initial_stream_window_size:
+
+    def _part(self, stream: Http2Stream, length: int, data: bytes) -> None:
+        """HOT: data that is not the last of its stream."""
+        if data:
+            self._empty_frames = 0
+        else:
+            self._track_empty(True)
+        left = stream.left
+        if left >= 0:
+            left = stream.left = left - len(data)
+            if left < 0:
+                self._malformed(stream, errors.MESSAGING)
+                return
+        stream.received += length
+        if data:
+            stream.on_data(data, False)
+        if stream.remote_closed:  # reset meanwhile
+            return
+        if stream.paused:
+            self._consumed -= length
+            self._withheld += length
+            stream.unconsumed += length
+        elif stream.received * 2 >= self._stream_window:
             self._grant(stream)
 
     def _begin_data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
@@ -488,8 +513,7 @@ class Session:
             self._data(flags, self._data_stream, len(part), part)
         return end
 
-    def _stray_data(self, stream: Http2Stream | None, stream_id: int, length: int) -> None:
-        self._consumed += length
+    def _stray_data(self, stream: Http2Stream | None, stream_id: int) -> None:
         if self._consumed * 2 >= self._window:
             self._grant_connection()
         if stream is not None:
@@ -497,10 +521,10 @@ class Session:
                 raise Http2Error(errors.PROTOCOL_ERROR, "DATA before HEADERS")
             self._fail_stream(stream, errors.STREAM_CLOSED, errors.UNKNOWN)
         elif not self._was_reset(stream_id):
-            self._check_not_idle(stream_id, "DATA")
+            self.check_not_idle(stream_id, "DATA")
             if stream_id <= self.going_away:
                 self._remember_reset(stream_id)
-                self._emit_control(frames.encode_reset(stream_id, errors.STREAM_CLOSED))
+                self.emit_control(frames.encode_reset(stream_id, errors.STREAM_CLOSED))
 
     # -- HEADERS
 
@@ -512,14 +536,12 @@ class Session:
             self._empty_frames = 0
         else:
             self._track_empty(True)
-        if not stream_id or stream_id > MAX_STREAM_ID:
-            stream_id &= MAX_STREAM_ID
-            if not stream_id:
-                raise Http2Error(errors.PROTOCOL_ERROR, "HEADERS on stream 0")
+        stream_id &= MAX_STREAM_ID
         if flags & END_HEADERS:
             self._fields(flags, stream_id, block)
         else:
             self._block = [block]
+            self._expecting = True
             self._block_stream = stream_id
             self._block_flags = flags
             self._block_size = len(block)
@@ -537,10 +559,19 @@ class Session:
 
     def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
         """HOT: a whole header block."""
+        if self._empty_frames:
+            self._empty_frames = 0
         stream = self.streams.get(stream_id)
         new = stream is None
         if stream is None:
-            stream = self._new_stream(stream_id)
+            if stream_id == self._next_peer_id and len(self.streams) < self._most:
+                self._next_peer_id = stream_id + 2
+                self.last_peer_id = stream_id
+                self.opened += 1
+                stream = self.streams[stream_id] = self.sink.new_stream()
+                stream.id = stream_id
+            else:
+                stream = self._new_stream(stream_id)
         try:
             decoded = self.decoder.decode(block)
         except HpackError as failure:
@@ -550,28 +581,31 @@ class Session:
         if stream is None:
             return
         end = flags & END_STREAM
-        if new:
-            make: Any = fields.request
-            of: type = fields.KnownRequest
-        elif stream.headed:
-            self._trailers(stream, decoded, end)
-            return
-        else:
-            make = fields.response
-            of = fields.KnownResponse
+        known = decoded.known
         try:
-            known = decoded.known
-            if known.__class__ is not of:
-                known = make(decoded, self.options)
-            if decoded.over or decoded.size > self.options.max_head_bytes:
+            if new:
+                if known.__class__ is not fields.KnownRequest:
+                    known = fields.request(decoded, self.options)
+            elif stream.headed:
+                self._trailers(stream, decoded, end)
+                return
+            elif known.__class__ is not fields.KnownResponse:
+                known = fields.response(decoded, self.options)
+            if decoded.size > self._max_head_bytes:
                 self._check_size(decoded)
-            if known.length >= 0 or end:
-                self._expect_body(stream, known, end)
-        except MalformedError as error:
-            self._malformed(stream, error.details, error.code)
+            length = known.length
+            if not known.final:
+                if end:
+                    raise MalformedError(errors.MESSAGING)
+            else:
+                stream.headed = True
+                if length >= 0 and known.bodied and not stream.bodiless:
+                    if end and length:
+                        raise MalformedError(errors.MESSAGING)
+                    stream.left = length
+        except MalformedError as failure:
+            self._malformed(stream, failure.details, failure.code)
             return
-        if known.final:
-            stream.headed = True
         if end:
             stream.remote_closed = True
             stream.on_head(known, True)
@@ -585,20 +619,15 @@ class Session:
         if decoded.over or decoded.size - 32 * len(decoded.items) > self.options.max_head_bytes:
             raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
 
-    def _expect_body(self, stream: Http2Stream, known: Any, end: int) -> None:
-        if not known.final:
-            if end:
-                raise MalformedError(errors.MESSAGING)
-        elif not stream.bodiless and known.length >= 0 and known.bodied:
-            if end and known.length:
-                raise MalformedError(errors.MESSAGING)
-            stream.left = known.length
-
     def _new_stream(self, stream_id: int) -> Http2Stream | None:
         """The stream that a head opens; None when it is to be passed over."""
+        if not stream_id:
+            raise Http2Error(errors.PROTOCOL_ERROR, "HEADERS on stream 0")
+        if stream_id > MAX_STREAM_ID:  # the reserved bit is ignored
+            return self.streams.get(stream_id & MAX_STREAM_ID) or self._new_stream(stream_id & MAX_STREAM_ID)
         if self.client or not stream_id & 1:
             if not self._was_reset(stream_id):
-                self._check_not_idle(stream_id, "HEADERS")
+                self.check_not_idle(stream_id, "HEADERS")
                 raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
             return None
         last = self.last_peer_id
@@ -613,17 +642,17 @@ class Session:
         if stream_id > last + 2 or (not last and stream_id > 1):
             self._skip(last + 2 if last else 1, stream_id)
         self.last_peer_id = stream_id
+        self._next_peer_id = stream_id + 2
         if len(self.streams) >= self.options.max_concurrent_streams:
             self.stats.stream_refused_errors.n += 1
             self.stats.tx_reset.n += 1
             self._remember_reset(stream_id)
-            self._emit_control(frames.encode_reset(stream_id, errors.REFUSED_STREAM))
+            self.emit_control(frames.encode_reset(stream_id, errors.REFUSED_STREAM))
             return None
-        self._opened += 1
+        self.opened += 1
         stream = self.sink.new_stream()
         stream.id = stream_id
         self.streams[stream_id] = stream
-        self.stats.streams_active.n += 1
         return stream
 
     def _skip(self, first: int, stop: int) -> None:
@@ -665,141 +694,12 @@ class Session:
             self.stats.header_overflow.n += 1
         self._fail_stream(stream, code, details)
 
-    # -- the other frames
-
-    def _other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if kind == WINDOW_UPDATE:
-            self._window_update(stream_id, payload)
-        elif kind == RST_STREAM:
-            self._rst_stream(stream_id, payload)
-        elif kind == SETTINGS:
-            self._settings(flags, stream_id, payload)
-        elif kind == PING:
-            if stream_id or len(payload) != 8:
-                raise Http2Error(errors.PROTOCOL_ERROR if stream_id else errors.FRAME_SIZE_ERROR, "bad PING")
-            if flags & ACK:
-                self.sink.on_ping_ack(payload)
-            else:
-                self._emit_control(frames.encode(PING, ACK, 0, payload))
-        elif kind == GOAWAY:
-            self._goaway(stream_id, payload)
-        elif kind == PRIORITY:
-            self._priority(stream_id, payload)
-        elif kind in (PUSH_PROMISE, CONTINUATION):
-            raise Http2Error(errors.PROTOCOL_ERROR, "PUSH_PROMISE is not allowed" if kind == PUSH_PROMISE else "CONTINUATION without HEADERS")
-        # Others are extensions, and ignored.
-
-    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise Http2Error(errors.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if len(payload) % 6 or (flags & ACK and payload):
-            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of SETTINGS")
-        if flags & ACK:
-            self._unanswered -= 1
-            if self._unanswered < 0:
-                raise Http2Error(errors.PROTOCOL_ERROR, "SETTINGS acknowledged that nobody sent")
-            if self.decoder.max_table_size != self.options.hpack_table_size:  # what the peer sent before came out of the default table
-                self.decoder.max_table_size = self.options.hpack_table_size
-            return
-        for name, value in frames.decode_settings(payload):
-            low, high, code = _SETTING_LIMITS.get(name, (0, 1 << 32, 0))
-            if not low <= value <= high:
-                raise Http2Error(code, f"bad value of setting {name}")
-            if name == frames.INITIAL_WINDOW_SIZE:
-                self._change_windows(value)
-            elif name == frames.HEADER_TABLE_SIZE:
-                self.encoder.set_max_table_size(value)
-            elif name == frames.MAX_CONCURRENT_STREAMS:
-                self.peer_max_streams = value
-            elif name == frames.MAX_FRAME_SIZE:
-                self.peer_frame_size = value
-            elif name == frames.ENABLE_CONNECT_PROTOCOL:
-                if self.peer_allows_connect and not value:
-                    raise Http2Error(errors.PROTOCOL_ERROR, "ENABLE_CONNECT_PROTOCOL was taken back")
-                self.peer_allows_connect = bool(value)
-            elif name == frames.ENABLE_PUSH and self.client and value:
-                raise Http2Error(errors.PROTOCOL_ERROR, "a server enables push")
-        self._emit_control(frames.SETTINGS_ACK)
-        self.sink.on_settings()
-
-    def _change_windows(self, window: int) -> None:
-        change = window - self.peer_stream_window
-        self.peer_stream_window = window
-        for stream in self.streams.values():
-            stream.send_window += change
-            if stream.send_window > MAX_WINDOW:
-                raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
-        if change > 0 and self.blocked:
-            self.pump()
-
-    def _window_update(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of WINDOW_UPDATE")
-        self._window_updates += 1
-        allowed = 5 + 2 * (self._opened + self.options.max_inbound_window_update_frames_per_data_frame_sent * self.data_frames)
-        if self._window_updates > allowed:
-            self.stats.inbound_window_update_frames_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames", flood=True)
-        increment = int.from_bytes(payload, "big") & MAX_WINDOW
-        if not increment:
-            raise Http2Error(errors.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
-        if not stream_id:
-            self.send_window += increment
-            if self.send_window > MAX_WINDOW:
-                raise Http2Error(errors.FLOW_CONTROL_ERROR, "the connection's window overflows")
-        else:
-            stream = self.streams.get(stream_id)
-            if stream is None:
-                self._check_not_idle(stream_id, "WINDOW_UPDATE")
-                return
-            stream.send_window += increment
-            if stream.send_window > MAX_WINDOW:
-                # Not only an error of the stream: a peer could have us reset any number of them.
-                raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
-        if self.blocked:
-            self.pump()
-
-    def _rst_stream(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of RST_STREAM")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_not_idle(stream_id, "RST_STREAM")
-            return
-        self.stats.rx_reset.n += 1
-        code = int.from_bytes(payload, "big")
-        self._drop(stream)
-        stream.on_reset(code, errors.REMOTE_REFUSED if code == errors.REFUSED_STREAM else errors.REMOTE_RESET, True)
-
-    def _goaway(self, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise Http2Error(errors.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise Http2Error(errors.FRAME_SIZE_ERROR, "GOAWAY too short")
-        last_id = int.from_bytes(payload[:4], "big") & MAX_STREAM_ID
-        self.peer_goaway = True
-        if self.client:
-            for stream in [stream for stream in self.streams.values() if stream.id > last_id]:
-                self._drop(stream)
-                stream.on_reset(errors.REFUSED_STREAM, errors.REMOTE_REFUSED, True)
-        self.sink.on_goaway(last_id, int.from_bytes(payload[4:8], "big"))
-
-    def _priority(self, stream_id: int, payload: bytes) -> None:
-        if not stream_id:
-            raise Http2Error(errors.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
-            raise Http2Error(errors.FRAME_SIZE_ERROR, "bad length of PRIORITY")
-        if int.from_bytes(payload[:4], "big") & MAX_STREAM_ID == stream_id:
-            raise Http2Error(errors.PROTOCOL_ERROR, "a stream depends on itself")
-        self._priorities += 1
-        if self._priorities > self.options.max_inbound_priority_frames_per_stream * (1 + self._opened):
-            self.stats.inbound_priority_frames_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many PRIORITY frames", flood=True)
+    # -- what streams there were
 
     def _was_reset(self, stream_id: int) -> bool:
         return self._reset is not None and stream_id in self._reset
 
-    def _check_not_idle(self, stream_id: int, what: str) -> None:
+    def check_not_idle(self, stream_id: int, what: str) -> None:
         """Raise for a stream that was never opened (or, after our GOAWAY, was never looked at)."""
         if stream_id > self.going_away:
             return

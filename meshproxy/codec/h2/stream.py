@@ -24,41 +24,26 @@ class Http2Stream:
     `Session.high_watermark` bytes are, and whoever goes on regardless fills memory.
     """
 
-    __slots__ = (
-        "_queued_end",
-        "_warned",
-        "bodiless",
-        "headed",
-        "id",
-        "left",
-        "local_closed",
-        "paused",
-        "queue",
-        "queued",
-        "received",
-        "remote_closed",
-        "send_window",
-        "session",
-        "unconsumed",
-    )
+    # What every stream sets or reads is a slot; the rest are defaults of the class, and cost a stream nothing until it needs others.
+    __slots__ = ("__dict__", "headed", "id", "left", "local_closed", "queue", "received", "remote_closed", "send_window", "session")
 
-    def __init__(self, session: Session, stream_id: int = 0) -> None:
-        """`stream_id`: 0 until a client's session opens it."""
+    paused = False
+    unconsumed = 0  # bytes that came while it was paused
+    bodiless = False  # a client's: the response has no body whatever its length says (HEAD)
+    queued = 0
+    _queued_end: Any = None  # what comes after the queue: True for END_STREAM, or trailers
+    _warned = False
+
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.id = stream_id
+        self.id = 0  # until the session gives it one
         self.local_closed = False  # we have sent END_STREAM, or have queued it, or the stream was reset
         self.remote_closed = False
+        self.headed = False  # the peer's final head has come
         self.send_window = session.peer_stream_window
         self.received = 0  # bytes that count against the peer's window
-        self.unconsumed = 0  # those of them that came while paused
-        self.paused = False
-        self.headed = False  # the peer's final head has come
-        self.bodiless = False  # a client's: the response has no body whatever its length says (HEAD)
         self.left = -1  # of the body, as its content-length has it; -1: unknown
-        self.queued = 0
         self.queue: deque[bytes] | None = None  # data that could not be sent yet; None: everything was sent
-        self._queued_end: Any = None  # what comes after the queue: True for END_STREAM, or trailers
-        self._warned = False
 
     # -- the owner's calls
 
@@ -72,11 +57,42 @@ class Http2Stream:
         session = self.session
         size = len(block)
         if size <= session.peer_frame_size:
-            session.emit(pack_head(size >> 16, size & 0xFFFF, HEADERS, END_HEADERS | end_stream, self.id) + block)
+            out = session.out
+            if not out:
+                session.sink.on_output()
+            out.append(pack_head(size >> 16, size & 0xFFFF, HEADERS, END_HEADERS | end_stream, self.id) + block)
         else:
             session.emit_long_block(self.id, block, END_STREAM if end_stream else 0)
         if end_stream:
-            self._end()
+            self.local_closed = True
+            if self.remote_closed:
+                session.forget(self)
+
+    def send_message(self, block: bytes, data: bytes) -> bool:
+        """HOT: an encoded head and all of the body, which is not empty, at once; False, and nothing done, when they cannot be sent so."""
+        session = self.session
+        size = len(data)
+        head = len(block)
+        most = session.peer_frame_size
+        if size > self.send_window or size > session.send_window or size > most or head > most or self.queue is not None or not session.writable:
+            return False
+        self.send_window -= size
+        session.send_window -= size
+        session.data_frames += 1
+        out = session.out
+        if not out:
+            session.sink.on_output()
+        stream_id = self.id
+        out.append(
+            pack_head(head >> 16, head & 0xFFFF, HEADERS, END_HEADERS, stream_id)
+            + block
+            + pack_head(size >> 16, size & 0xFFFF, DATA, END_STREAM, stream_id)
+            + data
+        )
+        self.local_closed = True
+        if self.remote_closed:
+            session.forget(self)
+        return True
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Body: at once as far as possible, the rest when it is."""

@@ -29,6 +29,7 @@ _MAX_SHARED_SHAPES = 256
 _MAX_SHAPES = 4  # of a connection
 _MAX_LITERALS = 32  # in such a block
 _MAX_ONCE = 1024
+_MAX_INDEPENDENT = 256
 _MAX_NAMES = 512
 _MAX_NAME = 64
 _MAX_PAIRS = 2048
@@ -133,7 +134,13 @@ class Decoder:
         return self._decode(block) if fields is None else fields
 
     def _decode(self, block: bytes) -> Fields:
-        # HOT: a block that differs from others in nothing but the values of literals.
+        # HOT: a block that says the same whatever the dynamic table, or that differs from others in nothing but the values of literals.
+        independent = _independent.get(block)
+        if independent is not None and independent[2] <= self._size:
+            fields, added, size, sizes = independent
+            if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
+                self._add(added, sizes, size)
+                return fields
         end = len(block)
         for shape, segments, tail in self._shapes:
             values = []
@@ -310,11 +317,38 @@ class Decoder:
             if len(_shared) >= _MAX_SHARED:
                 _shared.clear()
             _shared[items] = fields
-        if not changed:
+        if changed:
+            self._note_independent(block, fields)
+        else:
             if len(self._known) >= _MAX_KNOWN or self._known is _NOTHING_KNOWN:
                 self._known = {}
             self._known[block] = fields
         return fields
+
+    def _note_independent(self, block: bytes, fields: Fields) -> None:
+        """Remember a block that changes the dynamic table in the same way whenever it comes: some servers index all fields of every response anew."""
+        places = _insertions(block)
+        if places is None:
+            return
+        added = [fields.items[place] for place in reversed(places)]  # the newest first
+        sizes = [len(name) + len(value) + ENTRY_OVERHEAD for name, value in added]
+        if len(_independent) >= _MAX_INDEPENDENT:
+            _independent.clear()
+        _independent[block] = fields, added, sum(sizes), sizes
+
+    def _add(self, added: list[Pair], sizes: list[int], size: int) -> None:
+        # HOT: several insertions at once, for which there is room in an empty table.
+        self._changes += 1
+        if self._known or self._shapes:
+            self._forget()
+        if self._used + size > self._size:
+            self._evict(size)
+        self._used += size
+        if self._table is _STATIC_TABLE:
+            self._table = _STATIC_TABLE.copy()
+            self._sizes = _STATIC_SIZES.copy()
+        self._table[FIRST_DYNAMIC:FIRST_DYNAMIC] = added
+        self._sizes[FIRST_DYNAMIC:FIRST_DYNAMIC] = sizes
 
     def _size_updates(self, block: bytes) -> int:
         """Do what `block` begins with of size updates; where its fields begin."""
@@ -381,11 +415,42 @@ _pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different co
 _once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
 _shapes: dict[tuple[tuple[Pair, ...], tuple[tuple[int, bytes], ...]], Shape] = {}
 _shared: dict[tuple[Pair, ...], Fields] = {}
+# Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), the size of that, and of each.
+_independent: dict[bytes, tuple[Fields, list[Pair], int, list[int]]] = {}
 
 # The names of literals by their first bytes: from the static table; empty for a literal name, None where there is more to see.
 _NAMES: list[bytes | None] = [None] * 0x81
 for _kind, _last in ((0x00, 14), (0x10, 14), (0x40, FIRST_DYNAMIC - 1)):
     _NAMES[_kind : _kind + _last + 1] = [name for name, _ in STATIC[: _last + 1]]
+
+
+def _insertions(block: bytes) -> list[int] | None:
+    """Which fields of a valid block go into the dynamic table; None if it depends on what is in there already."""
+    position = place = 0
+    inserted = []
+    while position < len(block):
+        first = block[position]
+        position += 1
+        if first >= 0x80:
+            most = 127
+        elif first >= 0x40:
+            most = 63
+            inserted.append(place)
+        elif first >= 0x20:
+            return None
+        else:
+            most = 15
+        index = first & most
+        if index == most:
+            index, position = decode_rest(block, position, most)
+        if index >= FIRST_DYNAMIC:
+            return None
+        if first < 0x80:
+            if not index:
+                _, position = _string(block, position)
+            _, position = _string(block, position)
+        place += 1
+    return inserted
 
 
 def _size(items: Sequence[Pair]) -> int:
