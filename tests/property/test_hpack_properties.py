@@ -105,7 +105,8 @@ def test_what_the_hpack_package_encodes_we_decode(steps):
     theirs, ours = hpack.Encoder(), Decoder(max_table_size=9000, max_list_size=1 << 24)
     for step in steps:
         if isinstance(step, int):
-            theirs.header_table_size = step
+            if step != theirs.header_table_size:  # the same again, and the package forgets to say what it was changed to
+                theirs.header_table_size = step
             continue
         items, huffman_coded = step
         for _ in range(4):

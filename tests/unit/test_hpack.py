@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hpack
 import pytest
 
 from meshproxy.codec.hpack import decoder as decoder_module
@@ -643,3 +644,16 @@ def test_few_shapes_are_kept():
             decoder.decode(b"\x00\x02%02d\x01%d" % (kind, number))
     assert len(decoder._shapes) == decoder_module._MAX_SHAPES
     assert len(decoder_module._shapes) <= decoder_module._MAX_SHARED_SHAPES
+
+
+def test_blocks_that_index_everything_anew() -> None:
+    """As nginx answers: all fields literal and with indexing, in every response. They decode the same, and the table turns over as it should."""
+    decoder, other = Decoder(), hpack.Decoder()
+    fields = [(b"server", b"nginx"), (b"date", b"Sat, 21 Nov 2026 10:00:00 GMT"), (b"content-type", b"text/plain"), (b"x-one-more", b"y" * 30)]
+    block = b"\x88" + b"".join(b"\x40" + bytes((len(name),)) + name + bytes((len(value),)) + value for name, value in fields)
+    for _ in range(60):
+        assert decoder.decode(block).items == ((b":status", b"200"), *fields)
+        assert [(bytes(name), bytes(value)) for name, value in other.decode(block, raw=True)] == [(b":status", b"200"), *fields]
+        assert decoder._table[FIRST_DYNAMIC:] == [(bytes(name), bytes(value)) for name, value in other.header_table.dynamic_entries]
+    # The entries are the ones that references mean.
+    assert decoder.decode(bytes((0x80 | FIRST_DYNAMIC, 0x80 | FIRST_DYNAMIC + 3))).items == (fields[3], fields[0])
