@@ -74,6 +74,7 @@ class Errand:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
+            os.close(self._read_fd)  # or a result that nobody takes would never find the pipe broken
             _run_errand(work, write_fd)
         os.close(write_fd)
 

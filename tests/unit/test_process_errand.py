@@ -34,3 +34,11 @@ def test_an_errand_changes_nothing_here():
 
 def test_cpu_count_is_at_least_one():
     assert 1 <= process.cpu_count() <= len(os.sched_getaffinity(0))
+
+
+def test_an_errand_whose_result_nobody_takes_ends(capfd):
+    errand = process.Errand(lambda: b"x" * 1_000_000)
+    errand.close()
+    with pytest.raises(RuntimeError, match="failed"):
+        errand.wait()
+    assert capfd.readouterr() == ("", "")
