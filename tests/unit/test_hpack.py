@@ -657,3 +657,15 @@ def test_blocks_that_index_everything_anew() -> None:
         assert decoder._table[FIRST_DYNAMIC:] == [(bytes(name), bytes(value)) for name, value in other.header_table.dynamic_entries]
     # The entries are the ones that references mean.
     assert decoder.decode(bytes((0x80 | FIRST_DYNAMIC, 0x80 | FIRST_DYNAMIC + 3))).items == (fields[3], fields[0])
+
+
+def test_a_table_of_no_bytes_changes_nothing() -> None:
+    decoder = Decoder()
+    block = b"\x88\x40\x01a\x01b"
+    assert decoder.decode(b"\x20" + block).items == ((b":status", b"200"), (b"a", b"b"))
+    first = decoder.decode(block)
+    assert decoder.decode(block) is decoder.decode(block)
+    assert first.items == decoder.decode(block).items
+    assert decoder._known  # so it is remembered
+    with pytest.raises(HpackError):
+        decoder.decode(bytes((0x80 | FIRST_DYNAMIC,)))

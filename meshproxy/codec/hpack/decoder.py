@@ -385,6 +385,8 @@ class Decoder:
 
     def _insert(self, pair: Pair, size: int) -> None:
         # HOT for peers that index what is unique.
+        if not self._used and size > self._size:
+            return  # an empty table stays so: nginx has one of no bytes, and indexes everything all the same
         self._changes += 1
         if self._known or self._shapes:
             self._forget()
