@@ -37,7 +37,8 @@ class Connection:
         self._requests = requests
         self._latencies = latencies
         self._streams: int = job["streams"]
-        self._fields = [tuple(field) for field in job["fields"]]
+        # The package never indexes what is sensitive.
+        self._fields = [(name, value, "$n" in value and not job["indexed"]) for name, value in job["fields"]]
         self._body = b"x" * job["body"]
         if job["grpc"]:
             self._body = b"\0" + len(self._body).to_bytes(4, "big") + self._body
@@ -58,7 +59,7 @@ class Connection:
     def _heads(self, count: int, flags: int) -> list[bytes]:
         """The HEADERS frames of the first `count` streams."""
         encoder = hpack.Encoder()
-        alike = not any("$n" in value for _, value in self._fields)
+        alike = not any("$n" in value for _, value, _ in self._fields)
         number = random.getrandbits(40)
         blocks: list[bytes] = []
         for position in range(count):
@@ -66,7 +67,7 @@ class Connection:
                 blocks.append(blocks[1])
                 continue
             number += 1
-            blocks.append(encoder.encode([(name, value.replace("$n", f"{number:012x}")) for name, value in self._fields]))
+            blocks.append(encoder.encode([(name, value.replace("$n", f"{number:012x}"), sensitive) for name, value, sensitive in self._fields]))
         return [frame(HEADERS, END_HEADERS | flags, 2 * position + 1, block) for position, block in enumerate(blocks)]
 
     def start(self) -> None:

@@ -43,7 +43,8 @@ class Load:
     In `path` and `headers`, `$n` is a number of twelve hexadecimal digits that never comes twice, and `$r` goes through all
     numbers below `limit` in leaps, each printed by `digits`.
 
-    With `streams` it is HTTP/2, so many requests at once on each connection; `$r` is for HTTP/1.1 only. The body of a gRPC call is one message. With
+    With `streams` it is HTTP/2, so many requests at once on each connection; `$r` is for HTTP/1.1 only. `indexed`: values with `$n` go into the header table
+    as all others do, which moves those and pushes them out in the end. The body of a gRPC call is one message. With
     `messages`, each of the streams stays and carries messages of `body_bytes`, so many under way on each, which the service sends back: what is counted
     as a request is then a message.
     """
@@ -57,6 +58,7 @@ class Load:
     digits: str = "%d"
     streams: int = 0
     messages: int = 0
+    indexed: bool = True
 
     @property
     def service(self) -> str:
@@ -89,6 +91,7 @@ VARYING = Load(
 )
 REPEATED_H2 = replace(ELEVEN, connections=8, streams=16)
 VARYING_H2 = replace(VARYING, connections=8, streams=16)
+VARYING_LITERALS_H2 = replace(VARYING_H2, indexed=False)
 BULK_H2 = Load(path="/bulk", connections=1, streams=1)
 IDLE_H2 = Load(connections=1000, streams=1)
 _CALL = (
@@ -152,7 +155,7 @@ def exactly(load: Load, port: int, requests: int, limit_s: float) -> Outcome:
 def http2_job(load: Load, port: int) -> dict[str, Any]:
     """What `h2_sender` wants to know; the number of requests is the caller's."""
     job = {"port": port, "fields": load.fields(), "body": load.body_bytes, "grpc": load.service == "grpc"}
-    return job | {"connections": load.connections, "streams": load.streams, "messages": load.messages}
+    return job | {"connections": load.connections, "streams": load.streams, "messages": load.messages, "indexed": load.indexed}
 
 
 def at_rate(load: Load, port: int, rate: float, seconds: float) -> Outcome:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from benchmarks.configs import Spec
-from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, Load
+from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, VARYING_LITERALS_H2, Load
 from benchmarks.proxies import HOST
 
 OURS, ENVOY, NGINX, HAPROXY = "meshproxy", "envoy", "nginx", "haproxy"
@@ -94,6 +94,7 @@ _HOST = "host-$r.mesh.test"
 _ITEM = "/items/$n"
 _PREFIX = f"/service-$r{_ITEM}"
 _CLOSING = Load(headers=(f"Host: {HOST}", "Connection: close"))
+_LITERALS, _INDEXED = "literals", "indexed"
 _FULL, _RESUMED = "full handshake", "resumed"
 _SMALL, _LARGE = "small configuration", "1,000 clusters"
 _TEN_HOSTS, _MANY_HOSTS, _TEN_PREFIXES, _MANY_PREFIXES = "10 hosts", "10,000 hosts", "10 prefixes", "10,000 prefixes"
@@ -198,11 +199,21 @@ SCENARIOS = (
     Scenario(
         "http2-varying",
         "HTTP/2 on both sides, every request different",
-        "The same with a path, request id and traceparent that never come twice; the client puts them all into its header table, as common ones do.",
+        "The same with a path, request id and traceparent that never come twice: by a client that sends them as literals, as sidecars do, and by one that puts"
+        " them into its header table.",
         How.HTTP,
-        (Case(_HTTP2, VARYING_H2),),
+        (Case(_HTTP2, VARYING_LITERALS_H2, _LITERALS), Case(_HTTP2, VARYING_H2, _INDEXED)),
         instructions=BOTH,
-        bars=(_instructions(120e3), _instructions(90e3, stretch=True), _per_core(1.3), _per_core(2.0, stretch=True)),
+        bars=tuple(
+            bar
+            for label in (_LITERALS, _INDEXED)
+            for bar in (
+                Bar(f"user kinstr per request, {label}", "user_instructions", f"{OURS}, {label}", at_most=120e3),
+                Bar(f"user kinstr per request, {label}", "user_instructions", f"{OURS}, {label}", at_most=90e3, stretch=True),
+                Bar(f"requests per second per core, {label}, against envoy", "per_core", f"{OURS}, {label}", f"{ENVOY}, {label}", at_least=1.3),
+                Bar(f"requests per second per core, {label}, against envoy", "per_core", f"{OURS}, {label}", f"{ENVOY}, {label}", at_least=2.0, stretch=True),
+            )
+        ),
     ),
     Scenario(
         "http2-bulk",

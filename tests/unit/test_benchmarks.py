@@ -132,6 +132,7 @@ def test_the_sender_keeps_its_rate(service):
     [
         (load.REPEATED_H2, 1000, 128_000),
         (load.VARYING_H2, 1000, 128_000),
+        (load.VARYING_LITERALS_H2, 1000, 128_000),
         (load.UNARY, 1000, (5 + 128) * 1000),
         (load.STREAMING, 1001, (5 + 1024) * 1001),
         (Load(connections=5, streams=1), 7, 7 * 128),
