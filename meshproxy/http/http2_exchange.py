@@ -308,7 +308,7 @@ class Http2Exchange(Http2Stream):
     def reset_stream(self, stream: Stream) -> None:
         """RST_STREAM, with the code that Envoy takes."""
         broken = stream.upgrade is not None and stream.flags & (flags.UF | flags.UC)
-        self._reset(errors.CONNECT_ERROR if broken else errors.NO_ERROR)
+        self._reset(errors.CONNECT_ERROR if broken else errors.INTERNAL_ERROR)
 
     def stream_done(self, stream: Stream) -> None:
         """Count the stream out. A request that goes on after its response is told to stop (RFC 9113 8.1)."""

@@ -58,7 +58,9 @@ class LocalReplies:
         if self._mappers or self._format is not None:
             status, body, content_type = self._map(stream, head, body, content_type)
         if is_grpc:
-            return self._grpc(head, reply, body, stream.request.method), b""  # type: ignore[union-attr]  # gRPC by its head
+            if content_type == b"application/json":
+                body = body.removesuffix(b"\n")  # the formatter's
+            return self._grpc(head, reply, b"" if stream.request.method == b"HEAD" else body), b""  # type: ignore[union-attr]  # gRPC by its head
         items = head.items
         if body:
             items.append((b"content-length", b"%d" % len(body)))
@@ -95,14 +97,15 @@ class LocalReplies:
         stream.local_reply_body = b""  # access logs do not show it
         return head.status, body, content_type
 
-    def _grpc(self, head: ResponseHead, reply: Reply, body: bytes, method: bytes) -> ResponseHead:
+    def _grpc(self, head: ResponseHead, reply: Reply, body: bytes) -> ResponseHead:
         status = reply.grpc_status if reply.grpc_status is not None else grpc.status_of_http(head.status)
         head.status = 200
         head.remove(b"content-length")
         head.set(b"content-type", grpc.CONTENT_TYPE)
-        head.set(b"grpc-status", b"%d" % status)
-        if body and method != b"HEAD":
-            head.set(b"grpc-message", grpc.encode_message(body.rstrip(b"\n")))
+        if not head.get(b"grpc-status"):  # the route may have set one
+            head.set(b"grpc-status", b"%d" % status)
+        if body:
+            head.set(b"grpc-message", grpc.encode_message(body))
         return head
 
 

@@ -511,7 +511,7 @@ class Stream(StreamInfo):
             return
         if reply.close or (reply.status == 400 and self._bad_request_closes()):
             self.close_connection = True
-        if reply.early:
+        if reply.early and self.request.version < 20:  # type: ignore[union-attr]  # being answered
             self.request_ended = False
         head, body = self.manager.render_reply(self, reply, finalize)
         if not self.request_ended and self._discards_request():

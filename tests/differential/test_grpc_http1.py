@@ -24,7 +24,15 @@ HOSTS = [
     {
         "name": "direct",
         "domains": ["direct.test"],
-        "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 403, "body": {"inline_string": "100 % ~naïve~\ttab"}}}],
+        "routes": [
+            {"match": {"prefix": "/line"}, "direct_response": {"status": 404, "body": {"inline_string": "lines\n\n"}}},
+            {
+                "match": {"prefix": "/status"},
+                "direct_response": {"status": 404, "body": {"inline_string": "x"}},
+                "response_headers_to_add": [{"header": {"key": "grpc-status", "value": "3"}}],
+            },
+            {"match": {"prefix": "/"}, "direct_response": {"status": 403, "body": {"inline_string": "100 % ~naïve~\ttab"}}},
+        ],
     },
     {
         "name": "weighted",
@@ -58,6 +66,7 @@ CONFIG = bootstrap(
         "filtered", HOSTS, **COMMON,
         access_log=[file_log(LOG, filter={"grpc_status_filter": {"statuses": ["UNAVAILABLE", "UNKNOWN", "INTERNAL"]}})],
     ),
+    http("json", HOSTS, **COMMON, access_log=[file_log(LOG)], local_reply_config={"body_format": {"json_format": {"body": "%LOCAL_REPLY_BODY%"}}}),
     stats("default"),
     stats("all", stats_for_all_methods=True, emit_filter_state=True),
     stats("times", stats_for_all_methods=True, enable_upstream_stats=True),
@@ -114,6 +123,9 @@ CASES = [
     Case("content_type_upper", call(frame(b"hi"), content_type="Application/gRPC", host="dead.test")),
     Case("not_grpc_with_status", get("/", host="a.test"), up(grpc_answer(b"x", grpc_status=14))),
     Case("message_encoded", call(host="direct.test")),
+    Case("message_lines", call(host="direct.test", path="/line/x")),
+    Case("message_json", call(host="direct.test"), on="json"),
+    Case("status_of_the_route", call(host="direct.test", path="/status/x")),
     Case("message_encoded_plain", get(host="direct.test")),
     Case("cluster_unknown", call(host="unknown.test")),
     Case("upstream_gone_after_head", call(frame(b"hi")), [*up(BEGUN), Close()], then="closed"),
