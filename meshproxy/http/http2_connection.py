@@ -46,6 +46,7 @@ class Http2ServerConnection(DownstreamConnection):
         "ending",
         "passed",
         "plans",
+        "preparer",
         "session",
         "waiting",
     )
@@ -64,7 +65,8 @@ class Http2ServerConnection(DownstreamConnection):
         self.ending = False  # no more requests are wanted
         # -- for http.plan
         self.plans = not (manager.has_stream_timers or manager.max_requests)
-        self.additions: Any = None
+        self.preparer = manager.preparer
+        self.additions: Any = None  # from when the client speaks on
         self.passed: Any = None  # the plan whose head the filters let pass last
         self.waiting: list[Http2Exchange] = []  # heads whose bodies may be in the same read
 
@@ -95,6 +97,7 @@ class Http2ServerConnection(DownstreamConnection):
     def _speak(self) -> None:
         super()._speak()
         manager = self.manager
+        self.additions = self.preparer.additions(self.info)
         self.session.start()
         options = manager.http2_options
         if options.keepalive_interval:
@@ -269,7 +272,7 @@ class Http2ServerConnection(DownstreamConnection):
         log.debug("connection %d: %s", self.info.id, error)
         if not error.flood:
             self.stats.downstream_cx_protocol_error.n += 1
-        details = "codec_error:" + str(error).replace(" ", "_")
+        details = "codec_error:" + error.reason.replace(" ", "_")
         self.info.flags |= flags.DPE
         if self.session.streams:
             self._count_active(local=True)

@@ -74,11 +74,12 @@ class Http2Exchange(Http2Stream):
         if connection._discarding:
             return
         if connection.plans:
-            plain = known.plain
-            if plain is None:
-                plain = known.plain = self.manager.preparer.is_plain(known, known.index)
-            if plain:
-                if end_stream:
+            preparer = connection.preparer
+            if known.plain is preparer or preparer.is_plain(known, known.index):
+                known.plain = preparer
+                if known.scheme != connection.additions.scheme:  # the client's own choice
+                    self._begin(known, end_stream)
+                elif end_stream:
                     self._whole(known, b"")
                 else:
                     self.waiting = known
@@ -95,8 +96,6 @@ class Http2Exchange(Http2Stream):
             manager.tick(now)
         connection.begin_request(now)
         additions = connection.additions
-        if additions is None:
-            additions = connection.additions = manager.preparer.additions(self.info)
         plan = None
         if known.kept and not body:
             plan = manager.plan(known, additions)

@@ -179,6 +179,8 @@ class Lane:
         return True
 
     def _learn(self, known: KnownResponse) -> tuple[PlannedResponse, dict[int, int]] | None:
+        if known.length < 0:  # of HTTP/2: how long the body is has to be counted
+            return None
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None

@@ -340,17 +340,19 @@ def test_answers_that_nobody_takes(frame: bytes) -> None:
 def test_endless_header_block() -> None:
     peer = Peer(Side(max_head_bytes=1024))
     peer.frame(frames.HEADERS, 0, 1, b"\x00" * 100)
-    with pytest.raises(Http2Error):
+    with pytest.raises(Http2Error) as caught:
         for _ in range(10000):
             peer.frame(frames.CONTINUATION, 0, 1, b"\x00" * 100)
-    assert peer.side.stats.header_overflow.n == 1
+    assert caught.value.code == errors.ENHANCE_YOUR_CALM
+    assert peer.sent()[-1][0] == frames.GOAWAY
 
 
 def test_headers_too_large_cost_the_stream_only() -> None:
     side = Side(max_head_bytes=1024)
     peer = Peer(side)
     peer.headers(1, [*GET, (b"x", b"y" * 2000)])
-    assert side.log == [("reset", 1, errors.INTERNAL_ERROR, errors.TOO_MANY_HEADERS, False)]
+    assert side.log == [("reset", 1, errors.INTERNAL_ERROR, errors.HEADERS_TOO_LARGE, False)]
+    assert side.stats.header_list_size_too_large.n == 1
     peer.headers(3, GET)
     assert side.log[-1][:2] == ("head", 3)
 
@@ -417,3 +419,29 @@ def test_a_smaller_header_table_holds_from_its_acknowledgement_on(size: int) -> 
     with pytest.raises(Http2Error) as caught:
         peer.headers(1, GET)
     assert caught.value.code == errors.COMPRESSION_ERROR
+
+
+@pytest.mark.parametrize("pieces", [[b"123456"], [b"123", b"456"], [b"12"]])
+def test_a_body_of_another_length_costs_the_stream_only(pieces: list[bytes]) -> None:
+    side = Side()
+    peer = Peer(side)
+    peer.headers(1, [*POST, (b"content-length", b"5")], end=False)
+    for piece in pieces:
+        peer.frame(frames.DATA, frames.END_STREAM if piece is pieces[-1] else 0, 1, piece)
+    assert side.log[-1] == ("reset", 1, errors.PROTOCOL_ERROR, errors.REMOTE_RESET, False)
+    assert peer.sent() == [(frames.RST_STREAM, 0, 1, errors.PROTOCOL_ERROR.to_bytes(4, "big"))]
+    peer.headers(3, GET)
+    assert side.log[-1][:2] == ("head", 3)
+
+
+def test_settings_are_acknowledged_before_what_they_allow() -> None:
+    side = Side()
+    peer = Peer(side)
+    peer.frame(frames.SETTINGS, 0, 0, b"\x00\x04\x00\x00\x00\x00")
+    peer.headers(1, GET)
+    stream = side.session.streams[1]
+    stream.send_headers(OK, False)
+    stream.send_data(b"x", True)
+    assert [frame[0] for frame in peer.sent()] == [frames.SETTINGS, frames.HEADERS]
+    peer.frame(frames.SETTINGS, 0, 0, b"\x00\x04\x00\x00\x00\x01")
+    assert [frame[0] for frame in peer.sent()] == [frames.SETTINGS, frames.DATA]

@@ -88,7 +88,9 @@ def _settings(session: Session, flags: int, stream_id: int, payload: bytes) -> N
             session.peer_allows_connect = bool(value)
         elif name == frames.ENABLE_PUSH and session.client and value:
             raise Http2Error(errors.PROTOCOL_ERROR, "a server enables push")
-    session.emit_control(frames.SETTINGS_ACK)
+    session.emit_control(frames.SETTINGS_ACK)  # before data that the new windows allow: the peer may take its settings for valid only from here on
+    if session.blocked:
+        session.pump()
     session.sink.on_settings()
 
 
@@ -99,8 +101,6 @@ def _change_windows(session: Session, window: int) -> None:
         stream.send_window += change
         if stream.send_window > MAX_WINDOW:
             raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
-    if change > 0 and session.blocked:
-        session.pump()
 
 
 def _window_update(session: Session, flags: int, stream_id: int, payload: bytes) -> None:
@@ -110,10 +110,10 @@ def _window_update(session: Session, flags: int, stream_id: int, payload: bytes)
     allowed = 5 + 2 * (session.opened + session.options.max_inbound_window_update_frames_per_data_frame_sent * session.data_frames)
     if session.window_updates > allowed:
         session.stats.inbound_window_update_frames_flood.n += 1
-        raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames", flood=True)
+        raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many WINDOW_UPDATE frames", flood=True)
     increment = int.from_bytes(payload, "big") & MAX_WINDOW
     if not increment:
-        raise Http2Error(errors.PROTOCOL_ERROR, "WINDOW_UPDATE by 0")
+        raise Http2Error(errors.PROTOCOL_ERROR, "WINDOW_UPDATE by 0", stream=session.streams.get(stream_id))
     if not stream_id:
         session.send_window += increment
         if session.send_window > MAX_WINDOW:
@@ -126,7 +126,8 @@ def _window_update(session: Session, flags: int, stream_id: int, payload: bytes)
         stream.send_window += increment
         if stream.send_window > MAX_WINDOW:
             # Not only an error of the stream: a peer could have us reset any number of them.
-            raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
+            session.emit(frames.encode_reset(stream_id, errors.FLOW_CONTROL_ERROR))
+            raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows", stream=stream)
     if session.blocked:
         session.pump()
 
@@ -169,7 +170,7 @@ def _priority(session: Session, flags: int, stream_id: int, payload: bytes) -> N
     session.priorities += 1
     if session.priorities > session.options.max_inbound_priority_frames_per_stream * (1 + session.opened):
         session.stats.inbound_priority_frames_flood.n += 1
-        raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many PRIORITY frames", flood=True)
+        raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many PRIORITY frames", flood=True)
 
 
 _HANDLERS: dict[int, Callable[[Session, int, int, bytes], None]] = {

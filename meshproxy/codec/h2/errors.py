@@ -24,6 +24,7 @@ INVALID_FIELD = "http2.invalid.header.field"
 MESSAGING = "http2.violation.of.messaging.rule"
 UNKNOWN = "http2.unknown.nghttp2.error"
 TOO_MANY_HEADERS = "http2.too_many_headers"
+HEADERS_TOO_LARGE = "http2.header_list_size_too_large"
 OUTBOUND_FLOOD = "http2.outbound_frames_flood"
 EMPTY_FRAMES_FLOOD = "http2.inbound_empty_frames_flood"
 UNDERSCORE = "http2.unexpected_underscore"
@@ -32,17 +33,19 @@ REMOTE_RESET = "http2.remote_reset"
 
 
 class Http2Error(Exception):
-    """The connection cannot go on. `code`: of the GOAWAY that says so, queued already; `details`: Envoy's response code details for its streams.
+    """The connection cannot go on. `code`: of the GOAWAY that says so, queued already; `details`: Envoy's response code details for the stream that did it.
 
-    `flood`: the peer is not reading, or drowns us; it is not worth being waited for. `stream`: the one that did it, if it was one.
+    `flood`: the peer is not reading, or drowns us; it is not worth being waited for. `stream`: the one that did it, if it was one. `reason`: what Envoy
+    makes of it in the details of the other streams.
     """
 
-    def __init__(self, code: int, message: str, details: str = UNKNOWN, *, flood: bool = False) -> None:
+    def __init__(self, code: int, message: str, details: str = UNKNOWN, *, flood: bool = False, stream: object = None) -> None:
         super().__init__(message)
         self.code = code
         self.details = details
         self.flood = flood
-        self.stream: object = None
+        self.stream = stream
+        self.reason = message if flood else "The user callback function failed"
 
 
 class MalformedError(Exception):

@@ -59,7 +59,7 @@ class KnownRequest:
         self.protocol: bytes | None = None
         self.length = -1
         self.kept = False
-        self.plain: bool | None = None
+        self.plain: object = None  # who (http.request_head.RequestHeadPreparer) found last that it is plain
         self.plans: dict[Any, Any] = NO_PLANS
 
     def head(self) -> RequestHead:
@@ -100,7 +100,7 @@ class KnownResponse:
 def request(fields: Fields, options: Options) -> KnownRequest:
     """HOT: a request's head."""
     if fields.over:
-        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+        raise _over(fields, options)
     items = fields.items
     pseudo: list[bytes | None] = [None, None, None, None, None]
     count = 0
@@ -150,7 +150,7 @@ def request(fields: Fields, options: Options) -> KnownRequest:
 def response(fields: Fields, options: Options) -> KnownResponse:
     """HOT: a response's head, informational ones too."""
     if fields.over:
-        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+        raise _over(fields, options)
     items = fields.items
     if not items or items[0][0] != b":status" or _STATUS(items[0][1]) is None:
         raise MalformedError
@@ -178,12 +178,17 @@ def response(fields: Fields, options: Options) -> KnownResponse:
 def trailers(fields: Fields, options: Options) -> list[Pair]:
     """The pairs of a trailer section."""
     if fields.over or fields.size - 32 * len(fields.items) > options.max_head_bytes:
-        raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+        raise _over(fields, options)
     pairs = list(fields.items)
     _check(pairs)
     if any(name in _CONNECTION for name, _ in pairs):
         raise MalformedError
     return pairs
+
+
+def _over(fields: Fields, options: Options) -> MalformedError:
+    many = fields.over and len(fields.items) >= options.max_headers
+    return MalformedError(errors.TOO_MANY_HEADERS if many else errors.HEADERS_TOO_LARGE, errors.INTERNAL_ERROR)
 
 
 def _keep(fields: Fields, known: Any, options: Options) -> None:

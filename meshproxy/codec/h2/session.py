@@ -38,6 +38,7 @@ from meshproxy.codec.hpack.decoder import Decoder
 from meshproxy.codec.hpack.encoder import Encoder
 from meshproxy.codec.hpack.tables import HpackError
 
+_MAX_CONTINUATIONS = 8  # of one header block, as for nghttp2
 _MAX_RESET = 512  # streams that we reset lately, of which frames may still be under way
 _DEFAULT_STREAMS = 1024  # a client's guess before the server's SETTINGS, as Envoy's
 
@@ -75,7 +76,6 @@ class Session:
     __slots__ = (
         "_block",
         "_block_flags",
-        "_block_size",
         "_block_stream",
         "_consumed",
         "_control_frames",
@@ -161,7 +161,7 @@ class Session:
         self._data_stream = 0
         self._data_end = False
         self._block: list[bytes] | None = None  # a header block that goes on in CONTINUATION frames
-        self._block_stream = self._block_flags = self._block_size = 0
+        self._block_stream = self._block_flags = 0
         self._reset: deque[int] | None = None
         self._skipped: list[range] | None = None  # identifiers that the peer left out: idle then, closed since
         self.going_away = MAX_STREAM_ID + 1  # streams of the peer above this are not looked at
@@ -205,7 +205,7 @@ class Session:
         out.clear()
         if self._frames > self.options.max_outbound_frames and not self.writable:
             self.stats.outbound_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many frames in the outbound queue", errors.OUTBOUND_FLOOD, flood=True)
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
         return data
 
     def drained(self) -> None:
@@ -234,7 +234,7 @@ class Session:
         self._control_frames += 1
         if self._control_frames > self.options.max_outbound_control_frames:
             self.stats.outbound_control_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many control frames in the outbound queue", errors.OUTBOUND_FLOOD, flood=True)
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many control frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
         self.emit(frame)
 
     def pump(self) -> None:
@@ -420,26 +420,26 @@ class Session:
             error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
             error.stream = self.streams.get(self._block_stream) or self._new_stream(self._block_stream)
             raise error
-        self._track_empty(not payload and not self._block_flags & END_STREAM)
+        self._track_empty(not payload)
         self._block.append(payload)
-        self._block_size += len(payload)
-        if self._block_size > self.options.max_head_bytes + DEFAULT_FRAME_SIZE:
-            self.stats.header_overflow.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "header block too large", errors.TOO_MANY_HEADERS)
+        if len(self._block) > _MAX_CONTINUATIONS + 1:
+            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many CONTINUATION frames")
         if flags & END_HEADERS:
             block = b"".join(self._block)
             self._block = None
             self._expecting = False
             self._fields(self._block_flags, self._block_stream, block)
 
-    def _track_empty(self, empty: bool) -> None:
+    def _track_empty(self, empty: bool, stream: Http2Stream | None = None) -> None:
         if not empty:
             self._empty_frames = 0
             return
         self._empty_frames += 1
         if self._empty_frames > self.options.max_consecutive_inbound_frames_with_empty_payload:
             self.stats.inbound_empty_frames_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many consecutive frames with an empty payload", errors.EMPTY_FRAMES_FLOOD, flood=True)
+            raise Http2Error(
+                errors.ENHANCE_YOUR_CALM, "Too many consecutive frames with an empty payload", errors.EMPTY_FRAMES_FLOOD, flood=True, stream=stream
+            )
 
     # -- DATA
 
@@ -459,7 +459,7 @@ class Session:
         if flags & END_STREAM:
             left = stream.left
             if left >= 0 and left != len(data):
-                self._malformed(stream, errors.MESSAGING)
+                self._fail_stream(stream, errors.PROTOCOL_ERROR, errors.REMOTE_RESET)
                 return
             if self._empty_frames:
                 self._empty_frames = 0
@@ -477,12 +477,12 @@ class Session:
         if data:
             self._empty_frames = 0
         else:
-            self._track_empty(True)
+            self._track_empty(True, stream)
         left = stream.left
         if left >= 0:
             left = stream.left = left - len(data)
             if left < 0:
-                self._malformed(stream, errors.MESSAGING)
+                self._fail_stream(stream, errors.PROTOCOL_ERROR, errors.REMOTE_RESET)
                 return
         stream.received += length
         if data:
@@ -498,6 +498,9 @@ class Session:
 
     def _begin_data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
         """A DATA frame of which only a part is here: it is handed over as if it were several frames."""
+        stream = self.streams.get(stream_id)
+        if stream is not None and 0 <= stream.left < length and not stream.remote_closed:
+            self._fail_stream(stream, errors.PROTOCOL_ERROR, errors.REMOTE_RESET)
         self._data_left = length - len(data)
         self._data_stream = stream_id
         self._data_end = bool(flags & END_STREAM)
@@ -544,7 +547,6 @@ class Session:
             self._expecting = True
             self._block_stream = stream_id
             self._block_flags = flags
-            self._block_size = len(block)
 
     def _stripped(self, flags: int, stream_id: int, block: bytes) -> bytes:
         if flags & PADDED:
@@ -599,7 +601,9 @@ class Session:
                     raise MalformedError(errors.MESSAGING)
             else:
                 stream.headed = True
-                if length >= 0 and known.bodied and not stream.bodiless:
+                if not known.bodied or stream.bodiless:
+                    stream.left = 0
+                elif length >= 0:
                     if end and length:
                         raise MalformedError(errors.MESSAGING)
                     stream.left = length
@@ -616,8 +620,8 @@ class Session:
 
     def _check_size(self, decoded: Any) -> None:
         """Envoy's limit is on names and values alone."""
-        if decoded.over or decoded.size - 32 * len(decoded.items) > self.options.max_head_bytes:
-            raise MalformedError(errors.TOO_MANY_HEADERS, errors.INTERNAL_ERROR)
+        if decoded.size - 32 * len(decoded.items) > self.options.max_head_bytes:
+            raise MalformedError(errors.HEADERS_TOO_LARGE, errors.INTERNAL_ERROR)
 
     def _new_stream(self, stream_id: int) -> Http2Stream | None:
         """The stream that a head opens; None when it is to be passed over."""
@@ -644,6 +648,8 @@ class Session:
         self.last_peer_id = stream_id
         self._next_peer_id = stream_id + 2
         if len(self.streams) >= self.options.max_concurrent_streams:
+            if not self.unanswered:  # it knows our limit
+                raise Http2Error(errors.PROTOCOL_ERROR, "more streams than allowed")
             self.stats.stream_refused_errors.n += 1
             self.stats.tx_reset.n += 1
             self._remember_reset(stream_id)
@@ -692,6 +698,8 @@ class Session:
                 raise error
         elif details == errors.TOO_MANY_HEADERS:
             self.stats.header_overflow.n += 1
+        elif details == errors.HEADERS_TOO_LARGE:
+            self.stats.header_list_size_too_large.n += 1
         self._fail_stream(stream, code, details)
 
     # -- what streams there were
