@@ -574,6 +574,12 @@ class Stream(StreamInfo):
         connection = self._upstream
         return None if connection is None else connection.info
 
+    @property
+    def upstream_protocol(self) -> str | None:  # type: ignore[override]  # derived here
+        """The version of HTTP that the upstream was spoken to with."""
+        exchange = self._upstream
+        return None if exchange is None else exchange.protocol
+
     def finish(self) -> None:
         """The stream is over: release what it holds, count it, log it. Once."""
         if self.ended:

@@ -74,7 +74,7 @@ def _simple() -> dict[str, Value]:
         "DOWNSTREAM_WIRE_BYTES_SENT": _number("v.downstream_wire_bytes_sent(s)"),
         "DOWNSTREAM_WIRE_BYTES_RECEIVED": _number("v.downstream_wire_bytes_received(s)"),
         "PROTOCOL": _text("s.protocol", key="s.protocol"),
-        "UPSTREAM_PROTOCOL": _text("v.upstream_protocol(s)"),
+        "UPSTREAM_PROTOCOL": _text("s.upstream_protocol"),
         "RESPONSE_CODE": _number("s.status", key="s.status"),
         "RESPONSE_FLAGS": _text("short(s.flags)", optional=False, key="s.flags"),
         "RESPONSE_FLAGS_LONG": _text("long(s.flags)", optional=False, key="s.flags"),

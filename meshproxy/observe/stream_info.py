@@ -63,6 +63,7 @@ class StreamInfo:
     cluster: Any = None  # upstream.cluster.Cluster
     host: Any = None  # upstream.host.Host of the last attempt
     upstream: Any = None  # net.connection.ConnectionInfo of the upstream connection (local address, TLS), or None
+    upstream_protocol: str | None = None  # "HTTP/1.1", "HTTP/2"; None where it is not HTTP
     upstream_failure: str | None = None  # transport failure reason
     attempts: int = 0
 

@@ -242,13 +242,6 @@ def route_resolutions(s: StreamInfo) -> int:
     return 0 if s.protocol is None or s.request is None or not s.request.method else 1 + s.route_changes
 
 
-def upstream_protocol(s: Any) -> str | None:
-    """What the upstream was spoken to with."""
-    if s.upstream is None or s.protocol is None:
-        return None
-    return getattr(s, "upstream_protocol", None) or "HTTP/1.1"
-
-
 def upstream_host_name(host: Any) -> str | None:
     """A host's name, or its address when it has none."""
     return None if host is None else host.hostname or host.address.text

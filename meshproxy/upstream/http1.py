@@ -28,7 +28,7 @@ class Http1Connection(Connection):
 
     __slots__ = ("chunked", "heads", "parser", "planned", "request")
 
-    protocol = "HTTP/1.1"
+    protocol: str | None = "HTTP/1.1"
     pool: Any  # Http1Pool or AutoPool
 
     def __init__(self, pool: Http1Pool | AutoPool) -> None:
@@ -308,6 +308,8 @@ class RawConnection(Http1Connection):
     """Carries no HTTP, but the bytes of a CONNECT that is terminated here. Serves one."""
 
     __slots__ = ()
+
+    protocol = None
 
     def take(self, request: Any) -> Http1Connection:
         """Whatever comes is for `request`."""

@@ -56,7 +56,7 @@ class Exchange(Protocol):
     host: Host
     stats: ClusterStats
     closed: bool
-    protocol: str  # "HTTP/1.1" or "HTTP/2"
+    protocol: str | None  # "HTTP/1.1" or "HTTP/2", as logs name it; None where it is not HTTP
 
     @property
     def info(self) -> ConnectionInfo:

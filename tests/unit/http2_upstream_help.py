@@ -32,6 +32,7 @@ class Server:
         self.closed = False
         self.reading = True
         self.unread: list[bytes] = []
+        self.leaving = False  # GOAWAY was sent: from then on the h2 package hears nothing
 
     # -- the transport of our end
 
@@ -64,7 +65,7 @@ class Server:
     def read(self) -> None:
         """Take what was written."""
         data, self.unread = b"".join(self.unread), []
-        if data:
+        if data and not self.leaving:
             self.events += self.h2.receive_data(data)
 
     def flush(self) -> None:
@@ -72,6 +73,12 @@ class Server:
         data = self.h2.data_to_send()
         if data:
             self.protocol.data_received(data)
+
+    def goaway(self, last: int) -> None:
+        """GOAWAY."""
+        self.h2.close_connection(last_stream_id=last)
+        self.leaving = True
+        self.flush()
 
     def hang_up(self) -> None:
         """Close from the server's side."""
@@ -111,6 +118,10 @@ class Caller:
         if exchange is not None:
             self.on_connected(exchange)
         return self
+
+    def ends(self) -> list[str]:
+        """How it ended, in the order in which it heard so."""
+        return [entry[0] for entry in self.log if entry[0] in {"reset", "early", "no connection", "trailers"} or (entry[0] == "data" and entry[2])]
 
     def on_connected(self, exchange: Any) -> None:
         self.exchange = exchange

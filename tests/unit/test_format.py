@@ -55,6 +55,7 @@ class Stream(StreamInfo):
         metadata = {"c": {"k": "v", "n": 1.5, "o": {"x": [1.0, "a", None, True]}}}
         self.cluster = SimpleNamespace(name="up", observability_name="altup", metadata=metadata)
         self.host = SimpleNamespace(address=Address("127.0.0.1", 32815), hostname="up.example", metadata={"h": {"k": "hv"}})
+        self.upstream_protocol = "HTTP/1.1"
         self.upstream = ConnectionInfo(3, Address("127.0.0.1", 32815), Address("127.0.0.1", 46414), 100.0)
         self.attempts = 1
         for name, value in attributes.items():
@@ -64,7 +65,7 @@ class Stream(StreamInfo):
 def bare(**attributes: Any) -> Stream:
     """A stream about which next to nothing is known."""
     stream = Stream(request=None, response=None, status=0, details=None, bytes_received=0, bytes_sent=0, attempts=0)
-    stream.remote = stream.route = stream.cluster = stream.host = stream.upstream = None
+    stream.remote = stream.route = stream.cluster = stream.host = stream.upstream = stream.upstream_protocol = None
     stream.upstream_bytes_sent = stream.upstream_bytes_received = 0
     stream.request_end = stream.upstream_start = stream.upstream_sent = stream.upstream_first = stream.upstream_last = stream.response_start = 0.0
     for name, value in attributes.items():
