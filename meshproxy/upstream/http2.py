@@ -46,6 +46,7 @@ class Http2Connection(Connection):
         super().__init__(pool)
         self.session = Session(self, pool.h2_options, client=True)
         self.session.peer_max_streams = pool.expected_streams
+        self.session.settle_limit()
         self.is_ready = False  # it is in `pool.ready`
         self.full = False  # the transport takes nothing more
         self._flusher = pool.flusher

@@ -80,6 +80,7 @@ def _settings(session: Session, flags: int, stream_id: int, payload: bytes) -> N
             session.encoder.set_max_table_size(value)
         elif name == frames.MAX_CONCURRENT_STREAMS:
             session.peer_max_streams = value
+            session.settle_limit()
         elif name == frames.MAX_FRAME_SIZE:
             session.peer_frame_size = value
         elif name == frames.ENABLE_CONNECT_PROTOCOL:
