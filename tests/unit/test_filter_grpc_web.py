@@ -95,6 +95,25 @@ def test_a_reset_while_the_head_is_kept() -> None:
     assert forwarding.done
 
 
+@given(st.lists(st.binary(max_size=9), max_size=4), st.lists(st.integers(0, 60), max_size=5))
+def test_any_split_of_a_response_is_the_same_text(messages: list[bytes], cuts: list[int]) -> None:
+    frames = [grpc.frame(message, len(message) % 2) for message in messages]
+    data = b"".join(frames)
+    encoder = grpc_web.TextEncoder()
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    assert b"".join(encoder.feed(data[start:end]) for start, end in itertools.pairwise(edges)) == b"".join(map(base64.b64encode, frames))
+
+
+def test_long_messages_do_not_wait_for_their_end() -> None:
+    encoder = grpc_web.TextEncoder()
+    frame = grpc.frame(bytes(range(256)) * 2000)
+    text = b""
+    for start in range(0, len(frame), 1000):
+        text += encoder.feed(frame[start : start + 1000])
+        assert len(encoder._buffer) < 70_000
+    assert text == base64.b64encode(frame)
+
+
 def decode(body: bytes, cuts: list[int]) -> tuple[bytes, Reply | None]:
     """What a body as text comes to, in pieces."""
     filter_, _ = make()

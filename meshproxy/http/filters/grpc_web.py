@@ -28,6 +28,7 @@ _WEB, _WEB_PROTO = b"application/grpc-web", b"application/grpc-web+proto"
 _TEXT, _TEXT_PROTO = b"application/grpc-web-text", b"application/grpc-web-text+proto"
 _TRAILERS_FLAG = 0x80
 _MAX_MESSAGE = 16384  # bytes of a body that become the grpc-message
+_MAX_TEXT = 65536  # bytes of a message that wait for its end before they become text
 _BAD_TEXT = b"Bad gRPC-web request, invalid base64 data."
 _BAD_SIZE = Reply(400, _BAD_TEXT, details="grpc_base_64_decode_failed_bad_size")
 _BAD_DATA = Reply(400, _BAD_TEXT, details="grpc_base_64_decode_failed", early=True)
@@ -36,13 +37,13 @@ _BAD_DATA = Reply(400, _BAD_TEXT, details="grpc_base_64_decode_failed", early=Tr
 class _State:
     """One request."""
 
-    __slots__ = ("charges", "decoder", "foreign", "message", "rest", "text")
+    __slots__ = ("charges", "encoder", "foreign", "message", "rest", "text")
 
     def __init__(self, text: bool, charges: Charges | None) -> None:
         self.text = text  # the request is base64
         self.charges = charges
         self.rest = b""  # of the request: less than a block of base64
-        self.decoder: grpc.MessageDecoder | None = None  # of a response that goes out as base64
+        self.encoder: TextEncoder | None = None  # of a response that goes out as base64
         self.foreign = False  # the response is no gRPC: its body becomes `message`
         self.message = b""
 
@@ -64,7 +65,7 @@ class GrpcWeb:
         charges = Charges(cluster, GRPC_WEB, method) if cluster is not None and method is not None else None
         state = stream.locals[self] = _State(content_type in (_TEXT, _TEXT_PROTO), charges)
         if head.get(b"accept") in (_TEXT, _TEXT_PROTO):
-            state.decoder = grpc.MessageDecoder()
+            state.encoder = TextEncoder()
         stream.replies_grpc = False
         head.remove(b"content-length")
         head.set(b"content-type", grpc.CONTENT_TYPE)
@@ -95,7 +96,7 @@ class GrpcWeb:
             state.charges.status(head.get(b"grpc-status"))
         foreign = not (b"grpc-status" in head if end_stream else head.status == 200 and _is_either(head.get(b"content-type")))
         head.remove(b"content-length")
-        head.set(b"content-type", _WEB_PROTO if state.decoder is None else _TEXT_PROTO)
+        head.set(b"content-type", _WEB_PROTO if state.encoder is None else _TEXT_PROTO)
         if end_stream or not foreign:
             return None
         state.foreign = True
@@ -107,10 +108,10 @@ class GrpcWeb:
             return None
         if state.foreign:
             return self._collect(stream, state, data, end_stream)
-        if state.decoder is None:
+        if state.encoder is None:
             return None
-        frames = _text_frames(state.decoder, data)
-        return frames if frames or end_stream else HOLD
+        text = state.encoder.feed(data)
+        return text if text or end_stream else HOLD
 
     def _collect(self, stream: Any, state: _State, data: bytes, end_stream: bool) -> bytes:
         """More of the body of a response that is no gRPC."""
@@ -140,7 +141,42 @@ class GrpcWeb:
         frame = grpc.frame(b"".join(b"%b:%b\r\n" % pair for pair in trailers), _TRAILERS_FLAG)
         trailers.items = []
         trailers.touch()
-        return frame if state.decoder is None else _encode(frame)
+        return frame if state.encoder is None else _encode(frame)
+
+
+class TextEncoder:
+    """Messages as base64, each for itself, as it becomes complete; the beginning of a long one goes before. Nothing more once the framing is broken."""
+
+    __slots__ = ("_broken", "_buffer", "_left")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()  # what of a message has not been encoded
+        self._left: int | None = None  # bytes of it that are still to come; None: its prefix is not complete
+        self._broken = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take more of the response's body; the text for it."""
+        text = b""
+        buffer = self._buffer
+        position, end = 0, len(data)
+        while position < end and not self._broken:
+            take = min(end - position, grpc.PREFIX - len(buffer) if self._left is None else self._left)
+            buffer += data[position : position + take]
+            position += take
+            if self._left is not None:
+                self._left -= take
+            elif len(buffer) == grpc.PREFIX:
+                self._left = int.from_bytes(buffer[1:], "big")
+                self._broken = bool(buffer[0] & ~grpc.COMPRESSED)
+            if self._left == 0 and not self._broken:
+                text += _encode(buffer)
+                buffer.clear()
+                self._left = None
+            elif len(buffer) >= _MAX_TEXT:
+                whole = len(buffer) // 3 * 3
+                text += _encode(buffer[:whole])
+                del buffer[:whole]
+        return text
 
 
 def compile(proto: GrpcWebProto, context: FilterContext) -> GrpcWeb:
@@ -155,15 +191,7 @@ def _is_either(content_type: bytes | None) -> bool:
     return content_type.partition(b";")[0].rstrip().lower() in (_WEB, _WEB_PROTO)
 
 
-def _text_frames(decoder: grpc.MessageDecoder, data: bytes) -> bytes:
-    """The messages that end in `data`, each as base64 of its own. Nothing more once the upstream has broken the framing."""
-    try:
-        return b"".join(_encode(grpc.frame(message, flags)) for flags, message in decoder.feed(data))
-    except grpc.FramingError:
-        return b""
-
-
-def _encode(data: bytes) -> bytes:
+def _encode(data: bytes | bytearray) -> bytes:
     return binascii.b2a_base64(data, newline=False)
 
 
