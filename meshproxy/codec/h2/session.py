@@ -90,7 +90,6 @@ class Session:
         "_most",
         "_next_id",
         "_next_peer_id",
-        "opened",
         "priorities",
         "_reset",
         "_rest",
@@ -108,7 +107,6 @@ class Session:
         "going_away",
         "limit",
         "high_watermark",
-        "last_peer_id",
         "options",
         "out",
         "peer_allows_connect",
@@ -145,9 +143,8 @@ class Session:
         self.peer_goaway = False
         self.limit = min(_DEFAULT_STREAMS, options.max_concurrent_streams)  # of a client's streams at once; 0 when it opens no more
         # -- what it has sent
-        self.last_peer_id = 0  # the highest stream that it opened
-        self._next_peer_id = 0 if client else 1  # the one that it most probably opens next
-        self._most = options.max_concurrent_streams  # of its streams at once; 0 after our GOAWAY
+        self._next_peer_id = 0 if client else 1  # the lowest stream that it may open
+        self._most = 0 if client else options.max_concurrent_streams  # of its streams at once; 0 after our GOAWAY
         self._max_head_bytes = options.max_head_bytes
         self._next_id = 1
         self._window = DEFAULT_WINDOW  # of the connection, towards us
@@ -168,7 +165,7 @@ class Session:
         self.unanswered = 0  # SETTINGS of ours
         # -- counts against floods
         self.data_frames = 0
-        self.opened = self._empty_frames = self.priorities = self.window_updates = 0
+        self._empty_frames = self.priorities = self.window_updates = 0
         self._control_frames = self._frames = 0  # that wait to be taken by the peer
 
     # -- output
@@ -262,6 +259,16 @@ class Session:
     # -- streams
 
     @property
+    def last_peer_id(self) -> int:
+        """The highest stream that the peer has opened; 0 for none."""
+        return max(self._next_peer_id - 2, 0)
+
+    @property
+    def opened(self) -> int:
+        """About how many streams there were."""
+        return (self._next_id if self.client else self._next_peer_id) >> 1
+
+    @property
     def free(self) -> int:
         """How many streams a client can still open at once; 0 when it never can again."""
         return self.limit - len(self.streams) if self.limit else 0
@@ -277,7 +284,6 @@ class Session:
         self._next_id += 2
         if self._next_id > MAX_STREAM_ID:
             self.settle_limit()
-        self.opened += 1
         self.streams[stream.id] = stream
 
     def forget(self, stream: Http2Stream) -> None:
@@ -391,10 +397,12 @@ class Session:
                 self._data(flags, stream_id, length, payload)
             elif kind != HEADERS:
                 control.handle(self, kind, flags, stream_id, payload)
-            elif flags & _NOT_PLAIN == END_HEADERS and payload:
-                self._fields(flags, stream_id, payload)
-            else:
+            elif flags & _NOT_PLAIN != END_HEADERS or not payload or self._empty_frames:
                 self._headers(flags, stream_id, payload)
+            elif stream_id == self._next_peer_id and len(self.streams) < self._most:
+                self._request(flags, stream_id, payload)
+            else:
+                self._fields(flags, stream_id & MAX_STREAM_ID, payload)
         if position < size:
             self._rest = data[position:] if position else data
 
@@ -418,7 +426,7 @@ class Session:
             return
         if kind != CONTINUATION or stream_id & MAX_STREAM_ID != self._block_stream:
             error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
-            error.stream = self.streams.get(self._block_stream) or self._new_stream(self._block_stream)
+            error.stream = self._interrupted()
             raise error
         self._track_empty(not payload)
         self._block.append(payload)
@@ -429,6 +437,16 @@ class Session:
             self._block = None
             self._expecting = False
             self._fields(self._block_flags, self._block_stream, block)
+
+    def _interrupted(self) -> Http2Stream | None:
+        """The stream whose header block does not go on; a new one is made for it to be known."""
+        stream_id = self._block_stream
+        stream: Http2Stream | None = self.streams.get(stream_id)
+        if stream is None and not self.client and stream_id & 1 and stream_id >= self._next_peer_id and len(self.streams) < self._most:
+            self._next_peer_id = stream_id + 2
+            stream = self.streams[stream_id] = self.sink.new_stream()
+            stream.id = stream_id
+        return stream
 
     def _track_empty(self, empty: bool, stream: Http2Stream | None = None) -> None:
         if not empty:
@@ -559,54 +577,77 @@ class Session:
             block = block[5:]
         return block
 
-    def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
-        """HOT: a whole header block."""
-        if self._empty_frames:
-            self._empty_frames = 0
-        stream = self.streams.get(stream_id)
-        new = stream is None
-        if stream is None:
-            if stream_id == self._next_peer_id and len(self.streams) < self._most:
-                self._next_peer_id = stream_id + 2
-                self.last_peer_id = stream_id
-                self.opened += 1
-                stream = self.streams[stream_id] = self.sink.new_stream()
-                stream.id = stream_id
-            else:
-                stream = self._new_stream(stream_id)
+    def _request(self, flags: int, stream_id: int, block: bytes) -> None:
+        """HOT: the head of a request with the identifier that was expected. The same as `_fields`."""
+        self._next_peer_id = stream_id + 2
+        stream = self.streams[stream_id] = self.sink.new_stream()
+        stream.id = stream_id
         try:
             decoded = self.decoder.decode(block)
-        except HpackError as failure:
-            error = Http2Error(errors.COMPRESSION_ERROR, str(failure))
-            error.stream = stream
-            raise error from failure
-        if stream is None:
-            return
-        end = flags & END_STREAM
-        known = decoded.known
-        try:
-            if new:
-                if known.__class__ is not fields.KnownRequest:
-                    known = fields.request(decoded, self.options)
-            elif stream.headed:
-                self._trailers(stream, decoded, end)
-                return
-            elif known.__class__ is not fields.KnownResponse:
-                known = fields.response(decoded, self.options)
+            known = decoded.known
+            if known.__class__ is not fields.KnownRequest:
+                known = fields.request(decoded, self.options)
             if decoded.size > self._max_head_bytes:
                 self._check_size(decoded)
             length = known.length
-            if not known.final:
-                if end:
+            if length >= 0:
+                if flags & END_STREAM and length:
                     raise MalformedError(errors.MESSAGING)
-            else:
+                stream.left = length
+        except MalformedError as failure:
+            self._malformed(stream, failure.details, failure.code)
+            return
+        except HpackError as failure:
+            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), stream=stream) from failure
+        if flags & END_STREAM:
+            stream.remote_closed = True
+            stream.on_head(known, True)
+            if stream.local_closed and stream.queue is None:
+                self.forget(stream)
+        else:
+            stream.on_head(known, False)
+
+    def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
+        """HOT: a whole header block."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id == self._next_peer_id and len(self.streams) < self._most:
+                self._request(flags, stream_id, block)
+                return
+            if not self.client and stream_id > self._next_peer_id and len(self.streams) < self._most and stream_id & 1:
+                self._skip(self._next_peer_id, stream_id)
+                self._request(flags, stream_id, block)
+                return
+            self._refuse(stream_id)
+        try:
+            decoded = self.decoder.decode(block)
+        except HpackError as failure:
+            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), stream=stream) from failure
+        if stream is None:
+            return
+        if stream.headed:
+            self._trailers(stream, decoded, flags & END_STREAM)
+        else:
+            self._response(stream, decoded, flags & END_STREAM)
+
+    def _response(self, stream: Http2Stream, decoded: Any, end: int) -> None:
+        """HOT: the head of a response."""
+        known = decoded.known
+        try:
+            if known.__class__ is not fields.KnownResponse:
+                known = fields.response(decoded, self.options)
+            if decoded.size > self._max_head_bytes:
+                self._check_size(decoded)
+            if known.final:
                 stream.headed = True
                 if not known.bodied or stream.bodiless:
                     stream.left = 0
-                elif length >= 0:
-                    if end and length:
+                else:
+                    length = stream.left = known.length
+                    if end and length > 0:
                         raise MalformedError(errors.MESSAGING)
-                    stream.left = length
+            elif end:
+                raise MalformedError(errors.MESSAGING)
         except MalformedError as failure:
             self._malformed(stream, failure.details, failure.code)
             return
@@ -623,45 +664,33 @@ class Session:
         if decoded.size - 32 * len(decoded.items) > self.options.max_head_bytes:
             raise MalformedError(errors.HEADERS_TOO_LARGE, errors.INTERNAL_ERROR)
 
-    def _new_stream(self, stream_id: int) -> Http2Stream | None:
-        """The stream that a head opens; None when it is to be passed over."""
+    def _refuse(self, stream_id: int) -> None:
+        """A header block that opens no stream: raise if it must not be, else it is passed over."""
         if not stream_id:
             raise Http2Error(errors.PROTOCOL_ERROR, "HEADERS on stream 0")
-        if stream_id > MAX_STREAM_ID:  # the reserved bit is ignored
-            return self.streams.get(stream_id & MAX_STREAM_ID) or self._new_stream(stream_id & MAX_STREAM_ID)
+        if self._was_reset(stream_id):
+            return
         if self.client or not stream_id & 1:
-            if not self._was_reset(stream_id):
-                self.check_not_idle(stream_id, "HEADERS")
-                raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
-            return None
-        last = self.last_peer_id
-        if stream_id <= last:
-            if self._was_reset(stream_id):
-                return None
+            self.check_not_idle(stream_id, "HEADERS")
+            raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
+        if stream_id < self._next_peer_id:
             if self._skipped is not None and any(stream_id in ids for ids in self._skipped):
                 raise Http2Error(errors.PROTOCOL_ERROR, "stream identifiers must rise")
             raise Http2Error(errors.STREAM_CLOSED, "HEADERS on a closed stream")
         if stream_id > self.going_away:
-            return None
-        if stream_id > last + 2 or (not last and stream_id > 1):
-            self._skip(last + 2 if last else 1, stream_id)
-        self.last_peer_id = stream_id
+            return
+        self._skip(self._next_peer_id, stream_id)
         self._next_peer_id = stream_id + 2
-        if len(self.streams) >= self.options.max_concurrent_streams:
-            if not self.unanswered:  # it knows our limit
-                raise Http2Error(errors.PROTOCOL_ERROR, "more streams than allowed")
-            self.stats.stream_refused_errors.n += 1
-            self.stats.tx_reset.n += 1
-            self._remember_reset(stream_id)
-            self.emit_control(frames.encode_reset(stream_id, errors.REFUSED_STREAM))
-            return None
-        self.opened += 1
-        stream = self.sink.new_stream()
-        stream.id = stream_id
-        self.streams[stream_id] = stream
-        return stream
+        if not self.unanswered:  # it knows our limit
+            raise Http2Error(errors.PROTOCOL_ERROR, "more streams than allowed")
+        self.stats.stream_refused_errors.n += 1
+        self.stats.tx_reset.n += 1
+        self._remember_reset(stream_id)
+        self.emit_control(frames.encode_reset(stream_id, errors.REFUSED_STREAM))
 
     def _skip(self, first: int, stop: int) -> None:
+        if first == stop:
+            return
         skipped = self._skipped
         if skipped is None:
             skipped = self._skipped = []

@@ -39,7 +39,7 @@ class Http2Stream:
         self.id = 0  # until the session gives it one
         self.local_closed = False  # we have sent END_STREAM, or have queued it, or the stream was reset
         self.remote_closed = False
-        self.headed = False  # the peer's final head has come
+        self.headed = not session.client  # the peer's final head has come: what opens a server's streams
         self.send_window = session.peer_stream_window
         self.received = 0  # bytes that count against the peer's window
         self.left = -1  # of the body, as its content-length has it; -1: unknown
