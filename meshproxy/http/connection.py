@@ -85,7 +85,7 @@ class ServerConnection(DownstreamConnection):
             if known is not None:
                 plan = known.plans.get(self.additions)
                 if plan is not None and plan.generation == self.changes.n and (plan is self.passed or not plan.hooks):
-                    plan.start(self)
+                    plan.start(self, self.manager.clock())
                     return
         if not self.spoken:
             if self.manager.speaks_http2(self, data):

@@ -94,13 +94,17 @@ class Http2Exchange(Http2Stream):
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
-        connection.begin_request(now)
+        connection.requests += 1
+        if connection._check_at > now + manager.stream_idle_timeout:
+            connection._watch_streams()
         additions = connection.additions
         plan = None
         if known.kept and not body:
-            plan = manager.plan(known, additions)
-            if plan is not None and (plan is connection.passed or not plan.hooks):
-                plan.start(self)
+            plan = known.plans.get(additions)
+            if plan is None or plan.generation != manager.changes.n:
+                plan = manager.plan(known, additions)
+            if plan is not None and (not plan.hooks or plan is connection.passed):
+                plan.start(self, now)
                 return
         stream = plans.start(self, known, body, additions, now)
         if body and not stream.stage:
@@ -256,8 +260,7 @@ class Http2Exchange(Http2Stream):
 
     def takes(self, size: int) -> bool:
         """HOT: see `PlanExchange`."""
-        session = self.session
-        return self.queue is None and size <= self.send_window and size <= session.send_window and session.writable and not self.connection.ending
+        return not self.connection.ending and super().takes(size)
 
     def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
         """HOT: see `PlanExchange`."""
@@ -265,19 +268,21 @@ class Http2Exchange(Http2Stream):
         connection = self.connection
         connection.idle_since = now
         connection.ended += 1
-        encode = self.session.encoder.encode_known
+        encoder = self.session.encoder
         before, between, after = response.before, response.between, response.after
-        block = encode(before, before.pairs)
+        block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
         if response.timed:
             block += _service_times[service_time]
-        block += encode(between, between.pairs)
+        if between.pairs:
+            block += encoder.blocks.get(between) or encoder.encode_known(between, between.pairs)
         if response.dated:
-            block += _dates[self.manager.date] + encode(after, after.pairs)
-        if not body:
+            block += _dates[self.manager.date]
+            if after.pairs:
+                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
+        if body:
+            self.send_message(block, body)
+        else:
             self.send_block(block, True)
-        elif not self.send_message(block, body):
-            self.send_block(block, False)
-            self.send_data(body, True)
 
     def leave_plan(self, received: int) -> None:
         """See `PlanExchange`: bytes are counted as they come."""

@@ -75,7 +75,7 @@ class Plan:
         self.received = received  # bytes, where the connection does not count them itself
         self.size = len(outcome.wire)
 
-    def start(self, codec: Any) -> None:
+    def start(self, codec: Any, now: float) -> None:
         """HOT: a whole request without a body, for `codec` (http.exchange.PlanExchange). The filters of its connection let this head pass before."""
         lane = self.lane
         stream = codec.stream = _NEW(PlannedStream)
@@ -83,9 +83,9 @@ class Plan:
         stream.lane = lane
         stream.body = b""
         stream.codec = codec
-        stream.manager = manager = lane.manager
+        stream.manager = lane.manager
         stream.connection = codec.info
-        stream.start = stream.last_active = manager.clock()
+        stream.start = stream.last_active = now
         stream.stage = FILTERS
         if self.hooks and not self._run_hooks(stream):
             return

@@ -372,7 +372,9 @@ class Http2Request(Http2Stream):
         self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
         if not body:
             self.send_block(block, True)
-        elif not self.send_message(block, body):
+        elif self.takes(len(body)):
+            self.send_message(block, body)
+        else:
             self.send_block(block, False)
             super().send_data(body, True)
         return 0
@@ -380,10 +382,12 @@ class Http2Request(Http2Stream):
     def ask_known(self, plan: Any, stream: Any) -> int:
         """HOT"""
         before, after = plan.fields or plan.make_fields(_fields)
-        encode = self.session.encoder.encode_known
-        block = encode(before, before.pairs)
+        encoder = self.session.encoder
+        block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
         if plan.new_id is not None:
-            block += _REQUEST_ID + stream.request_id + encode(after, after.pairs)
+            block += _REQUEST_ID + stream.request_id
+            if after.pairs:
+                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
         stream.upstream_bytes_sent = len(block) + _FRAME_HEAD
         self.send_block(block, True)
         return 0

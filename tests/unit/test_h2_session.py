@@ -103,8 +103,9 @@ class Peer:
         data = self.side.session.take()
         found = []
         while data:
-            high, low, kind, flags, stream_id = frames.unpack_head(data, 0)
-            end = 9 + (high << 16 | low)
+            word, flags, stream_id = frames.unpack_head(data, 0)
+            kind = word & 0xFF
+            end = 9 + (word >> 8)
             found.append((kind, flags, stream_id, data[9:end]))
             data = data[end:]
         return found

@@ -513,7 +513,7 @@ def test_known_blocks_follow_the_table():
             decoder.max_table_size = 40
     for number in range(1000):
         encoder.encode_known(number, items)
-    assert len(encoder._blocks) <= encoder_module._MAX_BLOCKS
+    assert len(encoder.blocks) <= encoder_module._MAX_BLOCKS
 
 
 def test_size_updates_are_sent_once_the_smallest_first():
@@ -572,7 +572,7 @@ def test_a_full_table_starts_anew_when_other_fields_repeat():
 def test_an_idle_encoder_has_nothing_of_its_own():
     encoder = Encoder()
     assert encoder._places is Encoder()._places
-    assert encoder._blocks is Encoder()._blocks
+    assert encoder.blocks is Encoder().blocks
 
 
 # -- shapes

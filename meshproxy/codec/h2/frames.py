@@ -20,19 +20,18 @@ DEFAULT_FRAME_SIZE = 16384
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAM_ID = (1 << 31) - 1
 
-# Length in two parts, type, flags, stream.
-_head = Struct(">BHBBI")
+# The head of a frame: length and type in one number (`length << 8 | type`), flags, stream.
+_head = Struct(">IBI")
 pack_head = _head.pack
 unpack_head = _head.unpack_from
 _setting = Struct(">HI")
 
-SETTINGS_ACK = pack_head(0, 0, SETTINGS, ACK, 0)
+SETTINGS_ACK = pack_head(SETTINGS, ACK, 0)
 
 
 def encode(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """A frame of fewer than 2**24 bytes."""
-    size = len(payload)
-    return pack_head(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
+    return pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
 def encode_settings(settings: list[tuple[int, int]]) -> bytes:
@@ -47,14 +46,14 @@ def decode_settings(payload: bytes) -> list[tuple[int, int]]:
 
 def encode_window_update(stream_id: int, increment: int) -> bytes:
     """`increment`: 1 to 2**31-1 bytes."""
-    return pack_head(0, 4, WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big")
+    return pack_head(4 << 8 | WINDOW_UPDATE, 0, stream_id) + increment.to_bytes(4, "big")
 
 
 def encode_reset(stream_id: int, code: int) -> bytes:
     """RST_STREAM."""
-    return pack_head(0, 4, RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
+    return pack_head(4 << 8 | RST_STREAM, 0, stream_id) + code.to_bytes(4, "big")
 
 
 def encode_goaway(last_stream_id: int, code: int) -> bytes:
     """GOAWAY, without debug data."""
-    return pack_head(0, 8, GOAWAY, 0, 0) + last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big")
+    return pack_head(8 << 8 | GOAWAY, 0, 0) + last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big")

@@ -67,6 +67,7 @@ class Sink(Protocol):
         ...
 
 
+_LONGEST = DEFAULT_FRAME_SIZE << 8 | 0xFF  # the head of a frame that is not too large
 _NOT_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
 
 
@@ -379,22 +380,25 @@ class Session:
         size = len(data)
         if self._data_left:
             position = self._more_data(data, position, size)
-        while size - position >= 9:
-            more, length, kind, flags, stream_id = unpack_head(data, position)
-            if length > DEFAULT_FRAME_SIZE or more:
+        last = size - 9
+        while position <= last:
+            word, flags, stream_id = unpack_head(data, position)
+            if word > _LONGEST:
                 raise Http2Error(errors.FRAME_SIZE_ERROR, "frame too large")
-            end = position + 9 + length
+            start = position + 9
+            end = start + (word >> 8)
+            kind = word & 0xFF
             if end > size:
-                if kind == DATA and size - position > 9 and not flags & PADDED and not self._expecting:
-                    self._begin_data(flags, stream_id, length, data[position + 9 :])
+                if kind == DATA and start < size and not flags & PADDED and not self._expecting:
+                    self._begin_data(flags, stream_id, word >> 8, data[start:])
                     return
                 break
-            payload = data[position + 9 : end]
+            payload = data[start:end]
             position = end
             if self._expecting:
                 self._expected(kind, flags, stream_id, payload)
             elif kind == DATA:
-                self._data(flags, stream_id, length, payload)
+                self._data(flags, stream_id, word >> 8, payload)
             elif kind != HEADERS:
                 control.handle(self, kind, flags, stream_id, payload)
             elif flags & _NOT_PLAIN != END_HEADERS or not payload or self._empty_frames:

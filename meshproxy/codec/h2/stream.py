@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import frames
-from meshproxy.codec.h2.frames import DATA, END_HEADERS, END_STREAM, HEADERS, pack_head
+from meshproxy.codec.h2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, pack_head
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.session import Session
@@ -56,11 +56,11 @@ class Http2Stream:
         """The same when it is encoded already. The stream must be open."""
         session = self.session
         size = len(block)
-        if size <= session.peer_frame_size:
+        if size <= DEFAULT_FRAME_SIZE:
             out = session.out
             if not out:
                 session.sink.on_output()
-            out.append(pack_head(size >> 16, size & 0xFFFF, HEADERS, END_HEADERS | end_stream, self.id) + block)
+            out.append(pack_head(size << 8 | HEADERS, END_HEADERS | end_stream, self.id) + block)
         else:
             session.emit_long_block(self.id, block, END_STREAM if end_stream else 0)
         if end_stream:
@@ -68,14 +68,19 @@ class Http2Stream:
             if self.remote_closed:
                 session.forget(self)
 
-    def send_message(self, block: bytes, data: bytes) -> bool:
-        """HOT: an encoded head and all of the body, which is not empty, at once; False, and nothing done, when they cannot be sent so."""
+    def takes(self, size: int) -> bool:
+        """HOT: whether so much data would be sent at once, in one frame."""
         session = self.session
-        size = len(data)
-        head = len(block)
-        most = session.peer_frame_size
-        if size > self.send_window or size > session.send_window or size > most or head > most or self.queue is not None or not session.writable:
-            return False
+        return self.queue is None and size <= self.send_window and size <= session.send_window and size <= DEFAULT_FRAME_SIZE and session.writable
+
+    def send_message(self, block: bytes, data: bytes) -> None:
+        """HOT: an encoded head and all of the body: not empty, and no more than `takes` says."""
+        session = self.session
+        head, size = len(block), len(data)
+        if head > DEFAULT_FRAME_SIZE:
+            self.send_block(block, False)
+            self.send_data(data, True)
+            return
         self.send_window -= size
         session.send_window -= size
         session.data_frames += 1
@@ -83,16 +88,10 @@ class Http2Stream:
         if not out:
             session.sink.on_output()
         stream_id = self.id
-        out.append(
-            pack_head(head >> 16, head & 0xFFFF, HEADERS, END_HEADERS, stream_id)
-            + block
-            + pack_head(size >> 16, size & 0xFFFF, DATA, END_STREAM, stream_id)
-            + data
-        )
+        out.append(pack_head(head << 8 | HEADERS, END_HEADERS, stream_id) + block + pack_head(size << 8, END_STREAM, stream_id) + data)  # DATA is 0
         self.local_closed = True
         if self.remote_closed:
             session.forget(self)
-        return True
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """Body: at once as far as possible, the rest when it is."""
@@ -107,7 +106,7 @@ class Http2Stream:
                 out = session.out
                 if not out:
                     session.sink.on_output()
-                out.append(pack_head(size >> 16, size & 0xFFFF, DATA, end_stream, self.id))
+                out.append(pack_head(size << 8 | DATA, end_stream, self.id))
                 out.append(data)
                 session.data_frames += 1
             else:
@@ -183,7 +182,7 @@ class Http2Stream:
         for start in range(0, size, most):
             part = view[start : start + most]
             last = end_stream and start + most >= size
-            session.emit(pack_head(len(part) >> 16, len(part) & 0xFFFF, DATA, last, self.id))
+            session.emit(pack_head(len(part) << 8 | DATA, last, self.id))
             session.out.append(part)  # type: ignore[arg-type]  # it is only joined
             session.data_frames += 1
 
@@ -238,7 +237,7 @@ class Http2Stream:
         end, self._queued_end = self._queued_end, None
         if end is True:
             if not last:
-                session.emit(pack_head(0, 0, DATA, END_STREAM, self.id))
+                session.emit(pack_head(DATA, END_STREAM, self.id))
             self._end()
         elif end is not None:
             self.send_block(session.encoder.encode(end), True)

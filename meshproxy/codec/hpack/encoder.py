@@ -85,7 +85,7 @@ class Encoder(dict[Pair, bytes]):
     the order in which they were encoded.
     """
 
-    __slots__ = ("_blocks", "_declared", "_inserted", "_limit", "_news", "_pending", "_places", "_restart", "_size", "_used", "_without_room", "generation")
+    __slots__ = ("_declared", "_inserted", "_limit", "_news", "_pending", "_places", "_restart", "_size", "_used", "_without_room", "blocks", "generation")
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE) -> None:
         """`max_table_size`: what we spend on the dynamic table, in bytes, whatever more the peer allows."""
@@ -99,7 +99,7 @@ class Encoder(dict[Pair, bytes]):
         self._places: dict[Pair, int] = _NO_PLACES  # field in the dynamic table -> how many were inserted before it
         self._inserted = 0
         self._without_room = 0
-        self._blocks: dict[Hashable, bytes] = _NO_BLOCKS
+        self.blocks: dict[Hashable, bytes] = _NO_BLOCKS
         self._news = 0  # fields that came for the first time
         self._pending = False  # the next block begins with size updates
         self._restart = False  # ... and an empty table
@@ -124,14 +124,14 @@ class Encoder(dict[Pair, bytes]):
     def encode_known(self, key: Hashable, items: Iterable[Pair]) -> bytes:
         """`encode(items)`, for items that come again and again: always the same ones for one `key`, which is kept for some time."""
         # HOT
-        block = self._blocks.get(key)
+        block = self.blocks.get(key)
         if block is None:
             before = self.generation, self._news
             block = self.encode(items)
             if before == (self.generation, self._news) and not self._pending:
-                if self._blocks is _NO_BLOCKS or len(self._blocks) >= _MAX_BLOCKS:
-                    self._blocks = {}
-                self._blocks[key] = block
+                if self.blocks is _NO_BLOCKS or len(self.blocks) >= _MAX_BLOCKS:
+                    self.blocks = {}
+                self.blocks[key] = block
         return block
 
     def __missing__(self, pair: Pair) -> bytes:
@@ -201,7 +201,7 @@ class Encoder(dict[Pair, bytes]):
 
     def _change(self) -> None:
         self.generation += 1
-        self._blocks = _NO_BLOCKS
+        self.blocks = _NO_BLOCKS
 
     def _begin(self) -> bytes:
         """The size updates at the start of a block: the smallest maximum first (section 4.2), for which an empty table is small enough."""
