@@ -42,6 +42,7 @@ class Http2ServerConnection(DownstreamConnection):
         "_premature",
         "_state",
         "additions",
+        "changes",
         "ended",
         "ending",
         "passed",
@@ -66,6 +67,7 @@ class Http2ServerConnection(DownstreamConnection):
         # -- for http.plan
         self.plans = not (manager.has_stream_timers or manager.max_requests)
         self.preparer = manager.preparer
+        self.changes = manager.changes
         self.additions: Any = None  # from when the client speaks on
         self.passed: Any = None  # the plan whose head the filters let pass last
         self.waiting: list[Http2Exchange] = []  # heads whose bodies may be in the same read
@@ -155,6 +157,17 @@ class Http2ServerConnection(DownstreamConnection):
             self._keepalive.answered()
 
     # -- the exchanges' calls
+
+    def begin_planned(self) -> float:
+        """HOT: a whole request begins. Returns the time."""
+        manager = self.manager
+        now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
+        self.requests += 1
+        if self._check_at > now + manager.stream_idle_timeout:
+            self._watch_streams()
+        return now
 
     def begin_request(self, now: float) -> None:
         """HOT: a request begins."""

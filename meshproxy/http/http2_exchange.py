@@ -71,6 +71,11 @@ class Http2Exchange(Http2Stream):
     def on_head(self, known: Any, end_stream: bool) -> None:
         """HOT"""
         connection = self.connection
+        if end_stream and connection.plans and not connection._discarding:
+            plan = known.plans.get(connection.additions)
+            if plan is not None and plan.generation == connection.changes.n and (not plan.hooks or plan is connection.passed):
+                plan.start(self, connection.begin_planned())
+                return
         if connection._discarding:
             return
         if connection.plans:
@@ -90,22 +95,9 @@ class Http2Exchange(Http2Stream):
     def _whole(self, known: KnownRequest, body: bytes) -> None:
         """HOT: a whole request with a plain head (see `RequestHeadPreparer.is_plain`)."""
         connection = self.connection
-        manager = self.manager
-        now = manager.clock()
-        if now >= manager.next_second:
-            manager.tick(now)
-        connection.requests += 1
-        if connection._check_at > now + manager.stream_idle_timeout:
-            connection._watch_streams()
+        now = connection.begin_planned()
         additions = connection.additions
-        plan = None
-        if known.kept and not body:
-            plan = known.plans.get(additions)
-            if plan is None or plan.generation != manager.changes.n:
-                plan = manager.plan(known, additions)
-            if plan is not None and (not plan.hooks or plan is connection.passed):
-                plan.start(self, now)
-                return
+        plan = self.manager.plan(known, additions) if known.kept and not body else None
         stream = plans.start(self, known, body, additions, now)
         if body and not stream.stage:
             self._data(body, True)  # it takes the general way

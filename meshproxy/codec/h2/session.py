@@ -446,7 +446,7 @@ class Session:
         """The stream whose header block does not go on; a new one is made for it to be known."""
         stream_id = self._block_stream
         stream: Http2Stream | None = self.streams.get(stream_id)
-        if stream is None and not self.client and stream_id & 1 and stream_id >= self._next_peer_id and len(self.streams) < self._most:
+        if stream is None and self._opens(stream_id):
             self._next_peer_id = stream_id + 2
             stream = self.streams[stream_id] = self.sink.new_stream()
             stream.id = stream_id
@@ -615,10 +615,7 @@ class Session:
         """HOT: a whole header block."""
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id == self._next_peer_id and len(self.streams) < self._most:
-                self._request(flags, stream_id, block)
-                return
-            if not self.client and stream_id > self._next_peer_id and len(self.streams) < self._most and stream_id & 1:
+            if self._opens(stream_id):
                 self._skip(self._next_peer_id, stream_id)
                 self._request(flags, stream_id, block)
                 return
@@ -629,13 +626,10 @@ class Session:
             raise Http2Error(errors.COMPRESSION_ERROR, str(failure), stream=stream) from failure
         if stream is None:
             return
+        end = flags & END_STREAM
         if stream.headed:
-            self._trailers(stream, decoded, flags & END_STREAM)
-        else:
-            self._response(stream, decoded, flags & END_STREAM)
-
-    def _response(self, stream: Http2Stream, decoded: Any, end: int) -> None:
-        """HOT: the head of a response."""
+            self._trailers(stream, decoded, end)
+            return
         known = decoded.known
         try:
             if known.__class__ is not fields.KnownResponse:
@@ -662,6 +656,10 @@ class Session:
                 self.forget(stream)
         else:
             stream.on_head(known, False)
+
+    def _opens(self, stream_id: int) -> bool:
+        """Whether a head on a stream that is not there opens it."""
+        return bool(not self.client and stream_id & 1 and stream_id >= self._next_peer_id and len(self.streams) < self._most)
 
     def _check_size(self, decoded: Any) -> None:
         """Envoy's limit is on names and values alone."""
