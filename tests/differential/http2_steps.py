@@ -23,9 +23,9 @@ def _end(wire: Wire) -> Http2End:
 
 @dataclass(frozen=True)
 class Hello:
-    """Client: preface and SETTINGS. `show`, `manual`: see http2_wire."""
+    """Client: preface and SETTINGS (None: no SETTINGS). `show`, `manual`: see http2_wire."""
 
-    settings: dict[int, int] = field(default_factory=dict)
+    settings: dict[int, int] | None = field(default_factory=dict)
     show: tuple[str, ...] = ()
     manual: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ class Open:
     async def run(self, wire: Wire, signals: Signals) -> None:
         end = _end(wire)
         wire.current = self.stream or end.next_id
-        end.next_id = max(end.next_id, wire.current + 2 - (wire.current + 1) % 2)
+        end.opened(wire.current)
         end.headers(wire.current, self.fields, end=self.end, split=self.split, block=self.block)
 
 
@@ -110,6 +110,9 @@ class Frame:
     times: int = 1
 
     async def run(self, wire: Wire, signals: Signals) -> None:
+        end = _end(wire)
+        if self.type == h2.HEADERS and end.client:
+            end.opened(self.stream & 0x7FFFFFFF)
         wire.send(h2.frame(self.type, self.flags, self.stream, self.payload, length=self.length) * self.times)
 
 
@@ -210,6 +213,17 @@ class Got:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """Wait until the peer has seen all that was sent, by a PING; or until it has ended the connection."""
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        end = _end(wire)
+        before = end.counts.get("ping_ack", 0)
+        wire.send(h2.frame(h2.PING, 0, 0, b"__sync__"))
+        await wire.until(lambda: end.counts.get("ping_ack", 0) > before)
+
+
+@dataclass(frozen=True)
 class EchoData:
     """Upstream or client of a tunnel: send back the stream's data as it comes, to its end; then end too."""
 
@@ -226,7 +240,8 @@ class EchoData:
             if wire.end or any(kind == "rst_stream" for kind, _ in seen.events):
                 return
             ended = seen.ended
-            end.data(wire.current, piece, end=ended)
+            if piece or ended:
+                await end.body(wire.current, piece, end=ended)
             if ended:
                 return
 

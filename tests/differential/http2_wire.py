@@ -97,9 +97,14 @@ class Http2End:
 
     # ---- sending
 
-    def begin(self, values: dict[int, int]) -> None:
+    def begin(self, values: dict[int, int] | None) -> None:
         """The connection's first bytes."""
-        self.wire.send((PREFACE if self.client else b"") + frame(SETTINGS, 0, 0, settings(values)))
+        self.wire.send((PREFACE if self.client else b"") + (b"" if values is None else frame(SETTINGS, 0, 0, settings(values))))
+
+    def opened(self, stream: int) -> None:
+        """Our own HEADERS for a stream go out; later streams have higher numbers."""
+        self.stream(stream)
+        self.next_id = max(self.next_id, stream + 2 - (stream + 1) % 2)
 
     def headers(self, stream: int, fields: Fields, *, end: bool, block: bytes | None = None, split: int = 0) -> None:
         """HEADERS, and CONTINUATION frames of `split` bytes if it is given."""
@@ -122,6 +127,8 @@ class Http2End:
         """DATA frames as the windows allow; gives up when the stream or the connection has ended."""
         seen = self.stream(stream)
         view = memoryview(data)
+        if not data:
+            self.data(stream, b"", end=end)
         while view:
             await self.wire.until(lambda: (self.send_window > 0 and seen.send_window > 0) or self._reset(seen))
             if self.wire.end or self._reset(seen):
@@ -192,7 +199,7 @@ class Http2End:
                 self.wire.send(frame(PING, ACK, 0, payload))
         elif type_ == GOAWAY:
             last, code = struct.unpack(">II", payload[:8])
-            self._note("goaway", b"last=%d %s%s" % (last, error_name(code).encode(), b" " + payload[8:] if payload[8:] else b""))
+            self._note("goaway", b"last=%d %s" % (last, error_name(code).encode()))
         elif type_ == WINDOW_UPDATE:
             self._window_update(stream, *struct.unpack(">I", payload))
         else:
@@ -202,7 +209,9 @@ class Http2End:
         assert stream, "HEADERS on stream 0"
         new = stream not in self.streams
         assert not (new and self.client), "HEADERS on an idle stream"
-        text = b"".join(b"\r\n" + name + b": " + value for name, value in self.decoder.decode(block, raw=True))
+        fields = [b"\r\n" + name + b": " + value for name, value in self.decoder.decode(block, raw=True)]
+        pseudo = sum(1 for line in fields if line.startswith(b"\r\n:"))
+        text = b"".join(sorted(fields[:pseudo]) + fields[pseudo:])  # the order of pseudo fields means nothing (RFC 9113 8.3)
         after_data = any(kind == "data" for kind, _ in self.stream(stream).events)
         trailers = after_data or (b"\r\n:" not in text and not new)
         self._event(stream, "trailers" if trailers else "headers", text)
@@ -262,7 +271,7 @@ class Http2End:
     def text(self) -> bytes:
         """All that came, as it is compared."""
         text = b"".join(b"stream %d:%b\r\n" % (number, seen.text()) for number, seen in sorted(self.streams.items()) if number not in self.hidden)
-        text += b"".join(b"%b %b\r\n" % (kind.encode(), value) for kind, value in self.connection if kind in self.show)
+        text += b"".join(b"%b %b\r\n" % (kind.encode(), value) for kind, value in sorted(self.connection, key=lambda event: event[0]) if kind in self.show)
         return text + (b"GARBAGE " + self.garbage.encode() + b"\r\n" if self.garbage else b"")
 
 

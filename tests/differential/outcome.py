@@ -59,7 +59,7 @@ def _lines(value: Any, indent: str = "  ") -> list[str]:
         return [line for item in value for line in (_lines(item, indent) if isinstance(item, str) else [f"{indent}-", *_lines(item, indent + "  ")])]
     if isinstance(value, str | bytes):
         text = value.decode("latin-1") if isinstance(value, bytes) else value
-        if len(text) > 5000:
+        if len(text) > 20_000:
             return [f"{indent}{len(text)} bytes, hash {hash(text)}"]
         if text.count("|") > 10:  # a log line with many fields: one each line, so that a diff shows the one that differs
             text = text.replace("|", "|\n")

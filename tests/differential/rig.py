@@ -42,7 +42,8 @@ class Case:
     `steps` is the client's script (its bytes in one go mean: send, then read one response) or a coroutine function for cases that need more than one
     connection: it gets the rig and returns what is to be compared as "client". `up`: what the upstreams do, for all or by name. `then`: "open" probes
     whether the connection is still usable, "closed" waits for its end, "leave" does neither. `skip`: sections that are not compared, with the reason in
-    `note`. `stricter`: the status that we answer, by decision, to what Envoy lets pass: 502 for a response; 400 for a request, and then the connection is
+    `note`. `joined`: the response's chunks are compared as one. `strictly`: what our client has to have seen, by decision, where Envoy lets wrong HTTP/2
+    pass. `stricter`: the status that we answer, by decision, to what Envoy lets pass: 502 for a response; 400 for a request, and then the connection is
     closed and nothing of the request reaches an upstream, except its valid beginning if `may_begin`.
     """
 
@@ -56,7 +57,9 @@ class Case:
     skip_stats: tuple[str, ...] = ()
     method: str | None = None
     stricter: int | None = None
+    strictly: str = ""
     may_begin: bool = False
+    joined: bool = False
     note: str = ""
 
     def __str__(self) -> str:
@@ -237,7 +240,7 @@ class Rig:
         if wire.http2 is not None:
             outcome.client = self.normaliser.bytes(wire.http2.text())
             return
-        outcome.client = self.normaliser.bytes(bytes(wire.received[:consumed]))
+        outcome.client = self.normaliser.bytes(_joined(bytes(wire.received[:consumed])) if case.joined else bytes(wire.received[:consumed]))
         if wire.buffer and case.then != "open":
             outcome.client = self.normaliser.bytes(bytes(wire.received))
 
@@ -328,6 +331,12 @@ def _remember_sni(connection: Any, server_name: str | None, _context: ssl.SSLCon
     connection.server_name_seen = server_name
 
 
+def _joined(response: bytes) -> bytes:
+    """A response with its chunks put together."""
+    head, empty, body = response.partition(b"\r\n\r\n")
+    return head + empty + proxies.dechunk(body)
+
+
 class _End:
     """Read to the end of the connection."""
 
@@ -393,6 +402,12 @@ class Pair:
         if case.stricter and not self.self_check:
             _check_stricter(case, subject)
             return "stricter"
+        if case.strictly:
+            assert case.strictly not in str(oracle.client), "Envoy is as strict: make it a plain case"
+            if not self.self_check:
+                assert case.strictly in str(subject.client), f"expected {case.strictly}: {subject.client!r}"
+                return "stricter"
+        _tell_goodbye(oracle, subject)
         if lines := difference(oracle, subject, [section for section in SECTIONS if section not in case.skip]):
             raise AssertionError("\n".join(["differs from Envoy:", *lines, *self._stderr_tail()]))
         return "equal"
@@ -408,6 +423,19 @@ class Pair:
             for_subject = for_oracle if self.self_check or case.stricter >= 500 else replace(case, then="closed")
         oracle, subject = await asyncio.gather(self.oracle.run(for_oracle), self.subject.run(for_subject))
         return oracle, subject
+
+
+def _tell_goodbye(oracle: Outcome, subject: Outcome) -> None:
+    """Of most errors of a connection Envoy's peer hears nothing but its end. We always say why, and that is no difference; but no GOAWAY is one."""
+    if oracle.fate == subject.fate == "closed" and "\ngoaway" not in f"\n{oracle.client}":
+        subject.client = _ERROR_GOAWAY.sub("", str(subject.client))
+    for name, connections in subject.upstream.items():
+        for theirs, ours in zip(oracle.upstream.get(name, []), connections, strict=False):
+            if theirs["end"] != "kept" and "\ngoaway" not in theirs["got"]:
+                ours["got"] = _ERROR_GOAWAY.sub("", ours["got"])
+
+
+_ERROR_GOAWAY = re.compile(r"(?m)^goaway last=\d+ (?!NO_ERROR)\w+\r\n\Z")
 
 
 def _check_stricter(case: Case, subject: Outcome) -> None:
