@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.grpc_stats.v3.FilterConfig": "meshproxy.http.filters.grpc_stats",
         f"{_E}filters.http.grpc_web.v3.GrpcWeb": "meshproxy.http.filters.grpc_web",
         f"{_E}filters.http.grpc_http1_bridge.v3.Config": "meshproxy.http.filters.grpc_http1_bridge",
+        f"{_E}filters.http.grpc_http1_reverse_bridge.v3.FilterConfig": "meshproxy.http.filters.grpc_http1_reverse_bridge",
         "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
     },
     "per-route filter configuration": {
@@ -44,6 +45,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.cors.v3.CorsPolicy": "meshproxy.http.filters.cors",
         f"{_E}filters.http.header_mutation.v3.HeaderMutationPerRoute": "meshproxy.http.filters.header_mutation",
         f"{_E}filters.http.buffer.v3.BufferPerRoute": "meshproxy.http.filters.buffer",
+        f"{_E}filters.http.grpc_http1_reverse_bridge.v3.FilterConfigPerRoute": "meshproxy.http.filters.grpc_http1_reverse_bridge",
         "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
         "envoy.config.route.v3.FilterConfig": "meshproxy.http.routes",
     },

@@ -24,7 +24,7 @@ _NAMES = ("request_headers", "request_data", "request_trailers", "response_heade
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = (*_NAMES, "admission", "plannable", "repeated", "request_data_after", "response_data_after")
+    __slots__ = (*_NAMES, "admission", "plannable", "repeated", "request_data_after", "response_data_after", "response_data_at", "response_trailers_after")
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -47,20 +47,26 @@ class Chain:
                 hooks.reverse()
             setattr(self, name, tuple(hooks))
         # Where data goes on that the n-th trailers hook gives back: at the data hooks of the filters after it.
-        self.request_data_after = _data_after(filters, "request")
-        self.response_data_after = _data_after(filters[::-1], "response")
+        self.request_data_after = _positions(filters, "request_trailers", "request_data", own=True)
+        backwards = filters[::-1]
+        self.response_data_after = _positions(backwards, "response_trailers", "response_data", own=True)
+        # The data hook of the filter with the n-th head hook; and where trailers begin that the n-th data hook adds.
+        self.response_data_at = _positions(backwards, "response_headers", "response_data", own=False)
+        self.response_trailers_after = _positions(backwards, "response_data", "response_trailers", own=True)
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in filters if hasattr(filter_, "request_headers")]
         self.plannable = None not in repeated and not (self.response_headers or self.response_data or self.response_trailers or admission)
         self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
 
 
-def _data_after(filters: tuple[Any, ...], direction: str) -> tuple[int, ...]:
+def _positions(filters: tuple[Any, ...], name: str, other: str, *, own: bool) -> tuple[int, ...]:
+    """For each hook `name` how many hooks `other` the filters before it have; `own`: and its own filter."""
     positions = []
     count = 0
     for filter_ in filters:
-        count += getattr(filter_, f"{direction}_data", None) is not None
-        if getattr(filter_, f"{direction}_trailers", None) is not None:
-            positions.append(count)
+        has_other = getattr(filter_, other, None) is not None
+        if getattr(filter_, name, None) is not None:
+            positions.append(count + (own and has_other))
+        count += has_other
     return tuple(positions)
 
 

@@ -370,6 +370,8 @@ class Stream(StreamInfo):
             position += 1
             if result is HOLD:
                 self._held = position
+                if end_stream:
+                    self._response_data(self.chain.response_data_at[position - 1], b"", True)
                 return
             if result is not None and self._intercept_response(result, lambda _: self._response_headers(position, end_stream)):
                 return
@@ -431,11 +433,29 @@ class Stream(StreamInfo):
             else:
                 before = data
                 return self._intercept_response(result, lambda value: self._response_data(position, before if value is None else value, end_stream))
+            if end_stream and self.response_trailers is not None:
+                return self._go_on_with_trailers(position, data)
             if self._head_waits:
                 self._response_hold.put_back(_DATA, data, end_stream, position)  # type: ignore[union-attr]  # that is what it says
                 return True
         self._encode_data(data, end_stream)
         return False
+
+    def _go_on_with_trailers(self, position: int, data: bytes) -> bool:
+        """The data hook before `position` has added trailers: `data` is not the end any more."""
+        trailers = self.response_trailers
+        assert trailers is not None
+        after = self.chain.response_trailers_after[position - 1]
+        stopped = self._head_waits
+        if stopped:
+            self._response_hold.put_back(_DATA, data, False, position)  # type: ignore[union-attr]  # that is what it says
+        else:
+            stopped = self._response_data(position, data, False)
+        if not stopped:
+            self._response_trailers(after, trailers)
+        elif self._response_hold is not None:
+            self._response_hold.put(_TRAILERS, trailers, True, after)
+        return stopped
 
     @property
     def _head_waits(self) -> bool:

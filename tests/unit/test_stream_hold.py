@@ -214,3 +214,62 @@ async def test_data_before_request_trailers_may_have_to_wait() -> None:
     while stream._request_hold is not None:
         await asyncio.sleep(0)
     assert forwarding.out == [("head", [], False), ("data", b"late", False), ("trailers", [(b"x", b"1")])]
+
+
+class Adding:
+    """Ends every response with trailers; a response without a body gets one."""
+
+    empty = False
+
+    def response_headers(self, stream: Any, end_stream: bool) -> Any:
+        self.empty = end_stream
+        return HOLD if end_stream else None
+
+    def response_data(self, stream: Any, data: bytes, end_stream: bool) -> Any:
+        if self.empty:
+            stream.release_headers()
+            data = b"made up"
+        if end_stream:
+            stream.response_trailers = Headers(TRAILERS.copy())
+        return data
+
+
+def test_trailers_can_be_added() -> None:
+    before, after = Witness(), Witness()
+    stream, codec, _ = make(after, Adding(), before)
+    stream.go(True)
+    respond(stream, b"a", b"b")
+    assert codec.out == [("head", 200, [], False), ("data", b"a", False), ("data", b"b", False), ("trailers", TRAILERS), ("done",)]
+    assert before.seen == [(200, False), (b"a", False), (b"b", True)]
+    assert after.seen == [(200, False), (b"a", False), (b"b", False), TRAILERS]
+
+
+def test_a_response_without_a_body_can_get_one() -> None:
+    before, after = Witness(), Witness()
+    stream, codec, _ = make(after, Adding(), before)
+    stream.go(True)
+    stream.send_headers(ResponseHead(204, []), True)
+    assert codec.out == [("head", 204, [], False), ("data", b"made up", False), ("trailers", TRAILERS), ("done",)]
+    assert before.seen == [(204, True)]
+    assert after.seen == [(204, False), (b"made up", False), TRAILERS]
+
+
+async def test_added_trailers_wait_for_what_goes_before_them() -> None:
+    for answers in ({"data": b"later"}, {"headers": None}):
+        ((kind, value),) = answers.items()
+        gate = asyncio.get_running_loop().create_future()
+        stream, codec, _ = make(Witness(**{kind: gate}), Adding())
+        stream.go(True)
+        stream.send_headers(ResponseHead(204, []), True)
+        assert ("trailers", TRAILERS) not in codec.out
+        gate.set_result(value)
+        while stream._response_hold is not None:
+            await asyncio.sleep(0)
+        assert codec.out == [("head", 204, [], False), ("data", value or b"made up", False), ("trailers", TRAILERS), ("done",)]
+
+
+def test_added_trailers_reach_a_filter_that_keeps_the_body() -> None:
+    stream, codec, _ = make(Collector(), Adding())
+    stream.go(True)
+    respond(stream, b"a", b"b")
+    assert codec.out == [head(2), ("data", b"abab", False), ("trailers", TRAILERS), ("done",)]
