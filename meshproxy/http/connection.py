@@ -111,9 +111,7 @@ class ServerConnection(DownstreamConnection):
 
     def _hand_over(self, data: bytes) -> None:
         """The client speaks HTTP/2."""
-        from meshproxy.http.http2_connection import Http2ServerConnection
-
-        successor = Http2ServerConnection(self.manager, self.info)
+        successor = self.manager.http2_protocol(self.info)
         successor.take_over(self)
         gates.replace(self.transport, self, successor)
         successor.data_received(data)

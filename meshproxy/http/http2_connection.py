@@ -13,6 +13,7 @@ from meshproxy.codec.h2.errors import Http2Error
 from meshproxy.codec.h2.session import Session
 from meshproxy.http.downstream import NEVER, DownstreamConnection
 from meshproxy.http.http2_exchange import Http2Exchange
+from meshproxy.http.replies import Reply
 from meshproxy.net.flusher import flusher_of
 from meshproxy.net.keepalive import Keepalive
 from meshproxy.observe import flags
@@ -36,6 +37,8 @@ class Http2ServerConnection(DownstreamConnection):
 
     __slots__ = (
         "_drain_timer",
+        "_head_timer",
+        "head_since",
         "_flusher",
         "_keepalive",
         "_leaving",
@@ -56,11 +59,13 @@ class Http2ServerConnection(DownstreamConnection):
 
     def __init__(self, manager: HttpConnectionManager, info: ConnectionInfo) -> None:
         super().__init__(manager, info)
-        self.session = Session(self, manager.http2_options, client=False)
+        self.session = self._make_session()
         self._flusher = flusher_of(manager.context)
         self._state = _OPEN
         self._leaving = False  # closes as soon as there are no requests
         self._drain_timer: asyncio.TimerHandle | None = None
+        self.head_since = 0.0  # when the header block began of which a part is here
+        self._head_timer: asyncio.TimerHandle | None = None
         self._keepalive: Keepalive | None = None
         self.ended = self._premature = 0  # requests that have ended; those of them that the client reset before they had an answer
         self.ending = False  # no more requests are wanted
@@ -71,6 +76,9 @@ class Http2ServerConnection(DownstreamConnection):
         self.additions: Any = None  # from when the client speaks on
         self.passed: Any = None  # the plan whose head the filters let pass last
         self.waiting: list[Http2Exchange] = []  # heads whose bodies may be in the same read
+
+    def _make_session(self) -> Session:
+        return Session(self, self.manager.http2_options, client=False)
 
     # -- the transport's calls
 
@@ -93,8 +101,41 @@ class Http2ServerConnection(DownstreamConnection):
             for exchange in self.waiting:
                 exchange.general()
             self.waiting.clear()
+        if session.unfinished and not self.head_since:
+            self._begin_head()
         if self._state == _CLOSING and not session.streams:
             self._close(delayed=True)
+
+    def _begin_head(self) -> None:
+        """A header block has begun and is not complete: from now on it is a request, as for Envoy."""
+        manager, options = self.manager, self.manager.options
+        self.head_since = manager.clock()
+        limits = [seconds for seconds in (options.request_headers_timeout, options.request_timeout, options.stream_idle_timeout) if seconds]
+        if limits:
+            self._head_timer = manager.loop.call_later(min(limits), self._head_timed_out, min(limits))
+
+    def head_complete(self) -> None:
+        """It is complete."""
+        self.head_since = 0.0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self, seconds: float) -> None:
+        self._head_timer = None
+        exchange = None if self._discarding or not self.session.unfinished else self.session.open_unfinished()
+        if isinstance(exchange, Http2Exchange):
+            options, stats = self.manager.options, self.stats
+            if seconds == options.request_headers_timeout:
+                stats.downstream_rq_header_timeout.n += 1
+                reply = Reply(408, b"request header timeout", details="request_header_timeout")
+            elif seconds == options.request_timeout:
+                stats.downstream_rq_timeout.n += 1
+                reply = Reply(408, b"request timeout", details="request_overall_timeout")
+            else:
+                stats.downstream_rq_idle_timeout.n += 1
+                reply = Reply(408, b"stream timeout", details="stream_idle_timeout", flag=flags.SI)
+            exchange.refuse(reply)
 
     def _speak(self) -> None:
         super()._speak()
@@ -106,8 +147,9 @@ class Http2ServerConnection(DownstreamConnection):
             self._keepalive = Keepalive(manager.loop, manager.context.random, options, self.session.ping, self._unanswered)
 
     def connection_lost(self, error: Exception | None) -> None:
-        streams = self.session.streams
-        self._lost(error, active=bool(streams))
+        self._lost(error, active=False)
+        if self.session.streams:
+            self._count_active(local=False)  # as Envoy, whoever it was
         reason = self.info.local_close_reason
         details = f"downstream_local_disconnect({reason})" if self._local and reason else "downstream_remote_disconnect"
         self._end_streams(flags.DC, details)
@@ -172,12 +214,14 @@ class Http2ServerConnection(DownstreamConnection):
     def begin_request(self, now: float) -> None:
         """HOT: a request begins."""
         self.requests += 1
+        if self.head_since:
+            self.head_complete()
         manager = self.manager
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
         if manager.max_requests and self.requests >= manager.max_requests:
             self.stats.downstream_cx_max_requests_reached.n += 1
-            self._begin_drain()
+            self.begin_drain()
 
     def request_done(self, stream: Stream) -> None:
         """HOT: a request has ended."""
@@ -192,7 +236,7 @@ class Http2ServerConnection(DownstreamConnection):
         """A drain goes on, and it is this connection's turn."""
         if self._state == _OPEN:
             self.stats.downstream_cx_drain_close.n += 1
-            self._begin_drain()
+            self.begin_drain()
 
     def flooded(self, error: Http2Error) -> None:
         """The client lets too much pile up, and it shows when something is to be sent: it is not reading, so nothing waits for it."""
@@ -242,9 +286,9 @@ class Http2ServerConnection(DownstreamConnection):
         if not self.spoken:
             self._close(delayed=False, reason=reason)
         else:
-            self._begin_drain()
+            self.begin_drain()
 
-    def _begin_drain(self) -> None:
+    def begin_drain(self) -> None:
         """GOAWAY in two steps, so that no request is lost that is under way already (RFC 9113 6.8)."""
         if self._state == _OPEN and not self._discarding:
             self._notify()
@@ -273,6 +317,7 @@ class Http2ServerConnection(DownstreamConnection):
 
     def _stop_timers(self) -> None:
         super()._stop_timers()
+        self.head_complete()
         if self._drain_timer is not None:
             self._drain_timer.cancel()
             self._drain_timer = None
@@ -307,7 +352,7 @@ class Http2ServerConnection(DownstreamConnection):
             _, exchange = streams.popitem()
             exchange.local_closed = exchange.remote_closed = True
             exchange.drop_queue()
-            exchange.end(flag, error.details if error is not None and exchange is error.stream else details)
+            exchange.end(flag, error.details or details if error is not None and exchange is error.stream else details)
 
     def _unanswered(self) -> None:
         """A PING was not answered in time."""
@@ -365,7 +410,7 @@ class Http2ServerConnection(DownstreamConnection):
                 left = min(left, remaining)
             elif stream.ended:  # the client does not take the end of its response
                 self.session.stats.tx_flush_timeout.n += 1
-                exchange._reset(errors.NO_ERROR)
+                exchange._reset(stream, errors.NO_ERROR)
                 exchange._completed(stream)
             else:
                 stream.on_idle()

@@ -11,6 +11,7 @@ from meshproxy.codec.headers import RequestHead, ResponseHead
 from meshproxy.codec.hpack.encoder import encode_literal
 from meshproxy.http import plan as plans
 from meshproxy.http.planned_response import SERVICE_TIME
+from meshproxy.http.replies import UPGRADE_FAILED, Reply
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
 
@@ -63,13 +64,13 @@ class Http2Exchange(Http2Stream):
         self.connection = connection
         self.manager: HttpConnectionManager = connection.manager
         self.info: ConnectionInfo = connection.info
-        self.waiting: KnownRequest | None = None  # a head whose body may be here, too
         self.stream: Stream | None = None
 
     # -- the session's calls
 
     def on_head(self, known: Any, end_stream: bool) -> None:
         """HOT"""
+        self.waiting: KnownRequest | None = None  # a head whose body may be here, too; not set before there is a head
         connection = self.connection
         if end_stream and connection.plans and not connection._discarding:
             plan = known.plans.get(connection.additions)
@@ -120,6 +121,8 @@ class Http2Exchange(Http2Stream):
         head = known.head()
         stream = self.stream = Stream(manager, self, head, now)
         manager.http2_started += 1
+        if connection.head_since:
+            stream.start, stream.head_end = connection.head_since, now
         if end_stream:
             stream.request_ended = True
             stream.request_end = now
@@ -160,23 +163,28 @@ class Http2Exchange(Http2Stream):
             stream.on_trailers(trailers)
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
-        self.general()
-        # As for Envoy, a stream that we had to reset because of its head (too long) was reset by the client.
-        self.end(flags.DR if remote or code == errors.INTERNAL_ERROR else flags.DPE, details)
+        if hasattr(self, "waiting"):
+            self.general()
+        if remote and code == errors.NO_ERROR:
+            self.end(0, "")
+        else:
+            # As for Envoy, a stream that we had to reset because of its head (too long) was reset by the client.
+            self.end(flags.DR if remote or code == errors.INTERNAL_ERROR else flags.DPE, details)
 
     def end(self, flag: int, details: str) -> None:
         """The client is gone, or broke the protocol: nothing can be sent on this stream any more."""
         stream = self.stream
         if stream is None:
-            if self.headed:
+            if hasattr(self, "waiting"):
                 return
             stream = self.stream = self._broken_stream()
         if stream.ended:  # its response was not taken to the end
             stream.flags |= flag
-            stream.details = details
+            stream.details = details or stream.details
+            self.connection.stats.downstream_rq_rx_reset.n += 1
             self._completed(stream)
         else:
-            stream.on_reset(flag, details)
+            stream.on_reset(flag, details or None)
 
     def on_writable(self, writable: bool) -> None:
         stream = self.stream
@@ -195,6 +203,13 @@ class Http2Exchange(Http2Stream):
         manager.http2_started += 1
         self.connection.begin_request(now)
         return Stream(manager, self, RequestHead(b"", b"", version=20), now)
+
+    def refuse(self, reply: Reply) -> None:
+        """Answer a request whose head does not come to its end."""
+        since = self.connection.head_since
+        stream = self.stream = self._broken_stream()
+        stream.start = since
+        stream.local_reply(reply)
 
     def _completed(self, stream: Stream) -> None:
         """The last of a response was sent, or dropped, some time after `stream` had ended."""
@@ -234,6 +249,8 @@ class Http2Exchange(Http2Stream):
         status = head.status
         items = head.items
         if stream.upgrade is not None:
+            if stream.details == UPGRADE_FAILED.details:
+                connection.begin_drain()  # as Envoy
             items = [pair for pair in items if pair[0] not in _UPGRADE]
             if status == 101:
                 status = 200
@@ -302,21 +319,22 @@ class Http2Exchange(Http2Stream):
         """Nothing to be done: what is left of the request is refused once the response is sent."""
 
     def reset_stream(self, stream: Stream) -> None:
-        """RST_STREAM, with the code that Envoy takes."""
-        broken = stream.upgrade is not None and stream.flags & (flags.UF | flags.UC)
-        self._reset(errors.CONNECT_ERROR if broken else errors.INTERNAL_ERROR)
+        """RST_STREAM."""
+        self._reset(stream, errors.INTERNAL_ERROR)
 
     def stream_done(self, stream: Stream) -> None:
         """Count the stream out. A request that goes on after its response is told to stop (RFC 9113 8.1)."""
         self.stream = None
         if not self.remote_closed:
             self.connection.stats.downstream_rq_rx_reset.n += 1
-            self._reset(errors.NO_ERROR)
+            self._reset(stream, errors.NO_ERROR)
         self.connection.request_done(stream)
 
-    def _reset(self, code: int) -> None:
+    def _reset(self, stream: Stream, code: int) -> None:
+        """RST_STREAM, where a tunnel has ended with its upstream's connection with the code that says so (RFC 9113 8.5)."""
+        broken = stream.upgrade is not None and stream.flags & (flags.UF | flags.UC)
         try:
-            self.reset(code)
+            self.reset(errors.CONNECT_ERROR if broken else code)
         except Http2Error as error:
             self.connection.flooded(error)
 

@@ -239,11 +239,19 @@ class HttpConnectionManager:
     def create_protocol(self, info: ConnectionInfo) -> DownstreamConnection:
         """The protocol of a new downstream connection. With codec_type AUTO, one whose TLS handshake has not decided is HTTP/1 until it says otherwise."""
         if self.options.codec_type == HTTP2 or (self.options.codec_type == AUTO and info.tls is not None and info.tls.alpn == "h2"):
-            # Imported by the supervisor, beside the longest way of a start.
-            from meshproxy.http.http2_connection import Http2ServerConnection
-
-            return Http2ServerConnection(self, info)
+            return self.http2_protocol(info)
         return self._connection_class(self, info)
+
+    def http2_protocol(self, info: ConnectionInfo) -> DownstreamConnection:
+        """The protocol of a connection that is known to be HTTP/2."""
+        if self._connection_class is not ServerConnection:
+            from meshproxy.http.http2_metered import MeteredHttp2Connection
+
+            return MeteredHttp2Connection(self, info)
+        # Imported by the supervisor, beside the longest way of a start.
+        from meshproxy.http.http2_connection import Http2ServerConnection
+
+        return Http2ServerConnection(self, info)
 
     def speaks_http2(self, connection: DownstreamConnection, data: bytes) -> bool:
         """Whether a connection that begins with `data` is HTTP/2 by prior knowledge."""

@@ -568,7 +568,7 @@ class Stream(StreamInfo):
             self.codec.reset_stream(self)
             self.finish()
 
-    def on_reset(self, flag: int, details: str) -> None:
+    def on_reset(self, flag: int, details: str | None) -> None:
         """The downstream went away, or broke the protocol."""
         if self.ended:
             return

@@ -134,8 +134,8 @@ def _simple() -> dict[str, Value]:
     for form in ("", "DECOMPRESSED_"):
         table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number("s.upstream_header_bytes_sent")
         table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number(f"s.upstream_{form.lower()}header_bytes_received")
-        table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number("v.response_header_lines_bytes(s)")
-        table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number("v.downstream_header_bytes_received(s)")
+        table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number(f"v.downstream_{form.lower()}header_bytes_sent(s)")
+        table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number(f"v.downstream_{form.lower()}header_bytes_received(s)")
     for command, address in _ADDRESSES.items():
         table[f"{command}_ADDRESS"] = _text(f"(None if (a := {address}) is None else a._text or a.text)")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)

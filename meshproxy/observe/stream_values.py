@@ -190,6 +190,12 @@ def downstream_header_bytes_received(s: Any) -> int:
     return 0 if s.protocol is None else getattr(s.codec, "header_bytes_received", 0)
 
 
+def downstream_decompressed_header_bytes_received(s: StreamInfo) -> int:
+    """The same before it was compressed."""
+    sizes = 0 if s.protocol is None else getattr(s.codec, "decompressed_header_bytes_received", None)
+    return downstream_header_bytes_received(s) if sizes is None else sizes
+
+
 def request_header_map_bytes(s: StreamInfo) -> int:
     """Names and values of the request's headers, pseudo-headers included."""
     r = s.request
@@ -209,8 +215,21 @@ def response_header_map_bytes(s: StreamInfo) -> int:
     return 10 + _map_bytes(items[:-1] if framed else items)
 
 
-def response_header_lines_bytes(s: StreamInfo) -> int:
-    """What the response's header lines take on the wire, without the status line."""
+def downstream_header_bytes_sent(s: StreamInfo) -> int:
+    """What the response's head takes on the wire: header lines of HTTP/1, without the status line; frames of HTTP/2, where the connection is metered."""
+    if s.request is not None and s.request.version == 20:
+        return getattr(s.codec, "header_bytes_sent", 0)
+    return _header_lines_bytes(s)
+
+
+def downstream_decompressed_header_bytes_sent(s: StreamInfo) -> int:
+    """The same before it was compressed."""
+    if s.request is not None and s.request.version == 20:
+        return response_header_map_bytes(s) + response_trailer_map_bytes(s)
+    return _header_lines_bytes(s)
+
+
+def _header_lines_bytes(s: StreamInfo) -> int:
     return 0 if s.response is None else sum([len(name) + len(value) + 4 for name, value in s.response.items])
 
 

@@ -97,6 +97,12 @@ class Http1Connection(Connection):
                 data += LAST_CHUNK
         if data:
             self.write(data)
+        if end_stream and not self.chunked and self.request.stream.upgrade == b"CONNECT":
+            # As Envoy: an HTTP/2 client has ended its side of a tunnel, and HTTP/1 has no other way to say so.
+            request = self.request
+            self._leave(request)
+            self.close()
+            request.on_upstream_reset(TERMINATION, "")
 
     def send_trailers(self, trailers: Headers) -> None:
         """The request's end; trailers need a chunked body."""
@@ -149,9 +155,12 @@ class Http1Connection(Connection):
 
     def ask(self, head: RequestHead, body: bytes) -> int:
         """HOT: see `upstream.pool.PlanExchange`."""
-        out = encode_request_head(head.method, head.path, head.authority, head.items)
-        if body:
-            out += body
+        if not body:
+            out = encode_request_head(head.method, head.path, head.authority, head.items)
+        elif b"content-length" in head:
+            out = encode_request_head(head.method, head.path, head.authority, head.items) + body
+        else:  # it came over HTTP/2
+            out = encode_request_head(head.method, head.path, head.authority, [*head.items, CHUNKED]) + encode_chunk(body) + LAST_CHUNK
         size = self.request.upstream_bytes_sent = len(out)
         self.transport.write(out)
         return size
@@ -315,6 +324,17 @@ class RawConnection(Http1Connection):
         """Whatever comes is for `request`."""
         self.parser.state = UNTIL_CLOSE
         return super().take(request)
+
+    def send_data(self, data: bytes, end_stream: bool) -> None:
+        """More bytes, or the end of them."""
+        if data:
+            self.write(data)
+        if end_stream and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.parser.state = TUNNEL  # there is no message that could be cut off
+        super().connection_lost(error)
 
     def eof_received(self) -> bool:
         """As Envoy: the end of what a terminated CONNECT reached ends the connection from our side."""

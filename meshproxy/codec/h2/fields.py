@@ -143,7 +143,8 @@ def request(fields: Fields, options: Options) -> KnownRequest:
     known = KnownRequest(method, path, authority, scheme, regular, index, fields.size)
     known.length = length
     known.protocol = protocol
-    _keep(fields, known, options)
+    if protocol is None:  # not everybody allows it
+        _keep(fields, known, options)
     return known
 
 
@@ -187,7 +188,8 @@ def trailers(fields: Fields, options: Options) -> list[Pair]:
 
 
 def _over(fields: Fields, options: Options) -> MalformedError:
-    many = fields.over and len(fields.items) >= options.max_headers
+    count = len(fields.items)
+    many = fields.over and count >= options.max_headers and fields.size - 32 * count <= options.max_head_bytes
     return MalformedError(errors.TOO_MANY_HEADERS if many else errors.HEADERS_TOO_LARGE, errors.INTERNAL_ERROR)
 
 

@@ -429,7 +429,7 @@ class Session:
             control.handle(self, kind, flags, stream_id, payload)
             return
         if kind != CONTINUATION or stream_id & MAX_STREAM_ID != self._block_stream:
-            error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected")
+            error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected", "")
             error.stream = self._interrupted()
             raise error
         self._track_empty(not payload)
@@ -569,6 +569,15 @@ class Session:
             self._expecting = True
             self._block_stream = stream_id
             self._block_flags = flags
+
+    @property
+    def unfinished(self) -> int:
+        """The stream whose header block has begun and is not complete; 0: none."""
+        return 0 if self._block is None else self._block_stream
+
+    def open_unfinished(self) -> Http2Stream | None:
+        """A server's: the stream of a request whose head is not complete, for an owner that does not want to wait; None when it is no new one."""
+        return None if self._block_stream in self.streams else self._interrupted()
 
     def _stripped(self, flags: int, stream_id: int, block: bytes) -> bytes:
         if flags & PADDED:
