@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from tests.differential.grpc_wire import OPTIONS, TRAILERS, call, frame, grpc_answer, trailers_only, up
 from tests.differential.harness import Case, Close, Head, Play, Response, Rig, answer, bootstrap, check_cases, cluster, file_log, filter_, get, http, req, to
 
@@ -102,7 +105,44 @@ def tags() -> Case:
     return Case("stats_tags", run, up(OK), skip=("log",))
 
 
+async def _host_counts(rig: Rig) -> dict[str, int]:
+    while True:  # workers tell main of hosts once a second
+        _, text = await rig.proxy.admin("GET", "/clusters")
+        counts = {name: int(value) for name, value in re.findall(r"^a::[^:]+:\d+::(rq_\w+)::(\d+)$", text, re.MULTILINE)}
+        if counts["rq_success"] + counts["rq_error"] >= counts["rq_total"] and not counts["rq_active"]:
+            return counts
+
+
+def host_statistics(name: str, response: bytes, request: bytes | None = None, **fields: Any) -> Case:
+    """What a response counts as for its host."""
+
+    async def run(rig: Rig) -> dict[str, int]:
+        before = await _host_counts(rig)
+        await rig.get(request or call(frame(b"x")))
+        await rig.settled()
+        after = before
+        while after == before:
+            after = await _host_counts(rig)
+        return {key: after[key] - before[key] for key in after}
+
+    return Case(f"host_{name}", run, up(response), **fields)
+
+
 CASES = [
+    # ---- what hosts have done well
+    host_statistics("ok", OK),
+    host_statistics("failed", FAILED),
+    host_statistics("failed_by_the_client", grpc_answer(grpc_status=3)),
+    host_statistics("garbage", grpc_answer(grpc_status="soon")),
+    host_statistics("no_status", grpc_answer(frame(b"x"), x_more=1)),
+    host_statistics("no_trailers", answer(body=frame(b"x"), content_type="application/grpc")),
+    host_statistics("head_failed", trailers_only(14)),
+    host_statistics("head_failed_by_the_client", trailers_only(3)),
+    host_statistics("head_failed_whole", trailers_only(14), req("POST", "/s/m", GRPC, "Content-Length: 0")),
+    host_statistics("http_404", answer("404 No", b"x")),
+    host_statistics("http_404_head", answer("404 No", b"")),
+    host_statistics("http_503", answer("503 No", b"x")),
+    host_statistics("not_grpc", answer(grpc_status="14"), get()),
     # ---- what trailers and heads mean
     Case("ok", call(frame(b"hi")), up(OK)),
     Case("status_in_trailers", call(frame(b"hi")), up(FAILED)),
