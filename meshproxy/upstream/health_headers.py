@@ -11,6 +11,8 @@ from meshproxy.api.errors import UNSUPPORTED
 if TYPE_CHECKING:
     from meshproxy.codec.headers import Pair
 
+# What checks have of their own, and Envoy keeps in one field each.
+_JOINED = frozenset((b"content-type", b"te", b"user-agent"))
 _ADD_IF_ABSENT, _OVERWRITE_OR_ADD, _OVERWRITE_IF_EXISTS = 1, 2, 3
 
 
@@ -25,7 +27,11 @@ def add_headers(items: list[Pair], options: Iterable[Any], path: str) -> list[Pa
         present = any(key == name for key, _ in items)
         if (action == _ADD_IF_ABSENT and present) or (action == _OVERWRITE_IF_EXISTS and not present):
             continue
+        raw = value.encode("latin-1")
         if action in (_OVERWRITE_OR_ADD, _OVERWRITE_IF_EXISTS) or (option.HasField("append") and not option.append.value):
             items = [pair for pair in items if pair[0] != name]
-        items = [*items, (name, value.encode("latin-1"))]
+        elif present and name in _JOINED:
+            items = [(key, before + b"," + raw if key == name else before) for key, before in items]
+            continue
+        items = [*items, (name, raw)]
     return items

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meshproxy.upstream.options import ClusterOptions
 
 ALPN = ("h2",)  # offered where neither the check nor the cluster's TLS context names protocols
-_CHECK = b"/grpc.health.v1.Health/Check"
+_METHOD_AND_PATH = (b":method", b"POST"), (b":path", b"/grpc.health.v1.Health/Check")
 _SERVING = 1
 _MAX_BODY = 65536  # bytes of a gRPC answer, which has one number to say
 
@@ -193,9 +193,13 @@ class _Http2Probe:
     async def _ask(self, connection: Http2ProbeConnection) -> Verdict:
         raise NotImplementedError
 
-    def _pseudo_fields(self, method: bytes, path: bytes) -> list[Pair]:
-        scheme = b"http" if self._prober.options.transport is None else b"https"
-        return [(b":method", method), (b":scheme", scheme), (b":authority", self._target.hostname.encode()), (b":path", path)]
+    @property
+    def _authority(self) -> Pair:
+        return b":authority", self._target.hostname.encode()
+
+    @property
+    def _scheme(self) -> Pair:
+        return b":scheme", b"http" if self._prober.options.transport is None else b"https"
 
     def close(self) -> None:
         """See `health_probe.Probe.close`."""
@@ -214,7 +218,8 @@ class Http2Probe(_Http2Probe):
 
     async def _ask(self, connection: Http2ProbeConnection) -> Verdict:
         config = self._config
-        answer = await connection.ask(self._pseudo_fields(config.method, config.path) + config.items, config.body, config.buffer, lambda _: False)
+        items = [(b":method", config.method), self._authority, (b":path", config.path), self._scheme, *config.items]
+        answer = await connection.ask(items, config.body, config.buffer, lambda _: False)
         assert answer.head is not None
         return config.judge(answer.head, answer.body)
 
@@ -241,7 +246,7 @@ class GrpcProbe(_Http2Probe):
 
     async def _ask(self, connection: Http2ProbeConnection) -> Verdict:
         config = self._config
-        answer = await connection.ask(self._pseudo_fields(b"POST", _CHECK) + config.items, config.request, _MAX_BODY, _is_hopeless)
+        answer = await connection.ask([*_METHOD_AND_PATH, self._authority, self._scheme, *config.items], config.request, _MAX_BODY, _is_hopeless)
         return (Outcome.SUCCESS if is_serving(answer) else Outcome.FAILED), False
 
 

@@ -63,7 +63,8 @@ class Server:
         self.connections = 0
         self.resets: list[int] = []
         self.reset = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[Any] | None] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -72,14 +73,15 @@ class Server:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*filter(None, self._tasks))
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._tasks.add(asyncio.current_task())  # type: ignore[arg-type]  # it runs in one
+        self._writers.append(writer)
+        self._tasks.append(asyncio.current_task())
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
         connection.initiate_connection()
         writer.write(connection.data_to_send())
@@ -124,7 +126,11 @@ async def test_grpc_request_as_configured() -> None:
     async with Server(rpc(SERVING)) as server:
         check = {
             **CHECK,
-            "grpc_health_check": {"service_name": "pkg.Service", "authority": "who", "initial_metadata": [{"header": {"key": "X-One", "value": "1"}}]},
+            "grpc_health_check": {
+                "service_name": "pkg.Service",
+                "authority": "who",
+                "initial_metadata": [{"header": {"key": "X-One", "value": "1"}}, {"header": {"key": "user-agent", "value": "me"}}],
+            },
         }
         async with checked(check, server.port) as (checker, ctx):
             assert flags(checker) == 0
@@ -137,7 +143,7 @@ async def test_grpc_request_as_configured() -> None:
             b":path": b"/grpc.health.v1.Health/Check",
             b"te": b"trailers",
             b"content-type": b"application/grpc",
-            b"user-agent": b"Envoy/HC",
+            b"user-agent": b"Envoy/HC,me",
             b"x-one": b"1",
             b"grpc-timeout": b"30000m",
         }

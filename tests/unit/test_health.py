@@ -11,6 +11,7 @@ from meshproxy.api.errors import ConfigError
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.cluster_manager import validate
 from meshproxy.upstream.health import Checker, Outcome, Session, Settings
+from meshproxy.upstream.health_headers import add_headers
 from meshproxy.upstream.health_probe import contains
 from tests.unit import upstream_help as up
 
@@ -294,3 +295,30 @@ def test_mistakes(check, path):
     with pytest.raises(ConfigError) as error:
         validate(up.proto(up.static(up.group("127.0.0.1:80"), health_checks=[{**base, **check}])), up.context())
     assert [problem.path for problem in error.value.problems] == [path]
+
+
+def test_added_headers():
+    options = up.proto(
+        {
+            "name": "c",
+            "health_checks": [
+                {
+                    **CHECK,
+                    "http_health_check": {
+                        "path": "/",
+                        "request_headers_to_add": [
+                            {"header": {"key": "User-Agent", "value": "joined"}},
+                            {"header": {"key": "x", "value": "1"}},
+                            {"header": {"key": "x", "value": "2"}},
+                            {"header": {"key": "x", "value": "no"}, "append_action": "ADD_IF_ABSENT"},
+                            {"header": {"key": "y", "value": "no"}, "append_action": "OVERWRITE_IF_EXISTS"},
+                            {"header": {"key": "z", "value": "1"}, "append_action": "ADD_IF_ABSENT"},
+                            {"header": {"key": "z", "value": "2"}, "append_action": "OVERWRITE_IF_EXISTS"},
+                        ],
+                    },
+                }
+            ],
+        }
+    ).health_checks[0]
+    items = add_headers([(b"user-agent", b"Envoy/HC")], options.http_health_check.request_headers_to_add, "here")
+    assert items == [(b"user-agent", b"Envoy/HC,joined"), (b"x", b"1"), (b"x", b"2"), (b"z", b"2")]
