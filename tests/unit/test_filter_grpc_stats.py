@@ -1,4 +1,4 @@
-"""The grpc_stats filter; tests/differential/test_grpc.py compares it with Envoy's."""
+"""The grpc_stats filter; tests/differential/test_grpc_http1.py compares it with Envoy's."""
 
 from __future__ import annotations
 
