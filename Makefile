@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers check bench docs lock clean
+.PHONY: help demo test lint types layers check bench h2spec docs lock clean
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11")'
@@ -38,6 +38,11 @@ check: lint types layers  ## lint, types and layers
 
 bench: $(READY)  ## us, Envoy, nginx and HAProxy, paired; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
+
+h2spec: $(READY)  ## h2spec against our HTTP/2 server; needs Go to install it
+	@if command -v go >/dev/null; then GOBIN="$(abspath $(BIN))" go install github.com/summerwind/h2spec/cmd/h2spec@af83a65 || echo "H2SPEC COULD NOT BE INSTALLED"; \
+	else echo "THERE IS NO GO TOOLCHAIN: h2spec cannot be installed"; fi
+	$(BIN)/python -m pytest -rs tests/interop/test_h2spec.py
 
 docs: $(READY)  ## generated documentation
 	$(BIN)/python -m meshproxy.api.support > docs/api-support.md
