@@ -45,8 +45,7 @@ class Http2Connection(Connection):
     def __init__(self, pool: Http2Pool) -> None:
         super().__init__(pool)
         self.session = Session(self, pool.h2_options, client=True)
-        self.session.peer_max_streams = pool.expected_streams
-        self.session.settle_limit()
+        self.session.limit = min(self.session.limit, pool.expected_streams)  # until the server's SETTINGS say what it is
         self.is_ready = False  # it is in `pool.ready`
         self.full = False  # the transport takes nothing more
         self._flusher = pool.flusher
@@ -176,6 +175,7 @@ class Http2Connection(Connection):
 
     def on_settings(self) -> None:
         """The server may allow more or fewer requests than was thought."""
+        self.session.settle_limit()
         self.pool.learn(self)
 
     def on_goaway(self, last_id: int, code: int) -> None:

@@ -53,8 +53,8 @@ class Http2Pool(Pool):
             self.serve_pending()
 
     def learn(self, connection: Http2Connection) -> None:
-        """The host said how many requests a connection may have."""
-        self.expected_streams = connection.session.peer_max_streams
+        """The host said how many requests a connection may have. One that takes none now will take some when it is asked anew."""
+        self.expected_streams = connection.session.peer_max_streams or self.h2_options.max_concurrent_streams
         if connection not in self.connections or connection.closed or connection.draining:
             return
         if connection.room > 0:

@@ -76,6 +76,20 @@ async def test_the_servers_limit_is_learnt(monkeypatch):
     assert waiting.log[-1] == later.log[-1] == ("data", b"ok", True)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_server_whose_settings_name_no_limit_has_none(monkeypatch, before):
+    link = Link(monkeypatch)
+    await link.serve(Caller())
+    (server,) = link.servers
+    server.h2.update_settings({Codes.MAX_CONCURRENT_STREAMS: before})
+    server.flush()
+    server.hang_up()
+    await link.serve(Caller(), Caller())
+    link.servers[-1].flush()
+    await link.serve(Caller())
+    assert sum(len(server.heads()) for server in link.servers[1:]) == 3
+
+
 async def test_a_limit_that_is_raised_lets_those_in_that_wait(monkeypatch):
     link = Link(monkeypatch, settings={Codes.MAX_CONCURRENT_STREAMS: 1})
     await link.serve(Caller())
