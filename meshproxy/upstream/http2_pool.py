@@ -27,6 +27,7 @@ class Http2Pool(Pool):
         self.h2_options = cluster.h2_options
         self.flusher = flusher_of(context)
         self.expected_streams: int = self.h2_options.max_concurrent_streams  # that the host will allow, as far as it is known
+        self.learns = bool(server_name or (host.transport is not None and host.transport.sni))  # as Envoy, which keeps what it learns by server name
 
     def make(self) -> Any:
         """A protocol for a new connection."""
@@ -54,7 +55,8 @@ class Http2Pool(Pool):
 
     def learn(self, connection: Http2Connection) -> None:
         """The host said how many requests a connection may have. One that takes none now will take some when it is asked anew."""
-        self.expected_streams = connection.session.peer_max_streams or self.h2_options.max_concurrent_streams
+        if self.learns:
+            self.expected_streams = connection.session.peer_max_streams or self.h2_options.max_concurrent_streams
         if connection not in self.connections or connection.closed or connection.draining:
             return
         if connection.room > 0:
@@ -97,7 +99,8 @@ class AutoPool(Http2Pool):
             super().count_dial()
             return Http2Connection(self)
         count_http1(self.stats)
-        self.expected_streams = 1
+        if self.learns:
+            self.expected_streams = 1
         return new_http1_connection(self)
 
     def release(self, connection: Any) -> None:

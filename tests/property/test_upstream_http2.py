@@ -166,6 +166,7 @@ def test_accounts_hold(streams, requests, events):
         try:
             common = {"max_requests_per_connection": requests} if requests else {}
             world = World(Link(attr, common=common, max_concurrent_streams=streams))
+            world.link.pool.learns = bool(streams & 1)
             for what, which in events:
                 await world.do(what, which)
                 world.check()

@@ -66,6 +66,7 @@ async def test_more_connections_when_streams_run_out(monkeypatch):
 
 async def test_the_servers_limit_is_learnt(monkeypatch):
     link = Link(monkeypatch, settings={Codes.MAX_CONCURRENT_STREAMS: 1})
+    link.pool.learns = True
     await link.serve(Caller())
     waiting = Caller().go(link.pool)
     later = Caller().go(link.pool)
@@ -79,6 +80,7 @@ async def test_the_servers_limit_is_learnt(monkeypatch):
 @pytest.mark.parametrize("before", [0, 1])
 async def test_a_server_whose_settings_name_no_limit_has_none(monkeypatch, before):
     link = Link(monkeypatch)
+    link.pool.learns = True
     await link.serve(Caller())
     (server,) = link.servers
     server.h2.update_settings({Codes.MAX_CONCURRENT_STREAMS: before})
