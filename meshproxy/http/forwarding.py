@@ -121,6 +121,7 @@ class Forwarding(Tries):
         cluster = self.cluster
         if stream.upgrade is not None:
             self.tunnel = True
+            self.ended = end_stream
             self.terminates = self.route.connect_config is not None and stream.upgrade == b"CONNECT"
             if self.timeout:  # until the tunnel is there: what is in it has no end that could be timed
                 queue = self._queue = self.router.timeout_queue(self.timeout)

@@ -83,7 +83,7 @@ class Http2Exchange(Http2Stream):
             preparer = connection.preparer
             if known.plain is preparer or preparer.is_plain(known, known.index):
                 known.plain = preparer
-                if known.scheme != connection.additions.scheme:  # the client's own choice
+                if known.scheme != connection.additions.scheme or known.protocol is not None:  # the client's own choice; an extended CONNECT
                     self._begin(known, end_stream)
                 elif end_stream:
                     self._whole(known, b"")
