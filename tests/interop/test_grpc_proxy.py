@@ -19,7 +19,7 @@ HTTP2 = """, typed_extension_protocol_options: {envoy.extensions.upstreams.http.
     "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}}
 """
 ROUTES = """
-{match: {prefix: /limited/, grpc: {}}, route: {cluster: c, timeout: 0s, max_grpc_timeout: 0.3s}},
+{match: {prefix: /limited/, grpc: {}}, route: {cluster: c, timeout: 0.3s}},
 {match: {prefix: /dead/}, route: {cluster: dead}},
 {match: {prefix: /s/}, route: {cluster: c, timeout: 0s}}
 """
