@@ -28,16 +28,19 @@ def find_nginx() -> str | None:
 
 
 class Backend:
-    """The running service; a context manager that ends it. `service` is "http1", "http2" or "grpc"; `small`: not nginx, even if it is installed."""
+    """The running service; a context manager that ends it. `service` is "http1", or one of those of `h2_service`.
 
-    def __init__(self, folder: Path, service: str = "http1", *, small: bool = False) -> None:
+    `small`: not nginx, even if it is installed. `goaway_after` is for `h2_service`.
+    """
+
+    def __init__(self, folder: Path, service: str = "http1", *, small: bool = False, goaway_after: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)  # nginx's worker is another user when root starts it
         (folder / "blob").write_bytes(BLOB)
         with (folder / "bulk").open("wb") as bulk:
             bulk.truncate(BULK_BYTES)
         self.port = processes.free_port()
-        nginx = None if small or service == "grpc" else find_nginx()
+        nginx = find_nginx() if service in ("http1", "http2") and not small else None
         if nginx:
             file = folder / "backend.conf"
             file.write_text(configs.backend(folder, self.port, BODY.decode(), http2=service == "http2"))
@@ -45,7 +48,7 @@ class Backend:
         elif service == "http1":
             command = [sys.executable, "-m", "benchmarks.backend", str(self.port)]
         else:
-            command = [sys.executable, "-m", "benchmarks.h2_service", str(self.port), service]
+            command = [sys.executable, "-m", "benchmarks.h2_service", str(self.port), service, str(goaway_after)]
         self._process = Process(command, folder / "output", [processes.LOAD_CPU])
         try:
             processes.wait_until(self._accepts, self._process, 10, "the backend")

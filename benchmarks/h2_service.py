@@ -1,8 +1,9 @@
 """A small HTTP/2 service (prior knowledge) on uvloop, cheap enough to keep up with a proxy: it decodes no heads, and its answers are always the same.
 
-As a program: `python -m benchmarks.h2_service PORT http2|grpc [GOAWAY_AFTER]`. "http2" answers every request with 128 bytes. "grpc" sends every message back
-as it comes, and the status OK when the caller has ended: unary or streaming, it is the same to it. After GOAWAY_AFTER streams, a connection says GOAWAY,
-ignores what is opened later, and closes when the rest is done.
+As a program: `python -m benchmarks.h2_service PORT http2|grpc|mixed [GOAWAY_AFTER]`. "http2" answers every request with 128 bytes. "grpc" sends every message
+back as it comes, and the status OK when the caller has ended: unary or streaming, it is the same to it. "mixed" does the first with requests that have no body,
+the second with others. After GOAWAY_AFTER streams, a connection says GOAWAY and ignores what is opened later; the proxy closes it when the rest is
+done.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from benchmarks import h2_frames
 from benchmarks.backend import BODY
 from benchmarks.h2_frames import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame
 
-_HEADS = {
+_FIELDS = {
     "http2": [(":status", "200"), ("content-type", "text/plain"), ("content-length", str(len(BODY)))],
     "grpc": [(":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity, deflate, gzip")],
+    "trailers": [("grpc-status", "0"), ("grpc-message", "")],
 }
-_TRAILERS = [("grpc-status", "0"), ("grpc-message", "")]
 _CREDIT = 1 << 30  # bytes received before the connection's window is opened again
 
 
@@ -29,7 +30,7 @@ class Service(asyncio.Protocol):
     """One connection."""
 
     def __init__(self, kind: str, goaway_after: int) -> None:
-        self._echoes = kind == "grpc"
+        self._kind = kind
         self._goaway_after = goaway_after
         self._reader = h2_frames.Reader()
         self._preface = len(h2_frames.PREFACE)
@@ -37,8 +38,7 @@ class Service(asyncio.Protocol):
         self._received = 0
         self._last = 0  # the stream opened last, of those that are answered
         self._opened = 0
-        self._open: set[int] = set()
-        self._fields = {"head": _HEADS[kind], "trailers": _TRAILERS}
+        self._open: dict[int, str] = {}  # stream -> whose answer it gets
         self._encoder = hpack.Encoder()
         self._blocks: dict[str, bytes] = {}
         self._in_table: set[str] = set()
@@ -57,7 +57,7 @@ class Service(asyncio.Protocol):
             if kind == DATA:
                 self._on_data(stream, payload, answers)
             elif kind == HEADERS and stream > self._last and not self._going:
-                self._on_head(stream, answers)
+                self._on_head(stream, flags, answers)
             elif kind == SETTINGS and not flags & ACK:
                 answers.append(frame(SETTINGS, ACK, 0))
             elif kind == PING and not flags & ACK:
@@ -65,23 +65,24 @@ class Service(asyncio.Protocol):
             elif kind == WINDOW_UPDATE and not stream:
                 self._window += int.from_bytes(payload, "big")
             elif kind == RST_STREAM:
-                self._open.discard(stream)
+                self._open.pop(stream, None)
             if kind <= HEADERS and flags & END_STREAM and stream in self._open:
                 self._on_end(stream, answers)
         if answers:
             self._transport.write(b"".join(answers))
-        if self._going and not self._open:
-            self._transport.close()
 
     @property
     def _going(self) -> bool:
         return 0 < self._goaway_after <= self._opened
 
-    def _on_head(self, stream: int, answers: list[bytes]) -> None:
-        self._open.add(stream)
+    def _on_head(self, stream: int, flags: int, answers: list[bytes]) -> None:
+        kind = self._kind
+        if kind == "mixed":
+            kind = "http2" if flags & END_STREAM else "grpc"
+        self._open[stream] = kind
         self._last = stream
         self._opened += 1
-        answers.append(frame(HEADERS, END_HEADERS, stream, self._block("head")))
+        answers.append(frame(HEADERS, END_HEADERS, stream, self._block(kind)))
         if self._going:
             answers.append(frame(GOAWAY, 0, 0, stream.to_bytes(4, "big") + bytes(4)))
 
@@ -90,12 +91,11 @@ class Service(asyncio.Protocol):
         if self._received >= _CREDIT:
             answers.append(h2_frames.window_update(0, self._received))
             self._received = 0
-        if self._echoes and payload and stream in self._open:
+        if payload and self._open.get(stream) == "grpc":
             self._send(stream, payload, 0, answers)
 
     def _on_end(self, stream: int, answers: list[bytes]) -> None:
-        self._open.discard(stream)
-        if not self._echoes:
+        if self._open.pop(stream) == "http2":
             self._send(stream, BODY, END_STREAM, answers)
             return
         answers.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, self._block("trailers")))
@@ -103,7 +103,7 @@ class Service(asyncio.Protocol):
     def _block(self, name: str) -> bytes:
         block = self._blocks.get(name)
         if block is None:
-            block = self._encoder.encode(self._fields[name])
+            block = self._encoder.encode(_FIELDS[name])
             if name in self._in_table:
                 self._blocks[name] = block
             else:  # its new entries move the others

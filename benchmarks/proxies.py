@@ -101,6 +101,7 @@ class Proxy:
         folder.mkdir(parents=True, exist_ok=True)
         place = Place(folder, processes.free_port(), processes.free_port(), backend_port)
         self.port = place.port
+        self.admin_port = place.admin_port
         if spec.tls:
             make_certificate(folder)
         file = folder / kind.file
@@ -123,6 +124,10 @@ class Proxy:
     def pids(self) -> list[int]:
         """All its processes."""
         return self.process.pids()
+
+    def admin_ports(self) -> list[int]:
+        """Where it tells its statistics."""
+        return [self.admin_port]
 
     def workers(self) -> list[int]:
         """The processes that move traffic: those that started none themselves."""
@@ -178,6 +183,10 @@ class Chain:
     def pids(self) -> list[int]:
         """All processes of all of them."""
         return [pid for proxy in self._proxies for pid in proxy.pids()]
+
+    def admin_ports(self) -> list[int]:
+        """Where each of them tells its statistics."""
+        return [proxy.admin_port for proxy in self._proxies]
 
     def workers(self) -> list[int]:
         """The processes that move traffic."""
