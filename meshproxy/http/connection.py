@@ -114,6 +114,7 @@ class ServerConnection(DownstreamConnection):
         successor = self.manager.http2_protocol(self.info)
         successor.take_over(self)
         gates.replace(self.transport, self, successor)
+        self.parser.sink = None  # type: ignore[assignment]  # as when the connection ends: for this object it does
         successor.data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:

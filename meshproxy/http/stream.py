@@ -612,7 +612,7 @@ class Stream(StreamInfo):
             if not forwarding.done:
                 forwarding.abandon()
             # No cycles are left behind: a stream is freed when its last reference goes, not when the collector comes by.
-            self.forwarding = forwarding.owner = None
+            self.forwarding = forwarding.owner = forwarding.winner = forwarding.attempts = None
         if self._timers is not None:
             for timer in self._timers:
                 timer.cancel()

@@ -528,6 +528,7 @@ class Http2Request(Http2Stream):
         request = self.request
         self._leave()
         request.on_upstream_reset(reason, "")
+        self.request = None  # a planned request became an ordinary one on the way, and was given to us: a cycle
 
     def hold_back(self) -> None:
         """The request goes faster than the server takes it."""

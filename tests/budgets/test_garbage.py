@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from benchmarks import load
+from benchmarks.backend import Backend
 from benchmarks.configs import Place, Spec, envoy
 from benchmarks.proxies import make_certificate
 from meshproxy import worker
@@ -137,3 +138,39 @@ def test_requests_leave_no_cycles(base, what, backend, tmp_path):
     print(f"per request: {cycles:.3f} unreachable objects, {kept:.3f} objects kept")
     assert cycles <= CEILING
     assert kept <= CEILING
+
+
+# All kinds of requests over HTTP/2 connections that come and go, some of them reset or abandoned by the client, some tried again when the service says GOAWAY.
+MIXED = """
+import sys
+from benchmarks.soak_client import Clients
+clients = Clients(int(sys.argv[1]))
+clients.run(1)
+clients.finish()
+assert clients.tally.answered and not clients.tally.lost, clients.tally
+"""
+
+
+def test_mixed_http2_leaves_no_cycles(folder, tmp_path):
+    async def call(port: int) -> int:
+        gc.collect()
+        gc.disable()
+        caller = await asyncio.create_subprocess_exec(sys.executable, "-c", MIXED, str(port))
+        assert await caller.wait() == 0
+        await asyncio.sleep(0)
+        gc.enable()
+        return gc.collect()
+
+    async def measure(backend_port: int) -> int:
+        listener, port = data_plane(Spec("soak", http2=True), backend_port, tmp_path)
+        await listener.start()
+        await call(port)
+        found = await call(port)
+        listener.close()
+        listener.context.clusters.close()
+        await asyncio.sleep(0)
+        return found
+
+    with Backend(folder / "mixed", "mixed", goaway_after=300) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(measure(service.port))
+    assert found < CONNECTIONS  # requests are hundreds
