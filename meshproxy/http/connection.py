@@ -85,7 +85,7 @@ class ServerConnection(DownstreamConnection):
             if known is not None:
                 plan = known.plans.get(self.additions)
                 if plan is not None and plan.generation == self.changes.n and (plan is self.passed or not plan.hooks):
-                    plan.start(self, self.manager.clock())
+                    plan.start(self, self.manager.clock(), b"")
                     return
         if not self.spoken:
             if self.manager.speaks_http2(self, data):
@@ -385,7 +385,7 @@ class ServerConnection(DownstreamConnection):
         """HOT: see `PlanExchange`."""
         return not self.closing
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: None, now: float) -> None:
         """HOT: see `PlanExchange`."""
         self.stream = None
         self.idle_since = now

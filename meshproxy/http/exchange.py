@@ -82,8 +82,11 @@ class PlanExchange(Exchange, Protocol):
     def takes(self, size: int) -> bool:
         """HOT: whether a response with a body of `size` bytes can be sent at once, and nothing is to be said besides."""
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
-        """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it."""
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: Headers | None, now: float) -> None:
+        """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it.
+
+        `trailers`: of HTTP/2 only.
+        """
 
     def leave_plan(self, received: int) -> None:
         """The stream goes the general way from here. `received`: bytes of its request that nobody has counted."""

@@ -15,6 +15,7 @@ from meshproxy.http.route_rewrite import update_authority
 from meshproxy.http.tries import Tries
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
+from meshproxy.upstream.host import count_grpc
 
 if TYPE_CHECKING:
     from meshproxy.http.attempt import Attempt
@@ -320,7 +321,7 @@ class Forwarding(Tries):
             if not grpc:
                 host.rq_success += 1
             elif end_stream:
-                _grpc_done(host, grpc_status)
+                count_grpc(host, grpc_status)
             else:
                 self.grpc_open = True
         route = self.route
@@ -358,7 +359,7 @@ class Forwarding(Tries):
         """The response ends with trailers."""
         if self.grpc_open:
             self.grpc_open = False
-            _grpc_done(attempt.host, status_of(trailers))  # type: ignore[arg-type]  # it has answered
+            count_grpc(attempt.host, status_of(trailers))  # type: ignore[arg-type]  # it has answered
         self.complete(attempt)
         self.stream.send_trailers(trailers)
 
@@ -367,7 +368,7 @@ class Forwarding(Tries):
         self.done = True
         self._stop_timeout()
         if self.grpc_open:
-            _grpc_done(attempt.host, None)  # type: ignore[arg-type]  # it has answered
+            count_grpc(attempt.host, None)  # type: ignore[arg-type]  # it has answered
         stream = self.stream
         if attempt._idle_timer is not None:
             attempt._idle_timer.cancel()
@@ -406,11 +407,3 @@ def _grpc_status(headers: Headers) -> int | None:
     if value is None or not value.isdigit() or len(value) > 9:  # Python refuses to read some thousands of digits
         return None
     return int(value)
-
-
-def _grpc_done(host: Host, status: int | None) -> None:
-    """Count a gRPC response by the status that it ended with."""
-    if status is not None and http_of_status(status) < 500:
-        host.rq_success += 1
-    else:
-        host.rq_error += 1

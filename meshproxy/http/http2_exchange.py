@@ -74,14 +74,14 @@ class Http2Exchange(Http2Stream):
         connection = self.connection
         if end_stream and connection.plans and not connection._discarding:
             plan = known.plans.get(connection.additions)
-            if plan is not None and plan.generation == connection.changes.n and (not plan.hooks or plan is connection.passed):
-                plan.start(self, connection.begin_planned())
+            if plan is not None and plan.generation == connection.changes.n and not plan.bodied and (not plan.hooks or plan is connection.passed):
+                plan.start(self, connection.begin_planned(), b"")
                 return
         if connection._discarding:
             return
         if connection.plans:
             preparer = connection.preparer
-            if known.plain is preparer or preparer.is_plain(known, known.index):
+            if known.plain is preparer or preparer.is_plain(known, known.index, http2=True):
                 known.plain = preparer
                 if known.scheme != connection.additions.scheme or known.protocol is not None:  # the client's own choice; an extended CONNECT
                     self._begin(known, end_stream)
@@ -98,8 +98,14 @@ class Http2Exchange(Http2Stream):
         connection = self.connection
         now = connection.begin_planned()
         additions = connection.additions
-        plan = self.manager.plan(known, additions) if known.kept and not body else None
-        stream = plans.start(self, known, body, additions, now)
+        plan = self.manager.plan(known, additions) if known.kept else None
+        if plan is None or plan.bodied != bool(body) or len(body) > plan.lane.body_limit:
+            stream = plans.start(self, known, body, additions, now)
+            plan = None
+        elif plan.hooks and plan is not connection.passed:
+            stream = plans.start(self, known, body, additions, now)
+        else:
+            stream = plan.start(self, now, body)
         if body and not stream.stage:
             self._data(body, True)  # it takes the general way
         if plan is not None and stream.stage:
@@ -271,7 +277,7 @@ class Http2Exchange(Http2Stream):
         """HOT: see `PlanExchange`."""
         return not self.connection.ending and super().takes(size)
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, now: float) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: Headers | None, now: float) -> None:
         """HOT: see `PlanExchange`."""
         self.stream = None
         connection = self.connection
@@ -288,7 +294,12 @@ class Http2Exchange(Http2Stream):
             block += _dates[self.manager.date]
             if after.pairs:
                 block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
-        if body:
+        if trailers is not None:
+            self.send_block(block, False)
+            if body:
+                super().send_data(body, False)
+            super().send_trailers(trailers.items)
+        elif body:
             self.send_message(block, body)
         else:
             self.send_block(block, True)

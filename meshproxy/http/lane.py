@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.grpc import is_content_type
+from meshproxy.codec.grpc import is_content_type, status_of
 from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
 from meshproxy.http.probe import Probe, Varies
+from meshproxy.upstream.host import count_grpc
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
-    from meshproxy.codec.headers import RequestHead
+    from meshproxy.codec.headers import Headers, RequestHead
     from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.route import Route
@@ -31,6 +32,7 @@ class Lane:
         "body_limit",
         "chain",
         "cluster",
+        "grpc",
         "internal",
         "manager",
         "outlier",
@@ -45,8 +47,9 @@ class Lane:
         "watched",
     )
 
-    def __init__(self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool, version: int) -> None:
+    def __init__(self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool, version: int, grpc: bool) -> None:
         """`version`: of HTTP downstream, 11 or 20."""
+        self.grpc = grpc
         self.manager = manager
         self.version = version
         self.route = route
@@ -123,7 +126,7 @@ class Lane:
         tally.started = started + 1
         return exchange
 
-    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes) -> bool:
+    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes, trailers: Headers | None = None) -> bool:
         """HOT: a whole response. False, and nothing done, when it has to go the general way."""
         learnt = self.responses.get(known) or self._learn(known)
         if learnt is None:
@@ -133,7 +136,7 @@ class Lane:
         codec = stream.codec
         pool = exchange.pool
         host = pool.host
-        if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)):
+        if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)) or (trailers is not None and self.version != 20):
             return False
         now = manager.clock()
         if now >= manager.next_second:
@@ -146,7 +149,9 @@ class Lane:
             del queue.started[stream]
         pool.limits.rq -= 1
         host.rq_active -= 1
-        if response.success:
+        if self.grpc and response.success:
+            count_grpc(host, status_of(trailers))
+        elif response.success:
             host.rq_success += 1
         else:
             host.rq_error += 1
@@ -161,30 +166,30 @@ class Lane:
         except KeyError:
             times[milliseconds] = 1
         service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
-        codec.answer(response, service_time, body, now)
+        codec.answer(response, service_time, body, trailers, now)
         if self.watched:
             stream.end = now
-            stream.answer = response, milliseconds
+            size = len(body)
+            stream.answer = response, milliseconds, size, trailers
             stated = service_time if response.timed else known.index.get(SERVICE_TIME)
             plan = stream.plan
             wall = start + manager.wall_offset
+            kind: Any = self if plan is None else plan, response.kind
+            if stream.body or known.length < 0 or trailers is not None:
+                kind = *kind, len(stream.body), size, trailers and tuple(trailers.items)
             if plan is None:
-                body = stream.body
-                kind = (self, response.kind, len(body)) if body else (self, response.kind)
                 stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stream.facts = (plan, response.kind), True, codec.info, host, request_id, stated, start, now, wall
+                stream.facts = kind, True, codec.info, host, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         return True
 
     def _learn(self, known: KnownResponse) -> tuple[PlannedResponse, dict[int, int]] | None:
-        if known.length < 0:  # of HTTP/2: how long the body is has to be counted
-            return None
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None
-        if b"grpc-status" in known.index or is_content_type(known.index.get(b"content-type")):
+        if not self.grpc and self.version != 20 and is_content_type(known.index.get(b"content-type")):
             return None  # whether it is a success, its HTTP status does not say
         planned = self._planned
         response = planned.get(known)
@@ -236,13 +241,13 @@ class Tally:
         return started
 
 
-def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool) -> Lane | None:
+def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool, grpc: bool) -> Lane | None:
     """The lane of a route; None when its requests need more than a lane does. `head`: of one of them."""
     if route is None or not route.cluster_name or not manager.plannable or not _is_plannable(route):
         return None
     chain = manager.chains.get(route) or manager.compile_chain(route)
     cluster = manager.router.clusters.get(route.cluster_name)
-    if cluster is None or not chain.plannable or not cluster.plannable:
+    if cluster is None or not chain.plannable or not cluster.plannable or (grpc and manager.router.suppress_grpc_failures):
         return None
     if route.finalize_request is not None:
         probe = Probe()
@@ -251,7 +256,7 @@ def make_lane(manager: HttpConnectionManager, route: Route | None, head: Request
             route.finalize_request(probe)  # type: ignore[arg-type]
         except Varies:
             return None
-    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11)
+    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11, grpc=grpc)
 
 
 def _is_plannable(route: Route) -> bool:

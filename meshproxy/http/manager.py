@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages, registry
+from meshproxy.codec.grpc import is_content_type
 from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 from meshproxy.http import local_reply, log_events, plan, router, timeouts
@@ -143,9 +144,9 @@ class HttpConnectionManager:
         self.response_kinds: dict[Any, object] = {}
         self.tallies: dict[Any, Tally] = {}
         self.busy: set[Tally] = set()  # that have something to settle
-        # By route, for clients that are not internal and for those that are, over HTTP/1 and (2, 3) over HTTP/2; valid as long as nothing changes. None: there
-        # is no lane.
-        self._lanes: tuple[dict[Route | None, Lane | None], ...] = ({}, {}, {}, {})
+        # By route, for clients that are not internal and for those that are: over HTTP/1, over HTTP/2 (2, 3), by gRPC (4, 5). Valid as long as nothing
+        # changes. None: there is no lane.
+        self._lanes: tuple[dict[Route | None, Lane | None], ...] = ({}, {}, {}, {}, {}, {})
         self._lanes_of = self.changes.n
         self._plans = 0
         # Whether requests can go by plan at all.
@@ -326,11 +327,16 @@ class HttpConnectionManager:
         """HOT: the lane of a route, if there can be one. `head`: of a request that has this route."""
         if self._lanes_of != self.changes.n:
             self._forget_lanes()
-        lanes = self._lanes[internal + 2 if head.version == 20 else internal]
+        if head.version == 20:
+            grpc = is_content_type(head._index.get(b"content-type"))  # type: ignore[union-attr]  # a prepared head has one
+            lanes = self._lanes[internal + (4 if grpc else 2)]
+        else:
+            grpc = False
+            lanes = self._lanes[internal]
         try:
             return lanes[route]
         except KeyError:
-            made = lanes[route] = make_lane(self, route, head, internal=internal)
+            made = lanes[route] = make_lane(self, route, head, internal=internal, grpc=grpc)
             return made
 
     def plan(self, known: Any, additions: Additions) -> plan.Plan | None:

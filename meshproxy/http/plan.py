@@ -40,6 +40,7 @@ MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
 
 _METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # of requests without a body whose responses have one
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH", b"GET", b"DELETE"))
+_BODIED = frozenset((b"POST", b"PUT", b"PATCH"))  # of requests that have plans for when they have a body
 _CONTROL = timeouts.CONTROL_HEADERS
 _NEW = object.__new__
 _NEW_ID = b"<new>"
@@ -58,12 +59,13 @@ _NO_LANE: Any = _NoLane()
 class Plan:
     """What every repetition of a request head comes to, for clients that get the same additions."""
 
-    __slots__ = ("after", "before", "fields", "filtered", "finished", "generation", "hooks", "lane", "new_id", "received", "request_id", "size")
+    __slots__ = ("after", "before", "bodied", "fields", "filtered", "finished", "generation", "hooks", "lane", "new_id", "received", "request_id", "size")
 
     def __init__(self, lane: Lane, outcome: _Outcome, received: int) -> None:
         self.lane = lane
         self.generation: int = lane.manager.changes.n
         self.hooks = lane.chain.repeated
+        self.bodied = outcome.finished.method in _BODIED  # it is for requests that have a body, else for those that have none
         self.filtered = _Template(outcome.filtered, outcome.id)
         self.finished = _Template(outcome.finished, outcome.id)
         self.new_id = lane.manager.preparer.new_id if outcome.id else None
@@ -75,33 +77,37 @@ class Plan:
         self.received = received  # bytes, where the connection does not count them itself
         self.size = len(outcome.wire)
 
-    def start(self, codec: Any, now: float) -> None:
-        """HOT: a whole request without a body, for `codec` (http.exchange.PlanExchange). The filters of its connection let this head pass before."""
+    def start(self, codec: Any, now: float, body: bytes) -> PlannedStream:
+        """HOT: a whole request, for `codec` (http.exchange.PlanExchange). The filters of its connection let this head pass before.
+
+        The stream's `stage` says whether it was sent, as that of `start`.
+        """
         lane = self.lane
         stream = codec.stream = _NEW(PlannedStream)
         stream.plan = self
         stream.lane = lane
-        stream.body = b""
+        stream.body = body
         stream.codec = codec
         stream.manager = lane.manager
         stream.connection = codec.info
         stream.start = stream.last_active = now
         stream.stage = FILTERS
         if self.hooks and not self._run_hooks(stream):
-            return
+            return stream
         host = lane.cluster.pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(lane.pool_key)
         if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq:
             stream.leave_plan()
-            stream.forward(True, host)
-            return
+            stream.forward(not body, host)
+            return stream
         new_id = self.new_id
         if new_id is not None:
             stream.request_id = new_id()
         tally = lane.tally
         tally.received += self.received
         tally.sent += lane.begin(stream, host, pool).ask_known(self, stream)
+        return stream
 
     def make_fields(self, fields_of: Callable[[RequestHead], list[Pair]]) -> tuple[Piece, Piece]:
         """What goes upstream over HTTP/2 around the new request id. `fields_of`: the pairs of a head."""
@@ -117,12 +123,12 @@ class Plan:
             position += 1  # noqa: SIM113  # enumerate costs more
             result = hook(stream)
             if result is not None:
-                stream._hold_headers(result, position, True)
+                stream._hold_headers(result, position, not stream.body)
                 return False
         if stream.__class__ is PlannedStream:
             return True
         if not stream.ended:
-            stream.forward(True)
+            stream.forward(not stream.body)
         return False
 
 
@@ -228,9 +234,12 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Additions) -
     guarded = head._index = GuardedIndex(dict(reversed(head.items)))
     try:
         route = manager.match(probe)  # type: ignore[arg-type]
-        lane = manager.lane(route, head, scratch.is_internal) if known.method in _METHODS else None
+        planned = known.method in _METHODS or (known.method in _BODIED and head.version == 20)
+        lane = manager.lane(route, head, scratch.is_internal) if planned else None
         if lane is None or not _CONTROL.isdisjoint(guarded):
             return None
+        if known.method in _BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
+            return None  # HTTP/1 would have to frame the body
         if route.expected_timeout is not None and not manager.router.suppress:  # type: ignore[union-attr]
             head.add(timeouts.EXPECTED, route.expected_timeout)  # type: ignore[union-attr]
         if route.finalize_request is not None:  # type: ignore[union-attr]

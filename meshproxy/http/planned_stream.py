@@ -8,6 +8,7 @@ from meshproxy.http.forwarding import Forwarding
 from meshproxy.http.stream import Stream
 
 if TYPE_CHECKING:
+    from meshproxy.codec.headers import Headers
     from meshproxy.http.lane import Lane
     from meshproxy.http.plan import Plan
     from meshproxy.http.planned_response import PlannedResponse
@@ -31,7 +32,7 @@ class PlannedStream(Stream):
     stage: int
     connected: Any  # upstream.pool.PlanExchange
     request_id: bytes
-    answer: tuple[PlannedResponse, int]
+    answer: tuple[PlannedResponse, int, int, Headers | None]  # with milliseconds, bytes of the body, trailers
     facts: tuple[Any, ...] | None
 
     def __getattr__(self, name: str) -> Any:
@@ -97,13 +98,13 @@ class PlannedStream(Stream):
 
     def _finished(self) -> None:
         """The response went downstream: for those who want to know what it was."""
-        response, milliseconds = self.answer
+        response, milliseconds, size, self.response_trailers = self.answer
         known = response.known
         self.ended = self.response_started = True
         self.details = "via_upstream"
         self.status = known.status
-        self.bytes_sent = known.length
-        self.upstream_bytes_received = known.size + known.length
+        self.bytes_sent = size
+        self.upstream_bytes_received = known.size + size
         self.upstream_first = self.upstream_last = self.response_start = self.end
         time = b"%d" % milliseconds if response.timed else b""
         date = self.manager.date if response.dated else b""

@@ -208,6 +208,7 @@ class RequestHeadPreparer:
         self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
         self._plain_path = options.paths.is_plain
         self._watched = _WATCHED.union(options.internal_only)
+        self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
         self._additions = _AdditionsMemo()
 
     def prepare(self, stream: Stream) -> Reply | None:
@@ -217,7 +218,7 @@ class RequestHeadPreparer:
         additions = self.additions(stream.connection)
         # HTTP/2 names the scheme, which may be another one than the connection's.
         plain_scheme = head.version != 20 or head.scheme == additions.scheme or self.options.scheme_override is not None
-        if plain_scheme and head._index is not None and self.is_plain(head, head._index):
+        if plain_scheme and head._index is not None and self.is_plain(head, head._index, http2=head.version == 20):
             self.complete(stream, head, additions)
             return None
         if not head.authority and (reply := self._missing_host(head)) is not None:
@@ -234,17 +235,17 @@ class RequestHeadPreparer:
         if self._strips_host:
             self._strip_host(head, stream.connection)
         index = head._index
-        if not self._plain or not plain_scheme or index is None or not self._watched.isdisjoint(index):
+        watched = self._watched_http2 if head.version == 20 else self._watched
+        if not self._plain or not plain_scheme or index is None or not watched.isdisjoint(index):
             return self._carefully(stream, head)
         self.complete(stream, head, additions)
         return None
 
-    def is_plain(self, head: KnownRequest | RequestHead, index: dict[bytes, bytes]) -> bool:
+    def is_plain(self, head: KnownRequest | RequestHead, index: dict[bytes, bytes], *, http2: bool = False) -> bool:
         """HOT: whether a head needs no more than `complete`: then all its repetitions can go straight there. `index`: the head's."""
         path = head.path
-        return bool(
-            self._plain and head.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and self._watched.isdisjoint(index)
-        )
+        watched = self._watched_http2 if http2 else self._watched
+        return bool(self._plain and head.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and watched.isdisjoint(index))
 
     def additions(self, connection: ConnectionInfo) -> Additions:
         """What every plain request of a connection gets."""

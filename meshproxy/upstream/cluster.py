@@ -238,6 +238,10 @@ class Cluster:
             and not (self.max_requests_per_connection and self.options.protocol != options.HTTP1)
         )
 
+    def speaks_http2(self, version: int) -> bool:
+        """Whether requests that came by that version of HTTP surely go on by HTTP/2."""
+        return self.options.protocol == options.HTTP2 or (self.options.protocol == options.DOWNSTREAM and version == 20)
+
     def pool_key(self, priority: int, version: int) -> Any:
         """What `Host.pools` knows a pool by that depends on nothing else. `version`: of HTTP downstream."""
         return (priority, "h2") if self.options.protocol == options.DOWNSTREAM and version == 20 else priority

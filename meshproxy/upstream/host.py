@@ -9,6 +9,8 @@ from __future__ import annotations
 from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meshproxy.codec.grpc import http_of_status
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -244,3 +246,11 @@ class HostSet:
 
     def __repr__(self) -> str:
         return f"<HostSet {self.priority}: {len(self.healthy)} healthy, {len(self.degraded)} degraded, {len(self.excluded)} excluded of {len(self.hosts)}>"
+
+
+def count_grpc(host: Host, status: int | None) -> None:
+    """Count a gRPC response by the status that it ended with."""
+    if status is not None and http_of_status(status) < 500:
+        host.rq_success += 1
+    else:
+        host.rq_error += 1

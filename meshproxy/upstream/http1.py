@@ -169,8 +169,9 @@ class Http1Connection(Connection):
         """HOT: see `upstream.pool.PlanExchange`."""
         size: int = plan.size
         stream.upstream_bytes_sent = size
-        self.transport.write(plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after)
-        return size
+        out = plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after
+        self.transport.write(out + stream.body if stream.body else out)
+        return size + len(stream.body)
 
     def answered(self, now: float) -> None:
         """HOT: see `upstream.pool.PlanExchange`."""

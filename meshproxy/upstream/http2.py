@@ -370,13 +370,7 @@ class Http2Request(Http2Stream):
         """HOT"""
         block = self.session.encoder.encode(_fields(head))
         self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
-        if not body:
-            self.send_block(block, True)
-        elif self.takes(len(body)):
-            self.send_message(block, body)
-        else:
-            self.send_block(block, False)
-            super().send_data(body, True)
+        self._send(block, body)
         return 0
 
     def ask_known(self, plan: Any, stream: Any) -> int:
@@ -388,9 +382,19 @@ class Http2Request(Http2Stream):
             block += _REQUEST_ID + stream.request_id
             if after.pairs:
                 block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
-        stream.upstream_bytes_sent = len(block) + _FRAME_HEAD
-        self.send_block(block, True)
+        body = stream.body
+        stream.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
+        self._send(block, body)
         return 0
+
+    def _send(self, block: bytes, body: bytes) -> None:
+        if not body:
+            self.send_block(block, True)
+        elif self.takes(len(body)):
+            self.send_message(block, body)
+        else:
+            self.send_block(block, False)
+            super().send_data(body, True)
 
     def answered(self, now: float) -> None:
         """HOT"""
@@ -402,10 +406,10 @@ class Http2Request(Http2Stream):
         self.planned = None
         self.request = request
 
-    def _respond(self, known: KnownResponse, body: bytes) -> bool:
+    def _respond(self, known: KnownResponse, body: bytes, trailers: Headers | None = None) -> bool:
         """HOT: a whole response. False when it has to go the general way."""
         planned = self.planned
-        return self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, body)
+        return self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, body, trailers)
 
     def release(self) -> None:
         """The response takes the general way: hand over what has come of it."""
@@ -475,7 +479,11 @@ class Http2Request(Http2Stream):
             self._response_done()
 
     def on_trailers(self, trailers: Headers) -> None:
-        if self._known is not None:
+        """HOT"""
+        known = self._known
+        if known is not None:
+            if self._respond(known, self._data, trailers):
+                return
             self.release()
         request = self.request
         if request is None:
