@@ -320,9 +320,15 @@ class Clients:
         deadline = monotonic() + _STALL_S
         while self.tally.under_way() and monotonic() < deadline:
             self._turn(0)
-        for fd, connection in [*self._connections.items()]:
+        for connection in self._connections.values():
             for _ in connection.open:
                 self.tally.lost["never answered"] += 1
+            connection.open.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Close everything at once."""
+        for fd, connection in [*self._connections.items()]:
             self._drop(fd, connection)
         self._epoll.close()
 

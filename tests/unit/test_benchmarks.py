@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from benchmarks import h2_frames, h2_sender, load, measure, plots, processes, proxies, report, sender
+from benchmarks import h2_frames, h2_sender, load, measure, plots, processes, proxies, report, sender, soak, soak_client
 from benchmarks.backend import Backend
 from benchmarks.configs import Place, Spec, envoy
 from benchmarks.load import VARYING, Load
@@ -149,6 +149,43 @@ def http2_services(tmp_path_factory):
     folder = tmp_path_factory.mktemp("services")
     with Backend(folder / "http2", "http2", small=True) as http2, Backend(folder / "grpc", "grpc") as grpc:
         yield {"http2": http2.port, "grpc": grpc.port}
+
+
+def test_clients_of_a_soak_follow_every_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak_client, "_LIFE", (20, 200))
+    with Backend(tmp_path, "mixed") as service:
+        clients = soak_client.Clients(service.port)
+        while clients.tally.started < 500 or not clients.tally.abandoned:
+            clients.run(0.05)
+        clients.finish()
+    tally = clients.tally
+    assert not tally.lost
+    assert tally.started == tally.answered + tally.reset + tally.abandoned
+    assert tally.reset
+    assert tally.connections > soak_client.CONNECTIONS
+
+
+def test_clients_of_a_soak_notice_what_is_lost(tmp_path):
+    with Backend(tmp_path, "mixed", goaway_after=100) as service:  # without a proxy nobody sends again what it ignores
+        clients = soak_client.Clients(service.port)
+        while not clients.tally.lost:
+            clients.run(0.05)
+        clients.close()
+    tally = clients.tally
+    assert "GOAWAY 00000000 " in tally.lost
+    assert soak.verdict({"lost": dict(tally.lost), "left": {}, "growth": 0.0})
+
+
+@pytest.mark.parametrize(("growth", "fine"), [(-0.1, True), (0.05, True), (0.051, False)])
+def test_the_verdict_of_a_soak(growth, fine):
+    assert (soak.verdict({"lost": {}, "left": {}, "growth": growth}) == []) is fine
+    assert soak.verdict({"lost": {}, "left": {"http.main.downstream_rq_active": 1}, "growth": growth})
+
+
+def test_memory_of_a_soak_is_a_median():
+    watch = soak.Watch(None, None, samples=[(5, 1.0), (10, 50.0), (15, 2.0), (60, 9.0)])
+    assert watch.around(10) == 2.0
+    assert watch.around(60) == 9.0
 
 
 def test_what_is_sent_over_http2_says_which_service_it_wants():
