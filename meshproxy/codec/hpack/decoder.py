@@ -8,6 +8,7 @@ use something.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -35,7 +36,11 @@ _MAX_NAME = 64
 _MAX_PAIRS = 2048
 _MAX_PAIR = 256
 
+_NEWEST = 0x80 + FIRST_DYNAMIC  # see `Decoder._table`
 _PIECE = 4096  # bytes of a block after which the fields are counted: a byte can stand for a whole table
+
+Part = Pair | bytes
+_indexed = re.compile(rb"[\x81-\xfe]+").match  # fields that are one byte each
 
 _NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
 
@@ -95,20 +100,18 @@ class Decoder:
     its length.
     """
 
-    __slots__ = ("_changes", "_known", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_sizes", "_table", "_used", "max_fields", "max_list_size")
+    __slots__ = ("_known", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_table", "_used", "max_fields", "max_list_size")
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE, max_list_size: int = MAX_LIST_SIZE, max_fields: int = MAX_FIELDS) -> None:
         """`max_table_size`: what our SETTINGS_HEADER_TABLE_SIZE allows the peer. Below 4096, the peer has to start with a size update."""
         self.max_list_size = max_list_size
         self.max_fields = max_fields
-        # What the peer may reference, by index: the static table and from `FIRST_DYNAMIC` on the dynamic one, newest first.
+        # What the peer may reference, by the byte that does so (0x80 and the index): the static table and from `_NEWEST` on the dynamic one, newest first.
         self._table = _STATIC_TABLE
-        self._sizes = _STATIC_SIZES  # ... and what each of them counts for
         self._size = DEFAULT_TABLE_SIZE  # the dynamic table's maximum, as the peer last set it
         self._used = 0
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
-        self._changes = 0  # of the dynamic table
         self._known = _NOTHING_KNOWN
         self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes], ...] = ()  # and the parts of their blocks that are the same
         self._shapes_missed = 0
@@ -137,9 +140,9 @@ class Decoder:
         # HOT: a block that says the same whatever the dynamic table, or that differs from others in nothing but the values of literals.
         independent = _independent.get(block)
         if independent is not None and independent[2] <= self._size:
-            fields, added, size, sizes = independent
+            fields, added, size = independent
             if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
-                self._add(added, sizes, size)
+                self._add(added, size)
                 return fields
         end = len(block)
         for shape, segments, tail in self._shapes:
@@ -173,33 +176,39 @@ class Decoder:
     def _parse(self, block: bytes) -> Fields:
         # HOT: no call in the loop that is not needed.
         items: list[Pair] = []
-        append = items.append
-        size = position = 0
+        position = 0
         end = len(block)
-        literals: list[tuple[int, int, int]] = []  # those without indexing: place, where the value's length is, and where it ends
-        changes = self._changes
+        literals: list[tuple[int, int, int]] = []  # those with values that are new or not indexed: place, where the value's length is, and where it ends
+        changed = varied = False  # insertions into the table, also of values that are new
         try:
             if self._least is not None or (block and 0x20 <= block[0] < 0x40):
                 position = self._size_updates(block)
+                changed = True
             table = self._table
-            sizes = self._sizes
+            used = self._used
+            most = self._size
             stop = end if end <= _PIECE else position + _PIECE
             while True:
                 while position < stop:
                     first = block[position]
-                    position += 1
                     if first > 0x80:
                         if first < 0xFF:
-                            index = first - 0x80
+                            run = _indexed(block, position, stop)
+                            items += map(table.__getitem__, run[0])  # type: ignore[index]  # it begins with such a byte
+                            position = run.end()  # type: ignore[union-attr]
                         else:
-                            index, position = decode_rest(block, position, 127)
-                        append(table[index])
-                        size += sizes[index]
+                            index, position = decode_rest(block, position + 1, 0xFF)
+                            items.append(table[index])
                         continue
+                    position += 1
                     name = _NAMES[first]
                     if not name:
                         if name is None:
-                            name, position = _name_of(table, block, first, position)
+                            if first == 0x7F and block[position] < 128:
+                                name = table[block[position] + 0xBF][0]
+                                position += 1
+                            else:
+                                name, position = _name_of(table, block, first, position)
                         else:
                             start = position
                             position += 1 + (block[position] & 127)
@@ -217,15 +226,39 @@ class Decoder:
                         position += length - 127
                         value = decode_huffman(block[begin + 1 : position])
                     pair = name, value
-                    entry = len(name) + len(value) + ENTRY_OVERHEAD
-                    size += entry
                     if first < 0x40:
                         literals.append((len(items), begin, position))
-                    elif position <= end:
-                        self._insert(pair, entry)
-                        table = self._table
-                        sizes = self._sizes
-                    append(pair)
+                        items.append(pair)
+                        continue
+                    size = len(name) + len(value) + ENTRY_OVERHEAD
+                    if size > most:
+                        if used:  # an empty table stays so: nginx has one of no bytes, and indexes everything all the same
+                            del table[_NEWEST:]
+                            used = 0
+                            changed = True
+                        items.append(pair)
+                        continue
+                    changed = True
+                    used += size
+                    while used > most:
+                        oldest, old = table.pop()
+                        used -= len(oldest) + len(old) + ENTRY_OVERHEAD
+                    if table is _STATIC_TABLE:
+                        table = self._table = table.copy()
+                    known = None
+                    if size <= _MAX_PAIR and name not in UNIQUE:
+                        known = _pairs.get(pair)
+                        if known is None:
+                            if len(_pairs) >= _MAX_PAIRS:
+                                _pairs.clear()
+                            _pairs[pair] = pair
+                        else:
+                            pair = known
+                    if known is None:
+                        varied = True
+                        literals.append((len(items), begin, position))
+                    table.insert(_NEWEST, pair)
+                    items.append(pair)
                 if position >= end:
                     break
                 self._cut(items)
@@ -235,26 +268,52 @@ class Decoder:
             raise HpackError("truncated block, or an index that nothing has") from None
         if position > end:
             raise HpackError("truncated block")
-        if self._changes != changes:
+        size = ENTRY_OVERHEAD * len(items) + sum(map(len, chain.from_iterable(items)))
+        if changed:
+            self._used = used
+            if self._known or self._shapes:
+                self._forget()
+            if varied and len(literals) <= _MAX_LITERALS:
+                return self._varied(items, size, literals)
             return self._fields(block, items, size, None, changed=True)
         if 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
             self._learn(block, items, literals)
         return self._fields(block, items, size, None)
 
+    def _varied(self, items: list[Pair], size: int, literals: list[tuple[int, int, int]]) -> Fields:
+        # HOT: a block that puts new values into the table, so that it will not come again, but may be of a known shape.
+        if size > self.max_list_size or len(items) > self.max_fields:
+            return self._over(items)
+        fields = Fields()
+        fields.items = (*items,)
+        fields.size = size
+        for place, _, _ in literals:
+            items[place] = items[place][0]  # type: ignore[call-overload]  # see `_shapes`
+        key = (*items,)
+        fields.shape = _shapes.get(key) or _new_shape(key)
+        fields.known = None
+        return fields
+
+    def _over(self, items: list[Pair]) -> Fields:
+        """What of a block with too many fields is within the limits."""
+        fields = CutFields()
+        del items[self._cut(items) :]
+        fields.items = (*items,)
+        fields.size = _size(items)
+        fields.shape = fields.known = None
+        return fields
+
     def _fields(self, block: bytes, items: list[Pair], size: int, shape: Shape | None, *, changed: bool = False) -> Fields:
         # HOT
-        fields = Fields()
         if size > self.max_list_size or len(items) > self.max_fields:
-            fields = CutFields()
-            del items[self._cut(items) :]
-            size = _size(items)
-            shape = None
-        elif block in _once:
+            return self._over(items)
+        if block in _once:
             return self._again(block, (*items,), size, shape, changed=changed)
-        elif len(block) <= _MAX_KNOWN_BLOCK:
+        if len(block) <= _MAX_KNOWN_BLOCK:
             if len(_once) >= _MAX_ONCE:
                 _once.clear()
             _once.add(block)
+        fields = Fields()
         fields.items = (*items,)
         fields.size = size
         fields.shape = shape
@@ -273,18 +332,12 @@ class Decoder:
         if number not in _once:
             _once.add(number)  # bounded by `_fields`, which comes next
             return
-        values = tuple((place, items[place][0]) for place, _, _ in reversed(literals))
-        items = items.copy()
-        for place, name in values:
-            items[place] = name, b""
-        if _size(items) > _MAX_SHARED_SIZE:
-            return
-        key = (*items,), values
-        shape = _shapes.get(key)
+        parts: list[Part] = [*items]
+        for place, _, _ in literals:
+            parts[place] = items[place][0]
+        shape = _shape((*parts,))
         if shape is None:
-            if len(_shapes) >= _MAX_SHARED_SHAPES:
-                _shapes.clear()
-            shape = _shapes[key] = Shape(*key)
+            return
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = ((shape, tuple(segments), tail), *self._shapes)
         else:
@@ -331,14 +384,12 @@ class Decoder:
         if places is None:
             return
         added = [fields.items[place] for place in reversed(places)]  # the newest first
-        sizes = [len(name) + len(value) + ENTRY_OVERHEAD for name, value in added]
         if len(_independent) >= _MAX_INDEPENDENT:
             _independent.clear()
-        _independent[block] = fields, added, sum(sizes), sizes
+        _independent[block] = fields, added, _size(added)
 
-    def _add(self, added: list[Pair], sizes: list[int], size: int) -> None:
+    def _add(self, added: list[Pair], size: int) -> None:
         # HOT: several insertions at once, for which there is room in an empty table.
-        self._changes += 1
         if self._known or self._shapes:
             self._forget()
         if self._used + size > self._size:
@@ -346,9 +397,7 @@ class Decoder:
         self._used += size
         if self._table is _STATIC_TABLE:
             self._table = _STATIC_TABLE.copy()
-            self._sizes = _STATIC_SIZES.copy()
-        self._table[FIRST_DYNAMIC:FIRST_DYNAMIC] = added
-        self._sizes[FIRST_DYNAMIC:FIRST_DYNAMIC] = sizes
+        self._table[_NEWEST:_NEWEST] = added
 
     def _size_updates(self, block: bytes) -> int:
         """Do what `block` begins with of size updates; where its fields begin."""
@@ -362,7 +411,6 @@ class Decoder:
                 raise HpackError(f"the dynamic table set to {size} bytes, {self._limit} are allowed")
             self._least = None
             self._size = size
-            self._changes += 1
             self._forget()
             self._evict(0)
         if self._least is not None:
@@ -376,54 +424,53 @@ class Decoder:
     def _evict(self, room: int) -> None:
         """Forget the oldest fields until there are `room` bytes, or the dynamic table is empty (section 4.3)."""
         table = self._table
-        sizes = self._sizes
         used = self._used
-        while used + room > self._size and len(table) > FIRST_DYNAMIC:
-            table.pop()
-            used -= sizes.pop()
+        while used + room > self._size and len(table) > _NEWEST:
+            name, value = table.pop()
+            used -= len(name) + len(value) + ENTRY_OVERHEAD
         self._used = used
-
-    def _insert(self, pair: Pair, size: int) -> None:
-        # HOT for peers that index what is unique.
-        if not self._used and size > self._size:
-            return  # an empty table stays so: nginx has one of no bytes, and indexes everything all the same
-        self._changes += 1
-        if self._known or self._shapes:
-            self._forget()
-        used = self._used + size
-        if used > self._size:
-            self._evict(size)
-            if size > self._size:
-                return
-            used = self._used + size
-        self._used = used
-        if self._table is _STATIC_TABLE:
-            self._table = _STATIC_TABLE.copy()
-            self._sizes = _STATIC_SIZES.copy()
-        if size <= _MAX_PAIR and pair[0] not in UNIQUE:
-            if len(_pairs) >= _MAX_PAIRS:
-                _pairs.clear()
-            pair = _pairs.setdefault(pair, pair)
-        self._table.insert(FIRST_DYNAMIC, pair)
-        self._sizes.insert(FIRST_DYNAMIC, size)
 
 
 # What the decoders of the process share.
-# The table of decoders whose dynamic table was never used; not changed.
-_STATIC_TABLE = [*STATIC]
-_STATIC_SIZES = [len(name) + len(value) + ENTRY_OVERHEAD for name, value in STATIC]
+# The table of decoders whose dynamic table was never used; not changed. No byte that references something is below 0x81.
+_STATIC_TABLE = [STATIC[0]] * 0x80 + [*STATIC]
 _literal_names: dict[bytes, bytes] = {}  # literal names as they came lately, with their length -> themselves
 _pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different connections are mostly the same
 _once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
-_shapes: dict[tuple[tuple[Pair, ...], tuple[tuple[int, bytes], ...]], Shape] = {}
+_shapes: dict[tuple[Part, ...], Shape] = {}  # by the fields; of those with values that differ, the names
 _shared: dict[tuple[Pair, ...], Fields] = {}
-# Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), the size of that, and of each.
-_independent: dict[bytes, tuple[Fields, list[Pair], int, list[int]]] = {}
+# Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), and the size of that.
+_independent: dict[bytes, tuple[Fields, list[Pair], int]] = {}
 
 # The names of literals by their first bytes: from the static table; empty for a literal name, None where there is more to see.
 _NAMES: list[bytes | None] = [None] * 0x81
 for _kind, _last in ((0x00, 14), (0x10, 14), (0x40, FIRST_DYNAMIC - 1)):
     _NAMES[_kind : _kind + _last + 1] = [name for name, _ in STATIC[: _last + 1]]
+
+
+def _new_shape(key: tuple[Part, ...]) -> Shape | None:
+    """A shape that nobody knows, if it comes for the second time."""
+    number = hash(key)
+    if number in _once:
+        return _shape(key)
+    if len(_once) >= _MAX_ONCE:
+        _once.clear()
+    _once.add(number)
+    return None
+
+
+def _shape(key: tuple[Part, ...]) -> Shape | None:
+    """The shape that connections share; None if it is too large."""
+    shape = _shapes.get(key)
+    if shape is None:
+        items = tuple((part, b"") if isinstance(part, bytes) else part for part in key)
+        if _size(items) > _MAX_SHARED_SIZE:
+            return None
+        if len(_shapes) >= _MAX_SHARED_SHAPES:
+            _shapes.clear()
+        values = tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes))
+        shape = _shapes[key] = Shape(items, values[::-1])
+    return shape
 
 
 def _insertions(block: bytes) -> list[int] | None:
@@ -472,7 +519,7 @@ def _name_of(table: list[Pair], block: bytes, first: int, position: int) -> tupl
         index, position = decode_rest(block, position, most)
     if not index:
         raise HpackError("index 0")
-    return table[index][0], position
+    return table[0x80 + index][0], position
 
 
 def _literal_name(block: bytes, position: int) -> tuple[bytes, int]:
