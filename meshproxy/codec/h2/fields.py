@@ -17,9 +17,10 @@ from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
-    from meshproxy.codec.hpack.decoder import Fields
+    from meshproxy.codec.hpack.decoder import Fields, Shape
 
 _REQUEST_PSEUDO = {b":method": 0, b":scheme": 1, b":authority": 2, b":path": 3, b":protocol": 4}
+_PSEUDO = frozenset(_REQUEST_PSEUDO)
 _AUTHORITY = re.compile(rb"[!$%&'()*+,\-.0-9:;=A-Z\[\]_a-z~]*").fullmatch
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*").fullmatch
 _STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
@@ -37,6 +38,7 @@ _MAX_VALID = 4096
 _MAX_VALID_PAIR = 256  # bytes
 
 
+_new = object.__new__
 _SEEN = object()  # in place of what is known of fields that came once: what is concluded when they come again is kept
 
 
@@ -72,6 +74,22 @@ class KnownRequest:
         return head
 
 
+class NewRequest(RequestHead):
+    """A `KnownRequest` that comes once, and so is its own `head()`."""
+
+    __slots__ = ("length", "plain", "size")
+
+    final = bodied = True
+    kept = False
+    received = 0
+    plans = NO_PLANS
+    index = RequestHead._index
+
+    def head(self) -> RequestHead:
+        """The head of the request."""
+        return self
+
+
 class KnownResponse:
     """A response's head. `length`: its content-length, or -1; `final`: not informational; `bodied`: its status is not one that has no body."""
 
@@ -97,8 +115,78 @@ class KnownResponse:
         return ResponseHead(self.status, self.items, self.index, version=20)
 
 
-def request(fields: Fields, options: Options) -> KnownRequest:
+class _RequestShape:
+    """What is concluded from the shape of a request's fields (`hpack.decoder.Shape`): all but what the values of its literals say. Not changed."""
+
+    __slots__ = ("authority", "count", "index", "length", "method", "path", "scheme", "varying")
+
+    def __init__(self, known: KnownRequest, count: int, path: int, varying: tuple[int, ...]) -> None:
+        self.method = known.method
+        self.scheme = known.scheme
+        self.authority = known.authority
+        self.length = known.length
+        self.index = known.index.copy()
+        self.count = count  # pseudo fields
+        self.path = path  # where that is among the fields
+        self.varying = varying  # where the others are whose values differ
+
+    def fill(self, fields: Fields) -> NewRequest | None:
+        """HOT: the head of one request; None when its values are to be looked at more closely."""
+        items = fields.items
+        index = self.index.copy()
+        for place in self.varying:
+            name, value = items[place]
+            if value.translate(VALUE) is not value:
+                return None
+            index[name] = value
+        path = items[self.path][1]
+        if path.translate(_PATH) is not path or path[:1] != b"/":
+            return None
+        known = _new(NewRequest)
+        known.items = [*items[self.count :]]
+        known._index = index
+        known.method = self.method
+        known.path = path
+        known.authority = self.authority
+        known.scheme = self.scheme
+        known.version = 20
+        known.protocol = known.plain = None
+        known.length = self.length
+        known.size = fields.size
+        return known
+
+
+def _learn(shape: Shape, known: KnownRequest, items: tuple[Pair, ...]) -> None:
+    """Remember what was concluded from a shape, if a request of that shape is as plain as nearly all are. `items`: those of `known`."""
+    shape.known = _SEEN
+    count = len(items) - len(known.items)
+    names = [name for name, _ in items]
+    varying = {place: name for place, name in shape.values if name != b":path"}
+    if (
+        known.protocol is None
+        and known.method != b"CONNECT"
+        and len(known.index) == len(known.items)
+        and (*known.items,) == items[count:]
+        and _PSEUDO.issuperset(names[:count])
+        and _SPECIAL_REQUEST.isdisjoint(varying.values())
+        and _PSEUDO.isdisjoint(varying.values())
+        and not any(b"_" in name for name in names)
+    ):
+        shape.known = _RequestShape(known, count, names.index(b":path"), (*varying,))
+
+
+def request(fields: Fields, options: Options) -> KnownRequest | NewRequest:
     """HOT: a request's head."""
+    shape = fields.shape
+    if shape is not None and shape.known.__class__ is _RequestShape:
+        return shape.known.fill(fields) or _request(fields, options)
+    known = _request(fields, options)
+    if shape is not None and shape.known is None:
+        _learn(shape, known, fields.items)
+    return known
+
+
+def _request(fields: Fields, options: Options) -> KnownRequest:
     if fields.over:
         raise _over(fields, options)
     items = fields.items

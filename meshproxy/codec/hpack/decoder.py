@@ -367,6 +367,7 @@ class Decoder:
             fields.known = None
             if size > _MAX_SHARED_SIZE:
                 return fields
+            fields.shape = None  # more can be concluded from the whole
             if len(_shared) >= _MAX_SHARED:
                 _shared.clear()
             _shared[items] = fields
