@@ -1,7 +1,7 @@
 """A load generator for HTTP/2 on a bare epoll loop: exact numbers of requests, many at once on each connection, whose heads may all be different.
 
 As a program it reads a job as JSON from standard input (`load.http2_job`) and prints the outcome. Heads are encoded beforehand, as a common client would
-(the `hpack` package: dynamic table and Huffman code), so that sending costs next to nothing.
+(the `hpack` package with the habits of nghttp2, which curl, h2load and Envoy have in common), so that sending costs next to nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,22 @@ from benchmarks.sender import SenderError, percentile
 
 _STALL_S = 60.0
 _CHUNK = 1 << 18
+# nghttp2 (`hd_deflate_decide_indexing`): what it keeps out of the table, and what nobody on the way may put into one either. All else goes there, ids, too.
+_NOT_INDEXED = frozenset(b":path age content-length etag if-modified-since if-none-match location set-cookie".split())
+_SHORT_COOKIE = 20  # bytes
 _CHECKED = 8  # header blocks of each connection that are looked at
+
+
+class _Encoder(hpack.Encoder):
+    """Indexes what nghttp2 does, and never what the package calls sensitive. Huffman codes all strings."""
+
+    def add(self, to_add: tuple[bytes, bytes], sensitive: bool, huffman: bool = False) -> bytes:
+        name, value = to_add
+        never = name == b"authorization" or (name == b"cookie" and len(value) < _SHORT_COOKIE)
+        field = super().add(to_add, sensitive or never or name in _NOT_INDEXED, huffman)
+        if field[0] & 0xF0 == 0x10 and not never:  # what the package never indexes, others may
+            field = bytes((field[0] & 0x0F,)) + field[1:]
+        return field
 
 
 class Connection:
@@ -37,7 +52,7 @@ class Connection:
         self._requests = requests
         self._latencies = latencies
         self._streams: int = job["streams"]
-        # The package never indexes what is sensitive.
+        # What is sensitive is not indexed.
         self._fields = [(name, value, "$n" in value and not job["indexed"]) for name, value in job["fields"]]
         self._body = b"x" * job["body"]
         if job["grpc"]:
@@ -58,7 +73,7 @@ class Connection:
 
     def _heads(self, count: int, flags: int) -> list[bytes]:
         """The HEADERS frames of the first `count` streams."""
-        encoder = hpack.Encoder()
+        encoder = _Encoder()
         alike = not any("$n" in value for _, value, _ in self._fields)
         number = random.getrandbits(40)
         blocks: list[bytes] = []

@@ -7,6 +7,7 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
+import hpack
 import pytest
 
 from meshproxy.codec.h2 import errors, frames
@@ -446,3 +447,67 @@ def test_settings_are_acknowledged_before_what_they_allow() -> None:
     assert [frame[0] for frame in peer.sent()] == [frames.SETTINGS, frames.HEADERS]
     peer.frame(frames.SETTINGS, 0, 0, b"\x00\x04\x00\x00\x00\x01")
     assert [frame[0] for frame in peer.sent()] == [frames.SETTINGS, frames.DATA]
+
+
+VARYING = [*GET[:3], (b":path", b"/1"), (b"accept", b"*/*"), (b"x-request-id", b"1"), (b"cookie", b"a=b"), (b"traceparent", b"1")]
+
+
+def varied(number: int, **values: bytes) -> list[tuple[bytes, bytes]]:
+    """A request with values of its own; `values` for those with other ones."""
+    own = {b":path": b"/%d" % number, b"x-request-id": b"id-%d" % number, b"traceparent": b"trace-%d" % number}
+    own |= {name.replace("_", "-").replace("pseudo-", ":").encode(): value for name, value in values.items()}
+    return [(name, own.get(name, value)) for name, value in VARYING]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_requests_that_differ_in_values(indexed: bool) -> None:
+    """What is concluded from their shape is what is concluded from each of them."""
+    side = Side()
+    peer = Peer(side)
+    encoder = hpack.Encoder()
+    for number in range(60):
+        items = varied(number)
+        block = encoder.encode([(name, value, not indexed and name in (b":path", b"x-request-id", b"traceparent")) for name, value in items])
+        side.session.feed(frames.encode(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 2 * number + 1, block))
+        head = side.log.pop()[2]
+        assert (head.method, head.scheme, head.authority, head.path, head.version) == (b"GET", b"http", b"a", b"/%d" % number, 20)
+        assert head.items == items[4:]
+        assert [head.get(name) for name, _ in items[4:]] == [value for _, value in items[4:]]
+        head.set(b"x-request-id", b"changed")  # nobody else sees that
+        head.add(b"one-more", b"1")
+        peer.sent()
+    assert type(head) is not type(varied_head(peer, 0))
+
+
+def varied_head(peer: Peer, number: int) -> Any:
+    """The head of a request with a field that others do not have."""
+    stream_id = peer.side.session.last_peer_id + 2
+    peer.headers(stream_id, [*varied(number), (b"only-%d" % number, b"")])
+    return peer.side.log.pop()[2]
+
+
+@pytest.mark.parametrize("values", [{"pseudo_path": b"x"}, {"pseudo_path": b""}, {"pseudo_path": b"/ "}, {"x_request_id": b"a\nb"}, {"traceparent": b"\0"}])
+def test_values_of_a_known_shape_are_checked(values: dict[str, bytes]) -> None:
+    side = Side()
+    Peer(side)
+    encoder = hpack.Encoder()
+    for number in range(8):
+        items = varied(number, **(values if number == 7 else {}))
+        frame = frames.encode(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 2 * number + 1, encoder.encode(items))
+        if number < 7:
+            side.session.feed(frame)
+        else:
+            with pytest.raises(Http2Error):
+                side.session.feed(frame)
+    assert side.stats.rx_messaging_error.n == 1
+
+
+def test_a_path_that_is_none() -> None:
+    """`OPTIONS *` has the shape of others, and is looked at on its own."""
+    side = Side()
+    Peer(side)
+    encoder = hpack.Encoder()
+    for number, path in enumerate((b"/1", b"/2", b"/3", b"/4", b"*", b"/5")):
+        items = [(b":method", b"OPTIONS"), *varied(number, pseudo_path=path)[1:]]
+        side.session.feed(frames.encode(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 2 * number + 1, encoder.encode(items)))
+        assert side.log.pop()[2].path == path

@@ -429,11 +429,16 @@ def test_memos_are_bounded():
         block = encode_literal(b"n%d" % number, b"v")
         decoder.decode(block)
         decoder.decode(block)
+        decoder.decode(b"\x40\x01%c\x04%04x" % (number % 256, number & 0xFFFF))  # new values in the table
+    for number in range(1000):
+        decoder.decode(hpack.Encoder().encode([(b"authorization", b"%d" % number, True)]))
     assert len(decoder._known) <= decoder_module._MAX_KNOWN
     for memo, limit in (
         (decoder_module._once, decoder_module._MAX_ONCE),
         (decoder_module._shared, decoder_module._MAX_SHARED),
         (decoder_module._literal_names, decoder_module._MAX_NAMES),
+        (decoder_module._secrets, decoder_module._MAX_SECRETS),
+        (decoder_module._shapes, decoder_module._MAX_SHARED_SHAPES),
     ):
         assert 0 < len(memo) <= limit
     for number in range(20000):
@@ -584,7 +589,8 @@ def request(path: bytes, number: bytes, coded: int = 0) -> bytes:
 
 def test_blocks_of_one_shape_say_so():
     first, second = Decoder(), Decoder()
-    shapes = [decoder.decode(request(b"/%d" % number, b"%d" % number)).shape for decoder in (first, second) for number in range(2, 5)]
+    numbers = ((first, 2), (first, 3), (first, 4), (second, 5), (second, 6), (second, 7))
+    shapes = [decoder.decode(request(b"/%d" % number, b"%d" % number)).shape for decoder, number in numbers]
     assert shapes[:2] == [None, None]
     shape = shapes[2]
     assert shape.items == ((b":method", b"GET"), (b":path", b""), (b":scheme", b"http"), (b"n", b""), (b":scheme", b"https"))

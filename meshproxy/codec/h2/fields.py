@@ -13,7 +13,7 @@ from meshproxy.codec.grammar import JOINED_IN_REQUESTS, JOINED_IN_RESPONSES, LEN
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
-from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
+from meshproxy.codec.headers import NO_PLANS, Headers, Pair, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
@@ -79,11 +79,14 @@ class NewRequest(RequestHead):
 
     __slots__ = ("length", "plain", "size")
 
+    length: int
+    plain: bool | None
+    size: int
     final = bodied = True
     kept = False
     received = 0
     plans = NO_PLANS
-    index = RequestHead._index
+    index = vars(Headers)["_index"]  # by the name that it has in a `KnownRequest`
 
     def head(self) -> RequestHead:
         """The head of the request."""

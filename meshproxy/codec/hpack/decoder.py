@@ -33,6 +33,7 @@ _MAX_ONCE = 1024
 _MAX_INDEPENDENT = 256
 _MAX_NAMES = 512
 _MAX_NAME = 64
+_MAX_SECRETS = 512  # of at most 126 bytes
 _MAX_PAIRS = 2048
 _MAX_PAIR = 256
 
@@ -181,7 +182,7 @@ class Decoder:
         literals: list[tuple[int, int, int]] = []  # those with values that are new or not indexed: place, where the value's length is, and where it ends
         changed = varied = False  # insertions into the table, also of values that are new
         try:
-            if self._least is not None or (block and 0x20 <= block[0] < 0x40):
+            if self._least is not None or b" " <= block[:1] < b"@":  # 0x20 to 0x3f
                 position = self._size_updates(block)
                 changed = True
             table = self._table
@@ -204,8 +205,10 @@ class Decoder:
                     name = _NAMES[first]
                     if not name:
                         if name is None:
-                            if first == 0x7F and block[position] < 128:
-                                name = table[block[position] + 0xBF][0]
+                            base = _BASES[first]
+                            index = block[position]
+                            if base and index < 128:
+                                name = table[base + index][0]
                                 position += 1
                             else:
                                 name, position = _name_of(table, block, first, position)
@@ -224,7 +227,11 @@ class Decoder:
                         value = block[begin + 1 : position]
                     else:
                         position += length - 127
-                        value = decode_huffman(block[begin + 1 : position])
+                        value = block[begin + 1 : position]
+                        if first == 0x1F:  # most of all, authorization
+                            value = _secrets.get(value) or _secret(value)
+                        else:
+                            value = decode_huffman(value)
                     pair = name, value
                     if first < 0x40:
                         literals.append((len(items), begin, position))
@@ -268,29 +275,29 @@ class Decoder:
             raise HpackError("truncated block, or an index that nothing has") from None
         if position > end:
             raise HpackError("truncated block")
-        size = ENTRY_OVERHEAD * len(items) + sum(map(len, chain.from_iterable(items)))
         if changed:
             self._used = used
             if self._known or self._shapes:
                 self._forget()
             if varied and len(literals) <= _MAX_LITERALS:
-                return self._varied(items, size, literals)
-            return self._fields(block, items, size, None, changed=True)
-        if 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
+                return self._varied(items, literals)
+        elif 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
             self._learn(block, items, literals)
-        return self._fields(block, items, size, None)
+        return self._fields(block, items, _size(items), None, changed=changed)
 
-    def _varied(self, items: list[Pair], size: int, literals: list[tuple[int, int, int]]) -> Fields:
+    def _varied(self, items: list[Pair], literals: list[tuple[int, int, int]]) -> Fields:
         # HOT: a block that puts new values into the table, so that it will not come again, but may be of a known shape.
-        if size > self.max_list_size or len(items) > self.max_fields:
-            return self._over(items)
         fields = Fields()
         fields.items = (*items,)
-        fields.size = size
+        size = 0
         for place, _, _ in literals:
-            items[place] = items[place][0]  # type: ignore[call-overload]  # see `_shapes`
+            items[place], value = items[place]  # type: ignore[call-overload]  # see `_shapes`
+            size += len(value)
         key = (*items,)
-        fields.shape = _shapes.get(key) or _new_shape(key)
+        shape = fields.shape = _shapes.get(key) or _new_shape(key)
+        size = fields.size = _size(fields.items) if shape is None else shape.size + size
+        if size > self.max_list_size or len(items) > self.max_fields:
+            return self._over([*fields.items])
         fields.known = None
         return fields
 
@@ -436,6 +443,7 @@ class Decoder:
 # The table of decoders whose dynamic table was never used; not changed. No byte that references something is below 0x81.
 _STATIC_TABLE = [STATIC[0]] * 0x80 + [*STATIC]
 _literal_names: dict[bytes, bytes] = {}  # literal names as they came lately, with their length -> themselves
+_secrets: dict[bytes, bytes] = {}  # values that are never indexed, Huffman coded -> as they are: the same ones come all the time, from one client
 _pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different connections are mostly the same
 _once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
 _shapes: dict[tuple[Part, ...], Shape] = {}  # by the fields; of those with values that differ, the names
@@ -472,6 +480,21 @@ def _shape(key: tuple[Part, ...]) -> Shape | None:
         values = tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes))
         shape = _shapes[key] = Shape(items, values[::-1])
     return shape
+
+
+# Where in a table the names are whose index goes on in a second byte.
+_BASES = [0] * 0x81
+_BASES[0x0F] = _BASES[0x1F] = 0x80 + 15
+_BASES[0x7F] = 0x80 + 63
+
+
+def _secret(data: bytes) -> bytes:
+    """What the Huffman code `data` stands for, remembered."""
+    value = decode_huffman(data)
+    if len(_secrets) >= _MAX_SECRETS:
+        _secrets.clear()
+    _secrets[data] = value
+    return value
 
 
 def _insertions(block: bytes) -> list[int] | None:
