@@ -421,6 +421,9 @@ class ServerConnection(DownstreamConnection):
         if self.stream is None and self.parser.buffer and not self.head_since and not self._discarding:
             self._begin_head()
 
+    def linger(self, stream: Stream) -> None:
+        """Nothing is ever queued here."""
+
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: HTTP/1 can only say so by closing."""
         self._out = b""

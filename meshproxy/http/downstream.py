@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.observe import flags
-
 if TYPE_CHECKING:
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.net.connection import ConnectionInfo
@@ -153,9 +151,7 @@ class DownstreamConnection(asyncio.Protocol):
         """max_connection_duration."""
         if not self._discarding:
             self.stats.downstream_cx_max_duration_reached.n += 1
-            if not self.requests:
-                self.info.flags |= flags.DT
-            self._start_drain("max_connection_duration_reached")
+            self._start_drain("duration_timeout")
 
     # -- the end
 

@@ -33,11 +33,7 @@ class Exchange(Protocol):
 
     @property
     def queued(self) -> int:
-        """Bytes of the response that wait for the client's flow control.
-
-        A stream that has ended is over only when they have gone out, or cannot any more: then the exchange calls the connection manager's `stream_done`
-        and its own.
-        """
+        """Bytes of the response that wait for the client's flow control."""
 
     def send_informational(self, head: ResponseHead) -> None:
         """A 1xx response of the upstream; the exchange knows whether the client may see it."""
@@ -68,6 +64,9 @@ class Exchange(Protocol):
 
     def discard_request(self) -> None:
         """We answer before the request is complete, and nobody will read the rest."""
+
+    def linger(self, stream: Stream) -> None:
+        """The stream has ended, but bytes of it are `queued`. When they have gone out, or cannot any more, call the manager's `stream_done` and ours."""
 
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished, or not be begun: tell the client so. `stream_done` follows."""

@@ -95,16 +95,26 @@ class Http2ServerConnection(DownstreamConnection):
         try:
             session.feed(data)
         except Http2Error as error:
+            self._begin_waiting()
             self._fail(error)
             return
+        if self._discarding:  # that is how it came to be so
+            self.stats.downstream_cx_protocol_error.n += 1
+            self.info.flags |= flags.DPE
+            self.info.local_close_reason = "codec_error:Connection_was_closed_while_dispatching_frames"
+            return
         if self.waiting:
-            for exchange in self.waiting:
-                exchange.general()
-            self.waiting.clear()
+            self._begin_waiting()
         if session.unfinished and not self.head_since:
             self._begin_head()
         if self._state == _CLOSING and not session.streams:
             self._close(delayed=True)
+
+    def _begin_waiting(self) -> None:
+        """The bodies of these requests are not here."""
+        for exchange in self.waiting:
+            exchange.general()
+        self.waiting.clear()
 
     def _begin_head(self) -> None:
         """A header block has begun and is not complete: from now on it is a request, as for Envoy."""
@@ -402,7 +412,9 @@ class Http2ServerConnection(DownstreamConnection):
         default = self.manager.stream_idle_timeout
         for exchange in list(self.session.streams.values()):
             stream = exchange.stream
-            timeout = 0.0 if stream is None else stream.idle_timeout or default
+            if stream is None:
+                continue
+            timeout = self.manager.flush_timeout(stream) if exchange.local_closed and stream.ended else stream.idle_timeout or default
             if not timeout:
                 continue
             remaining = stream.last_active + timeout - now
@@ -410,7 +422,7 @@ class Http2ServerConnection(DownstreamConnection):
                 left = min(left, remaining)
             elif stream.ended:  # the client does not take the end of its response
                 self.session.stats.tx_flush_timeout.n += 1
-                exchange._reset(stream, errors.NO_ERROR)
+                exchange._reset(stream, errors.INTERNAL_ERROR)
                 exchange._completed(stream)
             else:
                 stream.on_idle()

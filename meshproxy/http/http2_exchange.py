@@ -206,6 +206,8 @@ class Http2Exchange(Http2Stream):
         """A stream for a request that could not be parsed: only to be counted and logged."""
         manager = self.connection.manager
         now = manager.clock()
+        if now >= manager.next_second:
+            manager.tick(now)
         manager.http2_started += 1
         self.connection.begin_request(now)
         return Stream(manager, self, RequestHead(b"", b"", version=20), now)
@@ -328,6 +330,13 @@ class Http2Exchange(Http2Stream):
 
     def discard_request(self) -> None:
         """Nothing to be done: what is left of the request is refused once the response is sent."""
+
+    def linger(self, stream: Stream) -> None:
+        """The client has to take the rest of the response in time."""
+        stream.last_active = self.manager.clock()
+        timeout = self.manager.flush_timeout(stream)
+        if timeout:
+            self.connection.watch_stream(timeout)
 
     def reset_stream(self, stream: Stream) -> None:
         """RST_STREAM."""

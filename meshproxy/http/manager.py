@@ -397,6 +397,16 @@ class HttpConnectionManager:
         stream.upgrading = True
         return None
 
+    def flush_timeout(self, stream: Stream) -> float:
+        """How long a client may take for the end of a response that is blocked by its flow control, in seconds; 0.0 for ever."""
+        route = stream.route
+        if route is not None and route.flush_timeout is not None:
+            timeout: float = route.flush_timeout
+            return timeout
+        if self.options.stream_flush_timeout is not None:
+            return self.options.stream_flush_timeout
+        return self.stream_idle_timeout
+
     def start_timers(self, stream: Stream) -> None:
         """request_timeout."""
         options, loop = self.options, self.loop

@@ -49,7 +49,8 @@ class Options:
         _HCM + "HttpConnectionManager": (
             "codec_type stat_prefix route_config http_filters add_user_agent common_http_protocol_options http_protocol_options"
             " http2_protocol_options server_name"
-            " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout request_timeout"
+            " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout stream_flush_timeout"
+            " request_timeout"
             " request_headers_timeout drain_timeout delayed_close_timeout access_log use_remote_address xff_num_trusted_hops"
             " original_ip_detection_extensions internal_address_config skip_xff_append via generate_request_id preserve_external_request_id"
             " always_set_request_id_in_response forward_client_cert_details set_current_client_cert_details proxy_100_continue"
@@ -79,6 +80,7 @@ class Options:
         # -- timeouts
         self.idle_timeout = seconds(common, "idle_timeout", 3600.0)
         self.stream_idle_timeout = seconds(proto, "stream_idle_timeout", 300.0)
+        self.stream_flush_timeout = seconds(proto, "stream_flush_timeout", 0.0) if proto.HasField("stream_flush_timeout") else None
         self.request_timeout = seconds(proto, "request_timeout", 0.0)
         self.request_headers_timeout = seconds(proto, "request_headers_timeout", 0.0)
         self.max_connection_duration = seconds(common, "max_connection_duration", 0.0)

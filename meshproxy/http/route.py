@@ -41,7 +41,8 @@ HONOURS = {
     f"{_P}.RouteAction": (
         "cluster cluster_header weighted_clusters cluster_not_found_response_code metadata_match prefix_rewrite regex_rewrite path_rewrite_policy"
         " path_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex host_rewrite append_x_forwarded_host timeout"
-        " idle_timeout retry_policy request_mirror_policies priority rate_limits include_vh_rate_limits hash_policy max_grpc_timeout grpc_timeout_offset"
+        " idle_timeout flush_timeout retry_policy request_mirror_policies priority rate_limits include_vh_rate_limits hash_policy max_grpc_timeout"
+        " grpc_timeout_offset"
         " upgrade_configs hedge_policy max_stream_duration cors"
     ),
     f"{_P}.RouteAction.UpgradeConfig": "upgrade_type enabled connect_config",
@@ -89,6 +90,7 @@ class Route:
         "grpc_timeout_offset_ms",
         "hash",  # HashPolicy | None: Callable[[StreamInfo], int | None]
         "hedge_on_per_try_timeout",
+        "flush_timeout",
         "idle_timeout",
         "include_attempt_count_in_request",
         "include_attempt_count_in_response",
@@ -131,6 +133,7 @@ class Route:
     finalize_response: Finalize | None
     filter_configs: tuple[dict[str, FilterOverride], ...]
     expected_timeout: bytes | None
+    flush_timeout: float | None  # seconds, as the next
     idle_timeout: float | None
     max_grpc_timeout_ms: int | None
     grpc_timeout_offset_ms: int | None
@@ -165,7 +168,7 @@ class Route:
         self.timeout_ms = self.per_try_timeout_ms = 0
         self.timeout = self.per_try_timeout = self.per_try_idle_timeout = 0.0
         self.expected_timeout = None
-        self.idle_timeout = None
+        self.idle_timeout = self.flush_timeout = None
         self.max_grpc_timeout_ms = self.grpc_timeout_offset_ms = None
         self.max_stream_duration_ms = self.grpc_timeout_header_max_ms = self.grpc_timeout_header_offset_ms = None
         self.uses_stream_duration = self.hedge_on_per_try_timeout = False
@@ -345,6 +348,8 @@ class _Compiler:
         route.grpc_timeout_offset_ms = _optional_ms(action, "grpc_timeout_offset")
         if action.HasField("idle_timeout"):
             route.idle_timeout = duration_ms(action.idle_timeout) / 1000
+        if action.HasField("flush_timeout"):
+            route.flush_timeout = duration_ms(action.flush_timeout) / 1000
         if action.HasField("max_stream_duration"):
             route.uses_stream_duration = True
             route.timeout_ms = 0

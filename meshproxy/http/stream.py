@@ -618,7 +618,8 @@ class Stream(StreamInfo):
                 timer.cancel()
         codec = self.codec
         if codec.queued and self.request_ended:
-            return  # the exchange does the rest when the client has taken the response
+            codec.linger(self)
+            return
         self.manager.stream_done(self)
         codec.stream_done(self)
 

@@ -59,6 +59,7 @@ HOSTS = [
     vhost("short", timeout="0.3s"),
     vhost("idle", timeout="0s", idle_timeout="0.3s"),
     vhost("duration", max_stream_duration={"max_stream_duration": "0.3s"}),
+    vhost("flush", flush_timeout="0.3s"),
     vhost("dead", "dead"),
     vhost("ws", upgrade_configs=[{"upgrade_type": "websocket"}]),
     vhost("ws-dead", "dead", upgrade_configs=[{"upgrade_type": "websocket"}]),
@@ -81,6 +82,7 @@ CONFIG = bootstrap(
     http("only_h1", HOSTS, codec_type="HTTP1"),
     http("only_h2", HOSTS, codec_type="HTTP2"),
     http("stream_idle", HOSTS, stream_idle_timeout="0.3s"),
+    http("flush", HOSTS, stream_flush_timeout="0.3s"),
     http("request", HOSTS, request_timeout="0.3s"),
     http("request_headers", HOSTS, request_headers_timeout="0.3s"),
     http("duration", HOSTS, common_http_protocol_options={"max_connection_duration": "0.4s"}, **DRAIN),
@@ -241,22 +243,20 @@ def timeouts() -> Iterator[Case]:
     yield h2_case("stream_idle_after_head", Open(head()), Ended(), up=STALLED, on="stream_idle")
     yield h2_case("stream_idle_slow_response", Open(head()), Ended(), up=DRIBBLE, on="stream_idle")
     yield h2_case("stream_idle_grpc", ask("POST", "/p.S/M", *GRPC, body=b"x"), up=SILENT, on="stream_idle")
-    yield h2_case("stream_idle_half_head", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="stream_idle", then="leave", hello=Hello(manual=("settings",)))
+    yield h2_case("stream_idle_half_head", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="stream_idle", then="leave", hello=Hello(manual=("settings", "window")))
     yield h2_case("request_timeout", Open(head("POST"), end=False), Data(b"half"), Ended(), up=[Until(b"half"), Eof()], on="request")
     yield h2_case("request_timeout_not_for_whole_requests", Open(head()), Ended(), up=DRIBBLE, on="request")
-    yield h2_case("request_headers_timeout", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="request_headers", then="leave", hello=Hello(manual=("settings",)))
+    yield h2_case("request_headers_timeout", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="request_headers", then="leave", hello=Hello(manual=("settings", "window")))
     yield h2_case("max_stream_duration", ask(authority="duration.test"), up=SILENT)
     yield h2_case("max_stream_duration_half_request", Open(head("POST", authority="duration.test"), end=False), Ended(), up=[Head(), Eof()])
     yield h2_case("max_stream_duration_after_head", Open(head(authority="duration.test")), Ended(), up=STALLED)
-    yield h2_case(
-        "not_taken",
-        Open(head(authority="a.test")),
-        Heard("headers"),
-        Idle(0.5),
-        hello=Hello({4: 10}),
-        up=[Request(), answer("200 OK", b"x" * 100)],
-        on="stream_idle",
-    )
+    slow = {"hello": Hello({4: 10}, manual=("window",)), "up": [Request(), answer("200 OK", b"x" * 100)], "then": "leave"}
+    yield h2_case("not_taken", Open(head()), Ended(), on="stream_idle", **slow)
+    yield h2_case("not_taken_in_flush_timeout", Open(head()), Ended(), on="flush", **slow)
+    yield h2_case("not_taken_in_flush_timeout_of_route", Open(head(authority="flush.test")), Ended(), **slow)
+    yield h2_case("taken_late", Open(head()), Got(10), Idle(0.1), Update(1000, None), Ended(), **slow)
+    yield h2_case("not_taken_and_reset", Open(head()), Got(10), Idle(0.1), Rst(), **slow)
+    yield h2_case("not_taken_and_closed", Open(head()), Got(10), Idle(0.1), Close(), **slow)
 
 
 def drains() -> Iterator[Case]:

@@ -32,6 +32,9 @@ class Codec:
     def send_trailers(self, trailers: Headers) -> None:
         self.out.append(("trailers", trailers.items.copy()))
 
+    def linger(self, stream: Any) -> None:
+        raise AssertionError("nothing is queued")
+
     def reset_stream(self, stream: Any) -> None:
         self.out.append(("reset",))
 
