@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.frames import DEFAULT_FRAME_SIZE
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import RequestHead, ResponseHead
 from meshproxy.codec.hpack.encoder import encode_literal
@@ -60,7 +61,7 @@ class Http2Exchange(Http2Stream):
     protocol = "HTTP/2"
 
     def __init__(self, connection: Http2ServerConnection) -> None:
-        super().__init__(connection.session)
+        Http2Stream.__init__(self, connection.session)  # a third cheaper than by `super`, and done for every request
         self.connection = connection
         self.manager: HttpConnectionManager = connection.manager
         self.info: ConnectionInfo = connection.info
@@ -277,7 +278,15 @@ class Http2Exchange(Http2Stream):
 
     def takes(self, size: int) -> bool:
         """HOT: see `PlanExchange`."""
-        return not self.connection.ending and super().takes(size)
+        session = self.session
+        return (
+            self.queue is None
+            and size <= self.send_window
+            and size <= session.send_window
+            and size <= DEFAULT_FRAME_SIZE
+            and session.writable
+            and not self.connection.ending
+        )
 
     def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: Headers | None, now: float) -> None:
         """HOT: see `PlanExchange`."""

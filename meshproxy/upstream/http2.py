@@ -272,7 +272,7 @@ class Http2Request(Http2Stream):
     upgrade: bytes | None = None  # what the stream is to become
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
-        super().__init__(connection.session)
+        Http2Stream.__init__(self, connection.session)  # a third cheaper than by `super`, and done for every request
         self.connection = connection
         self.request = request
         self.pool = connection.pool
@@ -370,7 +370,10 @@ class Http2Request(Http2Stream):
         """HOT"""
         block = self.session.encoder.encode(_fields(head))
         self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
-        self._send(block, body)
+        if body:
+            self._send(block, body)
+        else:
+            self.send_block(block, True)
         return 0
 
     def ask_known(self, plan: Any, stream: Any) -> int:
@@ -384,13 +387,14 @@ class Http2Request(Http2Stream):
                 block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
         body = stream.body
         stream.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
-        self._send(block, body)
+        if body:
+            self._send(block, body)
+        else:
+            self.send_block(block, True)
         return 0
 
     def _send(self, block: bytes, body: bytes) -> None:
-        if not body:
-            self.send_block(block, True)
-        elif self.takes(len(body)):
+        if self.takes(len(body)):
             self.send_message(block, body)
         else:
             self.send_block(block, False)
