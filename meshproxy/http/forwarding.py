@@ -314,6 +314,10 @@ class Forwarding(Tries):
         self.winner = attempt
         if self.attempts is not None:
             self._drop_others(attempt)
+        if self.mirrors is None and not self.tunnel and attempt.sent == len(self.body):
+            self.keeps_body = False  # it will not be sent again
+            self.body = _NOTHING
+            attempt.sent = 0
         if stream.request_end and not self.router.suppress:
             head.set(b"x-envoy-upstream-service-time", b"%d" % ((now - stream.request_end) * 1000))
         self.charge(status, host, head)

@@ -15,6 +15,7 @@ from meshproxy.http.planned_response import SERVICE_TIME
 from meshproxy.http.replies import UPGRADE_FAILED, Reply
 from meshproxy.http.stream import Stream
 from meshproxy.observe import flags
+from meshproxy.upstream.http2 import Http2Request
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.fields import KnownRequest
@@ -59,6 +60,7 @@ class Http2Exchange(Http2Stream):
     __slots__ = ("connection", "info", "manager", "stream", "waiting")
 
     protocol = "HTTP/2"
+    peer: Http2Request | None = None  # where data goes on to, when nobody looks at it in between
 
     def __init__(self, connection: Http2ServerConnection) -> None:
         Http2Stream.__init__(self, connection.session)  # a third cheaper than by `super`, and done for every request
@@ -156,6 +158,13 @@ class Http2Exchange(Http2Stream):
                 self._whole(known, data)
                 return
             self._begin(known, end_stream=False)
+        peer = self.peer
+        if peer is not None and not end_stream and peer.request is not None:
+            stream = peer.request.stream
+            stream.bytes_received += len(data)
+            stream.last_active = self.manager.clock()
+            peer.relay(stream, data)
+            return
         self._data(data, end_stream)
 
     def _data(self, data: bytes, end_stream: bool) -> None:
@@ -267,8 +276,29 @@ class Http2Exchange(Http2Stream):
             stream.response_start = manager.clock()
         if not self.local_closed:
             self.send_block(self.session.encoder.encode([_STATUS.get(status) or (b":status", b"%d" % status), *items]), end_stream)
-        if connection.full and not end_stream:
-            stream.on_writable(False)
+        if not end_stream:
+            if connection.full:
+                stream.on_writable(False)
+            self._relay(stream)
+
+    def _relay(self, stream: Stream) -> None:
+        """Both heads are through: where nobody looks at the data in between, it goes from stream to stream."""
+        forwarding, chain = stream.forwarding, stream.chain
+        if forwarding is None or stream.tunnel or chain.request_data or chain.response_data:
+            return
+        attempt = forwarding.winner
+        if attempt is None or forwarding.keeps_body or attempt._idle_timer is not None:
+            return
+        exchange = attempt.exchange
+        if exchange.__class__ is Http2Request and stream._request_hold is None and stream._response_hold is None:
+            self.peer = exchange
+            exchange.peer = self
+
+    def relay(self, stream: Stream, data: bytes) -> None:
+        """HOT: a piece of the response's body, as `Stream.send_data` would bring it."""
+        stream.last_active = self.manager.clock()
+        stream.bytes_sent += len(data)
+        Http2Stream.send_data(self, data, False)
 
     def send_whole(self, stream: Stream, head: ResponseHead, body: bytes) -> None:
         """HOT: a whole response with a content length."""
@@ -354,6 +384,8 @@ class Http2Exchange(Http2Stream):
     def stream_done(self, stream: Stream) -> None:
         """Count the stream out. A request that goes on after its response is told to stop (RFC 9113 8.1)."""
         self.stream = None
+        if self.peer is not None:
+            self.peer = None
         if not self.remote_closed:
             self.connection.stats.downstream_rq_rx_reset.n += 1
             self._reset(stream, errors.NO_ERROR)

@@ -94,23 +94,20 @@ class Http2Stream:
             session.forget(self)
 
     def send_data(self, data: bytes, end_stream: bool) -> None:
-        """Body: at once as far as possible, the rest when it is."""
+        """HOT: body: at once as far as possible, the rest when it is."""
         if self.local_closed:
             return
         session = self.session
         size = len(data)
         if self.queue is None and size <= self.send_window and size <= session.send_window and session.writable:
-            if size <= session.peer_frame_size:
-                if not size and not end_stream:
-                    return
+            if size > DEFAULT_FRAME_SIZE:
+                self._emit_frames(data, end_stream)
+            elif size or end_stream:
                 out = session.out
                 if not out:
                     session.sink.on_output()
-                out.append(pack_head(size << 8 | DATA, end_stream, self.id))
-                out.append(data)
+                out.append(pack_head(size << 8, end_stream, self.id) + data)  # DATA is 0
                 session.data_frames += 1
-            else:
-                self._emit_frames(data, end_stream)
             self.send_window -= size
             session.send_window -= size
             if end_stream:
