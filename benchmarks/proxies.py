@@ -185,8 +185,8 @@ class Chain:
         return [pid for proxy in self._proxies for pid in proxy.pids()]
 
     def admin_ports(self) -> list[int]:
-        """Where each of them tells its statistics."""
-        return [proxy.admin_port for proxy in self._proxies]
+        """Where each of them tells its statistics, the client's first."""
+        return [proxy.admin_port for proxy in reversed(self._proxies)]
 
     def workers(self) -> list[int]:
         """The processes that move traffic."""

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -69,17 +70,20 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         print(f"saturation {saturation:,.0f} requests a second; now {rate:,.0f} for {options.seconds:.0f} s", flush=True)
         watch = Watch(proxy, clients)
         cpu = sum(measure.cpu_seconds(proxy.pids()))
+        begun = clients.tally.started
         clients.run(options.seconds, rate, watch)
+        achieved = (clients.tally.started - begun) / options.seconds
         cpu = sum(measure.cpu_seconds(proxy.pids())) - cpu
         clients.finish()
         time.sleep(_QUIET_S)
-        stats = _stats(proxy)
+        stats = [*_stats(proxy)]
     tally = clients.tally
     first, last = watch.around(min(_FIRST_S, options.seconds / 4)), watch.around(options.seconds)
     return {
         "seconds": options.seconds,
         "rate": rate,
-        "cpu": cpu / options.seconds,
+        "rate achieved": achieved,
+        "CPU, share of a core": cpu / options.seconds,
         "requests": tally.started,
         "answered": tally.answered,
         "reset by the client": tally.reset,
@@ -89,8 +93,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "PSS after the first minute, MB": first,
         "PSS at the end, MB": last,
         "growth": last / first - 1,
-        "left": {name: value for name, value in stats.items() if value and name.endswith(_ACTIVE)},
-        "counted": {name: value for name, value in stats.items() if value and name.endswith(_COUNTED)},
+        "left": {name: value for name, value in stats if name.partition(", ")[0].endswith(_ACTIVE)},
+        "counted": {name: value for name, value in stats if name.partition(", ")[0].endswith(_COUNTED)},
         "PSS": watch.samples,
     }
 
@@ -106,16 +110,14 @@ def _saturation(proxy: Proxy | Chain, clients: Clients) -> float:
     return rate / min(1.0, (sum(measure.cpu_seconds(pids)) - cpu) / seconds)
 
 
-def _stats(proxy: Proxy | Chain) -> dict[str, int]:
-    """Counters and gauges of every proxy, added up."""
-    found: dict[str, int] = {}
-    for port in proxy.admin_ports():
+def _stats(proxy: Proxy | Chain) -> Iterator[tuple[str, int]]:
+    """Counters and gauges that are not zero, of every proxy, the client's first. To further ones, the one before has connections that are to stay."""
+    for position, port in enumerate(proxy.admin_ports()):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats?usedonly&filter=%5E(http.main|cluster.backend)", timeout=10) as response:
             for line in response.read().decode().splitlines():
                 name, _, value = line.partition(": ")
-                if value.isdecimal():
-                    found[name] = found.get(name, 0) + int(value)
-    return found
+                if value.isdecimal() and int(value) and not (position and name.endswith("downstream_cx_active")):
+                    yield f"{name}, proxy {position}" if position else name, int(value)
 
 
 def verdict(outcome: dict[str, object]) -> list[str]:
