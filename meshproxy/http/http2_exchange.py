@@ -154,7 +154,7 @@ class Http2Exchange(Http2Stream):
         known = self.waiting
         if known is not None:
             self.waiting = None
-            if end_stream:
+            if end_stream and data:
                 self._whole(known, data)
                 return
             self._begin(known, end_stream=False)
@@ -181,11 +181,13 @@ class Http2Exchange(Http2Stream):
     def on_reset(self, code: int, details: str, remote: bool) -> None:
         if hasattr(self, "waiting"):
             self.general()
-        if remote and code == errors.NO_ERROR:
+        stream = self.stream
+        if remote and code == errors.NO_ERROR and stream is not None and stream.request_ended:
             self.end(0, "")
         else:
             # As for Envoy, a stream that we had to reset because of its head (too long) was reset by the client.
-            self.end(flags.DR if remote or code == errors.INTERNAL_ERROR else flags.DPE, details)
+            by_client = code != errors.PROTOCOL_ERROR if remote else code == errors.INTERNAL_ERROR
+            self.end(flags.DR if by_client else flags.DPE, details)
 
     def end(self, flag: int, details: str) -> None:
         """The client is gone, or broke the protocol: nothing can be sent on this stream any more."""

@@ -393,6 +393,8 @@ class RequestHeadPreparer:
         keeps_trailers = te is not None and b"trailers" in [part.split(b";")[0].strip().lower() for part in te.split(b",")]
         upgrade = stream.upgrade
         kept = [b"te"] if keeps_trailers else []
+        if head.version == 20:
+            kept.append(b"http2-settings")  # means nothing there
         if upgrade is not None:
             kept += (b"connection", b"upgrade")
         for name in _HOP_BY_HOP:

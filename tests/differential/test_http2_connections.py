@@ -243,10 +243,14 @@ def timeouts() -> Iterator[Case]:
     yield h2_case("stream_idle_after_head", Open(head()), Ended(), up=STALLED, on="stream_idle")
     yield h2_case("stream_idle_slow_response", Open(head()), Ended(), up=DRIBBLE, on="stream_idle")
     yield h2_case("stream_idle_grpc", ask("POST", "/p.S/M", *GRPC, body=b"x"), up=SILENT, on="stream_idle")
-    yield h2_case("stream_idle_half_head", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="stream_idle", then="leave", hello=Hello(manual=("settings", "window")))
+    yield h2_case(
+        "stream_idle_half_head", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="stream_idle", then="leave", hello=Hello(manual=("settings", "window"))
+    )
     yield h2_case("request_timeout", Open(head("POST"), end=False), Data(b"half"), Ended(), up=[Until(b"half"), Eof()], on="request")
     yield h2_case("request_timeout_not_for_whole_requests", Open(head()), Ended(), up=DRIBBLE, on="request")
-    yield h2_case("request_headers_timeout", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="request_headers", then="leave", hello=Hello(manual=("settings", "window")))
+    yield h2_case(
+        "request_headers_timeout", Frame(1, 0, 1, b"\x82"), Heard("headers"), on="request_headers", then="leave", hello=Hello(manual=("settings", "window"))
+    )
     yield h2_case("max_stream_duration", ask(authority="duration.test"), up=SILENT)
     yield h2_case("max_stream_duration_half_request", Open(head("POST", authority="duration.test"), end=False), Ended(), up=[Head(), Eof()])
     yield h2_case("max_stream_duration_after_head", Open(head(authority="duration.test")), Ended(), up=STALLED)

@@ -326,11 +326,15 @@ def _special_request(regular: list[Pair], index: dict[bytes, bytes], authority: 
     if not _CONNECTION.isdisjoint(index):
         raise MalformedError
     te = index.get(b"te")
-    if te is not None and te != b"trailers":
-        if te.lower() != b"trailers":
+    if te is not None and (te != b"trailers" or len(index) != len(regular)):
+        values = [value for name, value in regular if name == b"te"]
+        if any(value.lower() != b"trailers" for value in values):
             raise MalformedError
-        regular = [pair for pair in regular if pair[0] != b"te"]  # as Envoy
-        index = dict(reversed(regular))
+        if len(values) > 1 or te != b"trailers":  # as Envoy, once if at all
+            regular = [pair for pair in regular if pair[0] != b"te"]
+            if b"trailers" in values:
+                regular.append((b"te", b"trailers"))
+            index = dict(reversed(regular))
     length = _length(regular)
     host = index.get(b"host")
     if host is not None:

@@ -432,7 +432,11 @@ class Session:
             error = Http2Error(errors.PROTOCOL_ERROR, "CONTINUATION expected", "")
             error.stream = self._interrupted()
             raise error
-        self._track_empty(not payload)
+        try:
+            self._track_empty(not payload)
+        except Http2Error as error:
+            error.stream = self._interrupted()
+            raise
         self._block.append(payload)
         if len(self._block) > _MAX_CONTINUATIONS + 1:
             raise Http2Error(errors.ENHANCE_YOUR_CALM, "too many CONTINUATION frames")
@@ -611,7 +615,7 @@ class Session:
             self._malformed(stream, failure.details, failure.code)
             return
         except HpackError as failure:
-            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), stream=stream) from failure
+            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), "", stream=stream) from failure
         if flags & END_STREAM:
             stream.remote_closed = True
             stream.on_head(known, True)
@@ -632,7 +636,7 @@ class Session:
         try:
             decoded = self.decoder.decode(block)
         except HpackError as failure:
-            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), stream=stream) from failure
+            raise Http2Error(errors.COMPRESSION_ERROR, str(failure), "", stream=stream) from failure
         if stream is None:
             return
         end = flags & END_STREAM
