@@ -99,6 +99,7 @@ class Forwarding:
         self.ended = self.abandoned = False
         self.trailer: Headers | None = None
         self.writable: list[bool] = []
+        self.winner: Any = None
 
     def data(self, data: bytes, end_stream: bool) -> None:
         self.body += data
