@@ -594,7 +594,7 @@ def test_blocks_of_one_shape_say_so():
     assert shapes[:2] == [None, None]
     shape = shapes[2]
     assert shape.items == ((b":method", b"GET"), (b":path", b""), (b":scheme", b"http"), (b"n", b""), (b":scheme", b"https"))
-    assert shape.values == ((3, b"n"), (1, b":path"))
+    assert shape.values == ((1, b":path"), (3, b"n"))
     assert shapes[3:] == [None, shape, shape]
     fields = first.decode(request(b"/abc", b"7"))
     assert fields.shape is shape

@@ -70,7 +70,7 @@ class Fields:
 class Shape:
     """What blocks have in common that differ in nothing but the values of literals: a path, a request id, a trace context. Shared as `Fields` are.
 
-    `items`: the fields, those with empty values that may differ. `values`: where those are and their names, from the last to the first. `known` belongs to
+    `items`: the fields, those with empty values that may differ. `values`: where those are and their names. `known` belongs to
     the user.
     """
 
@@ -114,7 +114,8 @@ class Decoder:
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self._known = _NOTHING_KNOWN
-        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes], ...] = ()  # and the parts of their blocks that are the same
+        # With the parts of their blocks that are the same, and where strings end.
+        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes, list[int]], ...] = ()
         self._shapes_missed = 0
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
@@ -146,32 +147,26 @@ class Decoder:
                 self._add(added, size)
                 return fields
         end = len(block)
-        for shape, segments, tail in self._shapes:
+        for shape, segments, tail, ends in self._shapes:
             values = []
-            coded = position = 0
-            for segment, size in segments:
-                start = position + size
-                if block[position:start] != segment or start >= end:
-                    break
-                length = block[start]
-                coded += length & 128
-                length &= 127
-                if length == 127:
-                    break
-                start += 1
-                position = start + length
-                values.append(block[start:position])
-            else:
-                if block[position:] == tail and position <= end and (not coded or coded == 128 * len(values)):
-                    items = [*shape.items]
-                    if coded:
-                        values = decode_all(values)
-                    size = shape.size
-                    for place, name in shape.values:
-                        value = values.pop()
-                        size += len(value)
-                        items[place] = name, value
-                    return self._fields(block, items, size, shape)
+            position = 0
+            try:
+                for segment, size in segments:
+                    start = position + size
+                    if block[position:start] != segment:
+                        break
+                    position = start + ends[block[start]]
+                    values.append(block[start + 1 : position])
+                else:
+                    if block[position:] == tail and position <= end:
+                        items = [*shape.items]
+                        if ends is _CODED:
+                            values = decode_all(values)
+                        for (place, name), value in zip(shape.values, values, strict=True):
+                            items[place] = name, value
+                        return self._fields(block, items, shape.size + sum(map(len, values)), shape)
+            except IndexError:  # it is too short
+                continue
         return self._parse(block)
 
     def _parse(self, block: bytes) -> Fields:
@@ -331,6 +326,9 @@ class Decoder:
         """Remember the shape of a block, if it comes for the second time."""
         segments = []
         position = 0
+        coded = [block[begin] >= 128 for _, begin, _ in literals]
+        if any(coded) != all(coded):
+            return
         for _, begin, end in literals:
             segments.append((block[position:begin], begin - position))
             position = end
@@ -345,13 +343,14 @@ class Decoder:
         shape = _shape((*parts,))
         if shape is None:
             return
+        known = shape, tuple(segments), tail, _CODED if coded[0] else _PLAIN
         if len(self._shapes) < _MAX_SHAPES:
-            self._shapes = ((shape, tuple(segments), tail), *self._shapes)
+            self._shapes = (known, *self._shapes)
         else:
             # Where many shapes alternate, all this is in vain: so a new one replaces another not every time.
             self._shapes_missed += 1
             if self._shapes_missed % 8 == 0:
-                self._shapes = ((shape, tuple(segments), tail), *self._shapes[:-1])
+                self._shapes = (known, *self._shapes[:-1])
 
     def _cut(self, items: list[Pair]) -> int:
         """How many of `items` are within the limits. Of those that are not, one is left."""
@@ -477,8 +476,7 @@ def _shape(key: tuple[Part, ...]) -> Shape | None:
             return None
         if len(_shapes) >= _MAX_SHARED_SHAPES:
             _shapes.clear()
-        values = tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes))
-        shape = _shapes[key] = Shape(items, values[::-1])
+        shape = _shapes[key] = Shape(items, tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes)))
     return shape
 
 
@@ -486,6 +484,12 @@ def _shape(key: tuple[Part, ...]) -> Shape | None:
 _BASES = [0] * 0x81
 _BASES[0x0F] = _BASES[0x1F] = 0x80 + 15
 _BASES[0x7F] = 0x80 + 63
+
+
+# How far behind its first byte a short string ends, Huffman coded or not; beyond any block for those that are something else.
+_BEYOND = 1 << 30
+_CODED = [_BEYOND] * 128 + [1 + length for length in range(127)] + [_BEYOND]
+_PLAIN = [1 + length for length in range(127)] + [_BEYOND] * 129
 
 
 def _secret(data: bytes) -> bytes:

@@ -84,11 +84,9 @@ def decode_all(data: list[bytes]) -> list[bytes]:
         # One more than there are strings; or one of them contains what stands between them.
         if len(texts) == len(data) + 1:
             texts.pop()
-            strings = []
-            for text in texts:
-                if text[-3:] not in _AFTER_PADDING:
-                    raise HpackError("Huffman padding")
-                strings.append(text[:-3])
+            strings = [text[:-3] for text in texts if text[-3:] in _AFTER_PADDING]
+            if len(strings) != len(data):
+                raise HpackError("Huffman padding")
             return strings
     return [*map(decode, data)]
 
