@@ -675,3 +675,21 @@ def test_a_table_of_no_bytes_changes_nothing() -> None:
     assert decoder._known  # so it is remembered
     with pytest.raises(HpackError):
         decoder.decode(bytes((0x80 | FIRST_DYNAMIC,)))
+
+
+def test_secrets_are_decoded_once() -> None:
+    """And others are not taken for them."""
+    decoder, encoder = Decoder(), hpack.Encoder()
+    for number in range(12):
+        token = b"Bearer %d" % (number // 3 % 3)
+        fields = [(b":method", b"GET"), (b":path", b"/%d" % number), (b"authorization", token), (b"cookie", b"n=%d" % number), (b":scheme", b"http")]
+        assert decoder.decode(encoder.encode([(*field, field[0][1:] != b"method") for field in fields])).items == tuple(fields)
+    assert decoder._shapes
+    assert {b"Bearer 0", b"Bearer 1", b"Bearer 2"} <= set(decoder_module._secrets.values())
+    alone = Decoder()
+    for number in range(4):
+        block = encoder.encode([(b"authorization", b"Basic %d" % number, True)])
+        assert alone.decode(block).items == ((b"authorization", b"Basic %d" % number),)
+    assert alone._shapes
+    with pytest.raises(HpackError):
+        alone.decode(block[:2] + b"\x81\x00")  # padding that is none

@@ -114,8 +114,8 @@ class Decoder:
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self._known = _NOTHING_KNOWN
-        # With the parts of their blocks that are the same, and where strings end.
-        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes, list[int]], ...] = ()
+        # With the parts of their blocks that are the same, where strings end, and which one of them may have come before.
+        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes, list[int], int | None], ...] = ()
         self._shapes_missed = 0
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
@@ -147,7 +147,7 @@ class Decoder:
                 self._add(added, size)
                 return fields
         end = len(block)
-        for shape, segments, tail, ends in self._shapes:
+        for shape, segments, tail, ends, secret in self._shapes:
             values = []
             position = 0
             try:
@@ -161,7 +161,7 @@ class Decoder:
                     if block[position:] == tail and position <= end:
                         items = [*shape.items]
                         if ends is _CODED:
-                            values = decode_all(values)
+                            values = decode_all(values) if secret is None else _decode_all_but(secret, values)
                         for (place, name), value in zip(shape.values, values, strict=True):
                             items[place] = name, value
                         return self._fields(block, items, shape.size + sum(map(len, values)), shape)
@@ -343,7 +343,8 @@ class Decoder:
         shape = _shape((*parts,))
         if shape is None:
             return
-        known = shape, tuple(segments), tail, _CODED if coded[0] else _PLAIN
+        secret = next((number for number, (place, _, _) in enumerate(literals) if shape.items[place][0] in _SECRETS), None)
+        known = shape, tuple(segments), tail, _CODED if coded[0] else _PLAIN, secret
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -488,6 +489,7 @@ _BASES[0x7F] = 0x80 + 63
 
 # How far behind its first byte a short string ends, Huffman coded or not; beyond any block for those that are something else.
 _BEYOND = 1 << 30
+_SECRETS = frozenset((b"authorization", b"cookie"))
 _CODED = [_BEYOND] * 128 + [1 + length for length in range(127)] + [_BEYOND]
 _PLAIN = [1 + length for length in range(127)] + [_BEYOND] * 129
 
@@ -499,6 +501,16 @@ def _secret(data: bytes) -> bytes:
         _secrets.clear()
     _secrets[data] = value
     return value
+
+
+def _decode_all_but(secret: int, data: list[bytes]) -> list[bytes]:
+    """`decode_all`, where one of the strings has most probably come before."""
+    # HOT
+    value = _secrets.get(data[secret]) or _secret(data[secret])
+    del data[secret]
+    strings = decode_all(data)
+    strings.insert(secret, value)
+    return strings
 
 
 def _insertions(block: bytes) -> list[int] | None:
