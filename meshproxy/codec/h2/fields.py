@@ -80,7 +80,7 @@ class NewRequest(RequestHead):
     __slots__ = ("length", "plain", "size")
 
     length: int
-    plain: bool | None
+    plain: object
     size: int
     final = bodied = True
     kept = False
