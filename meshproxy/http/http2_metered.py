@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers
     from meshproxy.codec.hpack.decoder import Fields
+    from meshproxy.http.stream import Stream
 
 _FRAME_HEAD = 9
 _RESET = _FRAME_HEAD + 4
@@ -128,6 +129,9 @@ class _MeteredExchange(Http2Exchange):
 
     def send_some(self) -> bool:
         return bool(self._sent(super().send_some)[1])
+
+    def _relay(self, stream: Stream) -> None:
+        """Data does not go by itself: it is counted."""
 
     def _sent(self, send: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
         """Call `send`; returns how many bytes it made, and what it returned. Nothing else gets into the session's output meanwhile."""
