@@ -171,6 +171,7 @@ class Lane:
             stream.end = now
             size = len(body)
             stream.answer = response, milliseconds, size, trailers
+            stream.response_trailers = trailers  # that a stream has none is what its class says, and makes it no ordinary one
             stated = service_time if response.timed else known.index.get(SERVICE_TIME)
             plan = stream.plan
             wall = start + manager.wall_offset

@@ -172,6 +172,7 @@ CASES = [
     h2_case("h2_edge_to_h1", ask("GET", "/"), on="edge"),
     h2_case("h2_padded_data", Open(head("POST", authority="h2.test"), end=False), Data(b"hel", padding=7), Data(b"lo", end=True, padding=0), Ended()),
     h2_case("h2_end_by_empty_data", Open(head("POST", authority="a.test"), end=False), Data(b"hello"), Data(b"", end=True), Ended()),
+    h2_case("h2_empty_body_by_empty_data", Open(head("POST", authority="a.test"), end=False), Data(b"", end=True), Ended()),
     h2_case("h2_continuation", Open(head("GET", "/", "x-a: " + "a" * 100, authority="h2.test"), split=20), Ended()),
     h2_case("h2_no_length_post_to_h1", ask("POST", body=b"hello")),
     h2_case("h2_get_with_body_of_unknown_length", ask("GET", body=b"hello")),

@@ -114,6 +114,8 @@ MALFORMED = {
     "te_gzip": Open(head("GET", "/", "te: gzip")),
     "te_trailers_and_more": Open(head("GET", "/", "te: trailers, gzip")),
     "te_upper_case": Open(head("GET", "/", "te: Trailers")),
+    "te_twice": Open(head("GET", "/", "te: trailers", "te: trailers")),
+    "http2_settings": Open(head("GET", "/", "http2-settings: AAMAAABk")),
     "content_length_without_body": Open(head("GET", "/", "content-length: 5")),
     "content_length_twice": Open(head("POST", "/", "content-length: 0", "content-length: 0")),
     "content_length_twice_different": Open(head("POST", "/", "content-length: 0", "content-length: 1")),
@@ -215,6 +217,14 @@ FRAMES: dict[str, Script] = {
     "frame_of_the_largest_size": [*OPEN, Data(bytes(16_384), end=True)],
     "frame_length_is_a_lie": raw(h2.SETTINGS, 0, 0, b"", length=1 << 20),
     "unknown_frame": [Frame(0x42, 0xFF, 0, b"abc"), Frame(0x42, 0xFF, 3, b"abc")],
+    "hpack_index_0": raw(h2.HEADERS, 5, 1, GET + b"\x80"),
+    "hpack_index_beyond": raw(h2.HEADERS, 5, 1, GET + b"\xff\x40"),
+    "hpack_table_size_beyond": raw(h2.HEADERS, 5, 1, b"\x3f\xff\xff\x01" + GET),
+    "hpack_table_size_late": raw(h2.HEADERS, 5, 1, GET + b"\x20"),
+    "hpack_huffman_padding": raw(h2.HEADERS, 5, 1, GET + b"\x00\x85\xf2\xb2\x4a\x84\xff\x84\x49\x50\x9f\xff"),
+    "hpack_huffman_eos": raw(h2.HEADERS, 5, 1, GET + b"\x00\x85\xf2\xb2\x4a\x87\xff\xff\xff\xfd\x25\x42\x7f"),
+    "hpack_cut_off": raw(h2.HEADERS, 5, 1, GET + b"\x00\x7f"),
+    "hpack_integer_too_long": raw(h2.HEADERS, 5, 1, GET + b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
 }
 # What RFC 9113 calls an error and Envoy passes over: h2spec counts these against it.
 STRICTER = {
@@ -318,7 +328,7 @@ CASES = [
             up=[Headers(lines(":status: 200")), Ended()]),
     h2_case("client_resets_to_h1", Open(head("GET", "/")), Wait("begun"), Rst(), up=[Request(), Signal("begun"), Eof()]),
     *[h2_case(f"client_resets_{h2.error_name(code)}", post(), Rst(code), up=[Signal("begun"), Ended()])
-      for code in (h2.REFUSED_STREAM, h2.ENHANCE_YOUR_CALM, 99)],
+      for code in (h2.NO_ERROR, h2.PROTOCOL_ERROR, h2.REFUSED_STREAM, h2.ENHANCE_YOUR_CALM, 99)],
     h2_case("client_closes_amid_request", post(), Close(), up=[Signal("begun"), Ended()]),
     h2_case("client_resets_connection_amid_request", post(), Reset(), up=[Signal("begun"), Ended()]),
     h2_case("client_resets_while_the_upstream_is_asked_again", post(), Rst(), ask("GET", "/next", authority="h2.test"), up=ANSWER),

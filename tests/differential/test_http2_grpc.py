@@ -257,6 +257,8 @@ CASES = [
     h2_case("cors", call("/s/m", "origin: https://a.example"), up=up(said()), on="cors"),
     h2_case("mirrored", call(host="mirrored"), up={"h2a": up(said()), "h2shadow": up(said())}),
     h2_case("hashed", call("/s/m", "x-key: 1", host="hashed"), up=up(said())),
+    h2_case("logged_by_status", call(), call("/s/missing"), call("/s/busy"), up=up(said(0), said(5, "gone"), only(14)), on="logged"),
+    h2_case("logged_by_status_again_and_again", *[call("/s/missing")] * 12, up=up(said(5, "gone")), on="logged"),
     # ---- statistics
     h2_case("stats", call(), call("/pkg.Service/Other"), call("/odd"), up=up(said(0), said(13), only(14)), on="counted"),
     h2_case("stats_of_messages", call(body=message(b"a") + message(b"b")), up=up(said(0, "", message(b"c") * 3)), on="counted"),

@@ -226,6 +226,7 @@ CASES = [
     h2_case("empty_data_frames", OPEN, Frame(h2.DATA, 0, 1, times=4), Ended(), on="strict", up=[Signal("begun"), Ended()]),
     h2_case("empty_data_frames_within_the_limit", OPEN, Frame(h2.DATA, 0, 1, times=3), Data(b"x", end=True), Ended(), on="strict", up=ANSWER),
     h2_case("empty_data_frames_by_default", OPEN, Frame(h2.DATA, 0, 1, times=2), Ended(), up=[Signal("begun"), Ended()]),
+    h2_case("empty_continuations", Frame(h2.HEADERS, 1, 1, b"\x82\x86\x84"), Frame(h2.CONTINUATION, 0, 1, times=10), Ended(1), on="strict", then="closed"),
     h2_case("padding_only_data_frames", OPEN, Frame(h2.DATA, h2.PADDED, 1, b"\x05" + bytes(5), times=10), Data(b"x", end=True), Ended(), on="strict",
             up=ANSWER),
     h2_case("priority_flood", Frame(h2.PRIORITY, 0, 1, bytes(5), times=20), Sync(), on="strict"),
