@@ -203,6 +203,11 @@ class Http2Connection(Connection):
         if not transport.get_write_buffer_size():
             session.drained()
         try:
+            if session.apart:
+                parts = session.take_parts()
+                self.stats.upstream_cx_tx_bytes_total.n += sum(map(len, parts))
+                transport.writelines(parts)
+                return
             data = session.take()
         except Http2Error as error:
             self._fail(error)

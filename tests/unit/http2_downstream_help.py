@@ -161,6 +161,9 @@ class Client:
 
     # -- the transport
 
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
     def write(self, data: bytes) -> None:
         self.written += data
 

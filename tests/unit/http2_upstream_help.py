@@ -36,6 +36,9 @@ class Server:
 
     # -- the transport of our end
 
+    def writelines(self, parts: list[bytes]) -> None:
+        self.write(b"".join(parts))
+
     def write(self, data: bytes) -> None:
         self.unread.append(bytes(data))
         if self.reading:

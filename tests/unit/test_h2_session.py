@@ -174,6 +174,25 @@ def test_trailers_of_a_shell() -> None:
     assert [event.headers for event in events if isinstance(event, h2.events.TrailersReceived)] == [[(b"t", b"v")]]
 
 
+def test_large_data_is_not_copied() -> None:
+    side, other = Side(client=True), package(client=False)
+    exchange(side, other)
+    data = b"d" * 10000
+    stream = side.open()
+    stream.send_headers(POST, False)
+    stream.send_data(b"small", False)
+    assert not side.session.apart
+    stream.send_data(data, False)
+    stream.send_data(data * 3, True)
+    assert side.session.apart == 3
+    parts = side.session.take_parts()
+    assert any(part is data for part in parts)
+    assert not side.session.out
+    assert not side.session.apart
+    events = other.receive_data(b"".join(parts))
+    assert b"".join(event.data for event in events if isinstance(event, h2.events.DataReceived)) == b"small" + data * 4
+
+
 def test_responses_of_the_h2_package() -> None:
     side, other = Side(client=True), package(client=False)
     exchange(side, other)

@@ -10,7 +10,7 @@ only ask for answers by what the peer has taken of them (`Options.max_outbound_*
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from meshproxy.codec.h2 import control, errors, fields, frames
 from meshproxy.codec.h2.errors import Http2Error, MalformedError
@@ -100,6 +100,7 @@ class Session:
         "_window",
         "_withheld",
         "window_updates",
+        "apart",
         "blocked",
         "client",
         "data_frames",
@@ -132,6 +133,7 @@ class Session:
         self.streams: dict[int, Any] = {}
         self.blocked: dict[int, Http2Stream] = {}  # streams with something queued, in the order in which they are served next
         self.out: list[bytes] = []
+        self.apart = 0  # pieces of data in `out` that are not joined to their frames' heads: large ones, which are not copied
         self.writable = True  # the transport takes more; see `set_writable`
         self.high_watermark = options.initial_stream_window_size
         self.decoder = Decoder(max_list_size=options.max_head_bytes + 32 * (options.max_headers + 8), max_fields=options.max_headers)
@@ -196,15 +198,29 @@ class Session:
         out.append(frame)
 
     def take(self) -> bytes:
-        """What is to be written now. Raises Http2Error when the peer lets too much of it pile up."""
+        """HOT: what is to be written now. Raises Http2Error when the peer lets too much of it pile up."""
         out = self.out
         self._frames += len(out)
         data = b"".join(out)
         out.clear()
+        self.apart = 0
         if self._frames > self.options.max_outbound_frames and not self.writable:
-            self.stats.outbound_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
+            self._outbound_flood()
         return data
+
+    def take_parts(self) -> list[bytes]:
+        """The same in parts: to be preferred if something is `apart`."""
+        parts = self.out.copy()
+        self.out.clear()
+        self._frames += len(parts) - self.apart
+        self.apart = 0
+        if self._frames > self.options.max_outbound_frames and not self.writable:
+            self._outbound_flood()
+        return parts
+
+    def _outbound_flood(self) -> NoReturn:
+        self.stats.outbound_flood.n += 1
+        raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
 
     def drained(self) -> None:
         """The transport has nothing left to write."""

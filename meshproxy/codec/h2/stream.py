@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.session import Session
     from meshproxy.codec.headers import Headers, Pair
 
+_LARGE = 4096  # bytes of a frame's data from which on a copy costs more than one piece more to write
+
 
 class Http2Stream:
     """A stream in the states between `open` and `closed` (RFC 9113 5.1). Made by the owner, put to use by its session.
@@ -100,7 +102,7 @@ class Http2Stream:
         session = self.session
         size = len(data)
         if self.queue is None and size <= self.send_window and size <= session.send_window and session.writable:
-            if size > DEFAULT_FRAME_SIZE:
+            if size >= _LARGE:
                 self._emit_frames(data, end_stream)
             elif size or end_stream:
                 out = session.out
@@ -171,16 +173,23 @@ class Http2Stream:
     # -- between stream and session
 
     def _emit_frames(self, data: bytes, end_stream: bool) -> None:
-        """DATA that needs more than one frame."""
+        """DATA that needs more than one frame, or is better not copied."""
         session = self.session
         most = session.peer_frame_size
         size = len(data)
+        if size <= most:
+            session.emit(pack_head(size << 8 | DATA, end_stream, self.id))
+            session.out.append(data)
+            session.apart += 1
+            session.data_frames += 1
+            return
         view = memoryview(data)
         for start in range(0, size, most):
             part = view[start : start + most]
             last = end_stream and start + most >= size
             session.emit(pack_head(len(part) << 8 | DATA, last, self.id))
-            session.out.append(part)  # type: ignore[arg-type]  # it is only joined
+            session.out.append(part)  # type: ignore[arg-type]  # it is only written
+            session.apart += 1
             session.data_frames += 1
 
     def _enqueue(self, data: bytes) -> None:
@@ -224,8 +233,11 @@ class Http2Stream:
             self.queued -= size
             session.pending_bytes.n -= size
             last = not queue and self._queued_end is True
-            session.data_frames += 1
-            session.emit(frames.encode(DATA, int(last), self.id, data))
+            if size < _LARGE:
+                session.emit(frames.encode(DATA, int(last), self.id, data))
+                session.data_frames += 1
+            else:
+                self._emit_frames(data, last)
             if queue:
                 return True
         else:
