@@ -163,7 +163,7 @@ class Http2Exchange(Http2Stream):
             stream = peer.request.stream
             stream.bytes_received += len(data)
             stream.last_active = self.manager.clock()
-            peer.relay(stream, data)
+            peer.send_data(data, False)
             return
         self._data(data, end_stream)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec.h1.response import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.net.interfaces import machine_address
+from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
     from meshproxy.http.router import Router
@@ -82,7 +83,7 @@ class Mirrors:
 class _Copy:
     """One copy on its way: the request's side of the pool's contract, discarding what comes back."""
 
-    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "exchange", "started", "stream", "upstream_bytes_received", "upstream_bytes_sent")
+    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "exchange", "started", "stream")
 
     def __init__(self, cluster: Cluster, head: RequestHead, body: bytes, router: Router, timeout: float) -> None:
         self._cluster = cluster
@@ -92,8 +93,7 @@ class _Copy:
         self._pool: Pool | None = None
         self.exchange: Exchange | None = None
         self.started = router.clock()
-        self.stream = self  # exchanges count bytes for their request's stream; nobody logs those of a copy
-        self.upstream_bytes_received = self.upstream_bytes_sent = 0
+        self.stream = StreamInfo()  # exchanges count bytes for their request's stream; nobody logs those of a copy
         self._timer: Any = router.context.loop.call_later(timeout, self._timed_out)
 
     def send(self, pool: Pool) -> None:

@@ -132,7 +132,7 @@ def _simple() -> dict[str, Value]:
         "CUSTOM_FLAGS": _text('getattr(s, "custom_flags", "")', optional=False),
     }
     for form in ("", "DECOMPRESSED_"):
-        table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number("s.upstream_header_bytes_sent")
+        table[f"UPSTREAM_{form}HEADER_BYTES_SENT"] = _number(f"s.upstream_{form.lower()}header_bytes_sent")
         table[f"UPSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number(f"s.upstream_{form.lower()}header_bytes_received")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_SENT"] = _number(f"v.downstream_{form.lower()}header_bytes_sent(s)")
         table[f"DOWNSTREAM_{form}HEADER_BYTES_RECEIVED"] = _number(f"v.downstream_{form.lower()}header_bytes_received(s)")

@@ -41,8 +41,9 @@ class StreamInfo:
     bytes_sent: int = 0  # response body bytes (TCP: all bytes)
     upstream_bytes_sent: int = 0  # on the wire, header and body
     upstream_bytes_received: int = 0
-    upstream_header_bytes_sent: int = 0  # both only where a log asks: see codec.metering
+    upstream_header_bytes_sent: int = 0  # all of these only where a log asks: see codec.metering
     upstream_header_bytes_received: int = 0
+    upstream_decompressed_header_bytes_sent: int = 0
     upstream_decompressed_header_bytes_received: int = 0
 
     # -- when

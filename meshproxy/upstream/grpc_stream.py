@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from meshproxy.codec import grpc
 from meshproxy.codec.headers import ResponseHead
+from meshproxy.observe.stream_info import StreamInfo
 from meshproxy.upstream.balance.base import LbContext
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class GrpcStream:
         self.initial_metadata: list[tuple[str, str | bytes]] | None = None  # once the response has begun
         self.trailing_metadata: list[tuple[str, str | bytes]] | None = None  # once the call has ended
         self.status: int | None = None  # once the call has ended
-        self.stream = self  # exchanges count bytes for their request's stream
-        self.upstream_bytes_sent = self.upstream_bytes_received = 0
+        self.stream = StreamInfo()  # exchanges count bytes for their request's stream
         self._error: GrpcError | None = None
         self._cluster: Cluster | None = None
         self._host: Host | None = None
@@ -275,7 +275,7 @@ class GrpcStream:
 
     def _fail_before_response(self, reason: str, details: str) -> None:
         assert self._cluster is not None
-        self._count_failure(503, None if reason == "overflow" else "reset" if self.upstream_bytes_sent else "connect_failed")
+        self._count_failure(503, None if reason == "overflow" else "reset" if self.stream.upstream_bytes_sent else "connect_failed")
         suffix = f" ({details})" if details else ""
         self._end(GrpcError(grpc.UNAVAILABLE, f"upstream connect error or disconnect/reset before headers. reset reason: {reason}{suffix}"))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meshproxy.codec.h2.fields import KnownResponse
+    from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers, Pair, RequestHead
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.upstream.host import Host
@@ -44,7 +45,7 @@ class Http2Connection(Connection):
 
     def __init__(self, pool: Http2Pool) -> None:
         super().__init__(pool)
-        self.session = Session(self, pool.h2_options, client=True)
+        self.session = self._make_session(pool.h2_options)
         self.session.limit = min(self.session.limit, pool.expected_streams)  # until the server's SETTINGS say what it is
         self.is_ready = False  # it is in `pool.ready`
         self.full = False  # the transport takes nothing more
@@ -52,6 +53,12 @@ class Http2Connection(Connection):
         self._keepalive: Keepalive | None = None
         self._heard_at = 0.0  # when something came last; only where a PING depends on it
         self._headed: list[Http2Request] = []  # exchanges whose response's head has come, and not yet its end
+
+    def _make_session(self, options: Options) -> Session:
+        return Session(self, options, client=True)
+
+    def _make_exchange(self, request: Any) -> Http2Request:
+        return Http2Request(self, request)
 
     @property
     def active(self) -> int:
@@ -72,7 +79,7 @@ class Http2Connection(Connection):
         session = self.session
         if self._keepalive is not None:
             self._try_out()
-        exchange = Http2Request(self, stream)
+        exchange = self._make_exchange(stream)
         exchange.planned = stream
         session.open(exchange)
         self.served += 1
@@ -87,7 +94,7 @@ class Http2Connection(Connection):
         pool = self.pool
         if self._keepalive is not None:
             self._try_out()
-        exchange = Http2Request(self, request)
+        exchange = self._make_exchange(request)
         self.session.open(exchange)
         if pool.max_requests and self.served >= pool.max_requests:
             self.stats.upstream_cx_max_requests.n += 1
@@ -339,13 +346,8 @@ class Http2Request(Http2Stream):
 
     def _send_block(self, items: list[Pair], *, end_stream: bool) -> None:
         block = self.session.encoder.encode(items)
-        self.request.stream.upstream_bytes_sent += len(block) + _FRAME_HEAD
+        self.request.stream.upstream_bytes_sent += len(block) + _FRAME_HEAD  # not all: see upstream.http2_metered
         self.send_block(block, end_stream)
-
-    def send_data(self, data: bytes, end_stream: bool) -> None:
-        """More of the body."""
-        self.request.stream.upstream_bytes_sent += len(data) + _FRAME_HEAD
-        super().send_data(data, end_stream)
 
     def send_trailers(self, trailers: Headers) -> None:  # type: ignore[override]  # that one takes pairs
         """The request's end."""
@@ -374,8 +376,8 @@ class Http2Request(Http2Stream):
 
     def ask(self, head: RequestHead, body: bytes) -> int:
         """HOT"""
-        block = self.session.encoder.encode(_fields(head))
-        self.request.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
+        block = self.session.encoder.encode(all_fields(head))
+        self.request.upstream_bytes_sent = len(block)
         if body:
             self._send(block, body)
         else:
@@ -384,7 +386,7 @@ class Http2Request(Http2Stream):
 
     def ask_known(self, plan: Any, stream: Any) -> int:
         """HOT"""
-        before, after = plan.fields or plan.make_fields(_fields)
+        before, after = plan.fields or plan.make_fields(all_fields)
         encoder = self.session.encoder
         block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
         if plan.new_id is not None:
@@ -392,7 +394,7 @@ class Http2Request(Http2Stream):
             if after.pairs:
                 block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
         body = stream.body
-        stream.upstream_bytes_sent = len(block) + len(body) + _FRAME_HEAD
+        stream.upstream_bytes_sent = len(block)
         if body:
             self._send(block, body)
         else:
@@ -404,7 +406,7 @@ class Http2Request(Http2Stream):
             self.send_message(block, body)
         else:
             self.send_block(block, False)
-            super().send_data(body, True)
+            self.send_data(body, True)
 
     def answered(self, now: float) -> None:
         """HOT"""
@@ -451,7 +453,6 @@ class Http2Request(Http2Stream):
         request = self.request
         if request is None:
             return
-        request.stream.upstream_bytes_received += known.size + _FRAME_HEAD
         head = known.head()
         if self.upgrade is not None and known.status == 200:
             request.on_response_headers(_switching(head, self.upgrade), False)
@@ -479,22 +480,14 @@ class Http2Request(Http2Stream):
             self.release()
         self._body(data, end_stream)
 
-    def relay(self, stream: Any, data: bytes) -> None:
-        """HOT: a piece of the request's body."""
-        stream.upstream_bytes_sent += len(data) + _FRAME_HEAD
-        Http2Stream.send_data(self, data, False)
-
     def _body(self, data: bytes, end_stream: bool) -> None:
         request = self.request
         if request is None:
             return
         peer = self.peer
         if peer is not None and not end_stream:
-            stream = request.stream
-            stream.upstream_bytes_received += len(data) + _FRAME_HEAD
-            peer.relay(stream, data)
+            peer.relay(request.stream, data)
             return
-        request.stream.upstream_bytes_received += len(data) + _FRAME_HEAD
         request.on_response_data(data, end_stream)
         if end_stream:
             self._response_done()
@@ -601,7 +594,7 @@ def pseudo_fields(head: RequestHead) -> list[Pair]:
     return [(b":method", head.method), (b":scheme", head.scheme), (b":authority", head.authority), (b":path", head.path)]
 
 
-def _fields(head: RequestHead) -> list[Pair]:
+def all_fields(head: RequestHead) -> list[Pair]:
     """HOT: all of a request's fields."""
     return pseudo_fields(head) + head.items
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.net.flusher import flusher_of
 from meshproxy.upstream.http1_pool import count_http1, is_spent, new_http1_connection
 from meshproxy.upstream.http2 import Http2Connection
-from meshproxy.upstream.pool import Pool
+from meshproxy.upstream.pool import METERED, Pool
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
@@ -31,7 +31,7 @@ class Http2Pool(Pool):
 
     def make(self) -> Any:
         """A protocol for a new connection."""
-        return Http2Connection(self)
+        return new_http2_connection(self)
 
     def count_dial(self) -> None:
         """Count a connection by its protocol."""
@@ -71,6 +71,15 @@ class Http2Pool(Pool):
             self.ready.remove(connection)
 
 
+def new_http2_connection(pool: Http2Pool) -> Http2Connection:
+    """A connection that is metered where a log asks for it."""
+    if METERED in pool.context.shared:
+        from meshproxy.upstream.http2_metered import MeteredHttp2Connection
+
+        return MeteredHttp2Connection(pool)
+    return Http2Connection(pool)
+
+
 class AutoPool(Http2Pool):
     """Connections that speak HTTP/2 or HTTP/1.1, as the host chose by ALPN: HTTP/1.1 when it did not."""
 
@@ -97,7 +106,7 @@ class AutoPool(Http2Pool):
         """The connection for the protocol that was negotiated."""
         if alpn == "h2":
             super().count_dial()
-            return Http2Connection(self)
+            return new_http2_connection(self)
         count_http1(self.stats)
         if self.learns:
             self.expected_streams = 1

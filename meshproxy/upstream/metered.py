@@ -30,7 +30,9 @@ class MeteredConnection(Http1Connection):
         if self._metered != self.served:
             self._metered = self.served
             self._meter.start()
-            self.request.stream.upstream_header_bytes_sent += sent_fields(data)
+            stream = self.request.stream
+            stream.upstream_header_bytes_sent += sent_fields(data)
+            stream.upstream_decompressed_header_bytes_sent = stream.upstream_header_bytes_sent
 
     def data_received(self, data: bytes) -> None:
         if self.request is not None:

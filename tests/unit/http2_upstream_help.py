@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import h2.config
@@ -14,6 +13,8 @@ import h2.settings
 
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.net import dial
+from meshproxy.observe.stream_info import StreamInfo
+from meshproxy.upstream.pool import METERED
 from tests.unit import upstream_help as up
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -111,7 +112,7 @@ class Caller:
     ) -> None:
         self.head = RequestHead(b"GET", b"/", b"a.test", []) if head is None else head
         self.body, self.ended, self.trailers, self.upgrade = body, ended, trailers, upgrade
-        self.stream = SimpleNamespace(upstream_bytes_sent=0, upstream_bytes_received=0)
+        self.stream = StreamInfo()
         self.exchange: Any = None
         self.log: list[tuple[Any, ...]] = []
 
@@ -173,10 +174,14 @@ class Caller:
 class Link:
     """A cluster with one host, its pool, and the server's end of each connection that is dialled."""
 
-    def __init__(self, monkeypatch: Any, *, settings: dict[int, int] | None = None, common: dict[str, Any] | None = None, **http2: Any) -> None:
+    def __init__(
+        self, monkeypatch: Any, *, settings: dict[int, int] | None = None, common: dict[str, Any] | None = None, metered: bool = False, **http2: Any
+    ) -> None:
         options = {"@type": URL, "explicit_http_config": {"http2_protocol_options": http2}, "common_http_protocol_options": common or {}}
         context = up.context()
         context.loop = asyncio.get_running_loop()
+        if metered:
+            context.shared[METERED] = True
         self.clock = context.clock
         self.cluster = up.cluster(up.static(up.group("127.0.0.1:1"), typed_extension_protocol_options={HTTP_OPTIONS: options}), context)
         self.host = self.cluster.hosts[0]

@@ -48,9 +48,25 @@ async def test_bodies_and_trailers_both_ways(monkeypatch):
     server.h2.send_headers(1, [("grpc-status", "0")], end_stream=True)
     server.flush()
     assert caller.log == [(103, [(b"link", b"</a>")]), (200, [(b"x", b"1")]), ("data", b"abc", False), ("read",), ("trailers", [(b"grpc-status", b"0")])]
-    assert caller.stream.upstream_bytes_sent > 5
-    assert caller.stream.upstream_bytes_received > 3
+    assert caller.stream.upstream_bytes_sent
     assert link.idle()
+
+
+async def test_bytes_on_the_wire_where_a_log_asks_for_them(monkeypatch):
+    link = Link(monkeypatch, metered=True)
+    (caller,) = await link.serve(Caller(post(), body=b"hello", trailers=Headers([(b"x-sum", b"5")])))
+    (server,) = link.servers
+    server.answer(1, b"abc", ("x", "1"), end=False)
+    server.h2.send_headers(1, [("grpc-status", "0")], end_stream=True)
+    server.flush()
+    counts = caller.stream
+    sent = sum(len(name) + len(value) for name, value in server.heads()[1])
+    assert counts.upstream_decompressed_header_bytes_sent == sent + len("x-sum5")
+    assert counts.upstream_bytes_sent == counts.upstream_header_bytes_sent + 9 + len("hello")
+    assert 18 < counts.upstream_header_bytes_sent < 18 + counts.upstream_decompressed_header_bytes_sent
+    assert counts.upstream_decompressed_header_bytes_received == len(":status200x1grpc-status0")
+    assert counts.upstream_bytes_received == counts.upstream_header_bytes_received + 9 + len("abc")
+    assert counts.upstream_body_first
 
 
 async def test_more_connections_when_streams_run_out(monkeypatch):
