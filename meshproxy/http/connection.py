@@ -158,8 +158,9 @@ class ServerConnection(DownstreamConnection):
         plain = known.plain
         plan = None
         if plain is None:
-            plain = known.plain = manager.preparer.is_plain(known, known.index)
-        elif plain and self.additions is not None:
+            preparer = manager.preparer
+            plain = known.plain = 1 if preparer.is_plain(known, known.index) else 2 if preparer.is_relayed(known, known.index) else 0
+        elif plain == 1 and self.additions is not None:
             plan = manager.plan(known, self.additions)
         if not plain or manager.has_stream_timers or manager.max_requests or self.head_since:
             self.on_headers(known.head(), not body)
@@ -175,7 +176,7 @@ class ServerConnection(DownstreamConnection):
         additions = self.additions
         if additions is None:
             additions = self.additions = manager.preparer.additions(self.info)
-        stream = plans.start(self, known, body, additions, now)
+        stream = plans.start(self, known, body, additions if plain == 1 else manager.preparer.relayed, now)
         if body and not stream.stage:
             self.on_data(body, True)  # it takes the general way
         if plan is not None and stream.stage:

@@ -86,9 +86,11 @@ class Http2Exchange(Http2Stream):
             preparer = connection.preparer
             if known.plain is preparer or preparer.is_plain(known, known.index, http2=True):
                 known.plain = preparer
-                if known.scheme != connection.additions.scheme or known.protocol is not None:  # the client's own choice; an extended CONNECT
-                    self._begin(known, end_stream)
-                elif end_stream:
+                whole = known.scheme == connection.additions.scheme  # else it is the client's own choice
+            else:
+                whole = preparer.is_relayed(known, known.index, http2=True)
+            if whole and known.protocol is None:  # which an extended CONNECT has
+                if end_stream:
                     self._whole(known, b"")
                 else:
                     self.waiting = known
@@ -100,7 +102,8 @@ class Http2Exchange(Http2Stream):
         """HOT: a whole request with a plain head (see `RequestHeadPreparer.is_plain`)."""
         connection = self.connection
         now = connection.begin_planned()
-        additions = connection.additions
+        preparer = connection.preparer
+        additions = connection.additions if known.plain is preparer else preparer.relayed
         plan = self.manager.plan(known, additions) if known.kept else None
         if plan is None or plan.bodied != bool(body) or len(body) > plan.lane.body_limit:
             stream = plans.start(self, known, body, additions, now)

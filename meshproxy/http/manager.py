@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.codec.h2.settings import Options as Http2Options
     from meshproxy.http.planned_response import PlannedResponse
-    from meshproxy.http.request_head import Additions
     from meshproxy.http.routes import Route
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import NetworkContext
@@ -339,7 +338,7 @@ class HttpConnectionManager:
             made = lanes[route] = make_lane(self, route, head, internal=internal, grpc=grpc)
             return made
 
-    def plan(self, known: Any, additions: Additions) -> plan.Plan | None:
+    def plan(self, known: Any, additions: Any) -> plan.Plan | None:
         """The plan for a head that repeats itself, made now if there is none yet; None if there can be none."""
         made: Any = known.plans.get(additions, NO_PLANS)
         if made is NO_PLANS or (made is not None and made.generation != self.changes.n):

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from meshproxy.http.lane import Lane
     from meshproxy.http.manager import HttpConnectionManager
-    from meshproxy.http.request_head import Additions
 
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
@@ -150,7 +149,7 @@ class _Template:
         return RequestHead(of.method, of.path, of.authority, items, scheme=of.scheme, version=of.version)
 
 
-def start(codec: Any, known: Any, body: bytes, additions: Additions, now: float) -> PlannedStream:
+def start(codec: Any, known: Any, body: bytes, additions: Any, now: float) -> PlannedStream:
     """HOT: a request with a plain head (see `RequestHeadPreparer.is_plain`) that has no plan.
 
     The stream's `stage` says whether it was sent with its body, or goes the general way, on which the body comes after the head.
@@ -195,7 +194,7 @@ def start(codec: Any, known: Any, body: bytes, additions: Additions, now: float)
     return stream
 
 
-def make_plan(manager: HttpConnectionManager, known: Any, additions: Additions) -> Plan | None:
+def make_plan(manager: HttpConnectionManager, known: Any, additions: Any) -> Plan | None:
     """The plan for a plain head; None when such requests are not all alike, or have no lane."""
     first = _try_out(manager, known, additions)
     # Once more: what comes out differently is no plan.
@@ -221,7 +220,7 @@ class _Outcome:
         return self.wire.split(self.id) if self.id else [self.wire]
 
 
-def _try_out(manager: HttpConnectionManager, known: Any, additions: Additions) -> _Outcome | None:
+def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Outcome | None:
     outcome = _Outcome()
     head = known.head()
     scratch = Stream.__new__(Stream)

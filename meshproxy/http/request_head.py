@@ -43,6 +43,7 @@ _INTERNAL_ONLY = (
     b"x-envoy-retriable-header-names",
     b"x-envoy-original-url",
 )
+_SCHEMES = frozenset((b"http", b"https"))
 _EDGE_ONLY = (
     b"x-envoy-decorator-operation",
     b"x-envoy-downstream-service-cluster",
@@ -178,6 +179,30 @@ class Additions:
         self.forgets_trace_reason = edge and options.packs_trace_reason
 
 
+class Relayed:
+    """In place of `Additions`: for plain requests that another proxy has sent to one that takes its word (`RequestHeadPreparer.is_relayed`)."""
+
+    __slots__ = ("generates_id", "internal_only")
+
+    forgets_trace_reason = internal = replaces_id = False
+
+    def __init__(self, options: RequestHeadOptions, internal_only: frozenset[bytes]) -> None:
+        self.generates_id = options.generate_request_id
+        self.internal_only = internal_only
+
+    def apply(self, head: RequestHead, index: dict[bytes, bytes]) -> None:
+        """What `RequestHeadPreparer._carefully` comes to for such a head: the sender is no internal client, and what it says of the scheme holds."""
+        present = self.internal_only.intersection(index)
+        if present:
+            head.items[:] = [pair for pair in head.items if pair[0] not in present]
+            for name in present:
+                del index[name]
+        if head.version == 20:
+            head.scheme = head.scheme.lower()
+        elif head.scheme != b"https":
+            head.scheme = index[b"x-forwarded-proto"]
+
+
 class _AdditionsMemo:
     """Additions by address and TLS; bounded."""
 
@@ -210,6 +235,11 @@ class RequestHeadPreparer:
         self._watched = _WATCHED.union(options.internal_only)
         self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
         self._additions = _AdditionsMemo()
+        internal_only = frozenset((*_INTERNAL_ONLY, *options.internal_only))
+        self.relayed = Relayed(options, internal_only)
+        self._relays = self._plain and not self._strips_host and not options.use_remote_address and options.scheme_override is None
+        self._watched_relayed = self._watched - internal_only - {b"x-forwarded-proto"}
+        self._watched_relayed_http2 = self._watched_relayed - {b"te"}
 
     def prepare(self, stream: Stream) -> Reply | None:
         """Make `stream.request` what the filters and the router may see; a Reply refuses it. `complete` alone does for a plain head."""
@@ -220,6 +250,9 @@ class RequestHeadPreparer:
         plain_scheme = head.version != 20 or head.scheme == additions.scheme or self.options.scheme_override is not None
         if plain_scheme and head._index is not None and self.is_plain(head, head._index, http2=head.version == 20):
             self.complete(stream, head, additions)
+            return None
+        if head._index is not None and self.is_relayed(head, head._index, http2=head.version == 20):
+            self.complete(stream, head, self.relayed)
             return None
         if not head.authority and (reply := self._missing_host(head)) is not None:
             return reply
@@ -247,6 +280,18 @@ class RequestHeadPreparer:
         watched = self._watched_http2 if http2 else self._watched
         return bool(self._plain and head.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and watched.isdisjoint(index))
 
+    def is_relayed(self, head: KnownRequest | RequestHead, index: dict[bytes, bytes], *, http2: bool = False) -> bool:
+        """HOT: whether a head is one that sidecars get from each other: plain but for the scheme, and for what only internal clients may say."""
+        path = head.path
+        return bool(
+            self._relays
+            and index.get(b"x-forwarded-proto") in _SCHEMES
+            and head.authority
+            and path[:1] == b"/"
+            and self._plain_path(path)
+            and (self._watched_relayed_http2 if http2 else self._watched_relayed).isdisjoint(index)
+        )
+
     def additions(self, connection: ConnectionInfo) -> Additions:
         """What every plain request of a connection gets."""
         made = self._additions.get(connection.remote.ip, connection.tls is not None)
@@ -254,14 +299,17 @@ class RequestHeadPreparer:
             made = self._additions.make(connection, self.options)
         return made
 
-    def complete(self, stream: Stream, head: RequestHead, additions: Additions) -> None:
+    def complete(self, stream: Stream, head: RequestHead, additions: Additions | Relayed) -> None:
         """HOT: the end of a plain head: forwarded headers and request id."""
         index = head._index
         assert index is not None
         items = head.items
-        items += additions.pairs
-        index.update(additions.index)
-        head.scheme = additions.scheme
+        if additions.__class__ is Relayed:
+            additions.apply(head, index)
+        else:
+            items += additions.pairs  # type: ignore[union-attr]
+            index.update(additions.index)  # type: ignore[union-attr]
+            head.scheme = additions.scheme  # type: ignore[union-attr]
         stream.is_internal = additions.internal
         if additions.generates_id:
             known = index.get(b"x-request-id")

@@ -176,6 +176,19 @@ CASES = [
     *[again(f"connection_{v}", get("/", f"Connection: {v}", "X-A: 1")) for v in ("keep-alive", "Keep-Alive", "KEEP-alive", "keep-alive, keep-alive")],
     again("connection_header", get("/", "Connection: keep-alive, x-a", "X-A: 1")),
     again("no_request_id", get("/"), on="no_id"),
+    # As sidecars get them from each other.
+    *[again(f"relayed_{name}", get("/x", *lines, host="adds.test")) for name, lines in (
+        ("http", ["X-Forwarded-Proto: http"]),
+        ("https", ["X-Forwarded-Proto: https", "X-Request-Id: 11111111-2222-4333-8444-555555555555"]),
+        ("expects", ["X-Forwarded-Proto: http", "X-Envoy-Expected-Rq-Timeout-Ms: 15000", "X-A: 1", "X-A: 2"]),
+        ("internal_only", ["X-Forwarded-Proto: http", "X-Envoy-Max-Retries: 3", "X-Envoy-Retry-On: 5xx", "X-Envoy-Upstream-Rq-Timeout-Ms: 5"]),
+        ("upper_case", ["X-Forwarded-Proto: HTTP"]),
+        ("other_scheme", ["X-Forwarded-Proto: ftp"]),
+        ("twice", ["X-Forwarded-Proto: http", "X-Forwarded-Proto: https"]),
+        ("for", ["X-Forwarded-Proto: http", "X-Forwarded-For: 10.0.0.1", "X-Envoy-Expected-Rq-Timeout-Ms: 15000"]))],
+    *[again(f"relayed_to_{on}", get("/x", "X-Forwarded-Proto: https", "X-Envoy-Expected-Rq-Timeout-Ms: 15000"), on=on) for on in (
+        "edge", "json", "plain_router", "pass_server")],
+    again("relayed_absolute", req("GET", "https://adds.test/x", "X-Forwarded-Proto: http")),
     again("http_1_0", req("GET", "/", "Connection: keep-alive", version="1.0")),
     again("absolute_form", req("GET", "http://adds.test/x")),
     again("path_to_normalise", get("/a/../b//c")),

@@ -43,7 +43,7 @@ class KnownRequest:
         self.size = size
         self.scheme = scheme
         self.kept = False
-        self.plain: bool | None = None
+        self.plain: int | None = None
         self.plans: dict[Any, Any] = NO_PLANS
 
     @property
