@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import callgrind, load, proxies
+from benchmarks.backend import Backend
 from benchmarks.configs import Spec
 
 BUDGETS = {
@@ -18,8 +19,10 @@ BURSTS = callgrind.Bursts(warm_up=300, small=200, big=800)
 @pytest.mark.slow
 @pytest.mark.skipif(not callgrind.available(), reason="valgrind is not installed: instructions per request are NOT checked")
 @pytest.mark.parametrize("name", BUDGETS)
-def test_instructions_per_request(name, backend, folder):
+def test_instructions_per_request(name, folder):
     spec, requests, ceiling = BUDGETS[name]
-    count = callgrind.instructions_per_request(proxies.OURS, spec, requests, backend.port, folder / name.replace(" ", "-").replace(",", ""), BURSTS)
+    where = folder / name.replace(" ", "-").replace(",", "")
+    with Backend(where / "backend", requests.service) as service:
+        count = callgrind.instructions_per_request(proxies.OURS, spec, requests, service.port, where, BURSTS)
     print(f"{name}: {count:,.0f} user instructions per request; ceiling {ceiling:,}")
     assert count <= ceiling
