@@ -249,7 +249,7 @@ class _Connection:
             if kind == HEADERS:
                 self._on_head(exchange, fields)
             else:
-                self._on_data(stream, exchange, len(payload))
+                self._on_data(stream, exchange, payload)
             if flags & END_STREAM:
                 self._on_end(stream, exchange)
 
@@ -263,9 +263,12 @@ class _Connection:
         elif b"grpc-status" in fields:
             exchange.grpc = False  # it is no longer missing
 
-    def _on_data(self, stream: int, exchange: _Exchange, size: int) -> None:
-        exchange.expected -= size
-        exchange.missing -= size
+    def _on_data(self, stream: int, exchange: _Exchange, data: bytes) -> None:
+        if exchange.status:
+            exchange.status += f": {data.decode(errors='replace')}"
+            return
+        exchange.expected -= len(data)
+        exchange.missing -= len(data)
         if exchange.left and not exchange.missing:
             self._send_message(stream, exchange)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
@@ -25,8 +27,9 @@ CEILING = 0.05  # objects per request; a few of a whole burst come from elsewher
 ROUNDS = 6  # at most; what a timer of the worker made during one burst, it does not make during all of them
 
 
-def data_plane(spec: Spec, backend_port: int, folder) -> tuple[Listener, int]:
-    """A listener of a worker, in the running loop, and its port."""
+@contextlib.asynccontextmanager
+async def data_plane(spec: Spec, backend_port: int, folder) -> AsyncIterator[int]:
+    """A listener of a worker, in the running loop: its port."""
     file = folder / "bootstrap.json"
     file.write_text(envoy(spec, Place(folder, 0, 0, backend_port)))
     bootstrap, _ = bootstraps.validate(str(file))
@@ -36,7 +39,14 @@ def data_plane(spec: Spec, backend_port: int, folder) -> tuple[Listener, int]:
         context.clusters.add(cluster)
     proto = bootstrap.static_resources.listeners[0]
     (bound,) = sockets.bind(proto, 1)
-    return Listener(proto, bound, context), bound[0].getsockname()[1]
+    listener = Listener(proto, bound, context)
+    await listener.start()
+    try:
+        yield bound[0].getsockname()[1]
+    finally:
+        listener.close()
+        context.clusters.close()
+        await asyncio.sleep(0)
 
 
 async def send(port: int, what: load.Load, requests: int) -> None:
@@ -106,14 +116,9 @@ def test_connections_leave_no_cycles(tls, backend, tmp_path):
     async def measure() -> int:
         if tls:
             make_certificate(tmp_path)
-        listener, port = data_plane(Spec(tls=tls), backend.port, tmp_path)
-        await listener.start()
-        await call(port)
-        found = await call(port)
-        listener.close()
-        listener.context.clusters.close()
-        await asyncio.sleep(0)
-        return found
+        async with data_plane(Spec(tls=tls), backend.port, tmp_path) as port:
+            await call(port)
+            return await call(port)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(measure())
@@ -124,14 +129,9 @@ def test_connections_leave_no_cycles(tls, backend, tmp_path):
 @pytest.mark.parametrize(("base", "what"), [("minimal", load.MINIMAL), ("mesh", load.ELEVEN), ("mesh", load.VARYING)], ids=["minimal", "mesh", "varying"])
 def test_requests_leave_no_cycles(base, what, backend, tmp_path):
     async def measure() -> tuple[float, float]:
-        listener, port = data_plane(Spec(base), backend.port, tmp_path)
-        await listener.start()
-        await send(port, what, FEW)
-        found = await leftovers_of_a_request(port, what)
-        listener.close()
-        listener.context.clusters.close()
-        await asyncio.sleep(0)
-        return found
+        async with data_plane(Spec(base), backend.port, tmp_path) as port:
+            await send(port, what, FEW)
+            return await leftovers_of_a_request(port, what)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         cycles, kept = runner.run(measure())
@@ -162,14 +162,9 @@ def test_mixed_http2_leaves_no_cycles(folder, tmp_path):
         return gc.collect()
 
     async def measure(backend_port: int) -> int:
-        listener, port = data_plane(Spec("soak", http2=True), backend_port, tmp_path)
-        await listener.start()
-        await call(port)
-        found = await call(port)
-        listener.close()
-        listener.context.clusters.close()
-        await asyncio.sleep(0)
-        return found
+        async with data_plane(Spec("soak", http2=True), backend_port, tmp_path) as port:
+            await call(port)
+            return await call(port)
 
     with Backend(folder / "mixed", "mixed", goaway_after=300) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(measure(service.port))
