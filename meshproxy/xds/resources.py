@@ -1,0 +1,96 @@
+"""The types of resources that we subscribe to, and what came of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from meshproxy.api import messages, registry
+from meshproxy.record import Record, field
+
+WILDCARD = "*"
+_RESOURCE = registry.TYPE_PREFIX + "envoy.service.discovery.v3.Resource"
+
+
+class ResourceType(NamedTuple):
+    """`name_field`: which field of the message is the resource's name. `complete`: a response of the state of the world names all there are.
+
+    `service`: who serves it on a stream of its own, with methods `Stream<kind>` and `Delta<kind>`.
+    """
+
+    url: str
+    name_field: str
+    complete: bool
+    service: str
+    kind: str
+
+    @property
+    def message(self) -> Any:
+        """The class of its messages."""
+        return messages.known(messages.full_name(self.url))
+
+
+def _type(message: str, name_field: str, complete: bool, service: str, kind: str) -> ResourceType:
+    return ResourceType(registry.TYPE_PREFIX + message, name_field, complete, service, kind)
+
+
+CLUSTER = _type("envoy.config.cluster.v3.Cluster", "name", True, "envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters")
+ENDPOINTS = _type("envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_name", False, "envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints")
+LISTENER = _type("envoy.config.listener.v3.Listener", "name", True, "envoy.service.listener.v3.ListenerDiscoveryService", "Listeners")
+ROUTES = _type("envoy.config.route.v3.RouteConfiguration", "name", False, "envoy.service.route.v3.RouteDiscoveryService", "Routes")
+
+TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
+# What comes first in a stream: whatever is referred to before what refers to it.
+ORDER = tuple(TYPES)
+
+
+class Resource(NamedTuple):
+    """One resource as it came. `message` is None in a heartbeat, which only says that it lives on. `ttl`: seconds it lives, 0.0 for ever."""
+
+    name: str
+    version: str
+    message: Any
+    ttl: float = 0.0
+
+
+class Update(Record):
+    """What a source says at one time. `complete`: resources that are not in it are gone; otherwise only those in `removed` are."""
+
+    type: ResourceType
+    version: str
+    resources: list[Resource]
+    removed: list[str] = field(default_factory=list)
+    complete: bool = False
+    nonce: str = ""
+
+
+def unpack(packed: Any, type: ResourceType, version: str) -> Resource:
+    """A resource of a response of the state of the world: bare, or in an envelope with its name and its time to live. Raises ValueError."""
+    if packed.type_url == _RESOURCE:
+        envelope = messages.known("envoy.service.discovery.v3.Resource")()
+        try:
+            envelope.ParseFromString(packed.value)
+        except DecodeError as error:
+            raise ValueError("the envelope of a resource is not valid") from error
+        return of_envelope(envelope, type, envelope.version or version)
+    message = _parse(packed, type)
+    return Resource(getattr(message, type.name_field), version, message)
+
+
+def of_envelope(envelope: Any, type: ResourceType, version: str) -> Resource:
+    """A resource in an envelope. Raises ValueError."""
+    ttl = envelope.ttl.seconds + envelope.ttl.nanos / 1e9 if envelope.HasField("ttl") else 0.0
+    if not envelope.HasField("resource"):
+        return Resource(envelope.name, version, None, ttl)
+    message = _parse(envelope.resource, type)
+    return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl)
+
+
+def _parse(packed: Any, type: ResourceType) -> Any:
+    if packed.type_url != type.url:
+        raise ValueError(f"a resource is of type {packed.type_url!r} in a response of {type.url!r}")
+    try:
+        return type.message.FromString(packed.value)
+    except DecodeError as error:
+        raise ValueError(f"a resource is not a serialised {messages.full_name(type.url)}") from error
