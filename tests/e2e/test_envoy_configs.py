@@ -106,12 +106,12 @@ def changed(changes: dict[str, object]) -> dict:
     return config
 
 
-HTTP_OPTIONS = f"{C0}.typed_extension_protocol_options"
 NOT_COVERED = {
-    "http2_upstream": (
-        {HTTP_OPTIONS: {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": f"{T}upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}}},
-        f'{HTTP_OPTIONS}["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].explicit_http_config.http2_protocol_options',
+    "upstream_proxy_protocol": (
+        {f"{C0}.transport_socket": {"name": "x", "typed_config": {
+            "@type": f"{T}transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport", "config": {},
+            "transport_socket": {"name": "raw", "typed_config": {"@type": f"{T}transport_sockets.raw_buffer.v3.RawBuffer"}}}}},
+        f"{C0}.transport_socket.typed_config",
     ),
     "lua": ({f"{HCM}.http_filters": [http_filter("lua.v3.Lua"), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
     "ext_authz": ({f"{HCM}.http_filters": [http_filter("ext_authz.v3.ExtAuthz", grpc_service=GRPC), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
