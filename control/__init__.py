@@ -1,5 +1,6 @@
-"""The control plane of the mesh: the `meshctl` command, still to be built.
+"""The control plane of the mesh: the `meshctl` command.
 
-It will read documents about services and policies, translate them into Envoy v3 resources and serve those over ADS to every sidecar. It may import
-`meshproxy.api` (the Envoy API as this project uses it) and nothing else of the data plane; import-linter holds that.
+It reads documents about services and policies (`kinds`) from where they are kept (`sources`), makes one immutable snapshot of them (`model`), translates
+that into Envoy v3 resources (`translate`) and serves those to every proxy (`ads`). `app` wires the parts of the running process together; start reading
+there. Of the data plane it imports `meshproxy.api` (the Envoy API as this project uses it) and nothing else; import-linter holds that.
 """

@@ -1,0 +1,184 @@
+"""Istio's DestinationRule."""
+
+from __future__ import annotations
+
+from control.kinds.common import Meta, export_to
+from control.kinds.fields import Fields
+from control.model.traffic import (
+    ConnectionPool,
+    ConsistentHash,
+    DestinationRule,
+    LoadBalancer,
+    LocalitySettings,
+    OutlierDetection,
+    Subset,
+    TlsSettings,
+    TrafficPolicy,
+)
+from control.names import resolve_host
+
+_SIMPLE = {
+    "UNSPECIFIED": "",
+    "RANDOM": "RANDOM",
+    "ROUND_ROBIN": "ROUND_ROBIN",
+    "LEAST_REQUEST": "LEAST_REQUEST",
+    "LEAST_CONN": "LEAST_REQUEST",  # Istio's old name of it
+    "PASSTHROUGH": "PASSTHROUGH",
+}
+
+
+def parse(meta: Meta, body: Fields) -> DestinationRule:
+    """`spec` of a DestinationRule."""
+    spec = body.need("spec")
+    spec.not_honoured("workloadSelector")
+    subsets = spec.each("subsets", _subset)
+    names = [subset.name for subset in subsets]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            spec.error(f"subsets[{index}].name", f"there are two subsets {name!r}")
+    return DestinationRule(
+        meta.name,
+        meta.namespace,
+        resolve_host(spec.text("host", required=True), meta.namespace),
+        _policy(spec),
+        subsets,
+        export_to(spec),
+    )
+
+
+def _subset(fields: Fields) -> Subset:
+    return Subset(fields.text("name", required=True), fields.string_map("labels"), _policy(fields))
+
+
+def _policy(owner: Fields) -> TrafficPolicy | None:
+    policy = owner.child("trafficPolicy")
+    if policy is None:
+        return None
+    policy.not_honoured("tunnel", "proxyProtocol", "retryBudget")
+    return _settings(policy, dict(policy.each("portLevelSettings", _port_policy)))
+
+
+def _port_policy(fields: Fields) -> tuple[int, TrafficPolicy]:
+    return fields.need("port").port("number", required=True), _settings(fields, {})
+
+
+def _settings(policy: Fields, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
+    return TrafficPolicy(_load_balancer(policy), _connection_pool(policy), _outlier_detection(policy), _tls(policy), ports)
+
+
+def _load_balancer(policy: Fields) -> LoadBalancer | None:
+    fields = policy.child("loadBalancer")
+    if fields is None:
+        return None
+    fields.not_honoured("zoneAwareLbSetting")
+    fields.one_of("simple", "consistentHash")
+    fields.one_of("warmup", "warmupDurationSecs")
+    simple = fields.text("simple", choices=_SIMPLE)
+    if simple == "PASSTHROUGH":
+        fields.error("simple", "PASSTHROUGH needs captured traffic, which meshctl does not serve yet", "unsupported")
+    hash = fields.child("consistentHash")
+    warmup = fields.child("warmup")
+    if warmup is not None:
+        warmup.not_honoured("minimumPercent", "aggression")
+    return LoadBalancer(
+        _SIMPLE[simple or "UNSPECIFIED"],
+        None if hash is None else _consistent_hash(hash),
+        warmup.duration("duration", required=True) if warmup is not None else fields.duration("warmupDurationSecs"),
+        _locality(fields.child("localityLbSetting")),
+    )
+
+
+def _locality(fields: Fields | None) -> LocalitySettings | None:
+    if fields is None:
+        return None
+    fields.not_honoured("failoverPriority")
+    fields.one_of("distribute", "failover")
+    return LocalitySettings(fields.boolean("enabled", True) is not False, fields.each("distribute", _distribute), fields.each("failover", _failover))
+
+
+def _distribute(fields: Fields) -> tuple[str, dict[str, int]]:
+    weights = fields.mapping("to", lambda below, key: below.integer(key, low=1, high=100))
+    if sum(weights.values()) != 100:
+        fields.error("to", f"the weights add up to {sum(weights.values())}, not 100")
+    return fields.text("from", required=True), weights
+
+
+def _failover(fields: Fields) -> tuple[str, str]:
+    return fields.text("from", required=True), fields.text("to", required=True)
+
+
+def _consistent_hash(fields: Fields) -> ConsistentHash:
+    fields.one_of("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName", required=True)
+    fields.one_of("ringHash", "maglev", "minimumRingSize")
+    cookie = fields.child("httpCookie")
+    if cookie is not None:
+        cookie.not_honoured("attributes")
+    ring, maglev = fields.child("ringHash"), fields.child("maglev")
+    size = fields.integer("minimumRingSize", low=1, high=8 << 20)
+    return ConsistentHash(
+        fields.text("httpHeaderName"),
+        cookie.text("name", required=True) if cookie else "",
+        cookie.text("path") if cookie else "",
+        cookie.duration("ttl") if cookie else None,
+        bool(fields.boolean("useSourceIp")),
+        fields.text("httpQueryParameterName"),
+        (ring.integer("minimumRingSize", low=1, high=8 << 20) if ring else size) or 1024,
+        maglev.integer("tableSize", 65537, low=2, high=5000011) or 65537 if maglev is not None else 0,
+    )
+
+
+def _connection_pool(policy: Fields) -> ConnectionPool | None:
+    pool = policy.child("connectionPool")
+    if pool is None:
+        return None
+    empty = Fields({})
+    tcp = pool.child("tcp") or empty
+    tcp.not_honoured("idleTimeout")
+    http = pool.child("http") or empty
+    http.not_honoured("useClientProtocol")
+    keepalive = tcp.child("tcpKeepalive")
+    alive = keepalive or empty
+    return ConnectionPool(
+        max_connections=tcp.integer("maxConnections", low=1),
+        connect_timeout_s=tcp.duration("connectTimeout"),
+        max_connection_duration_s=tcp.duration("maxConnectionDuration"),
+        keepalive_probes=alive.integer("probes"),
+        keepalive_time_s=alive.duration("time"),
+        keepalive_interval_s=alive.duration("interval"),
+        tcp_keepalive=keepalive is not None,
+        max_pending_requests=http.integer("http1MaxPendingRequests"),
+        max_requests=http.integer("http2MaxRequests"),
+        max_requests_per_connection=http.integer("maxRequestsPerConnection"),
+        max_retries=http.integer("maxRetries"),
+        idle_timeout_s=http.duration("idleTimeout"),
+        max_concurrent_streams=http.integer("maxConcurrentStreams", low=1, high=2**31 - 1),
+        h2_upgrade=http.text("h2UpgradePolicy", choices=("DEFAULT", "UPGRADE", "DO_NOT_UPGRADE")).replace("DEFAULT", ""),
+    )
+
+
+def _outlier_detection(policy: Fields) -> OutlierDetection | None:
+    fields = policy.child("outlierDetection")
+    if fields is None:
+        return None
+    fields.not_honoured("consecutiveErrors", why="is no longer part of Istio's API; use consecutive5xxErrors")
+    return OutlierDetection(
+        consecutive_5xx=fields.integer("consecutive5xxErrors"),
+        consecutive_gateway=fields.integer("consecutiveGatewayErrors"),
+        consecutive_local_origin=fields.integer("consecutiveLocalOriginFailures"),
+        split_local_origin=bool(fields.boolean("splitExternalLocalOriginErrors")),
+        interval_s=fields.duration("interval", low=1e-3),
+        base_ejection_s=fields.duration("baseEjectionTime", low=1e-3),
+        max_ejection_percent=fields.integer("maxEjectionPercent", high=100),
+        min_health_percent=fields.integer("minHealthPercent", 0, high=100) or 0,
+    )
+
+
+def _tls(policy: Fields) -> TlsSettings | None:
+    fields = policy.child("tls")
+    if fields is None:
+        return None
+    fields.not_honoured("clientCertificate", "privateKey", "credentialName", "caCrl")
+    mode = fields.text("mode", "DISABLE", choices=("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"))
+    if mode in ("MUTUAL", "ISTIO_MUTUAL"):
+        fields.error("mode", f"{mode} is not served yet: meshctl issues no certificates so far", "unsupported")
+    return TlsSettings(mode, fields.text("sni"), fields.text("caCertificates"), fields.texts("subjectAltNames"), bool(fields.boolean("insecureSkipVerify")))

@@ -1,0 +1,125 @@
+"""Kubernetes: Service, Endpoints, EndpointSlice and Pod, as far as they say where services are."""
+
+from __future__ import annotations
+
+from control.kinds.common import Meta, protocol_of_port
+from control.kinds.fields import Fields
+from control.model.service import EndpointSlice, Port, Resolution, Service, SliceAddress, Workload
+from control.names import service_host
+
+_SERVICE_NAME = "kubernetes.io/service-name"
+
+
+def parse_service(meta: Meta, body: Fields) -> Service:
+    """`spec` of a Service."""
+    body.ignore("status")
+    spec = body.need("spec")
+    # What concerns load balancers outside, DNS and kube-proxy, but no sidecar.
+    spec.ignore(
+        "allocateLoadBalancerNodePorts", "externalIPs", "externalTrafficPolicy", "healthCheckNodePort", "internalTrafficPolicy", "ipFamilies",
+        "ipFamilyPolicy", "loadBalancerClass", "loadBalancerIP", "loadBalancerSourceRanges", "publishNotReadyAddresses", "sessionAffinity",
+        "sessionAffinityConfig", "trafficDistribution",
+    )  # fmt: skip
+    kind = spec.text("type", "ClusterIP", choices=("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"))
+    ports = spec.each("ports", _service_port)
+    addresses = spec.texts("clusterIPs") or tuple(filter(None, [spec.text("clusterIP")]))
+    spec.text("clusterIP")
+    external = spec.text("externalName", required=kind == "ExternalName")
+    selector = spec.string_map("selector") or None
+    host = service_host(meta.name, meta.namespace)
+    if kind == "ExternalName":
+        return Service(host, meta.namespace, ports, (), Resolution.DNS, None, (Workload(meta.name, meta.namespace, external),))
+    return Service(host, meta.namespace, ports, tuple(one for one in addresses if one != "None"), Resolution.ENDPOINTS, selector)
+
+
+def _service_port(fields: Fields) -> Port | None:
+    fields.ignore("nodePort")
+    transport = fields.text("protocol", "TCP", choices=("TCP", "UDP", "SCTP"))
+    name = fields.text("name")
+    made = Port(fields.port("port", required=True), name, protocol_of_port(name, fields.text("appProtocol")), fields.int_or_text("targetPort"))
+    return made if transport == "TCP" else None
+
+
+def parse_endpoint_slice(meta: Meta, body: Fields) -> EndpointSlice:
+    """An EndpointSlice, which has no `spec`."""
+    family = body.text("addressType", required=True, choices=("IPv4", "IPv6", "FQDN"))
+    if family == "FQDN":
+        body.error("addressType", "FQDN is not served; use a ServiceEntry with resolution DNS", "unsupported")
+    service = meta.labels.get(_SERVICE_NAME, "")
+    if not service:
+        body.error(f"metadata.labels[{_SERVICE_NAME}]", "is needed: it names the Service")
+    addresses = [one for some in body.each("endpoints", _slice_endpoint) for one in some]
+    return EndpointSlice(service, meta.namespace, _ports(body), tuple(addresses))
+
+
+def _ports(fields: Fields) -> dict[str, int]:
+    return {name: number for name, number in fields.each("ports", _endpoint_port) if number}
+
+
+def _endpoint_port(fields: Fields) -> tuple[str, int]:
+    fields.ignore("appProtocol")
+    transport = fields.text("protocol", "TCP", choices=("TCP", "UDP", "SCTP"))
+    number = fields.port("port")
+    return fields.text("name"), number if transport == "TCP" else 0
+
+
+def _slice_endpoint(fields: Fields) -> list[SliceAddress]:
+    fields.ignore("hostname", "nodeName", "deprecatedTopology", "hints")
+    conditions = fields.child("conditions")
+    healthy = True
+    if conditions is not None:
+        conditions.ignore("serving", "terminating")
+        healthy = conditions.boolean("ready", True) is not False
+    zone, pod = fields.text("zone"), _pod(fields)
+    return [SliceAddress(address, healthy, zone, pod) for address in fields.texts("addresses", required=True)]
+
+
+def _pod(fields: Fields) -> str:
+    """The name of the pod that an endpoint is."""
+    target = fields.child("targetRef")
+    if target is None:
+        return ""
+    target.ignore("apiVersion", "fieldPath", "namespace", "resourceVersion", "uid")
+    kind, name = target.text("kind"), target.text("name")
+    return name if kind == "Pod" else ""
+
+
+def parse_endpoints(meta: Meta, body: Fields) -> tuple[EndpointSlice, ...]:
+    """Endpoints, the older form: each of its subsets is like a slice."""
+    return body.each("subsets", lambda fields: _subset(meta, fields))
+
+
+def _subset(meta: Meta, fields: Fields) -> EndpointSlice:
+    ready = fields.each("addresses", lambda one: _address(one, True))
+    waiting = fields.each("notReadyAddresses", lambda one: _address(one, False))
+    return EndpointSlice(meta.name, meta.namespace, _ports(fields), ready + waiting)
+
+
+def _address(fields: Fields, healthy: bool) -> SliceAddress:
+    fields.ignore("hostname", "nodeName")
+    return SliceAddress(fields.text("ip", required=True), healthy, "", _pod(fields))
+
+
+def parse_pod(meta: Meta, body: Fields) -> Workload | None:
+    """A Pod that has an address. Most of what a Pod says is for others."""
+    status, spec = body.rest_of("status"), body.need("spec")
+    address = status.text("podIP")
+    account = spec.text("serviceAccountName", "default")
+    ports: dict[str, int] = {}
+    for some in spec.each("containers", lambda container: container.rest_of("").each("ports", _container_port)):
+        ports.update(some)
+    spec.rest()
+    healthy = not any(kind == "Ready" and value != "True" for kind, value in status.each("conditions", _condition))
+    if not address:
+        return None
+    return Workload(meta.name, meta.namespace, address, meta.labels, {name: port for name, port in ports.items() if name}, account, healthy=healthy)
+
+
+def _container_port(fields: Fields) -> tuple[str, int]:
+    fields.rest()
+    return fields.text("name"), fields.port("containerPort", required=True)
+
+
+def _condition(fields: Fields) -> tuple[str, str]:
+    fields.rest()
+    return fields.text("type"), fields.text("status")

@@ -1,0 +1,110 @@
+"""Which documents mean something to us: `apiVersion` and `kind` -> parser."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from control.kinds import destination_rule, kubernetes, service_entry, virtual_service, workload
+from control.kinds.common import Meta, Parser
+from control.kinds.fields import Fields
+from meshproxy.api.errors import Problem
+
+OWN = "meshproxy"
+_CORE = ""
+_ISTIO_NETWORKING = "networking.istio.io"
+
+# (group, kind) -> (versions that we know, parser)
+KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
+    (_CORE, "Service"): (("v1",), kubernetes.parse_service),
+    (_CORE, "Endpoints"): (("v1",), kubernetes.parse_endpoints),
+    (_CORE, "Pod"): (("v1",), kubernetes.parse_pod),
+    ("discovery.k8s.io", "EndpointSlice"): (("v1",), kubernetes.parse_endpoint_slice),
+    (_ISTIO_NETWORKING, "VirtualService"): (("v1", "v1beta1", "v1alpha3"), virtual_service.parse),
+    (_ISTIO_NETWORKING, "DestinationRule"): (("v1", "v1beta1", "v1alpha3"), destination_rule.parse),
+    (_ISTIO_NETWORKING, "ServiceEntry"): (("v1", "v1beta1", "v1alpha3"), service_entry.parse),
+    (_ISTIO_NETWORKING, "WorkloadEntry"): (("v1", "v1beta1", "v1alpha3"), service_entry.parse_workload_entry),
+    (OWN, "Workload"): (("v1",), workload.parse),
+}
+
+# What stands beside those in the folders of mesh users, and is for others. An empty kind is every kind of the group.
+_FOR_OTHERS = {
+    *((_CORE, kind) for kind in ("ConfigMap", "LimitRange", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "Secret")),
+    (_CORE, "ServiceAccount"),
+    ("apps", ""),
+    ("autoscaling", ""),
+    ("batch", ""),
+    ("policy", ""),
+    ("rbac.authorization.k8s.io", ""),
+    ("apiextensions.k8s.io", ""),
+    ("networking.k8s.io", "Ingress"),
+    ("networking.k8s.io", "NetworkPolicy"),
+}
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+
+
+class Identity(tuple[str, str, str, str]):
+    """(group, kind, namespace, name): what makes two documents the same object."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        _, kind, namespace, name = self
+        return f"{kind} {namespace}/{name}"
+
+
+def identity(document: Any) -> Identity | None:
+    """Which object a document describes; None when it does not say."""
+    if not isinstance(document, dict):
+        return None
+    version, kind, meta = document.get("apiVersion"), document.get("kind"), document.get("metadata")
+    if not isinstance(version, str) or not isinstance(kind, str) or not isinstance(meta, dict):
+        return None
+    name, namespace = meta.get("name"), meta.get("namespace") or "default"
+    if not isinstance(name, str) or not isinstance(namespace, str) or not _NAME.fullmatch(name) or not _NAME.fullmatch(namespace):
+        return None
+    return Identity((_split(version)[0], kind, namespace, name))
+
+
+def _split(version: str) -> tuple[str, str]:
+    group, slash, number = version.rpartition("/")
+    return (group, number) if slash else ("", version)
+
+
+def for_others(group: str, kind: str) -> bool:
+    """Whether documents of this kind say nothing to a mesh."""
+    return (group, kind) in _FOR_OTHERS or (group, "") in _FOR_OTHERS
+
+
+def parse(document: Any) -> tuple[Any, list[Problem]]:
+    """The object of a document, which is None when there are problems, or when it is not for us."""
+    problems: list[Problem] = []
+    if not isinstance(document, dict):
+        return None, [Problem("", "a document must be a mapping with apiVersion, kind and metadata")]
+    body = Fields(document, "", problems)
+    group, version = _split(body.text("apiVersion", required=True))
+    kind = body.text("kind", required=True)
+    meta = _meta(body.need("metadata"))
+    if problems:
+        return None, problems
+    known = KINDS.get((group, kind))
+    if known is None:
+        return None, [] if for_others(group, kind) else [Problem("kind", f"{kind} of {group or 'core'} is not served by meshctl", "unsupported")]
+    versions, parser = known
+    if version not in versions:
+        return None, [Problem("apiVersion", f"{version} is not one of {', '.join(versions)}")]
+    made = parser(meta, body)
+    body.ignore("status")
+    body.end()
+    return (None if problems else made), problems
+
+
+def _meta(fields: Fields) -> Meta:
+    name, namespace = fields.text("name", required=True), fields.text("namespace", "default") or "default"
+    for field, text in (("name", name), ("namespace", namespace)):
+        if text and not _NAME.fullmatch(text):
+            fields.error(field, f"{text!r:.80} is not a name")
+    labels, annotations = fields.string_map("labels"), fields.string_map("annotations")
+    fields.rest()  # what a cluster adds: uid, managedFields ...
+    return Meta(name, namespace, labels, annotations)

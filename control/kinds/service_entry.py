@@ -1,0 +1,91 @@
+"""Istio's ServiceEntry and WorkloadEntry: services and machines that nothing else describes."""
+
+from __future__ import annotations
+
+from control.kinds.common import PROTOCOL_NAMES, Meta, export_to, locality_of, protocol_of
+from control.kinds.fields import Fields
+from control.model.service import Port, Protocol, Resolution, Service, Workload
+from control.names import is_ip
+
+_RESOLUTIONS = {
+    "STATIC": Resolution.ENDPOINTS,
+    "DNS": Resolution.DNS,
+    "DNS_ROUND_ROBIN": Resolution.DNS_ROUND_ROBIN,
+    "NONE": None,
+    "DYNAMIC_DNS": None,
+}
+
+
+def parse(meta: Meta, body: Fields) -> tuple[Service, ...]:
+    """`spec` of a ServiceEntry: one service for each of its hosts."""
+    spec = body.need("spec")
+    spec.not_honoured("subjectAltNames")
+    spec.text("location", choices=("MESH_EXTERNAL", "MESH_INTERNAL"))
+    hosts = spec.texts("hosts", required=True)
+    addresses = spec.texts("addresses")
+    ports = spec.each("ports", _port, required=True)
+    _check_unique(spec, ports)
+    word = spec.text("resolution", "NONE", choices=_RESOLUTIONS)
+    resolution = _RESOLUTIONS[word]
+    if resolution is None:
+        spec.error("resolution", f"{word} needs captured traffic, which meshctl does not serve yet", "unsupported")
+        resolution = Resolution.DNS
+    spec.one_of("endpoints", "workloadSelector")
+    endpoints = spec.each("endpoints", lambda fields: workload_of(meta, fields))
+    selector = spec.child("workloadSelector")
+    labels = selector.string_map("labels") if selector is not None else None
+    for index, host in enumerate(hosts):
+        if host.startswith("*") and resolution is not Resolution.ENDPOINTS:
+            spec.error(f"hosts[{index}]", f"{host!r} cannot be resolved by DNS")
+    for index, endpoint in enumerate(endpoints):
+        if resolution is Resolution.ENDPOINTS and not is_ip(endpoint.address):
+            spec.error(f"endpoints[{index}].address", f"{endpoint.address!r} is no IP address, as STATIC resolution needs")
+    if resolution is Resolution.ENDPOINTS and not endpoints and labels is None:
+        spec.error("endpoints", "STATIC resolution needs endpoints or a workloadSelector")
+    return tuple(Service(host, meta.namespace, ports, addresses, resolution, labels, endpoints, export_to(spec)) for host in hosts)
+
+
+def _port(fields: Fields) -> Port:
+    protocol = _protocol(fields)
+    return Port(fields.port("number", required=True), fields.text("name", required=True), protocol, fields.port("targetPort") or "")
+
+
+def _protocol(fields: Fields) -> Protocol:
+    word = fields.text("protocol", "TCP")
+    protocol = protocol_of(word)
+    if protocol is None:
+        fields.error("protocol", f"{word!r} is not one of {', '.join(PROTOCOL_NAMES)}")
+        return Protocol.TCP
+    return protocol
+
+
+def _check_unique(spec: Fields, ports: tuple[Port, ...]) -> None:
+    seen: set[object] = set()
+    for index, port in enumerate(ports):
+        for what in (port.number, port.name):
+            if what in seen:
+                spec.error(f"ports[{index}]", f"there are two ports {what!r}")
+            seen.add(what)
+
+
+def parse_workload_entry(meta: Meta, body: Fields) -> Workload:
+    """`spec` of a WorkloadEntry."""
+    return workload_of(meta, body.need("spec"))
+
+
+def workload_of(meta: Meta, fields: Fields) -> Workload:
+    """What WorkloadEntry and the endpoints of a ServiceEntry have in common. A ServiceEntry's endpoints are part of it, and have no names."""
+    fields.ignore("network")
+    address = fields.text("address", required=True)
+    if "/" in address:
+        fields.error("address", "addresses of Unix sockets are not served", "unsupported")
+    return Workload(
+        meta.name,
+        meta.namespace,
+        address,
+        {**meta.labels, **fields.string_map("labels")},
+        fields.mapping("ports", lambda below, key: below.port(key)),
+        fields.text("serviceAccount", "default"),
+        fields.integer("weight", 1, low=1, high=2**32 - 1) or 1,
+        locality_of(fields.text("locality")),
+    )

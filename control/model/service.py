@@ -1,0 +1,153 @@
+"""Services and what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Protocol(Enum):
+    """What is spoken on a port."""
+
+    HTTP = "http"
+    HTTP2 = "http2"
+    GRPC = "grpc"
+    TCP = "tcp"
+
+    @property
+    def is_http(self) -> bool:
+        return self is not Protocol.TCP
+
+    @property
+    def is_http2(self) -> bool:
+        return self in (Protocol.HTTP2, Protocol.GRPC)
+
+
+class Resolution(Enum):
+    """How the endpoints of a service are found."""
+
+    ENDPOINTS = "endpoints"  # the control plane knows them
+    DNS = "dns"  # the proxy asks DNS for each of them, all addresses count
+    DNS_ROUND_ROBIN = "dns-round-robin"  # the proxy asks DNS, and uses one address at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a service. `target` is where workloads listen: a number, the name of one of their ports, or "" for the same number."""
+
+    number: int
+    name: str
+    protocol: Protocol
+    target: int | str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.region}/{self.zone}/{self.sub_zone}".rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address that serves one port of a service. `address` is an IP address, or a name where the service is resolved by DNS."""
+
+    address: str
+    port: int
+    labels: tuple[tuple[str, str], ...] = ()
+    weight: int = 1
+    locality: Locality = Locality()
+    healthy: bool = True
+    workload: str = ""  # `name.namespace` of what serves there, if it is known
+
+    def has_labels(self, wanted: Mapping[str, str]) -> bool:
+        """Whether all of these labels are among the endpoint's."""
+        return not wanted or wanted.items() <= dict(self.labels).items()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SidecarPorts:
+    """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one."""
+
+    inbound: Mapping[int, int] = field(default_factory=dict)
+    http_proxy: int = 0
+    outbound: tuple[Outbound, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """A port of a sidecar on which the application reaches one port of one service."""
+
+    listen: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """A process, pod or machine that serves. `ports`: name -> number where it listens."""
+
+    name: str
+    namespace: str
+    address: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    service_account: str = "default"
+    weight: int = 1
+    locality: Locality = Locality()
+    healthy: bool = True
+    sidecar: SidecarPorts | None = None
+
+    def port_for(self, port: Port) -> int:
+        """Where this workload serves that port of a service; 0 when it does not."""
+        if isinstance(port.target, str) and port.target:
+            return self.ports.get(port.target, 0)
+        return port.target or self.ports.get(port.name) or port.number
+
+    def reached_at(self, port: int) -> int:
+        """Where callers reach a port of the application: its sidecar's, where it has one in front."""
+        return port if self.sidecar is None else self.sidecar.inbound.get(port, port)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Service:
+    """A service by its host name.
+
+    With `selector`, workloads of its namespace stand behind it; `static` are endpoints that it names itself. `export_to`: see `snapshot.visible`.
+    """
+
+    host: str
+    namespace: str
+    ports: tuple[Port, ...]
+    addresses: tuple[str, ...] = ()  # virtual addresses, as far as callers know any
+    resolution: Resolution = Resolution.ENDPOINTS
+    selector: Mapping[str, str] | None = None
+    static: tuple[Workload, ...] = ()
+    export_to: tuple[str, ...] = ("*",)
+
+    def port(self, number: int) -> Port | None:
+        return next((port for port in self.ports if port.number == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceAddress:
+    """One address of an EndpointSlice; `pod` names the pod that has it, whose labels count."""
+
+    address: str
+    healthy: bool = True
+    zone: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EndpointSlice:
+    """Endpoints that somebody else found for a service: every address serves all of `ports`, by the names of the service's ports."""
+
+    service: str
+    namespace: str
+    ports: Mapping[str, int]
+    addresses: tuple[SliceAddress, ...]

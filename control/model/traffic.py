@@ -1,0 +1,139 @@
+"""Traffic policies: how callers treat a service (Istio's DestinationRule)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConsistentHash:
+    """Which property of a request chooses its endpoint. One of `header`, `cookie`, `source_ip`, `query_parameter` is set."""
+
+    header: str = ""
+    cookie: str = ""
+    cookie_path: str = ""
+    cookie_ttl_s: float | None = None
+    source_ip: bool = False
+    query_parameter: str = ""
+    minimum_ring_size: int = 1024
+    maglev_table_size: int = 0  # 0: a ring
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadBalancer:
+    """`simple` is Envoy's name of the policy, or "" for the default; with `hash`, it is ring hash or maglev."""
+
+    simple: str = ""
+    hash: ConsistentHash | None = None
+    warmup_s: float | None = None
+    locality: LocalitySettings | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalitySettings:
+    """Where requests go, seen from where they come from.
+
+    `distribute`: (from, {to: weight}) with localities that may end in `*`. `failover`: (from region, to region). With neither, nearest first.
+    """
+
+    enabled: bool = True
+    distribute: tuple[tuple[str, Mapping[str, int]], ...] = ()
+    failover: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConnectionPool:
+    """Limits; None leaves what Istio leaves: none."""
+
+    max_connections: int | None = None
+    connect_timeout_s: float | None = None
+    max_connection_duration_s: float | None = None
+    keepalive_probes: int | None = None
+    keepalive_time_s: float | None = None
+    keepalive_interval_s: float | None = None
+    tcp_keepalive: bool = False
+    max_pending_requests: int | None = None
+    max_requests: int | None = None
+    max_requests_per_connection: int | None = None
+    max_retries: int | None = None
+    idle_timeout_s: float | None = None
+    max_concurrent_streams: int | None = None
+    h2_upgrade: str = ""  # "", "UPGRADE" or "DO_NOT_UPGRADE"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutlierDetection:
+    """None: Envoy's default."""
+
+    consecutive_5xx: int | None = None
+    consecutive_gateway: int | None = None
+    consecutive_local_origin: int | None = None
+    split_local_origin: bool = False
+    interval_s: float | None = None
+    base_ejection_s: float | None = None
+    max_ejection_percent: int | None = None
+    min_health_percent: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TlsSettings:
+    """TLS that callers originate. `mode` is DISABLE or SIMPLE."""
+
+    mode: str
+    sni: str = ""
+    ca_certificates: str = ""
+    subject_alt_names: tuple[str, ...] = ()
+    insecure_skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrafficPolicy:
+    """Every part that is None is inherited from the policy around it."""
+
+    load_balancer: LoadBalancer | None = None
+    connection_pool: ConnectionPool | None = None
+    outlier_detection: OutlierDetection | None = None
+    tls: TlsSettings | None = None
+    ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
+
+    def over(self, base: TrafficPolicy | None) -> TrafficPolicy:
+        """This policy, with what it leaves open taken from `base`."""
+        if base is None:
+            return self
+        return TrafficPolicy(
+            self.load_balancer or base.load_balancer,
+            self.connection_pool or base.connection_pool,
+            self.outlier_detection or base.outlier_detection,
+            self.tls or base.tls,
+            self.ports or base.ports,
+        )
+
+    def for_port(self, number: int) -> TrafficPolicy:
+        """What holds for one port: a port's own settings replace the others as a whole, as in Istio."""
+        return self.ports.get(number, self)
+
+
+NO_POLICY = TrafficPolicy()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subset:
+    name: str
+    labels: Mapping[str, str]
+    policy: TrafficPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DestinationRule:
+    """Policies of one service, by its host name (which may be a pattern), and its subsets."""
+
+    name: str
+    namespace: str
+    host: str
+    policy: TrafficPolicy | None = None
+    subsets: tuple[Subset, ...] = ()
+    export_to: tuple[str, ...] = ("*",)
+
+    def subset(self, name: str) -> Subset | None:
+        return next((subset for subset in self.subsets if subset.name == name), None)

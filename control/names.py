@@ -1,0 +1,66 @@
+"""Names that the mesh gives to things: Istio's, so that what reads them (tools, dashboards, people) reads ours.
+
+A service is known by its host name, `reviews.default.svc.cluster.local`; its clusters are `outbound|9080||reviews.default.svc.cluster.local`, with the name of
+a subset between the last two bars.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+CLUSTER_DOMAIN = "cluster.local"
+MESH = "mesh"  # stands for all sidecars where documents name gateways
+HTTP_PROXY_ROUTES = "http_proxy"  # the route configuration of listeners that applications use as their HTTP proxy
+BLACK_HOLE = "BlackHoleCluster"
+BLOCK_ALL = "block_all"
+
+
+def service_host(name: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> str:
+    """The host name of a Kubernetes Service."""
+    return f"{name}.{namespace}.svc.{domain}"
+
+
+def resolve_host(host: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> str:
+    """A host as a document of `namespace` writes it, made whole: a name without dots is a Service of the same namespace."""
+    return host if "." in host or host == "*" else service_host(host, namespace, domain)
+
+
+def short_hosts(host: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> list[str]:
+    """The other names under which callers in `namespace` reach a Kubernetes Service: `reviews`, `reviews.default`, `reviews.default.svc`."""
+    suffix = f".svc.{domain}"
+    if not host.endswith(suffix) or host.startswith("*"):
+        return []
+    stem = host[: -len(suffix)]
+    name, dot, where = stem.partition(".")
+    if not dot or "." in where:
+        return []
+    short = [stem, f"{stem}.svc"]
+    return [name, *short] if where == namespace else short
+
+
+def outbound_cluster(host: str, port: int, subset: str = "") -> str:
+    """The cluster of one port of a service, or of a subset of it."""
+    return f"outbound|{port}|{subset}|{host}"
+
+
+def inbound_cluster(port: int) -> str:
+    """The cluster by which a sidecar reaches the application beside it."""
+    return f"inbound|{port}||"
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether `pattern`, which may be `*` or start with `*.`, includes `host`."""
+    if pattern == "*":
+        return True
+    if pattern.startswith("*"):
+        return host.endswith(pattern[1:]) and host != pattern[1:]
+    return pattern == host
+
+
+def is_ip(text: str) -> bool:
+    """Whether this is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""A folder of YAML and JSON files, looked at again and again.
+
+Looking is one `stat` a file and no more: it works on every file system, with files that are replaced by a rename, and with folders that are symbolic links
+which somebody points elsewhere (Kubernetes mounts ConfigMaps so). A file is read when its time, size or inode number is another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from control.kinds.store import Store
+
+_ENDINGS = (".yaml", ".yml", ".json")
+
+
+class _Seen(NamedTuple):
+    """What a file looked like. `young`: it was written so recently that another write might not show in its time."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+    young: bool
+
+
+_YOUNG_NS = 20_000_000  # the coarsest clock that file systems in use stamp with, and some
+
+
+class Folder:
+    """One folder, with all below it. Hidden files and folders, and those that end otherwise, are not looked at."""
+
+    def __init__(self, path: str, store: Store) -> None:
+        self.path = path
+        self.store = store
+        self._seen: dict[str, _Seen] = {}
+
+    def scan(self, now_ns: int) -> bool:
+        """Bring the store up to date; returns whether anything was new. `now_ns`: wall clock, as files' times are. Raises OSError without the folder."""
+        changed = False
+        there = dict(self._files())
+        for name, path in there.items():
+            changed |= self._look(name, path, now_ns)
+        for name in self._seen.keys() - there.keys():
+            del self._seen[name]
+            self.store.remove(name)
+            changed = True
+        return changed
+
+    def _look(self, name: str, path: str, now_ns: int) -> bool:
+        before = self._seen.get(name)
+        try:
+            stat = os.stat(path)
+            looks = _Seen(stat.st_mtime_ns, stat.st_size, stat.st_ino, now_ns - stat.st_mtime_ns < _YOUNG_NS)
+            if before is not None and looks[:3] == before[:3] and not before.young:
+                return False
+            with open(path, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:  # it went between the two; the next look will see that
+            return False
+        except OSError as error:
+            self._seen[name] = _Seen(0, -1, 0, False)
+            self.store.unreadable(name, error.strerror or "cannot be read")
+            return True
+        self._seen[name] = looks
+        return self.store.put(name, content)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """(name within the folder, path) of every file."""
+        root = self.path
+        os.stat(root)
+        visited: set[str] = set()
+        todo = [""]
+        while todo:
+            below = todo.pop()
+            real = os.path.realpath(os.path.join(root, below))
+            if real in visited:
+                continue  # a link to a folder above would go on for ever
+            visited.add(real)
+            try:
+                entries = sorted(os.scandir(os.path.join(root, below)), key=lambda entry: entry.name)
+            except OSError:
+                if not below:
+                    raise
+                continue
+            for entry in entries:
+                name = os.path.join(below, entry.name)
+                if entry.name.startswith("."):
+                    continue
+                if not entry.name.endswith(_ENDINGS) and entry.is_dir():
+                    todo.append(name)
+                elif entry.name.endswith(_ENDINGS):
+                    yield name, entry.path

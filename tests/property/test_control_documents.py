@@ -1,0 +1,143 @@
+"""Whatever stands in a folder, reading it gives objects or problems, and never an exception."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control.kinds import registry
+from control.kinds.store import Store
+from control.model.snapshot import build
+
+# Words of the API in the wrong places find more than random ones.
+_WORDS = """
+    apiVersion kind metadata name namespace labels annotations spec status hosts host http tcp tls route match destination subset port number weight gateways
+    exportTo headers request response set add remove timeout retries attempts perTryTimeout retryOn fault delay abort fixedDelay percentage value httpStatus
+    mirror mirrors rewrite uri redirect directResponse body string bytes corsPolicy allowOrigins exact prefix regex trafficPolicy loadBalancer simple
+    consistentHash httpCookie connectionPool tcp outlierDetection portLevelSettings subsets ports endpoints address addresses resolution selector
+    workloadSelector clusterIP targetPort protocol conditions targetRef containers podIP sidecar inbound outbound listen httpProxy locality items
+    localityLbSetting distribute from to
+""".split()
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False),
+    st.text(max_size=8),
+    st.sampled_from(["1s", "*", "a.b", "10.0.0.1", "HTTP"]),
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS) | st.text(max_size=5), inner, max_size=5),
+    max_leaves=20,
+)
+_KINDS = st.sampled_from([(f"{group}/{versions[0]}" if group else versions[0], kind) for (group, kind), (versions, _) in registry.KINDS.items()])
+
+
+@st.composite
+def documents(draw):
+    """A document of a kind that we know, with anything inside."""
+    version, kind = draw(_KINDS)
+    name = draw(st.sampled_from(["a", "b"]))
+    made = {"apiVersion": version, "kind": kind, "metadata": {"name": name}}
+    made.update(draw(st.dictionaries(st.sampled_from(["spec", "status", "endpoints", "ports", "subsets", "metadata"]), _VALUES, max_size=3)))
+    return made
+
+
+# What is right about a kind, so that mutations of it get further than the first check.
+_RIGHT = [
+    {"apiVersion": "v1", "kind": "Service", "spec": {"selector": {"app": "a"}, "ports": [{"port": 80, "name": "http", "targetPort": "web"}]}},
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "spec": {
+            "hosts": ["a"],
+            "http": [
+                {
+                    "match": [{"uri": {"prefix": "/"}, "headers": {"x": {"exact": "y"}}}],
+                    "route": [{"destination": {"host": "a", "subset": "v1", "port": {"number": 80}}, "weight": 1}],
+                    "retries": {"attempts": 1, "retryOn": "5xx,503"},
+                    "fault": {"delay": {"fixedDelay": "1s", "percentage": {"value": 1}}},
+                    "headers": {"request": {"set": {"a": "b"}}},
+                }
+            ],
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "spec": {
+            "host": "a",
+            "trafficPolicy": {
+                "loadBalancer": {"consistentHash": {"httpCookie": {"name": "c", "ttl": "1s"}}},
+                "connectionPool": {"tcp": {"maxConnections": 1}, "http": {"maxRetries": 1}},
+                "outlierDetection": {"interval": "1s"},
+                "portLevelSettings": [{"port": {"number": 80}}],
+            },
+            "subsets": [{"name": "v1", "labels": {"v": "1"}}],
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "spec": {
+            "hosts": ["a.b"],
+            "resolution": "STATIC",
+            "ports": [{"number": 1, "name": "tcp"}],
+            "endpoints": [{"address": "10.0.0.1", "ports": {"tcp": 2}}],
+        },
+    },
+    {"apiVersion": "meshproxy/v1", "kind": "Workload", "spec": {"ports": {"web": 1}, "sidecar": {"inbound": [{"port": 1, "listen": 2}]}}},
+]
+
+
+@st.composite
+def mutations(draw):
+    """A right document, one value of which is something else."""
+    made = json.loads(json.dumps(draw(st.sampled_from(_RIGHT))))
+    made["metadata"] = {"name": draw(st.sampled_from(["a", "b"]))}
+    holder = made
+    while True:
+        key = draw(st.sampled_from(list(holder))) if isinstance(holder, dict) else draw(st.integers(0, len(holder) - 1))
+        below = holder[key]
+        if not isinstance(below, (dict, list)) or not below or draw(st.integers(0, 4)) == 0:
+            holder[key] = draw(_VALUES)
+            return made
+        holder = below
+
+
+def _check(store: Store) -> None:
+    store.settle()
+    build(store.objects)
+    for trouble in store.troubles:
+        assert str(trouble)
+
+
+@settings(max_examples=300)
+@given(st.lists(documents() | mutations() | _VALUES, max_size=4))
+def test_any_documents_give_objects_or_problems(values):
+    store = Store()
+    store.put("a", "\n---\n".join(json.dumps(value) for value in values).encode())
+    _check(store)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_file_gives_objects_or_problems(content):
+    store = Store()
+    store.put("a", content)
+    _check(store)
+
+
+@given(mutations())
+def test_a_wrong_document_takes_down_no_other(value):
+    store = Store()
+    good = b"{apiVersion: v1, kind: Service, metadata: {name: good}, spec: {ports: [{port: 80, name: http}]}}\n---\n"
+    store.put("a", good)
+    store.settle()
+    before = dict(store.objects)
+    store.put("a", good + json.dumps(value).encode())
+    store.settle()
+    assert before.items() <= store.objects.items()
+    assert store.troubles or len(store.objects) == 2
