@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from control.kinds.common import Meta, protocol_of_port
+from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.model.protocols import protocol_of_port
 from control.model.service import EndpointSlice, Port, Resolution, Service, SliceAddress, Workload
 from control.names import service_host
 

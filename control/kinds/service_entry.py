@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from control.kinds.common import PROTOCOL_NAMES, Meta, export_to, locality_of, protocol_of
+from control.kinds.common import Meta, export_to, locality_of
 from control.kinds.fields import Fields
+from control.model.protocols import PROTOCOL_NAMES, protocol_of
 from control.model.service import Port, Protocol, Resolution, Service, Workload
 from control.names import is_ip
 

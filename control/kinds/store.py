@@ -74,9 +74,6 @@ class Store:
         """What is wrong, by file."""
         return self._troubles
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def put(self, file: str, content: bytes) -> bool:
         """A file is there, or has changed; returns whether it says something else than before."""
         known = self._files.setdefault(file, _File())

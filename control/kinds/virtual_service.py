@@ -188,15 +188,15 @@ def check_regex(fields: Fields, name: str, pattern: str) -> None:
         fields.error(name, f"no regular expression of RE2: {error.problems[0].why}")
 
 
-def _percentage(owner: Fields, name: str) -> float:
+def _percentage(owner: Fields, name: str, default: float = 100.0) -> float:
     fields = owner.child(name)
-    return 100.0 if fields is None else fields.number("value", 0.0, high=100.0)
+    return default if fields is None else fields.number("value", 0.0, high=100.0)
 
 
 def _delay_percentage(delay: Fields) -> float:
     """`percentage`, or its older name with a whole number."""
     delay.one_of("percentage", "percent")
-    return float(delay.integer("percent", high=100) or 0) if "percent" in delay else _percentage(delay, "percentage")
+    return float(delay.integer("percent", high=100) or 0) if "percent" in delay else _percentage(delay, "percentage", 0.0)
 
 
 def _header_operations(owner: Fields) -> tuple[HeaderOperations, HeaderOperations]:
@@ -272,7 +272,7 @@ def _retries(fields: Fields) -> Retries:
         fields.duration("perTryTimeout"),
         fields.duration("backoff", low=1e-3),
         tuple(codes),
-        bool(fields.boolean("retryIgnorePreviousHosts", True)),
+        fields.boolean("retryIgnorePreviousHosts", None),
     )
 
 
@@ -290,7 +290,7 @@ def _fault(fields: Fields) -> Fault:
         _delay_percentage(delay),
         abort.integer("httpStatus", 0, low=200, high=599) or 0,
         abort.text("grpcStatus", choices=_GRPC_CODES),
-        _percentage(abort, "percentage"),
+        _percentage(abort, "percentage", 0.0),
     )
 
 

@@ -82,18 +82,18 @@ class Retries:
     per_try_timeout_s: float | None = None
     backoff_s: float | None = None
     status_codes: tuple[int, ...] = ()
-    ignore_previous_hosts: bool = True
+    ignore_previous_hosts: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
-    """Percentages are 0 to 100. `grpc_status` is a code's name, such as UNAVAILABLE."""
+    """Percentages are 0 to 100; what a document leaves out is 0. `grpc_status` is a code's name, such as UNAVAILABLE."""
 
     delay_s: float | None = None
-    delay_percent: float = 100.0
+    delay_percent: float = 0.0
     http_status: int = 0
     grpc_status: str = ""
-    abort_percent: float = 100.0
+    abort_percent: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

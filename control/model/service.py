@@ -52,6 +52,9 @@ class Locality:
         return f"{self.region}/{self.zone}/{self.sub_zone}".rstrip("/")
 
 
+NOWHERE = Locality()
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """An address that serves one port of a service. `address` is an IP address, or a name where the service is resolved by DNS."""
@@ -60,7 +63,7 @@ class Endpoint:
     port: int
     labels: tuple[tuple[str, str], ...] = ()
     weight: int = 1
-    locality: Locality = Locality()
+    locality: Locality = NOWHERE
     healthy: bool = True
     workload: str = ""  # `name.namespace` of what serves there, if it is known
 
@@ -98,7 +101,7 @@ class Workload:
     ports: Mapping[str, int] = field(default_factory=dict)
     service_account: str = "default"
     weight: int = 1
-    locality: Locality = Locality()
+    locality: Locality = NOWHERE
     healthy: bool = True
     sidecar: SidecarPorts | None = None
 

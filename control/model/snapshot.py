@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from control.model.routing import RouteRules
-from control.model.service import Endpoint, EndpointSlice, Locality, Port, Service, Workload
+from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.traffic import DestinationRule
-from control.names import host_matches, service_host
+from control.names import MESH, host_matches, service_host
 
 
 class _Exported(Protocol):
@@ -27,40 +27,84 @@ def visible(thing: _Exported, namespace: str) -> bool:
 
 
 Labels = tuple[tuple[str, str], ...]
+Endpoints = Mapping[tuple[str, int], tuple[Endpoint, ...]]
+_P = TypeVar("_P", RouteRules, DestinationRule)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MeshSnapshot:
-    """Objects in the order of namespace and name. `endpoints`: by host and port number of a service; absent where the proxies find them by DNS."""
+class Config:
+    """All but where things run. The same object again as long as no document of it changes, so that what is made of it can be kept.
 
-    services: Mapping[str, Service] = field(default_factory=dict)
-    workloads: Mapping[tuple[str, str], Workload] = field(default_factory=dict)
-    endpoints: Mapping[tuple[str, int], tuple[Endpoint, ...]] = field(default_factory=dict)
-    route_rules: tuple[RouteRules, ...] = ()
-    destination_rules: tuple[DestinationRule, ...] = ()
+    `resolved`: by host and port, what proxies ask DNS for. `source_labels`: the labels of callers that any rule asks for.
+    """
+
+    services: Mapping[str, Service]
+    route_rules: tuple[RouteRules, ...]
+    destination_rules: tuple[DestinationRule, ...]
+    resolved: Endpoints
+    source_labels: frozenset[str]
+    _rules: _ByHost[DestinationRule]
+    _routes: _ByHost[RouteRules]
 
     def rule_for(self, host: str, namespace: str) -> DestinationRule | None:
         """The DestinationRule for callers in `namespace`: theirs, else the service's own, and of those the one that names the host most exactly."""
         service = self.services.get(host)
-        found = [rule for rule in self.destination_rules if host_matches(rule.host, host) and visible(rule, namespace)]
-        if not found:
-            return None
         homes = [namespace] + ([service.namespace] if service is not None else [])
+        found = [(one, rank) for one, rank in self._rules.matching(host) if visible(one, namespace)]
+        best = min(found, key=lambda pair: (homes.index(pair[0].namespace) if pair[0].namespace in homes else len(homes), pair[1]), default=None)
+        return best[0] if best is not None else None
 
-        def rank(rule: DestinationRule) -> tuple[int, int]:
-            return (homes.index(rule.namespace) if rule.namespace in homes else len(homes), -len(rule.host.lstrip("*")) - (rule.host == host))
+    def routes_for(self, host: str, namespace: str, gateway: str = MESH) -> tuple[RouteRules, ...]:
+        """The rules for requests to `host`: of those that name it most exactly, the first one, as in Istio; rules of the Gateway API add up."""
+        found = [(one, rank) for one, rank in self._routes.matching(host) if _is_for(one, gateway) and visible(one, namespace)]
+        if not found:
+            return ()
+        best = min(rank for _, rank in found)
+        chosen = [one for one, rank in found if rank == best]
+        return tuple(chosen) if chosen[0].gateway_api else (chosen[0],)
 
-        return min(found, key=rank)
+
+def _is_for(rules: RouteRules, gateway: str) -> bool:
+    return gateway in rules.gateways or any(gateway in match.gateways for rule in rules.http for match in rule.matches)
+
+
+class _ByHost(Generic[_P]):
+    """Objects by the hosts, or patterns of hosts, that they name."""
+
+    __slots__ = ("_exact", "_patterns")
+
+    def __init__(self, named: Iterable[tuple[str, _P]]) -> None:
+        self._exact: dict[str, list[_P]] = defaultdict(list)
+        self._patterns: list[tuple[str, _P]] = []
+        for host, one in named:
+            if host.startswith("*"):
+                self._patterns.append((host, one))
+            else:
+                self._exact[host].append(one)
+
+    def matching(self, host: str) -> list[tuple[_P, int]]:
+        """(object, how inexactly it names the host), in their order; exact names have the lowest number."""
+        found = [(one, -1000) for one in self._exact.get(host, ())]
+        return found + [(one, -len(pattern)) for pattern, one in self._patterns if host_matches(pattern, host) or pattern == host]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeshSnapshot:
+    """Everything at one time. `endpoints`: by host and port number of a service."""
+
+    config: Config
+    workloads: Mapping[tuple[str, str], Workload]
+    endpoints: Endpoints
 
 
 def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> MeshSnapshot:
-    """The snapshot of what documents describe. Endpoints that are as they were `before` are the same objects."""
+    """The snapshot of what documents describe, in the order of namespace and name. Parts that are as they were `before` are the same objects."""
     services: dict[str, Service] = {}
     workloads: dict[tuple[str, str], Workload] = {}
     slices: dict[str, list[EndpointSlice]] = defaultdict(list)
     rules: list[RouteRules] = []
     destination_rules: list[DestinationRule] = []
-    for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: identity[2:])):
+    for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
         elif isinstance(one, Workload):
@@ -71,8 +115,44 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
             rules.append(one)
         elif isinstance(one, DestinationRule):
             destination_rules.append(one)
-    old = before.endpoints if before is not None else {}
-    endpoints: dict[tuple[str, int], tuple[Endpoint, ...]] = {}
+    endpoints = _endpoints(services, workloads, slices, before.endpoints if before is not None else {})
+    resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
+    config = _config(services, tuple(rules), tuple(destination_rules), resolved)
+    if before is not None:
+        if _same_config(config, before.config):
+            config = before.config
+        if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is found for key, found in endpoints.items()):
+            endpoints = before.endpoints
+    return MeshSnapshot(config, workloads, endpoints)
+
+
+def _config(services: dict[str, Service], rules: tuple[RouteRules, ...], destination_rules: tuple[DestinationRule, ...], resolved: Endpoints) -> Config:
+    labels = {label for one in rules for route in one.http for match in route.matches for label in match.source_labels}
+    labels |= {label for one in rules for route in one.tcp for label in route.source_labels}
+    return Config(
+        services,
+        rules,
+        destination_rules,
+        resolved,
+        frozenset(labels),
+        _ByHost((rule.host, rule) for rule in destination_rules),
+        _ByHost((host, one) for one in rules for host in one.hosts),
+    )
+
+
+def _same_config(one: Config, other: Config) -> bool:
+    return (
+        one.route_rules == other.route_rules
+        and one.destination_rules == other.destination_rules
+        and one.services == other.services
+        and one.resolved == other.resolved
+    )
+
+
+def _endpoints(
+    services: Mapping[str, Service], workloads: Mapping[tuple[str, str], Workload], slices: Mapping[str, list[EndpointSlice]], old: Endpoints
+) -> Endpoints:
+    made: dict[tuple[str, int], tuple[Endpoint, ...]] = {}
     finder = _Finder(workloads)
     for host, service in services.items():
         behind = finder.behind(service)
@@ -80,8 +160,8 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
             key = host, port.number
             found = tuple(finder.endpoints(service, port, behind, slices.get(host, ())))
             known = old.get(key)
-            endpoints[key] = known if known == found else found
-    return MeshSnapshot(services, workloads, endpoints, tuple(rules), tuple(destination_rules))
+            made[key] = known if known is not None and known == found else found
+    return made
 
 
 def _flat(values: Iterable[Any]) -> Iterable[Any]:
@@ -114,6 +194,8 @@ class _Finder:
         """All endpoints of one port: those that the service itself names, those in slices, or else those of the workloads behind it."""
         for workload in service.static:
             yield _endpoint(workload, workload.port_for(port), "")
+        if service.resolution is not Resolution.ENDPOINTS and not service.static and not service.selector:
+            yield Endpoint(service.host, port.target if isinstance(port.target, int) else port.number)
         seen = False
         for one in slices:
             seen = True

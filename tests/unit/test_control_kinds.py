@@ -87,7 +87,7 @@ def test_service_entry_makes_a_service_of_each_host():
           endpoints: [{address: 192.0.2.1, ports: {https: 8443}, labels: {v: a}, locality: eu/eu-1/x, weight: 3}]
         """)
     assert [service.host for service in made] == ["a.example.com", "b.example.com"]
-    snapshot = build({(0, 0, "default", "two"): made})
+    snapshot = build({("", "", "default", "two"): made})
     (endpoint,) = snapshot.endpoints["b.example.com", 443]
     assert (endpoint.address, endpoint.port, endpoint.labels, endpoint.locality, endpoint.weight) == (
         "192.0.2.1",

@@ -1,0 +1,186 @@
+"""Clusters: what a proxy knows of one port of a service, or of a subset of it, and how it treats it.
+
+The values are those that Istio's own translation gives, where documents leave them open: 10 s to connect, no circuit breakers, least request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from control.model.service import Endpoint, Port, Resolution, Service
+from control.model.traffic import ConnectionPool, LoadBalancer, OutlierDetection, TlsSettings, TrafficPolicy
+from control.names import inbound_cluster, is_ip, outbound_cluster
+from control.translate.endpoints import load_assignment
+from control.translate.resource import duration, typed
+
+_NO_LIMIT = 2**32 - 1
+_CONNECT_TIMEOUT_S = 10.0
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+ADS = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
+_SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def outbound(
+    service: Service, port: Port, subset: str, policy: TrafficPolicy, endpoints: tuple[Endpoint, ...] | None, metadata: tuple[tuple[str, str], ...]
+) -> dict[str, Any]:
+    """The cluster of a port. `endpoints` only for services that the proxy resolves by DNS; `metadata` says what tools want to know of its origin."""
+    name = outbound_cluster(service.host, port.number, subset)
+    cluster: dict[str, Any] = {
+        "name": name,
+        "connect_timeout": duration(_CONNECT_TIMEOUT_S),
+        "common_lb_config": {},
+        "metadata": {"filter_metadata": {"istio": {**dict(metadata), "services": [_service_metadata(service)]}}},
+    }
+    if service.resolution is Resolution.ENDPOINTS:
+        cluster.update(type="EDS", eds_cluster_config={"eds_config": ADS, "service_name": name})
+    else:
+        cluster.update(
+            type="STRICT_DNS" if service.resolution is Resolution.DNS else "LOGICAL_DNS",
+            dns_lookup_family="V4_PREFERRED" if all(is_ip(one.address) for one in endpoints or ()) else "V4_ONLY",
+            dns_refresh_rate="60s",
+            respect_dns_ttl=True,
+            load_assignment=load_assignment(name, endpoints or ()),
+        )
+    http: dict[str, Any] = {}
+    _connection_pool(cluster, http, policy.connection_pool)
+    _balancer(cluster, policy.load_balancer, policy.outlier_detection)
+    _outlier_detection(cluster, policy.outlier_detection)
+    _protocol(cluster, http, port, policy.connection_pool)
+    _tls(cluster, policy.tls, port)
+    return cluster
+
+
+def _service_metadata(service: Service) -> dict[str, str]:
+    return {"host": service.host, "name": service.host.partition(".")[0], "namespace": service.namespace}
+
+
+def inbound(port: int, address: str, http2: bool) -> dict[str, Any]:
+    """The cluster by which a sidecar reaches the application beside it."""
+    name = inbound_cluster(port)
+    cluster: dict[str, Any] = {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": duration(_CONNECT_TIMEOUT_S),
+        "circuit_breakers": _thresholds({}),
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}]}],
+        },
+    }
+    if http2:
+        cluster["typed_extension_protocol_options"] = _http_options({"explicit_http_config": {"http2_protocol_options": {}}})
+    return cluster
+
+
+def _thresholds(limits: dict[str, int]) -> dict[str, Any]:
+    unlimited = {"max_connections": _NO_LIMIT, "max_pending_requests": _NO_LIMIT, "max_requests": _NO_LIMIT, "max_retries": _NO_LIMIT}
+    return {"thresholds": [{**unlimited, **limits, "track_remaining": True}]}
+
+
+def _connection_pool(cluster: dict[str, Any], http: dict[str, Any], pool: ConnectionPool | None) -> None:
+    if pool is None:
+        cluster["circuit_breakers"] = _thresholds({})
+        return
+    limits = {
+        "max_connections": pool.max_connections,
+        "max_pending_requests": pool.max_pending_requests,
+        "max_requests": pool.max_requests,
+        "max_retries": pool.max_retries,
+    }
+    cluster["circuit_breakers"] = _thresholds({name: limit for name, limit in limits.items() if limit})
+    if pool.connect_timeout_s is not None:
+        cluster["connect_timeout"] = duration(pool.connect_timeout_s)
+    if pool.tcp_keepalive:
+        alive = {
+            "keepalive_probes": pool.keepalive_probes,
+            "keepalive_time": None if pool.keepalive_time_s is None else int(pool.keepalive_time_s),
+            "keepalive_interval": None if pool.keepalive_interval_s is None else int(pool.keepalive_interval_s),
+        }
+        cluster["upstream_connection_options"] = {"tcp_keepalive": {name: value for name, value in alive.items() if value is not None}}
+    common: dict[str, Any] = {}
+    if pool.idle_timeout_s is not None:
+        common["idle_timeout"] = duration(pool.idle_timeout_s)
+    if pool.max_requests_per_connection:
+        common["max_requests_per_connection"] = pool.max_requests_per_connection
+    if pool.max_connection_duration_s is not None:
+        common["max_connection_duration"] = duration(pool.max_connection_duration_s)
+    if common:
+        http["common_http_protocol_options"] = common
+
+
+def _protocol(cluster: dict[str, Any], http: dict[str, Any], port: Port, pool: ConnectionPool | None) -> None:
+    """HTTP/2 where the port says so, or where the pool asks for it."""
+    http2 = port.protocol.is_http2 or (pool is not None and pool.h2_upgrade == "UPGRADE")
+    if http2:
+        options = {"max_concurrent_streams": pool.max_concurrent_streams} if pool is not None and pool.max_concurrent_streams else {}
+        http["explicit_http_config"] = {"http2_protocol_options": options}
+    elif http:
+        http["explicit_http_config"] = {"http_protocol_options": {}}
+    if http:
+        cluster["typed_extension_protocol_options"] = _http_options(http)
+
+
+def _http_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {_HTTP_OPTIONS: typed(_HTTP_OPTIONS, **options)}
+
+
+def _balancer(cluster: dict[str, Any], balancer: LoadBalancer | None, outlier: OutlierDetection | None) -> None:
+    balancer = balancer or LoadBalancer()
+    cluster["lb_policy"] = balancer.simple or "LEAST_REQUEST"
+    if balancer.hash is not None:
+        if balancer.hash.maglev_table_size:
+            cluster.update(lb_policy="MAGLEV", maglev_lb_config={"table_size": balancer.hash.maglev_table_size})
+        else:
+            cluster.update(lb_policy="RING_HASH", ring_hash_lb_config={"minimum_ring_size": balancer.hash.minimum_ring_size})
+    elif balancer.warmup_s is not None and cluster["lb_policy"] in ("LEAST_REQUEST", "ROUND_ROBIN"):
+        cluster[f"{cluster['lb_policy'].lower()}_lb_config"] = {"slow_start_config": {"slow_start_window": duration(balancer.warmup_s)}}
+    if balancer.locality is not None and balancer.locality.enabled and (balancer.locality.distribute or outlier is not None):
+        cluster["common_lb_config"]["locality_weighted_lb_config"] = {}
+
+
+def _outlier_detection(cluster: dict[str, Any], outlier: OutlierDetection | None) -> None:
+    if outlier is None:
+        return
+    out: dict[str, Any] = {"enforcing_success_rate": 0}
+    for value, name in ((outlier.consecutive_5xx, "consecutive_5xx"), (outlier.consecutive_gateway, "consecutive_gateway_failure")):
+        if value is not None:
+            out[name] = value
+            out[f"enforcing_{name}"] = 100 if value else 0
+    if outlier.interval_s is not None:
+        out["interval"] = duration(outlier.interval_s)
+    if outlier.base_ejection_s is not None:
+        out["base_ejection_time"] = duration(outlier.base_ejection_s)
+    if outlier.max_ejection_percent:
+        out["max_ejection_percent"] = outlier.max_ejection_percent
+    if outlier.split_local_origin:
+        out.update(split_external_local_origin_errors=True, enforcing_local_origin_success_rate=0)
+        if outlier.consecutive_local_origin:
+            out.update(consecutive_local_origin_failure=outlier.consecutive_local_origin, enforcing_consecutive_local_origin_failure=100)
+    cluster["outlier_detection"] = out
+    # Few endpoints, as services in a mesh have, would be in panic too soon: it is off unless asked for.
+    cluster["common_lb_config"]["healthy_panic_threshold"] = {"value": outlier.min_health_percent}
+
+
+def _tls(cluster: dict[str, Any], tls: TlsSettings | None, port: Port) -> None:
+    """TLS that the callers' proxies begin themselves."""
+    if tls is None or tls.mode != "SIMPLE":
+        return
+    validation: dict[str, Any] = {}
+    if not tls.insecure_skip_verify:
+        validation["trusted_ca"] = {"filename": tls.ca_certificates or _SYSTEM_CAS}
+        if tls.subject_alt_names:
+            validation["match_typed_subject_alt_names"] = [
+                {"san_type": kind, "matcher": {"exact": name}} for name in tls.subject_alt_names for kind in ("DNS", "URI")
+            ]
+    common: dict[str, Any] = {"validation_context": validation} if validation else {}
+    if port.protocol.is_http2:
+        common["alpn_protocols"] = ["h2"]
+    context: dict[str, Any] = {"common_tls_context": common}
+    if tls.sni:
+        context["sni"] = tls.sni
+    elif cluster["type"] != "EDS":
+        context.update(auto_host_sni=True, auto_sni_san_validation=not tls.insecure_skip_verify)
+    cluster["transport_socket"] = {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": typed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", **context),
+    }

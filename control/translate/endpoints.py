@@ -1,0 +1,116 @@
+"""Endpoints: the load assignments of EDS, and of clusters that are resolved by DNS."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from control.model.service import Endpoint, Locality
+from control.model.traffic import LocalitySettings, TrafficPolicy
+
+_NO_SETTINGS = LocalitySettings()
+
+
+def load_assignment(name: str, endpoints: Iterable[Endpoint], policy: TrafficPolicy | None = None, here: Locality | None = None) -> dict[str, Any]:
+    """The endpoints of a cluster, by locality.
+
+    As in Istio: with `distribute`, localities weigh what it says for callers `here`. Otherwise, where outlier detection tells which endpoints fail, the
+    nearest are used first (same zone part, zone, region, then the rest). Otherwise a locality weighs as much as its endpoints.
+    """
+    groups: dict[Locality, list[Endpoint]] = defaultdict(list)
+    for one in endpoints:
+        groups[one.locality].append(one)
+    made = []
+    for locality in sorted(groups, key=_order):
+        group: dict[str, Any] = {
+            "lb_endpoints": [_endpoint(one) for one in groups[locality]],
+            "load_balancing_weight": min(sum(one.weight for one in groups[locality]), 2**32 - 1),
+        }
+        if locality != Locality():
+            group["locality"] = {"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone}
+        made.append((locality, group))
+    settings = (policy.load_balancer.locality if policy is not None and policy.load_balancer is not None else None) or _NO_SETTINGS
+    if policy is not None and here is not None and here != Locality() and settings.enabled:
+        weights = _distribution(settings, here)
+        if weights is not None:
+            made = _distribute(made, weights)
+        elif policy.outlier_detection is not None:
+            _prioritise(made, settings, here)
+    return {"cluster_name": name, "endpoints": [group for _, group in made]}
+
+
+def depends_on_locality(policy: TrafficPolicy) -> bool:
+    """Whether callers in different places get different load assignments."""
+    settings = policy.load_balancer.locality if policy.load_balancer is not None else None
+    return bool(policy.outlier_detection is not None or (settings is not None and settings.distribute))
+
+
+def _order(locality: Locality) -> tuple[str, str, str]:
+    return locality.region, locality.zone, locality.sub_zone
+
+
+def _endpoint(one: Endpoint) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "endpoint": {"address": {"socket_address": {"address": one.address, "port_value": one.port}}},
+        "load_balancing_weight": one.weight,
+    }
+    if not one.healthy:
+        made["health_status"] = "UNHEALTHY"
+    if one.workload:
+        made["metadata"] = {"filter_metadata": {"istio": {"workload": one.workload}}}
+    return made
+
+
+def _distribution(settings: LocalitySettings, here: Locality) -> dict[str, int] | None:
+    for origin, weights in settings.distribute:
+        if _covers(origin, here):
+            return dict(weights)
+    return None
+
+
+def _covers(pattern: str, locality: Locality) -> bool:
+    """Whether `region/zone/*` or the like includes a locality."""
+    parts = (locality.region, locality.zone, locality.sub_zone)
+    wanted = pattern.split("/")
+    for index, want in enumerate(wanted[:3]):
+        if want == "*":
+            return True
+        if want != parts[index]:
+            return False
+    return True
+
+
+def _distribute(made: list[tuple[Locality, dict[str, Any]]], weights: dict[str, int]) -> list[tuple[Locality, dict[str, Any]]]:
+    """Each pattern's share, among its localities by what they weigh; localities without a share are left out. A locality belongs to its longest pattern."""
+    chosen: dict[str, list[tuple[Locality, dict[str, Any]]]] = defaultdict(list)
+    for locality, group in made:
+        patterns = [pattern for pattern in weights if _covers(pattern, locality)]
+        if patterns:
+            chosen[max(patterns, key=lambda pattern: len(pattern.rstrip("*")))].append((locality, group))
+    kept = []
+    for pattern, members in chosen.items():
+        total = sum(group["load_balancing_weight"] for _, group in members) or 1
+        for locality, group in members:
+            share = weights[pattern] * group["load_balancing_weight"] / total
+            kept.append((locality, {**group, "load_balancing_weight": max(1, round(share))}))
+    return sorted(kept, key=lambda one: _order(one[0]))
+
+
+def _prioritise(made: list[tuple[Locality, dict[str, Any]]], settings: LocalitySettings, here: Locality) -> None:
+    """Nearest first, numbered without gaps, as Envoy needs them."""
+    ranks = [_distance(locality, settings, here) for locality, _ in made]
+    numbers = {rank: number for number, rank in enumerate(sorted(set(ranks)))}
+    for rank, (_, group) in zip(ranks, made, strict=True):
+        if numbers[rank]:
+            group["priority"] = numbers[rank]
+    made.sort(key=lambda one: one[1].get("priority", 0))
+
+
+def _distance(locality: Locality, settings: LocalitySettings, here: Locality) -> int:
+    if locality.region != here.region:
+        targets = [to for origin, to in settings.failover if origin == here.region]
+        return 4 if targets and locality.region not in targets else 3
+    if locality.zone != here.zone:
+        return 2
+    return 0 if locality.sub_zone == here.sub_zone else 1

@@ -1,0 +1,100 @@
+"""Listeners of sidecars and the API listeners of gRPC's own xDS clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from control.model.routing import TcpRoute
+from control.names import inbound_cluster, outbound_cluster
+from control.translate.clusters import ADS
+from control.translate.resource import typed
+
+_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTER = {"name": "envoy.filters.http.router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
+_FAULT = {"name": "envoy.filters.http.fault", "typed_config": typed("envoy.extensions.filters.http.fault.v3.HTTPFault")}
+_CORS = {"name": "envoy.filters.http.cors", "typed_config": typed("envoy.extensions.filters.http.cors.v3.Cors")}
+
+
+def address(host: str, port: int) -> dict[str, Any]:
+    """envoy.config.core.v3.Address."""
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def name(host: str, port: int) -> str:
+    """As Istio names listeners."""
+    return f"{host}_{port}"
+
+
+def outbound_http(host: str, port: int, routes: str) -> dict[str, Any]:
+    """Where an application sends its requests; their routes come by RDS."""
+    rds = {"config_source": ADS, "route_config_name": routes}
+    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds))
+
+
+def outbound_tcp(host: str, port: int, service: str, service_port: int, route: TcpRoute | None) -> dict[str, Any]:
+    """Where an application opens connections to a port of a service."""
+    proxy: dict[str, Any] = {"stat_prefix": outbound_cluster(service, service_port)}
+    targets = route.destinations if route is not None else ()
+    clusters = [outbound_cluster(one.destination.host, one.destination.port or service_port, one.destination.subset) for one in targets]
+    if len(targets) > 1:
+        proxy["weighted_clusters"] = {
+            "clusters": [{"name": cluster, "weight": one.weight} for cluster, one in zip(clusters, targets, strict=True) if one.weight]
+        }
+    else:
+        proxy["cluster"] = clusters[0] if clusters else outbound_cluster(service, service_port)
+    return _listener("OUTBOUND", host, port, _tcp_proxy(proxy))
+
+
+def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool) -> dict[str, Any]:
+    """Where others send requests to the application, which listens on `target`."""
+    cluster = inbound_cluster(target)
+    action: dict[str, Any] = {
+        "cluster": cluster,
+        "timeout": "0s",
+        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+    }
+    if not grpc:  # a request that the application closed an idle connection on was never seen by it
+        action["retry_policy"] = {"retry_on": "reset-before-request", "num_retries": 2}
+    route = {"name": "default", "match": {"prefix": "/"}, "route": action, "decorator": {"operation": operation}}
+    config = {
+        "name": cluster,
+        "virtual_hosts": [{"name": f"inbound|http|{target}", "domains": ["*"], "routes": [route]}],
+        "validate_clusters": False,
+    }
+    manager = _manager(f"inbound_{host}_{port}", [_FAULT, _ROUTER], route_config=config)
+    return _listener("INBOUND", host, port, manager)
+
+
+def inbound_tcp(host: str, port: int, target: int) -> dict[str, Any]:
+    """Where others open connections to the application."""
+    return _listener("INBOUND", host, port, _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target)}))
+
+
+def api(listener: str, routes: str) -> dict[str, Any]:
+    """What gRPC's own clients ask for by the name of their target."""
+    rds = {"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": routes}
+    manager = typed(_MANAGER, stat_prefix=listener, http_filters=[_FAULT, _ROUTER], rds=rds)
+    return {"name": listener, "api_listener": {"api_listener": manager}}
+
+
+def _listener(direction: str, host: str, port: int, last: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name(host, port), "address": address(host, port), "traffic_direction": direction, "filter_chains": [{"filters": [last]}]}
+
+
+def _tcp_proxy(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "envoy.filters.network.tcp_proxy", "typed_config": typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", **fields)}
+
+
+def _manager(stat_prefix: str, filters: list[dict[str, Any]], **routes: Any) -> dict[str, Any]:
+    manager = typed(
+        _MANAGER,
+        stat_prefix=stat_prefix,
+        http_filters=filters,
+        normalize_path=True,
+        merge_slashes=False,
+        stream_idle_timeout="0s",
+        http_protocol_options={"accept_http_10": True},
+        upgrade_configs=[{"upgrade_type": "websocket"}],
+        **routes,
+    )
+    return {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}

@@ -1,0 +1,132 @@
+"""Route configurations: which rules concern a port of a service, as one virtual host, and virtual hosts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from control.model.routing import HttpRoute, RouteMatch, RouteRules, TcpRoute
+from control.model.service import Port, Service
+from control.names import BLOCK_ALL, MESH, outbound_cluster, short_hosts
+from control.translate import http_route
+from control.translate.http_route import Around, Target
+
+MAX_DIRECT_RESPONSE = 1 << 20
+Labels = tuple[tuple[str, str], ...]
+
+
+class Caller(tuple[str, Labels, bool, str]):
+    """Whose routes these are: namespace, labels as far as rules ask for them, whether it is a gRPC client, and a gateway's name, MESH for sidecars."""
+
+    __slots__ = ()
+
+    @property
+    def namespace(self) -> str:
+        return self[0]
+
+    @property
+    def labels(self) -> Labels:
+        return self[1]
+
+    @property
+    def grpc(self) -> bool:
+        return self[2]
+
+    @property
+    def gateway(self) -> str:
+        return self[3]
+
+
+def configuration(name: str, hosts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """envoy.config.route.v3.RouteConfiguration."""
+    return {"name": name, "virtual_hosts": list(hosts), "validate_clusters": False, "max_direct_response_body_size_bytes": MAX_DIRECT_RESPONSE}
+
+
+def for_service(
+    name: str, service: Service, port: Port, rules: tuple[RouteRules, ...], targets: tuple[tuple[str, Target], ...], caller: Caller
+) -> dict[str, Any]:
+    """The routes of a listener that is there for one port of one service, whatever host a request names."""
+    return configuration(name, [virtual_host(f"{service.host}:{port.number}", ["*"], service, port, rules, targets, caller)])
+
+
+def virtual_host(
+    name: str,
+    domains: list[str],
+    service: Service,
+    port: Port,
+    rules: tuple[RouteRules, ...],
+    targets: tuple[tuple[str, Target], ...],
+    caller: Caller,
+) -> dict[str, Any]:
+    """All that is said about requests to one port of a service. `targets` has every host that the rules name, and the service's own."""
+    by_host = dict(targets)
+    made = [route for one in rules for route in rule_routes(one, port.number, by_host, caller)]
+    if not made:
+        cluster = outbound_cluster(service.host, port.number)
+        hash = dict(by_host[service.host].hash).get((port.number, "")) if service.host in by_host else None
+        made = [http_route.default_route(cluster, hash, f"{service.host}:{port.number}/*", grpc=caller.grpc)]
+    return host(name, domains, made)
+
+
+def host(name: str, domains: list[str], routes: list[dict[str, Any]]) -> dict[str, Any]:
+    """envoy.config.route.v3.VirtualHost."""
+    return {"name": name, "domains": domains, "routes": routes, "include_request_attempt_count": True}
+
+
+def rule_routes(rules: RouteRules, port: int, targets: dict[str, Target], caller: Caller) -> list[dict[str, Any]]:
+    """The routes of one VirtualService for one port, as far as they concern the caller. What can never be reached is left out, as in Istio."""
+    around = Around(port, targets, rules.name, rules.gateway_api, caller.grpc)
+    made: list[dict[str, Any]] = []
+    for rule in rules.http:
+        matches: list[RouteMatch | None] = [None] if not rule.matches else []
+        for match in rule.matches:
+            if _concerns(match, port, rules, caller):
+                matches.append(match)
+                if http_route.catches_all(rule, match):
+                    break
+        made += http_route.routes(rule, tuple(matches), around)
+        if any(http_route.catches_all(rule, match) for match in matches):
+            break
+    return made
+
+
+def _concerns(match: RouteMatch | TcpRoute, port: int, rules: RouteRules, caller: Caller) -> bool:
+    if match.port and match.port != port:
+        return False
+    if caller.gateway not in (match.gateways or rules.gateways):
+        return False
+    if caller.gateway != MESH or match.gateways:
+        return True
+    return match.source_labels.items() <= dict(caller.labels).items() and match.source_namespace in ("", caller.namespace)
+
+
+def tcp_route(rules: Iterable[RouteRules], port: int, caller: Caller) -> TcpRoute | None:
+    """What is said about plain connections to a port; None: nothing."""
+    return next((route for one in rules for route in one.tcp if _concerns(route, port, one, caller)), None)
+
+
+def mentioned(rules: Iterable[RouteRules]) -> set[str]:
+    """All hosts that requests are sent to."""
+    found: set[str] = set()
+    for one in rules:
+        for rule in one.http:
+            found.update(_hosts(rule))
+        for route in one.tcp:
+            found.update(destination.destination.host for destination in route.destinations)
+    return found
+
+
+def _hosts(rule: HttpRoute) -> Iterable[str]:
+    yield from (one.destination.host for one in rule.destinations)
+    yield from (one.destination.host for one in rule.mirrors)
+
+
+def domains(service: Service, port: int, namespace: str, *, bare: bool) -> list[str]:
+    """The hosts that requests to one port of a service may name; `bare`: without the port, too."""
+    names = [service.host, *short_hosts(service.host, namespace), *(f"[{one}]" if ":" in one else one for one in service.addresses if "/" not in one)]
+    return [domain for name in names for domain in ([name, f"{name}:{port}"] if bare else [f"{name}:{port}"])]
+
+
+def block_all() -> dict[str, Any]:
+    """The virtual host of whatever is not in the mesh."""
+    return {"name": BLOCK_ALL, "domains": ["*"], "routes": [{"name": BLOCK_ALL, "match": {"prefix": "/"}, "direct_response": {"status": 502}}]}
