@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from control.ca import certificates, rotation
-from control.ca.certificates import AuthorityKey, BadCertificate
+from control.ca.certificates import AuthorityKey, BadCertificate, LeafKey
 from control.ca.csr import SigningRequest
 from control.ca.keystore import KeyStore, StoreError
 from control.ca.rotation import Intermediate, Root, Settings, State, Validity
@@ -96,7 +96,13 @@ class Authority:
 
         `life_s`: 0 for the default; what is longer than the settings allow is cut.
         """
-        identity = self._choose(request, tuple(allowed))
+        return self._sign(request.public_key, self._choose(request, tuple(allowed)), life_s)
+
+    def issue_own(self, public_key: LeafKey, identity: SpiffeId, names: Sequence[x509.GeneralName] = ()) -> Issued:
+        """A leaf for the control plane itself, which asks nobody. Raises CannotSign."""
+        return self._sign(public_key, identity, 0.0, names)
+
+    def _sign(self, public_key: LeafKey, identity: SpiffeId, life_s: float, names: Sequence[x509.GeneralName] = ()) -> Issued:
         self._refresh()
         now = self._clock()
         found = rotation.signer(self._state, now)
@@ -107,7 +113,7 @@ class Authority:
                 raise CannotSign(self._why_not(now))
         signer = self._signers[found.id]
         life = min(max(life_s, _MIN_LIFE_S) if life_s > 0 else self.settings.life_s, self.settings.max_life_s)
-        leaf = certificates.make_leaf(request.public_key, signer.chain[0], signer.key, identity, now, life)
+        leaf = certificates.make_leaf(public_key, signer.chain[0], signer.key, identity, now, life, names)
         return Issued(identity, (leaf, *signer.chain), self.bundle(), certificates.not_before(leaf), certificates.not_after(leaf))
 
     def bundle(self) -> tuple[x509.Certificate, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -45,12 +45,23 @@ def make_intermediate(key: AuthorityKey, root: x509.Certificate, root_key: Autho
     return _authority(_authority_name(trust_domain, "Intermediate CA"), key, root.subject, root_key, trust_domain, begin, end, path_length=0)
 
 
-def make_leaf(public: LeafKey, issuer: x509.Certificate, issuer_key: AuthorityKey, identity: SpiffeId, now: float, life_s: float) -> x509.Certificate:
-    """An X509-SVID; ends with its issuer at the latest. Its subject is empty, so that nobody takes that for a name; its SAN is critical, therefore."""
+def make_leaf(
+    public: LeafKey,
+    issuer: x509.Certificate,
+    issuer_key: AuthorityKey,
+    identity: SpiffeId,
+    now: float,
+    life_s: float,
+    names: Sequence[x509.GeneralName] = (),
+) -> x509.Certificate:
+    """An X509-SVID; ends with its issuer at the latest. Its subject is empty, so that nobody takes that for a name; its SAN is critical, therefore.
+
+    `names`: beside the identity, DNS names and IP addresses (the standard allows them, and one URI only).
+    """
     begin, end = within(issuer, now - BACKDATED_S, now + life_s)
     builder = _builder(x509.Name([]), public, issuer.subject, issuer_key.public_key(), begin, end)
     return (
-        builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))]), critical=True)
+        builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity)), *names]), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(key_encipherment=isinstance(public, rsa.RSAPublicKey)), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
