@@ -35,15 +35,23 @@ class State(IntEnum):
     INITIALIZING = 3
 
 
-class Listener(Record):
+class Listener(Record, eq=False):
     """One listener: `addresses` are the ones bound, `sockets` main's own copies of each worker's listening sockets, which keep the queue of new connections
-    alive while a worker is being replaced."""
+    alive while a worker is being replaced.
+
+    `key`: what main and workers call it, another one for each version of it. `version` and `updated` (Unix time): of what came by an API.
+    """
 
     name: str
     addresses: list[Address]
     inbound: bool
     sockets: list[list[socket.socket]]
     stopped: bool = False
+    serialised: bytes = b""  # envoy.config.listener.v3.Listener
+    key: int = 0
+    via_api: bool = False
+    version: str = ""
+    updated: float = 0.0
 
     def stop(self) -> None:
         """Close main's copies; workers close theirs."""
@@ -78,6 +86,8 @@ class Server(Record):
     clusters: Any = None  # upstream.cluster.ClusterManager, main's own: names, configuration, health as discovered
     certificates: list[Bundle] = field(default_factory=list)
     listeners: list[Listener] = field(default_factory=list)
+    listeners_manager: Any = None  # listeners.Listeners, with dynamic
+    dynamic: Any = None  # dynamic.Dynamic, what came by files or a control plane; None where there is nothing of that kind
     concurrency: int = 1
     admin_address: Address | None = None
     started: float = field(default_factory=time.monotonic)

@@ -23,11 +23,11 @@ from meshproxy.api import errors
 from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
 from meshproxy.http import http2_connection  # noqa: F401  for the workers
-from meshproxy.net import sockets
-from meshproxy.net.address import Address
+from meshproxy.http.route_configs import RouteConfigs
+from meshproxy.listeners import Listeners
 from meshproxy.net.filter_chain import share_tls
 from meshproxy.net.tasks import spawn
-from meshproxy.server import Listener, Server
+from meshproxy.server import Server
 from meshproxy.server_stats import ServerStats
 from meshproxy.upstream.discovery import Discovery
 from meshproxy.workers import Events, Pool, Worker
@@ -35,12 +35,13 @@ from meshproxy.workers import Events, Pool, Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from meshproxy.dynamic import Dynamic
+
 
 log = logging.getLogger("meshproxy.main")
 
 FLUSH_INTERVAL = 5.0  # seconds of a histogram interval, unless the bootstrap says otherwise
 START_ATTEMPTS = 3  # crashes in a row of a worker that never got ready, after which a start is given up
-_INBOUND = 1  # envoy.config.core.v3.TrafficDirection
 
 
 class Supervisor:
@@ -65,6 +66,7 @@ class Supervisor:
             plan.descriptors,
             Events(on_ready=self._on_ready, on_stats=self._on_stats, on_gone=self._on_gone, on_message=self._on_message, replay=self._replay),
         )
+        self._listeners = Listeners(plan.listeners, self._pool, self._loop, self._context.stats, self._context.wall, plan.options.drain_time_s)
         clusters = plan.clusters = self._context.clusters
         for cluster in bootstrap.static_resources.clusters:
             clusters.add(cluster)
@@ -89,6 +91,16 @@ class Supervisor:
         self._server.prepare_scrape = self._prepare_scrape
         self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
         self._discovery = Discovery(self._context.clusters, self._context, on_endpoints=self._on_endpoints, on_health=self._on_health)
+        self._dynamic: Dynamic | None = None
+        if worker.needs_discovery(bootstrap):
+            from meshproxy.dynamic import Dynamic
+            from meshproxy.xds.clusters import Tell
+
+            plan.routes = RouteConfigs()
+            remember = Tell(self._cluster_changed, self._cluster_removed)
+            self._dynamic = Dynamic(bootstrap, plan, self._context, self._pool, self._discovery, self._listeners, remember)
+            self._server.dynamic = self._dynamic
+            self._server.listeners_manager = self._listeners
         self._admin = self._bind(bootstrap)
 
     def _bind(self, bootstrap: Any) -> AdminListener | None:
@@ -101,10 +113,7 @@ class Supervisor:
                 self._server.admin_address = admin.address
         for at, listener in enumerate(bootstrap.static_resources.listeners):
             with problems.under(f"static_resources.listeners[{at}]"):
-                bound = sockets.bind(listener, self._plan.concurrency)
-                addresses = [Address.from_sockaddr(sock.family, sock.getsockname()) for sock in bound[0]] or sockets.addresses(listener)
-                name = listener.name or addresses[0].text
-                self._plan.listeners.append(Listener(name, addresses, listener.traffic_direction == _INBOUND, bound))
+                self._listeners.add_static(listener)
         try:
             problems.raise_any()
             if self._plan.tls_contexts is not None:
@@ -171,6 +180,8 @@ class Supervisor:
         self._discovery.start()
         await self._all_ready.wait()
         await self._discovery.wait_initialised()
+        if self._dynamic is not None:
+            await self._dynamic.initialise()
         self._pool.broadcast(Kind.START)
         self._server.initialized = True
         self._stats.initialized()
@@ -249,6 +260,18 @@ class Supervisor:
     def _on_health(self, cluster: str, flags: Mapping[str, int]) -> None:
         self._health.setdefault(cluster, {}).update(flags)
         self._pool.broadcast(Kind.HEALTH, marshal.dumps((cluster, dict(flags))))
+
+    def _cluster_changed(self, name: str, serialised: bytes, assignment: bytes | None, health: Mapping[str, int]) -> None:
+        """A cluster is new, or another version of it is in use: what was found out about the old one is void."""
+        self._cluster_removed(name)
+        if assignment is not None:
+            self._endpoints[name] = marshal.dumps((name, assignment))
+        if health:
+            self._health[name] = dict(health)
+
+    def _cluster_removed(self, name: str) -> None:
+        self._endpoints.pop(name, None)
+        self._health.pop(name, None)
 
     # -- the end -----------------------------------------------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,18 @@ import asyncio
 import gc
 import logging
 import marshal
+import socket
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
 from meshproxy.api import errors, messages
+from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Runtime
 from meshproxy.api.secrets import Secrets
 from meshproxy.channel import Channel, Kind
 from meshproxy.context import Context
+from meshproxy.http import route_configs
+from meshproxy.http.route_configs import RouteConfigs
 from meshproxy.net.drain import Drain
 from meshproxy.net.listener import Listener, ListenerRegistry
 from meshproxy.net.tasks import spawn
@@ -28,16 +32,17 @@ from meshproxy.record import Record, field, replace
 from meshproxy.upstream import cluster_manager
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from meshproxy import server
     from meshproxy.cli import Options
     from meshproxy.logs import Handler, Levels
+    from meshproxy.net.filter_chain import FilterChain
     from meshproxy.net.shared import Cells
 
 log = logging.getLogger("meshproxy.main")
 
+_LISTENER = "envoy.config.listener.v3.Listener"
 STATS_INTERVAL = 1.0  # seconds between frames of what was counted
 IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
 # Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. Requests leave no cycles behind, so
@@ -59,6 +64,7 @@ class Plan(Record):
     deprecated_fields: int = 0
     tls_contexts: dict[bytes, Any] | None = None  # the contexts of listeners: workers share their session tickets
     listeners: list[server.Listener] = field(default_factory=list)
+    routes: RouteConfigs | None = None  # main's; None where nothing comes by discovery
     clusters: cluster_manager.ClusterManager | None = None  # main's
 
     def sockets(self, index: int) -> list[list[socket.socket]]:
@@ -108,7 +114,27 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         with problems.under(f"static_resources.listeners[{at}]"):
             Listener(listener, [], context)
+    if needs_discovery(bootstrap):
+        from meshproxy import dynamic
+
+        dynamic.check_sources(bootstrap, problems)
     problems.raise_any()
+
+
+_EDS = 3
+
+
+def needs_discovery(bootstrap: Any) -> bool:
+    """Whether a bootstrap asks for anything that is not in it."""
+    return (
+        bootstrap.HasField("dynamic_resources")
+        or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
+        or any(_uses_rds(listener) for listener in bootstrap.static_resources.listeners)
+    )
+
+
+def _uses_rds(listener: Any) -> bool:
+    return any(True for _ in route_configs.managers(listener))
 
 
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
@@ -138,11 +164,17 @@ class Worker:
         self._inbound = replace(context, drain=Drain(context.clock, context.random, context.drain.seconds, immediate=context.drain.immediate))
         assert plan.clusters is not None
         context.clusters.inherit(plan.clusters)
-        registry = ListenerRegistry()
-        self._listeners = [
-            Listener(proto, sockets, self._inbound if proto.traffic_direction == 1 else context, registry)
-            for proto, sockets in zip(bootstrap.static_resources.listeners, plan.sockets(index), strict=True)
-        ]
+        if plan.routes is not None:
+            context.routes = RouteConfigs(plan.routes.serialised)
+            self._inbound.routes = context.routes
+        self._registry = ListenerRegistry()
+        self._accepting = self._left = False
+        self._listeners: dict[int, Listener] = {}  # by main's keys
+        self._past: list[Listener] = []  # replaced or removed, and still with connections
+        self._retired: dict[int, list[FilterChain]] = {}  # key of a listener -> its filter chains that take no new connections
+        for known, sockets in zip(plan.listeners, plan.sockets(index), strict=True):
+            proto = messages.known(_LISTENER).FromString(known.serialised)
+            self._listeners[known.key] = Listener(proto, sockets, self._context_for(proto), self._registry)
         self._channel = Channel(channel_socket, loop, self._on_message, self._stop)
         self._handlers: dict[Kind, Callable[[bytes], object]] = {
             Kind.START: self._start,
@@ -157,6 +189,11 @@ class Worker:
             Kind.RUNTIME: self._modify_runtime,
             Kind.REOPEN_LOGS: self._reopen_logs,
             Kind.EJECTED: lambda body: context.clusters.eject(*marshal.loads(body)),
+            Kind.CLUSTER: self._cluster,
+            Kind.CLUSTER_REMOVED: lambda body: context.clusters.remove(body.decode()),
+            Kind.LISTENER_REMOVED: self._remove_listener,
+            Kind.LISTENER_DRAINED: self._close_drained,
+            Kind.ROUTES: self._routes,
         }
         context.clusters.on_immediate_failure = lambda cluster, address: self._channel.send(Kind.FAILED, marshal.dumps((cluster, address)))
         context.clusters.on_eject = lambda cluster, address: self._channel.send(Kind.EJECTED, marshal.dumps((cluster, address)))
@@ -167,6 +204,8 @@ class Worker:
         if kind is Kind.STATS:
             self._send_stats()
             self._channel.reply(request_id)
+        elif kind is Kind.LISTENER:
+            self._listener(body, fds)
         elif kind is Kind.COLLECT:
             self._channel.reply(request_id, marshal.dumps(self._collect(body.decode())))
         else:
@@ -180,7 +219,8 @@ class Worker:
         self._context.changes.n += 1
 
     def _start(self, body: bytes) -> None:
-        for listener in self._listeners:
+        self._accepting = True
+        for listener in self._listeners.values():
             spawn(f"start {listener.name}", listener.start())
 
     def _endpoints(self, body: bytes) -> None:
@@ -191,6 +231,76 @@ class Worker:
         name, flags = marshal.loads(body)
         self._context.clusters.set_health(name, flags)
 
+    # -- what main says of dynamic configuration: docs/decisions/0010-updates.md
+
+    def _cluster(self, body: bytes) -> None:
+        self._context.clusters.take(*marshal.loads(body))
+
+    def _routes(self, body: bytes) -> None:
+        key, serialised = marshal.loads(body)
+        if serialised:
+            self._context.routes.update(key, serialised)
+        else:
+            self._context.routes.forget(key)
+
+    def _context_for(self, proto: Any) -> Context:
+        return self._inbound if proto.traffic_direction == 1 else self._context
+
+    def _listener(self, body: bytes, fds: list[int]) -> None:
+        """A new listener, or one in the place of another, whose sockets it takes over unless it comes with its own."""
+        key, serialised, replaces, same_but_chains = marshal.loads(body)
+        proto = messages.known(_LISTENER).FromString(serialised)
+        old = self._listeners.get(replaces)
+        own = [socket.socket(fileno=fd) for fd in fds]
+        try:
+            sockets = own if own or old is None else old.sockets
+            listener = Listener(proto, sockets, self._context_for(proto), self._registry, old if same_but_chains else None)
+        except ConfigError as error:  # what main has found right: files have changed since
+            log.error("listener %s: it stays as it was: %s", proto.name, error)
+            for sock in own:
+                sock.close()
+            return
+        if old is not None and not own:
+            listener.sockets = old.hand_on()
+        self._listeners[key] = listener
+        if old is not None:
+            del self._listeners[replaces]
+            self._retire(replaces, old, listener.chains)
+        if self._accepting and not self._left:
+            spawn(f"start {listener.name}", listener.start())
+
+    def _retire(self, key: int, listener: Listener, kept: list[FilterChain]) -> None:
+        """A listener takes no more connections; those whose filter chains are not kept by another one are told to end."""
+        listener.stop_accepting()
+        gone = self._retired[key] = [chain for chain in listener.chains if chain not in kept]
+        for chain in gone:
+            chain.retire()
+        self._past = [past for past in self._past if past.active]
+        self._past.append(listener)
+
+    def _remove_listener(self, body: bytes) -> None:
+        key = marshal.loads(body)
+        listener = self._listeners.pop(key, None)
+        if listener is not None:
+            self._retire(key, listener, [])
+
+    def _close_drained(self, body: bytes) -> None:
+        key, prefix = marshal.loads(body)
+        gone = self._retired.pop(key, [])
+        for listener in (*self._past, *self._listeners.values()):
+            listener.close_connections(gone)
+        self._loop.call_soon(self._dispose, gone, prefix)
+
+    def _dispose(self, chains: list[FilterChain], prefix: str) -> None:
+        """The last connections of these filter chains are closed, and have been counted."""
+        for chain in chains:
+            chain.dispose()
+        self._past = [past for past in self._past if past.active]
+        if prefix:
+            self._context.stats.scope(prefix).remove()
+
+    # -- what main says of the end
+
     def _drain(self, body: bytes) -> None:
         self._inbound.drain.start()
         if not marshal.loads(body)["inbound_only"]:
@@ -198,7 +308,7 @@ class Worker:
 
     def _stop_listeners(self, body: bytes) -> None:
         inbound_only = marshal.loads(body)["inbound_only"]
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             if listener.inbound or not inbound_only:
                 listener.stop_accepting()
 
@@ -206,13 +316,14 @@ class Worker:
         """Accept no more, close what is idle, and say so when nothing is left."""
         for drain in (self._inbound.drain, self._context.drain):
             drain.start()
-        for listener in self._listeners:
+        self._left = True
+        for listener in (*self._past, *self._listeners.values()):
             listener.stop_accepting()
             listener.drain()
         self._wait_idle()
 
     def _wait_idle(self) -> None:
-        if any(listener.active for listener in self._listeners):
+        if any(listener.active for listener in (*self._past, *self._listeners.values())):
             self._loop.call_later(IDLE_CHECK_INTERVAL, self._wait_idle)
         else:
             self._channel.send(Kind.IDLE)

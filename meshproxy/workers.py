@@ -70,6 +70,11 @@ class Pool:
         self._events = events
         self._stopping = False
 
+    @property
+    def size(self) -> int:
+        """How many workers there are to be."""
+        return len(self.workers)
+
     # -- life ------------------------------------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _HEALTHY = 1  # envoy.config.core.v3.HealthStatus
 Accepts = Callable[[str], bool]
+_LISTENER = "envoy.config.listener.v3.Listener"
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -90,7 +91,23 @@ def _clusters(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
             entry = section.static_clusters.add()
             entry.cluster.Pack(cluster)
             _stamp(entry, server)
+    found = server.dynamic.clusters if server.dynamic is not None else None
+    if found is not None:
+        section.version_info = found.version
+        for entries, known in ((section.dynamic_active_clusters, found.active), (section.dynamic_warming_clusters, found.warming)):
+            for name in sorted(filter(accepts, known)):
+                one = known[name]
+                _put(entries.add(), "cluster", "envoy.config.cluster.v3.Cluster", one.serialised, one.version, one.updated)
     return section
+
+
+def _put(entry: Any, field: str, type_name: str, serialised: bytes, version: str, updated: float) -> None:
+    """Fill in a resource that came by an API."""
+    packed = getattr(entry, field)
+    packed.type_url = registry.TYPE_PREFIX + type_name
+    packed.value = serialised
+    entry.version_info = version
+    entry.last_updated.FromMilliseconds(int(updated * 1000))
 
 
 def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
@@ -103,23 +120,60 @@ def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
             entry = section.static_listeners.add()
             entry.listener.Pack(listener)
             _stamp(entry, server)
+    found = server.dynamic.listeners if server.dynamic is not None else None
+    if found is None:
+        return section
+    section.version_info = found.version
+    entries: dict[str, Any] = {}
+
+    def entry_of(name: str) -> Any:
+        if name not in entries:
+            entries[name] = section.dynamic_listeners.add(name=name)
+        return entries[name]
+
+    manager = server.listeners_manager
+    for state, known in (
+        ("active_state", [one for one in server.listeners if one.via_api]),
+        ("warming_state", manager.warming.values()),
+        ("draining_state", [one.listener for one in manager.draining if not one.chains]),
+    ):
+        for one in known:
+            if accepts(one.name):
+                _put(getattr(entry_of(one.name), state), "listener", _LISTENER, one.serialised, one.version, one.updated)
+    for name, failure in found.failures.items():
+        if accepts(name):
+            error = entry_of(name).error_state
+            error.failed_configuration.Pack(failure.message)
+            error.last_update_attempt.FromMilliseconds(int(failure.when * 1000))
+            error.details = failure.details
     return section
 
 
 def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
-    """The route configurations inside connection managers."""
+    """The route configurations inside connection managers, and those that came by discovery."""
     section = messages.known("envoy.admin.v3.RoutesConfigDump")()
-    for listener in bootstrap.static_resources.listeners:
-        for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
-            for network_filter in chain.filters:
-                if network_filter.typed_config.type_url != _HCM:
-                    continue
-                manager = registry.unpack(network_filter.typed_config)
-                if manager.HasField("route_config") and accepts(manager.route_config.name):
-                    entry = section.static_route_configs.add()
-                    entry.route_config.Pack(manager.route_config)
-                    _stamp(entry, server)
+    dynamic = [one for one in server.listeners if one.via_api]
+    if server.listeners_manager is not None:
+        dynamic += [one.listener for one in server.listeners_manager.draining if not one.chains]
+    parsed = [(messages.known(_LISTENER).FromString(one.serialised), one.updated) for one in dynamic]
+    for listener, updated in (*((one, server.started_wall) for one in bootstrap.static_resources.listeners), *parsed):
+        for manager in _managers(listener):
+            if manager.HasField("route_config") and accepts(manager.route_config.name):
+                entry = section.static_route_configs.add()
+                entry.route_config.Pack(manager.route_config)
+                entry.last_updated.FromMilliseconds(int(updated * 1000))
+    for one in server.dynamic.routes.known.values() if server.dynamic is not None else ():
+        if one.serialised and accepts(one.name):
+            _put(section.dynamic_route_configs.add(), "route_config", "envoy.config.route.v3.RouteConfiguration", one.serialised, one.version, one.updated_at)
     return section
+
+
+def _managers(listener: Any) -> Iterator[Any]:
+    """The connection managers of a listener."""
+    for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
+        for network_filter in chain.filters:
+            if network_filter.typed_config.type_url == _HCM:
+                yield registry.unpack(network_filter.typed_config)
 
 
 def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
@@ -134,9 +188,10 @@ def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
 
 def _endpoints(server: Server, accepts: Accepts) -> Any:
     section = messages.known("envoy.admin.v3.EndpointsConfigDump")()
-    for assignment in sorted(server.clusters.load_assignments(), key=lambda one: one.cluster_name):
+    for assignment, via_api in sorted(server.clusters.load_assignments(), key=lambda one: one[0].cluster_name):
         if accepts(assignment.cluster_name):
-            section.static_endpoint_configs.add().endpoint_config.Pack(_as_envoy_shows(assignment))
+            entries = section.dynamic_endpoint_configs if via_api else section.static_endpoint_configs
+            entries.add().endpoint_config.Pack(_as_envoy_shows(assignment))
     return section
 
 

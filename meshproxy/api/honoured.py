@@ -12,10 +12,15 @@ _RULES = "envoy.config.common.mutation_rules.v3."
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
 
 HONOURS = {
-    f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine",
+    f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine"
+    " dynamic_resources",
+    f"{_BOOTSTRAP}Bootstrap.DynamicResources": "lds_config cds_config",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters secrets",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address socket_options allow_paths",
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config",
+    f"{_CORE}ConfigSource": "path path_config_source initial_fetch_timeout resource_api_version",
+    f"{_CORE}PathConfigSource": "path watched_directory",
+    f"{_CORE}WatchedDirectory": "path",
     f"{_CORE}Node": "id cluster metadata locality user_agent_name user_agent_version user_agent_build_version",
     f"{_CORE}BuildVersion": "version metadata",
     f"{_CORE}Locality": "region zone sub_zone",

@@ -7,7 +7,7 @@ What concerns a single message is checked by its own compiler.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,14 @@ def _address_text(address: Address) -> str:
     return f"{where.address}:{where.port_value}" if where.port_value else ""
 
 
-def _listener(listener: Listener, clusters: set[str]) -> Iterator[Problem]:
+def check_listener(listener: Listener, clusters: Container[str]) -> None:
+    """Raise ConfigError with everything wrong of that kind with one listener. `clusters`: the names of those that there are."""
+    problems = list(_listener(listener, clusters))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _listener(listener: Listener, clusters: Container[str]) -> Iterator[Problem]:
     if not listener.HasField("address"):
         yield Problem("address", "is required")
     default = listener.HasField("default_filter_chain")
@@ -89,7 +96,7 @@ def _listener(listener: Listener, clusters: set[str]) -> Iterator[Problem]:
         yield from _untyped(f"listener_filters[{i}]", listener_filter)
 
 
-def _filter_chain(chain: FilterChain, clusters: set[str]) -> Iterator[Problem]:
+def _filter_chain(chain: FilterChain, clusters: Container[str]) -> Iterator[Problem]:
     if chain.HasField("transport_socket"):
         yield from _untyped("transport_socket", chain.transport_socket)
     yield from _order(chain.filters, "filters", _TERMINAL_NETWORK, "network filter")
@@ -126,7 +133,7 @@ def _untyped(path: str, extension: Any) -> Iterator[Problem]:
 # -- HTTP
 
 
-def _manager(manager: Any, clusters: set[str]) -> Iterator[Problem]:
+def _manager(manager: Any, clusters: Container[str]) -> Iterator[Problem]:
     yield from _order(manager.http_filters, "http_filters", _TERMINAL_HTTP, "http filter")
     table = manager.route_config
     if not manager.HasField("route_config") or (table.HasField("validate_clusters") and not table.validate_clusters.value):
@@ -142,7 +149,7 @@ def _manager(manager: Any, clusters: set[str]) -> Iterator[Problem]:
                 yield from (problem.under(f"route_config.virtual_hosts[{i}].routes[{j}].route") for problem in _missing(action, clusters))
 
 
-def _missing(action: RouteAction, clusters: set[str]) -> Iterator[Problem]:
+def _missing(action: RouteAction, clusters: Container[str]) -> Iterator[Problem]:
     kind = action.WhichOneof("cluster_specifier")
     if kind == "cluster" and action.cluster not in clusters:
         yield Problem("cluster", f"no cluster is called {action.cluster!r}")
@@ -153,7 +160,7 @@ def _missing(action: RouteAction, clusters: set[str]) -> Iterator[Problem]:
     yield from _missing_mirrors(action, clusters)
 
 
-def _missing_mirrors(holder: Any, clusters: set[str]) -> Iterator[Problem]:
+def _missing_mirrors(holder: Any, clusters: Container[str]) -> Iterator[Problem]:
     for i, policy in enumerate(holder.request_mirror_policies):
         if policy.cluster and policy.cluster not in clusters:
             yield Problem(f"request_mirror_policies[{i}].cluster", f"no cluster is called {policy.cluster!r}")

@@ -14,7 +14,7 @@ from meshproxy.api import errors, messages, registry
 from meshproxy.codec.grpc import is_content_type
 from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
-from meshproxy.http import local_reply, log_events, plan, router, timeouts
+from meshproxy.http import local_reply, log_events, plan, route_configs, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
@@ -26,6 +26,7 @@ from meshproxy.http.replies import UPGRADE_FAILED, Reply
 from meshproxy.http.request_head import RequestHeadPreparer
 from meshproxy.http.routes import RouteTable
 from meshproxy.http.stream import Stream
+from meshproxy.net.drain import Drain
 from meshproxy.observe import access_log
 from meshproxy.observe.http2_stats import Http2Stats
 from meshproxy.upstream import pool
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from meshproxy.net.filter_chain import NetworkContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS
+HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS | route_configs.HONOURS
 
 _PRIOR_KNOWLEDGE = b"PRI * HTTP/2"  # as much of the preface as Envoy looks at; a client that sends less at first speaks HTTP/1
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
@@ -121,8 +122,10 @@ class HttpConnectionManager:
         self.next_second = 0.0
         self.wall_offset = context.wall() - context.clock()
         # -- the parts
+        self._by_discovery = proto.HasField("rds")
+        self._retired: Drain | None = None  # of this connection manager alone
         with errors.under("route_config"):
-            self.routes = RouteTable(proto.route_config, context)
+            self.routes = RouteTable(self._first_routes(proto), context)
         self.match = self.routes.match
         self._replies = local_reply.compile(proto, context)
         self.logs = tuple(self._compile_logs(proto))
@@ -157,6 +160,21 @@ class HttpConnectionManager:
         context.stats.collectors.append(self.settle)
 
     # -- compiling
+
+    def _first_routes(self, proto: hcm_pb2.HttpConnectionManager) -> Any:
+        """The RouteConfiguration to begin with."""
+        if not self._by_discovery:
+            return proto.route_config
+        configs = self.context.routes
+        return route_configs.RouteConfigs().use(b"", self) if configs is None else configs.use(route_configs.key_of(proto.rds), self)
+
+    def set_routes(self, proto: Any) -> None:
+        """Route by another RouteConfiguration from the next request on."""
+        self.routes = RouteTable(proto, self.context, insert_original=not self.router.suppress)
+        if self._connection_class is ServerConnection:
+            self.match = self.routes.match
+        self.chains = {None: self._plain_chain}
+        self._forget_lanes()
 
     def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
         filters: list[_FilterConfig] = []
@@ -303,8 +321,23 @@ class HttpConnectionManager:
 
     def drain_close(self) -> bool:
         """Whether the connection of a response that is about to be sent should close."""
-        drain = self._drain
-        return drain is not None and drain.active and drain.close_now()
+        drain, own = self._drain, self._retired
+        return (drain is not None and drain.active and drain.close_now()) or (own is not None and own.close_now())
+
+    def retire(self) -> None:
+        """The listener has been replaced or removed: connections are told to close with their responses, little by little or at once."""
+        shared = self.context.drain
+        if self._retired is None and shared is not None:
+            self._retired = Drain(self.clock, self.context.random, shared.seconds, immediate=shared.immediate)
+            self._retired.start()
+            self._forget_lanes()
+
+    def dispose(self) -> None:
+        """There are no connections any more, and none will come."""
+        self.settle()
+        collectors = self.context.stats.collectors
+        if self.settle in collectors:
+            collectors.remove(self.settle)
 
     def drain_connections(self) -> None:
         """Close idle connections and the others after their response."""
@@ -532,7 +565,7 @@ class HttpConnectionManager:
 
     def drain_active(self) -> bool:
         """Whether a drain is going on."""
-        return self._drain is not None and self._drain.active
+        return self._retired is not None or (self._drain is not None and self._drain.active)
 
 
 __all__ = ["HONOURS", "TYPE_URL", "HttpConnectionManager", "compile"]

@@ -47,7 +47,7 @@ class Options:
 
     HONOURS = {
         _HCM + "HttpConnectionManager": (
-            "codec_type stat_prefix route_config http_filters add_user_agent common_http_protocol_options http_protocol_options"
+            "codec_type stat_prefix route_config rds http_filters add_user_agent common_http_protocol_options http_protocol_options"
             " http2_protocol_options server_name"
             " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout stream_flush_timeout"
             " request_timeout"

@@ -81,6 +81,18 @@ class FilterChain:
         self.missed: Callable[..., None] | None = getattr(self.terminal, "missed", None)
         self.reports_close: bool = getattr(self.terminal, "reports_close", False)
 
+    def retire(self) -> None:
+        """It takes no new connections: those that it has are told to end."""
+        retire = getattr(self.terminal, "retire", None)
+        if retire is not None:
+            retire()
+
+    def dispose(self) -> None:
+        """Its last connection is gone."""
+        dispose = getattr(self.terminal, "dispose", None)
+        if dispose is not None:
+            dispose()
+
     def __repr__(self) -> str:
         return f"<filter chain {self.name or '(unnamed)'}>"
 

@@ -36,6 +36,8 @@ from meshproxy.observe import events, flags
 from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from meshproxy.context import Context
     from meshproxy.net.connection_balance import ConnectionBalance
 
@@ -84,18 +86,23 @@ class ListenerRegistry:
 
 
 class Listener:
-    """One listener of a worker. Owns its listening sockets and knows its open connections.
+    """One listener of a worker. Owns its listening sockets (`sockets`, replaced only before it is started) and knows its open connections.
 
     `addresses`: where it listens; ports as bound. `active`: connections it has now. `start` begins to accept, `stop_accepting` closes the listening
     sockets, `drain` tells connections to end, `close` drops them.
     """
 
-    def __init__(self, proto: Any, sockets: list[socket.socket], context: Context, registry: ListenerRegistry | None = None) -> None:
-        """Compile everything. `sockets`: from `bind`, one per address; empty for bind_to_port false. Raises ConfigError with paths relative to `proto`."""
+    def __init__(
+        self, proto: Any, sockets: list[socket.socket], context: Context, registry: ListenerRegistry | None = None, predecessor: Listener | None = None
+    ) -> None:
+        """Compile everything. `sockets`: from `bind`, one per address; empty for bind_to_port false. Raises ConfigError with paths relative to `proto`.
+
+        `predecessor`: a listener that differs only in its filter chains; those that are the same are taken over as they are.
+        """
         self.proto = proto
         self.context = context
         self.name: str = proto.name
-        self._sockets = sockets
+        self.sockets = sockets
         self._registry = registry
         configured = net_sockets.addresses(proto)
         self.addresses = [Address.from_sockaddr(sock.family, sock.getsockname()) for sock in sockets] or configured
@@ -114,7 +121,7 @@ class Listener:
         errors = Collector()
         self._inspection = self._compile_inspection(errors)
         self._compile_balance(errors)
-        self._compile_chains(network, scope, errors)
+        self._compile_chains(network, scope, errors, predecessor.chains_by_proto() if predecessor is not None else {})
         self._logs = self._compile_logs(errors)
         errors.raise_any()
         self._loop: asyncio.AbstractEventLoop = context.loop
@@ -154,18 +161,29 @@ class Listener:
 
             self._balance = connection_balance.make(self.addresses[0].text, self.context)
 
-    def _compile_chains(self, network: NetworkContext, scope: Any, errors: Collector) -> None:
+    def chains_by_proto(self) -> dict[bytes, FilterChain]:
+        """The compiled filter chains by what they were compiled from."""
+        protos = list(self.proto.filter_chains)
+        if self._default is not None:
+            protos.append(self.proto.default_filter_chain)
+        return {proto.SerializeToString(deterministic=True): chain for proto, chain in zip(protos, self.chains, strict=True)}
+
+    def _compile_chains(self, network: NetworkContext, scope: Any, errors: Collector, known: dict[bytes, FilterChain]) -> None:
+        def compile_chain(proto: Any) -> FilterChain:
+            found = known.get(proto.SerializeToString(deterministic=True)) if known else None
+            return found or FilterChain(proto, network, scope)
+
         compiled: list[tuple[Any, FilterChain]] = []
         chains: list[FilterChain] = []
         for at, proto in enumerate(self.proto.filter_chains):
             with errors.under(f"filter_chains[{at}]"):
-                chain = FilterChain(proto, network, scope)
+                chain = compile_chain(proto)
                 compiled.append((proto.filter_chain_match, chain))
                 chains.append(chain)
         self._default: FilterChain | None = None
         if self.proto.HasField("default_filter_chain"):
             with errors.under("default_filter_chain"):
-                self._default = FilterChain(self.proto.default_filter_chain, network, scope)
+                self._default = compile_chain(self.proto.default_filter_chain)
                 chains.append(self._default)
         elif not self.proto.filter_chains:
             errors.add("filter_chains", "no filter chains specified")
@@ -211,7 +229,7 @@ class Listener:
             self._count()
             self._watch()
             return
-        for sock, address in zip(self._sockets, self.addresses, strict=False):  # bind_to_port false: no sockets
+        for sock, address in zip(self.sockets, self.addresses, strict=False):  # bind_to_port false: no sockets
             protocol = _Direct(self, sock.family, self._fixed_local(sock, address))
             backlog = self.proto.tcp_backlog_size.value or net_sockets.DEFAULT_BACKLOG
             make = self._loop.create_unix_server if sock.family == socket.AF_UNIX else self._loop.create_server
@@ -222,12 +240,12 @@ class Listener:
             self._servers.append(server)
 
     def _watch(self) -> None:
-        for sock, address in zip(self._sockets, self.addresses, strict=False):
+        for sock, address in zip(self.sockets, self.addresses, strict=False):
             self._loop.add_reader(sock.fileno(), self._accept, sock, self._fixed_local(sock, address))
 
     def _pause(self, seconds: float) -> None:
         """Leave new connections alone for a while."""
-        for sock in self._sockets:
+        for sock in self.sockets:
             self._loop.remove_reader(sock.fileno())
         self._paused = self._loop.call_later(seconds, self._watch)
 
@@ -252,9 +270,9 @@ class Listener:
             server.close()
         self._servers.clear()
         if not self.direct:
-            for sock in self._sockets:
+            for sock in self.sockets:
                 self._loop.remove_reader(sock.fileno())
-        for sock in self._sockets:
+        for sock in self.sockets:
             with contextlib.suppress(OSError):  # the server closed it
                 sock.close()
 
@@ -265,13 +283,25 @@ class Listener:
             if drain is not None:
                 drain()
 
+    def hand_on(self) -> list[socket.socket]:
+        """Stop to accept, and return what the listening sockets go on with in a successor: connections that wait there are not lost."""
+        sockets = [] if self._stopped else [sock.dup() for sock in self.sockets]
+        self.stop_accepting()
+        return sockets
+
     def close(self) -> None:
         """Stop, and drop every connection."""
         self.stop_accepting()
         for inspection in self._inspections.values():
             inspection.cancel()
         self._inspections.clear()
-        for connection in list(self._connections.values()):
+        self.close_connections(None)
+
+    def close_connections(self, chains: Container[FilterChain] | None) -> None:
+        """Drop the connections of these filter chains, or all."""
+        for conn, connection in list(self._connections.items()):
+            if chains is not None and conn.filter_chain not in chains:
+                continue
             if isinstance(connection, socket.socket):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _Cluster = messages.known("envoy.config.cluster.v3.Cluster")
 _Assignment = messages.known("envoy.config.endpoint.v3.ClusterLoadAssignment")
 
-# Envoy's; those that are about warming and merging stay at zero: nothing of that kind is delayed here.
+# Envoy's; those that are about merging stay at zero: nothing of that kind is delayed here.
 _COUNTERS = (
     "cluster_added", "cluster_modified", "cluster_removed", "cluster_updated", "cluster_updated_via_merge", "update_merge_cancelled",
     "update_out_of_merge_window",
@@ -72,11 +72,12 @@ class ClusterManager:
         self._warm = asyncio.Event()
         scope = context.stats.scope("cluster_manager.")
         scope.declare("counter", _COUNTERS)
-        scope.declare("gauge", ("warming_clusters",))
+        self.warming = scope.gauge("warming_clusters")  # main's: clusters of which it does not know the hosts yet
         self._active = scope.gauge("active_clusters", shared=True)
         self._added = scope.counter("cluster_added", shared=True)
         self._modified = scope.counter("cluster_modified", shared=True)
         self._removed = scope.counter("cluster_removed", shared=True)
+        self.updated = scope.counter("cluster_updated")  # main's: hosts have come or gone since the first answer
 
     def add(self, proto: Any, via_api: bool = False) -> bool:
         """Add or replace a cluster (a message or its serialised form); False when it is the same as before.
@@ -89,23 +90,41 @@ class ClusterManager:
             serialised = proto.SerializeToString(deterministic=True)
         name = proto.name
         old = self._known.get(name)
-        if old is not None:
-            if old.serialised == serialised:
-                return False
-            self._forget(name)
-            self._modified.n += 1
-        else:
-            self._added.n += 1
-        self._known[name] = _Known(serialised, via_api)
-        self.context.changes.n += 1
+        if old is not None and old.serialised == serialised:
+            return False
+        self.replace(name, serialised, via_api)
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
         stats.declare(scope)
         if proto.HasField("outlier_detection"):
             outlier.declare(scope)
         if proto.HasField("transport_socket") or proto.transport_socket_matches:
             _declare_tls(proto, scope)
-        self._active.n = len(self._known)
         return True
+
+    def replace(self, name: str, serialised: bytes, via_api: bool = True) -> None:
+        """Add a cluster, or put it into the place of one of that name, without a look at its message: main has seen it, and declares its statistics.
+
+        What is known of endpoints and health is forgotten; what the old one counted is not. Its connections end when they are idle.
+        """
+        old = self._known.get(name)
+        if old is None:
+            self._added.n += 1
+        else:
+            self._retire(old)
+            self._modified.n += 1
+        self._known[name] = _Known(serialised, via_api)
+        self.context.changes.n += 1
+        self._active.n = len(self._known)
+
+    def take(self, name: str, serialised: bytes, assignment: bytes | None, health: dict[str, int]) -> None:
+        """In a worker: what main says of a cluster that is new or has changed. One that is in use is compiled at once."""
+        old = self._known.get(name)
+        self.replace(name, serialised)
+        known = self._known[name]
+        known.assignment = assignment
+        known.health = health or None
+        if old is not None and old.cluster is not None:
+            self._compile(known)
 
     def inherit(self, main: ClusterManager) -> None:
         """In a worker: know every cluster that main knew when it forked. Only main declares their statistics, as only main shows them."""
@@ -125,13 +144,15 @@ class ClusterManager:
     def _forget(self, name: str) -> None:
         known = self._known.pop(name)
         self.context.changes.n += 1
-        proto = known.proto
+        self._retire(known)
+        self.context.stats.scope(f"cluster.{known.proto.alt_stat_name or name}.").remove()
+        self._active.n = len(self._known)
+
+    def _retire(self, known: _Known) -> None:
         for timer in known.timers or ():
             timer.cancel()
         if known.cluster is not None:
             known.cluster.close()
-        self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.").remove()
-        self._active.n = len(self._known)
 
     def runtime_changed(self) -> None:
         """Tell the clusters in use."""
@@ -264,7 +285,7 @@ class ClusterManager:
         """The names of all clusters, in the order in which they were added."""
         return list(self._known)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._known
 
     def __len__(self) -> int:
@@ -291,15 +312,19 @@ class ClusterManager:
             cluster.set_health(known.health)
         return cluster
 
-    def load_assignments(self) -> Iterator[Any]:
-        """The present endpoints of every cluster as ClusterLoadAssignment messages."""
+    def via_api(self, name: str) -> bool:
+        """Whether a cluster came by an API rather than with the bootstrap."""
+        return self._known[name].via_api
+
+    def load_assignments(self) -> Iterator[tuple[Any, bool]]:
+        """The present endpoints of every cluster as ClusterLoadAssignment messages, each with whether the cluster came by an API."""
         for name, known in self._known.items():
             if known.assignment is not None:
-                yield _Assignment.FromString(known.assignment)
+                yield _Assignment.FromString(known.assignment), known.via_api
                 continue
             assignment = known.proto.load_assignment
             assignment.cluster_name = assignment.cluster_name or name
-            yield assignment
+            yield assignment, known.via_api
 
     def publish(self) -> None:
         """Bring all gauges up to date. Call it before statistics are collected or shown."""

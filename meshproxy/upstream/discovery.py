@@ -1,4 +1,5 @@
-"""Discovery: what main finds out about clusters while workers move traffic, names to resolve (STRICT_DNS, LOGICAL_DNS) and active health checks.
+"""Discovery: what main finds out about clusters while workers move traffic, names to resolve (STRICT_DNS, LOGICAL_DNS), endpoints that a control plane
+or a file says (EDS, by `meshproxy.xds`), and active health checks.
 
 Results become ClusterLoadAssignment messages and health flags, which main's own cluster manager keeps (for admin, and to replay them to a new worker) and
 which callbacks pass on to the workers.
@@ -13,12 +14,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.api import messages
 from meshproxy.net import tasks
 from meshproxy.net.address import canonical_ip
-from meshproxy.upstream.options import LOGICAL_DNS, STATIC, STRICT_DNS, ClusterOptions, discovery_options, seconds
+from meshproxy.upstream.options import EDS, LOGICAL_DNS, STRICT_DNS, ClusterOptions, discovery_options, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -219,6 +220,92 @@ def _family(options: ClusterOptions, proto: Any) -> int:
     return max(int(options.dns.dns_lookup_family) - 1, 0)
 
 
+class Source(Protocol):
+    """Where the endpoints of a cluster come from: names to resolve, or a control plane."""
+
+    resolved: asyncio.Event  # a first answer, good or bad, is there
+
+    def start(self) -> None:
+        """Begin to ask."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+# (cluster, scope, on_changed) -> the source of the endpoints of an EDS cluster.
+MakeEds = Callable[[Any, "Scope", Callable[[Any], None]], Source]
+
+
+class Watch:
+    """What is found out about one version of a cluster. Until it is `activate`d nobody hears of it: the version before may still be in use.
+
+    `assignment`: serialised, None while nothing is known (or nothing is to be known) of endpoints. `health`: address text -> flags.
+    """
+
+    def __init__(self, proto: Any, discovery: Discovery) -> None:
+        self.name: str = proto.name
+        self.proto = proto
+        self.assignment: bytes | None = None
+        self.health: dict[str, int] = {}
+        self._discovery = discovery
+        self._active = False
+        self.checker: Checker | None = None  # active health checks, if there are any
+        self._source: Source | None = None
+        context = discovery.context
+        scope = context.stats.scope(f"cluster.{proto.alt_stat_name or proto.name}.")
+        if proto.health_checks:
+            from meshproxy.upstream.health import Checker
+
+            self.checker = Checker(proto, context, scope, self._health_changed)
+        options = discovery_options(proto)
+        if options.type in (STRICT_DNS, LOGICAL_DNS):
+            self._source = DnsCluster(proto, options, context, discovery.resolve, scope, self._endpoints_changed)
+        elif options.type == EDS:
+            assert discovery.make_eds is not None
+            self._source = discovery.make_eds(proto, scope, self._endpoints_changed)
+
+    @staticmethod
+    def is_needed(proto: Any) -> bool:
+        """Whether there is anything to find out about a cluster."""
+        return bool(proto.health_checks) or proto.HasField("cluster_type") or proto.type in (STRICT_DNS, LOGICAL_DNS, EDS)
+
+    def start(self) -> None:
+        """Begin to resolve, to ask and to check."""
+        if self._source is not None:
+            self._source.start()
+        elif self.checker is not None:
+            self.checker.update(self.proto.load_assignment)
+
+    async def wait_warm(self) -> None:
+        """Wait for a first answer about endpoints and a first health check of each."""
+        if self._source is not None:
+            await self._source.resolved.wait()
+        if self.checker is not None:
+            await self.checker.wait_first_round()
+
+    def activate(self) -> None:
+        """From now on changes are passed on. What was found out before is for whoever asks."""
+        self._active = True
+
+    def close(self) -> None:
+        """Stop everything."""
+        for part in (self._source, self.checker):
+            if part is not None:
+                part.close()
+
+    def _endpoints_changed(self, assignment: Any) -> None:
+        self.assignment = assignment.SerializeToString()
+        if self._active:
+            self._discovery.endpoints_changed(self.name, self.assignment)
+        if self.checker is not None:
+            self.checker.update(assignment)
+
+    def _health_changed(self, flags: Mapping[str, int]) -> None:
+        self.health.update(flags)
+        if self._active:
+            self._discovery.health_changed(self.name, flags)
+
+
 class Discovery:
     """All of it, in main. `start` it inside the running loop."""
 
@@ -232,86 +319,78 @@ class Discovery:
         resolve: Resolve = system_resolve,
     ) -> None:
         self._manager = manager
-        self._context = context
+        self.context = context
         self._on_endpoints = on_endpoints
         self._on_health = on_health
-        self._resolve = resolve
-        self._dns: dict[str, DnsCluster] = {}
-        self._checkers: dict[str, Checker] = {}
+        self.resolve = resolve
+        self.make_eds: MakeEds | None = None  # set when the configuration has dynamic resources
+        self._watches: dict[str, Watch] = {}
 
-    def start(self) -> None:
-        """Begin with every cluster that the manager knows."""
+    def start(self, *, eds: bool = False) -> None:
+        """Begin with every cluster that the manager knows. Those by EDS come later (`eds`): they may be asked for over another one."""
         for name in self._manager.names():
-            self.add(name)
+            if (self._manager.proto(name).type == EDS) is eds:
+                self.add(name)
 
     def add(self, name: str) -> None:
         """Begin with one cluster."""
         proto = self._manager.proto(name)
-        if proto.type == STATIC and not proto.HasField("cluster_type") and not proto.health_checks:
-            return  # nothing to find out
-        options = discovery_options(proto)
-        scope = self._context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
-        if proto.health_checks:
-            from meshproxy.upstream.health import Checker
+        if not Watch.is_needed(proto):
+            return
+        watch = self._watches[name] = Watch(proto, self)
+        watch.activate()
+        self._manager.waiting.add(name)
+        watch.start()
+        tasks.spawn(f"warm {name}", self._warm(watch))
 
-            self._checkers[name] = Checker(proto, self._context, scope, lambda flags: self._health_changed(name, flags))
-        if options.type in (STRICT_DNS, LOGICAL_DNS):
-            dns = self._dns[name] = DnsCluster(
-                proto, options, self._context, self._resolve, scope, lambda assignment: self._endpoints_changed(name, assignment)
-            )
-            dns.start()
-        elif name in self._checkers:
-            self._checkers[name].update(proto.load_assignment)
-        if name in self._dns or name in self._checkers:
-            self._manager.waiting.add(name)
-            tasks.spawn(f"warm {name}", self._warm(name))
+    def adopt(self, name: str, watch: Watch | None) -> None:
+        """A new version of a cluster is in use from now on, with what `watch` found out about it."""
+        self.remove(name)
+        if watch is not None:
+            self._watches[name] = watch
+            watch.activate()
 
     def remove(self, name: str) -> None:
         """A cluster is gone."""
-        for table in (self._dns, self._checkers):
-            found = table.pop(name, None)
-            if found is not None:
-                found.close()
-        self._manager.waiting.discard(name)
-
-    async def _warm(self, name: str) -> None:
-        dns = self._dns.get(name)
-        if dns is not None:
-            await dns.resolved.wait()
-        checker = self._checkers.get(name)
-        if checker is not None:
-            await checker.wait_first_round()
+        found = self._watches.pop(name, None)
+        if found is not None:
+            found.close()
         self._manager.warmed(name)
+
+    async def _warm(self, watch: Watch) -> None:
+        await watch.wait_warm()
+        if self._watches.get(watch.name) is watch:
+            self._manager.warmed(watch.name)
 
     async def wait_initialised(self) -> None:
         """Wait until every cluster has had a first answer for its names and a first health check of its hosts."""
         await self._manager.wait_warm()
 
-    def _endpoints_changed(self, name: str, assignment: Any) -> None:
-        serialised = assignment.SerializeToString()
+    def endpoints_changed(self, name: str, serialised: bytes) -> None:
+        """The endpoints of a cluster in use are others now."""
+        if name not in self._manager.waiting:
+            self._manager.updated.n += 1
         self._manager.update_endpoints(name, serialised)
         self._on_endpoints(name, serialised)
-        checker = self._checkers.get(name)
-        if checker is not None:
-            checker.update(assignment)
 
-    def _health_changed(self, name: str, flags: Mapping[str, int]) -> None:
+    def health_changed(self, name: str, flags: Mapping[str, int]) -> None:
+        """So is the health of some of its hosts."""
         self._manager.set_health(name, flags)
         self._on_health(name, flags)
 
     def failed_immediately(self, name: str, address: str) -> None:
         """A worker saw a response that says that its host is out of service."""
-        checker = self._checkers.get(name)
-        if checker is not None:
-            checker.fail_immediately(address)
+        watch = self._watches.get(name)
+        if watch is not None and watch.checker is not None:
+            watch.checker.fail_immediately(address)
 
     def ejected(self, name: str, address: str) -> None:
         """A worker's outlier detection has ejected a host: the workers want to hear of its next passing check."""
-        checker = self._checkers.get(name)
-        if checker is not None:
-            checker.report_next_success(address)
+        watch = self._watches.get(name)
+        if watch is not None and watch.checker is not None:
+            watch.checker.report_next_success(address)
 
     def close(self) -> None:
         """Stop everything."""
-        for name in {*self._dns, *self._checkers}:
+        for name in list(self._watches):
             self.remove(name)

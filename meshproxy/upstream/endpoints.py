@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ENDPOINT = "envoy.config.endpoint.v3."
 HONOURS = {
     _ENDPOINT + "ClusterLoadAssignment": "cluster_name endpoints policy",
-    _ENDPOINT + "ClusterLoadAssignment.Policy": "drop_overloads overprovisioning_factor weighted_priority_health",
+    _ENDPOINT + "ClusterLoadAssignment.Policy": "drop_overloads overprovisioning_factor weighted_priority_health endpoint_stale_after",
     _ENDPOINT + "ClusterLoadAssignment.Policy.DropOverload": "category drop_percentage",
     _ENDPOINT + "LocalityLbEndpoints": "locality metadata lb_endpoints load_balancing_weight priority",
     _ENDPOINT + "LbEndpoint": "endpoint health_status metadata load_balancing_weight",

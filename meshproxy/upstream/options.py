@@ -28,15 +28,16 @@ _MAX_HTTP2_RESPONSE_HEADERS_KB = 60  # the same for HTTP/2
 _CLUSTER = "envoy.config.cluster.v3.Cluster"
 HONOURS = {
     _CLUSTER: (
-        "transport_socket_matches name alt_stat_name type cluster_type connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment"
-        " health_checks max_requests_per_connection circuit_breakers upstream_http_protocol_options common_http_protocol_options http_protocol_options"
-        " http2_protocol_options"
+        "transport_socket_matches name alt_stat_name type cluster_type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy"
+        " load_assignment health_checks max_requests_per_connection circuit_breakers upstream_http_protocol_options common_http_protocol_options"
+        " http_protocol_options http2_protocol_options"
         " typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl dns_lookup_family"
         " typed_dns_resolver_config wait_for_warm_on_init outlier_detection cleanup_interval upstream_bind_config ring_hash_lb_config"
         " preconnect_policy maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
         " protocol_selection upstream_connection_options ignore_health_on_host_removal load_balancing_policy"
     ),
     _CLUSTER + ".CustomClusterType": "name typed_config",
+    _CLUSTER + ".EdsClusterConfig": "eds_config service_name",
     _CLUSTER + ".TransportSocketMatch": "name match transport_socket",
     _CLUSTER + ".CommonLbConfig": (
         "healthy_panic_threshold zone_aware_lb_config locality_weighted_lb_config update_merge_window ignore_new_hosts_until_first_hc"
@@ -147,7 +148,10 @@ def _discovery(proto: Any, options: ClusterOptions) -> None:
             f"Cannot use hostname for consistent hashing loadbalancing for cluster of type: '{_TYPE_NAMES[options.type]}'",
         )
     if options.type == EDS:
-        errors.fail("type", "EDS clusters are not supported", UNSUPPORTED)
+        if not proto.HasField("eds_cluster_config") or not proto.eds_cluster_config.HasField("eds_config"):
+            errors.fail("eds_cluster_config.eds_config", "EDS cluster must have eds_cluster_config set")
+    elif proto.HasField("eds_cluster_config"):
+        errors.fail("eds_cluster_config", "eds_cluster_config set in a non-EDS cluster")
     if options.type == ORIGINAL_DST:
         if proto.lb_policy != 6 and not _typed_cluster_provided(proto):
             errors.fail("lb_policy", f"cluster: LB policy {proto.lb_policy} is not valid for Cluster type ORIGINAL_DST. Only 'CLUSTER_PROVIDED' is allowed.")

@@ -1,6 +1,6 @@
 """Dynamic configuration: what a control plane or files say while the proxy runs. Imported, by main alone, when the configuration asks for it.
 
-`session.py` is the protocol, sans-IO. `sources.py` turns a ConfigSource into a subscription: to a file (`files.py`) or to a stream of a control plane
-(`client.py`, with `mux.py` between a stream and those who subscribed). `store.py` holds what was accepted, warms what must not be used yet, and tells the
-workers. Start reading there.
+`sources.py` turns a ConfigSource into a subscription (`subscription.py`), so far to a file (`files.py`); `session.py` is the protocol of control planes,
+sans-IO. `clusters.py`, `endpoints.py`, `listeners.py` and `routes.py` are what subscribes: they know what was accepted, warm what must not be used yet, and
+tell the workers through `meshproxy.dynamic`, which puts it all together.
 """

@@ -94,3 +94,12 @@ def _parse(packed: Any, type: ResourceType) -> Any:
         return type.message.FromString(packed.value)
     except DecodeError as error:
         raise ValueError(f"a resource is not a serialised {messages.full_name(type.url)}") from error
+
+
+def check_names(resources: list[Resource]) -> None:
+    """One response must not say two things of one resource. Raises ValueError."""
+    seen: set[str] = set()
+    for one in resources:
+        if one.name in seen:
+            raise ValueError(f"duplicate resource {one.name} found")
+        seen.add(one.name)

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import messages
-from meshproxy.xds.resources import ORDER, TYPES, WILDCARD, Resource, ResourceType, Update, of_envelope, unpack
+from meshproxy.xds.resources import ORDER, TYPES, WILDCARD, ResourceType, Update, check_names, of_envelope, unpack
 
 _INVALID_ARGUMENT = 3  # google.rpc.Code, of every refusal
 MAX_DETAIL = 4096  # characters of a refusal: servers put them into logs and status fields
@@ -141,7 +141,7 @@ class Session:
                 resources = [of_envelope(one, state.type, one.version) for one in response.resources]
             else:
                 resources = [unpack(one, state.type, version) for one in response.resources]
-            _check_names(resources)
+            check_names(resources)
         except ValueError as error:
             state.answers.append((response.nonce, str(error)))
             return None
@@ -237,12 +237,3 @@ class Session:
 
 def _rank(url: str) -> int:
     return ORDER.index(url) if url in TYPES else len(ORDER)
-
-
-def _check_names(resources: list[Resource]) -> None:
-    """One response must not say two things of one resource."""
-    seen: set[str] = set()
-    for one in resources:
-        if one.name in seen:
-            raise ValueError(f"duplicate resource {one.name} found")
-        seen.add(one.name)

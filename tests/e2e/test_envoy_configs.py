@@ -123,7 +123,7 @@ NOT_COVERED = {
     "rds": (
         {f"{HCM}.rds": {"config_source": {"ads": {}}, "route_config_name": "r"}, f"{HCM}.route_config": None, "node": NODE,
          "dynamic_resources": {"ads_config": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [GRPC]}}},
-        f"{HCM}.rds",
+        f"{HCM}.rds.config_source.ads",
     ),
     "grpc_access_log": (
         {f"{HCM}.access_log": [{"name": "x", "typed_config": {"@type": f"{T}access_loggers.grpc.v3.HttpGrpcAccessLogConfig",

@@ -50,7 +50,7 @@ def test_plain_configuration_is_honoured():
 @pytest.mark.parametrize(
     ("value", "path", "why", "kind"),
     [
-        (config(dynamic_resources={}), "dynamic_resources", "is not supported", UNSUPPORTED),
+        (config(hds_config={}), "hds_config", "is not supported", UNSUPPORTED),
         (config(overload_manager={"resource_monitors": [{"name": "x"}]}), "overload_manager", "is not supported", UNSUPPORTED),
         (config(manager={"tracing": {}}), f"{MANAGER}.tracing", "is not supported", UNSUPPORTED),
         (
@@ -92,9 +92,9 @@ def test_one_problem(value, path, why, kind):
 
 
 def test_warnings_instead():
-    problems, warnings = check(config([LUA, ROUTER], dynamic_resources={}), "warn")
+    problems, warnings = check(config([LUA, ROUTER], hds_config={}), "warn")
     assert problems == []
-    assert [problem.path for problem in warnings] == [f"{MANAGER}.http_filters[0].typed_config", "dynamic_resources"]
+    assert [problem.path for problem in warnings] == [f"{MANAGER}.http_filters[0].typed_config", "hds_config"]
     problems, _ = check(config(manager={"stat_prefix": ""}), "warn")
     assert [str(problem) for problem in problems] == [f"{MANAGER}.stat_prefix: must not be empty"]
 

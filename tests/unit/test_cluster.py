@@ -75,7 +75,7 @@ def test_server_name(host, name):
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        ({"type": "EDS"}, "type"),
+        ({"type": "EDS"}, "eds_cluster_config.eds_config"),
         ({"connect_timeout": "0s"}, "connect_timeout"),
         ({"type": "LOGICAL_DNS", "load_assignment": {"cluster_name": "c", "endpoints": [up.group("a:1", "b:1")]}}, "load_assignment.endpoints"),
         ({"type": "ORIGINAL_DST", "load_assignment": None}, "lb_policy"),

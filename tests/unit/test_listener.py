@@ -734,7 +734,7 @@ def test_out_of_descriptors(filters, monkeypatch):
         made = context()
         listener = await start(made, listener_proto(chain(), max_connections_to_accept_per_socket_event=1))
         assert not listener.direct
-        real = listener._sockets[0]
+        real = listener.sockets[0]
         calls = []
 
         def accept() -> Any:
@@ -745,7 +745,7 @@ def test_out_of_descriptors(filters, monkeypatch):
 
         monkeypatch.setattr("meshproxy.net.listener._ACCEPT_PAUSE", 0.01)
         made.loop.remove_reader(real.fileno())
-        listener._sockets = [SimpleNamespace(accept=accept, fileno=real.fileno, close=real.close)]
+        listener.sockets = [SimpleNamespace(accept=accept, fileno=real.fileno, close=real.close)]
         listener._watch()
         assert (await first_line(listener)) != ""
         assert len(calls) >= 2

@@ -1,0 +1,163 @@
+"""Main's dynamic configuration, put together: what is subscribed to, how an answer is checked, and what then changes here and in the workers.
+
+Imported only when a bootstrap asks for something that is not in it. The parts are in `meshproxy.xds`; docs/decisions/0010-updates.md says how an update
+reaches workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy import worker
+from meshproxy.api import errors, semantics
+from meshproxy.channel import Kind
+from meshproxy.http import manager as managers
+from meshproxy.http import route_configs
+from meshproxy.net.filter_chain import NetworkContext
+from meshproxy.net.listener import Listener
+from meshproxy.upstream.cluster_manager import Validator
+from meshproxy.xds import sources
+from meshproxy.xds.clusters import Clusters, Tell
+from meshproxy.xds.endpoints import Eds
+from meshproxy.xds.listeners import ListenerUpdates
+from meshproxy.xds.resources import CLUSTER, LISTENER, WILDCARD
+from meshproxy.xds.routes import Routes
+from meshproxy.xds.subscription import Rules
+
+if TYPE_CHECKING:
+    from meshproxy.context import Context
+    from meshproxy.listeners import Listeners
+    from meshproxy.upstream.discovery import Discovery
+    from meshproxy.workers import Pool
+    from meshproxy.xds.subscription import Subscription
+
+
+class Dynamic:
+    """All subscriptions of the process. Construction makes those of the bootstrap, and starts none. Raises ConfigError.
+
+    `clusters` and `listeners` are None where the bootstrap has no source for them. `forget(cluster)`, `remember(cluster, assignment, health)`: for workers
+    that start later.
+    """
+
+    def __init__(self, bootstrap: Any, plan: worker.Plan, context: Context, pool: Pool, discovery: Discovery, listeners: Listeners, remember: Tell) -> None:
+        self._bootstrap = bootstrap
+        self._plan = plan
+        self._context = context
+        self._pool = pool
+        self._discovery = discovery
+        self._listeners = listeners
+        self._remember = remember
+        options = plan.options
+        unknown = context.stats.counter("server.dynamic_unknown_fields")
+        self._rules = Rules(options.unsupported, options.reject_unknown_dynamic_fields, lambda count: setattr(unknown, "n", unknown.n + count))
+        self._sources = sources.Sources(context, self._rules)
+        self._first_clusters = asyncio.Event()
+        self._first_listeners = asyncio.Event()
+        assert plan.routes is not None
+        self._route_configs = plan.routes
+        self.routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes)
+        discovery.make_eds = lambda cluster, scope, on_changed: Eds(cluster, scope, on_changed, self._sources, context, self._rules)
+        listeners.acquire = self._acquire
+        self.clusters: Clusters | None = None
+        self.listeners: ListenerUpdates | None = None
+        self._cds: Subscription | None = None
+        self._lds: Subscription | None = None
+        resources = bootstrap.dynamic_resources
+        if resources.HasField("cds_config"):
+            tell = Tell(self._tell_cluster, self._tell_cluster_removed)
+            self.clusters = Clusters(context.clusters, discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
+            with errors.under("dynamic_resources.cds_config"):
+                self._cds = self._sources.subscribe(resources.cds_config, CLUSTER, WILDCARD, self.clusters, context.stats.scope("cluster_manager.cds."))
+        if resources.HasField("lds_config"):
+            self.listeners = ListenerUpdates(listeners, context, self._check_listener, self._first_listeners.set)
+            with errors.under("dynamic_resources.lds_config"):
+                self._lds = self._sources.subscribe(resources.lds_config, LISTENER, WILDCARD, self.listeners, context.stats.scope("listener_manager.lds."))
+
+    # -- the start, in Envoy's order
+
+    async def initialise(self) -> None:
+        """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
+        self._discovery.start(eds=True)
+        await self._discovery.wait_initialised()
+        if self._cds is not None:
+            self._cds.start()
+            await self._first_clusters.wait()
+            await self._discovery.wait_initialised()
+        await self._acquire_static()
+        if self._lds is not None:
+            self._lds.start()
+            await self._first_listeners.wait()
+        await self._listeners.wait_warm()
+
+    async def _acquire_static(self) -> None:
+        """What the listeners of the bootstrap need."""
+        for one in self._bootstrap.static_resources.listeners:
+            ready = asyncio.Event()
+            self._acquire(one, ready.set)
+            await ready.wait()
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._sources.close()
+
+    # -- checks, in surroundings of their own
+
+    def _scratch(self) -> Context:
+        return worker.make_context(None, self._bootstrap, self._plan, worker_id=0)
+
+    def _new_cluster_check(self) -> Callable[[Any], None]:
+        bootstrap = self._bootstrap
+        return Validator(self._scratch(), bootstrap.cluster_manager if bootstrap.HasField("cluster_manager") else None).check
+
+    def _check_listener(self, proto: Any) -> None:
+        self._rules.check(proto)
+        semantics.check_listener(proto, self._context.clusters)
+        Listener(proto, [], self._scratch())
+
+    def _check_routes(self, manager: Any, routes: Any) -> None:
+        """Compile a connection manager with a route configuration, for what only that shows."""
+        whole = type(manager)()
+        whole.CopyFrom(manager)
+        whole.route_config.CopyFrom(routes)
+        scratch = self._scratch()
+        managers.compile(whole, NetworkContext(scratch, scratch.stats.scope("")))
+
+    def _acquire(self, listener: Any, ready: Callable[[], None]) -> Callable[[], None]:
+        return self.routes.acquire(list(route_configs.managers(listener)), ready)
+
+    # -- to the workers
+
+    def _tell_cluster(self, name: str, serialised: bytes, assignment: bytes | None, health: dict[str, int]) -> None:
+        self._remember.changed(name, serialised, assignment, health)
+        self._pool.broadcast(Kind.CLUSTER, marshal.dumps((name, serialised, assignment, health)))
+
+    def _tell_cluster_removed(self, name: str) -> None:
+        self._remember.removed(name)
+        self._pool.broadcast(Kind.CLUSTER_REMOVED, name.encode())
+
+    def _tell_routes(self, key: bytes, serialised: bytes) -> None:
+        if serialised:
+            self._route_configs.serialised[key] = serialised
+        else:
+            self._route_configs.forget(key)
+        self._pool.broadcast(Kind.ROUTES, marshal.dumps((key, serialised)))
+
+
+def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
+    """Note the config sources of a bootstrap that can be none."""
+    resources = bootstrap.dynamic_resources
+    for name in ("cds_config", "lds_config"):
+        if resources.HasField(name):
+            with problems.under(f"dynamic_resources.{name}"):
+                sources.check(getattr(resources, name))
+    for at, cluster in enumerate(bootstrap.static_resources.clusters):
+        if cluster.eds_cluster_config.HasField("eds_config"):
+            with problems.under(f"static_resources.clusters[{at}].eds_cluster_config.eds_config"):
+                sources.check(cluster.eds_cluster_config.eds_config)
+    for at, listener in enumerate(bootstrap.static_resources.listeners):
+        for manager in route_configs.managers(listener):
+            with problems.under(f"static_resources.listeners[{at}]: rds.config_source"):
+                sources.check(manager.rds.config_source)

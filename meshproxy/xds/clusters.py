@@ -1,0 +1,169 @@
+"""CDS: which clusters there are besides the static ones. A new version of a cluster warms (endpoints, names, health checks) while the old one is in use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api.errors import Collector, ConfigError, Problem
+from meshproxy.net.tasks import spawn
+from meshproxy.record import Record
+from meshproxy.upstream.discovery import Discovery, Watch
+
+if TYPE_CHECKING:
+    from meshproxy.context import Context
+    from meshproxy.upstream.cluster_manager import ClusterManager
+    from meshproxy.xds.resources import Resource, Update
+    from meshproxy.xds.subscription import Rules
+
+log = logging.getLogger("meshproxy.upstream")
+
+
+class Dynamic(Record):
+    """One version of a cluster. `updated`: Unix time."""
+
+    name: str
+    version: str
+    serialised: bytes
+    updated: float
+    watch: Watch | None = None
+
+
+class Tell(Record):
+    """How the workers hear of it."""
+
+    changed: Callable[[str, bytes, bytes | None, dict[str, int]], None]  # name, Cluster, ClusterLoadAssignment, health
+    removed: Callable[[str], None]
+
+
+class Clusters:
+    """The watcher of CDS. `active` and `warming`: what came, by name. `on_first`: called once, when the first answer has come or will not come."""
+
+    def __init__(
+        self,
+        manager: ClusterManager,
+        discovery: Discovery,
+        context: Context,
+        rules: Rules,
+        new_check: Callable[[], Callable[[Any], None]],
+        tell: Tell,
+        on_first: Callable[[], None],
+    ) -> None:
+        """`new_check` returns what raises ConfigError for Cluster messages that cannot be compiled: another one for each answer."""
+        self.active: dict[str, Dynamic] = {}
+        self.warming: dict[str, Dynamic] = {}
+        self.version = ""
+        self._manager = manager
+        self._discovery = discovery
+        self._context = context
+        self._rules = rules
+        self._new_check = new_check
+        self._tell = tell
+        self._on_first = on_first
+        self._answered = False
+        scope = context.stats.scope("cluster_manager.cds.")
+        scope.declare("counter", ("config_reload",))
+        scope.declare("gauge", ("config_reload_time_ms",))
+        self._scope = scope
+
+    def updated(self, update: Update) -> None:
+        """Add what is new, replace what has changed, then remove what is gone. Raises ConfigError after that if some were wrong."""
+        problems = Collector()
+        added = False
+        check = self._new_check()
+        for resource in update.resources:
+            try:
+                added |= self._add(resource, check)
+            except ConfigError as error:
+                problems.problems += [Problem(problem.path, f"{resource.name}: {problem.why}", problem.kind) for problem in error.problems]
+        gone = set(update.removed)
+        if update.complete:
+            gone |= {*self.active, *self.warming} - {one.name for one in update.resources}
+        removed = [name for name in sorted(gone) if self._remove(name)]
+        if added or removed:
+            self.version = update.version
+        if added and not problems.problems:
+            self._scope.counter("config_reload").n += 1
+            self._scope.gauge("config_reload_time_ms").n = int(self._context.wall() * 1000)
+        self._first()
+        problems.raise_any()
+
+    def failed(self) -> None:
+        """Nothing (good) came: the start goes on."""
+        self._first()
+
+    def _first(self) -> None:
+        if not self._answered:
+            self._answered = True
+            self._on_first()
+
+    def _add(self, resource: Resource, check: Callable[[Any], None]) -> bool:
+        """Add or replace a cluster; False when there is nothing to do."""
+        message, name = resource.message, resource.name
+        if message is None or (name in self._manager and not self._manager.via_api(name)):
+            return False  # a heartbeat; a static cluster, which nobody may change
+        serialised = message.SerializeToString(deterministic=True)
+        known = self.warming.get(name) or self.active.get(name)
+        if known is not None and known.serialised == serialised:
+            return False
+        self._rules.check(message)
+        check(message)
+        self._forget_warming(name)
+        entry = Dynamic(name, resource.version, serialised, self._context.wall())
+        if not Watch.is_needed(message):
+            self._activate(entry)
+            return True
+        watch = entry.watch = Watch(message, self._discovery)
+        self.warming[name] = entry
+        self._count_warming()
+        if name not in self.active:
+            self._manager.waiting.add(name)
+        watch.start()
+        # Mostly there is an answer already, when it comes from a file or is a literal address.
+        spawn(f"warm {name}", self._warm(entry, watch))
+        return True
+
+    async def _warm(self, entry: Dynamic, watch: Watch) -> None:
+        await watch.wait_warm()
+        if self.warming.get(entry.name) is entry:
+            del self.warming[entry.name]
+            self._count_warming()
+            self._activate(entry)
+            self._manager.warmed(entry.name)
+
+    def _activate(self, entry: Dynamic) -> None:
+        name, watch = entry.name, entry.watch
+        self.active[name] = entry
+        self._manager.add(entry.serialised, via_api=True)
+        self._discovery.adopt(name, watch)
+        assignment = watch.assignment if watch is not None else None
+        health = watch.health if watch is not None else {}
+        if assignment is not None:
+            self._manager.update_endpoints(name, assignment)
+        if health:
+            self._manager.set_health(name, health)
+        self._tell.changed(name, entry.serialised, assignment, health)
+
+    def _remove(self, name: str) -> bool:
+        """Remove a cluster; False when there is none that came by CDS."""
+        warming = self._forget_warming(name)
+        if self.active.pop(name, None) is None:
+            self._manager.warmed(name)
+            return warming
+        self._discovery.remove(name)
+        self._manager.remove(name)
+        self._tell.removed(name)
+        return True
+
+    def _forget_warming(self, name: str) -> bool:
+        warming = self.warming.pop(name, None)
+        if warming is None:
+            return False
+        assert warming.watch is not None
+        warming.watch.close()
+        self._count_warming()
+        return True
+
+    def _count_warming(self) -> None:
+        self._manager.warming.n = len(self.warming)

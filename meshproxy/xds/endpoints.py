@@ -1,0 +1,95 @@
+"""EDS: the endpoints of one version of one cluster. See `upstream.discovery.Watch`, to which this is what a resolver of names is to other clusters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api.errors import ConfigError, fail, under
+from meshproxy.upstream import endpoints
+from meshproxy.xds.resources import ENDPOINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshproxy.context import Context
+    from meshproxy.observe.stats import Scope
+    from meshproxy.xds.resources import Update
+    from meshproxy.xds.sources import Sources
+    from meshproxy.xds.subscription import Rules
+
+
+class Eds:
+    """A watcher of one ClusterLoadAssignment. `resolved` is set by the first answer, good or bad, or when there was time enough for one."""
+
+    def __init__(self, cluster: Any, scope: Scope, on_changed: Callable[[Any], None], sources: Sources, context: Context, rules: Rules) -> None:
+        config = cluster.eds_cluster_config
+        self.resolved = asyncio.Event()
+        self._name: str = config.service_name or cluster.name
+        self._cluster: str = cluster.name
+        self._on_changed = on_changed
+        self._context = context
+        self._rules = rules
+        self._last = b""
+        self._scope = scope
+        self._stale: asyncio.TimerHandle | None = None
+        with under("eds_cluster_config.eds_config"):
+            self._subscription = sources.subscribe(config.eds_config, ENDPOINTS, self._name, self, scope)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._subscription.start()
+
+    def close(self) -> None:
+        """Stop."""
+        self._subscription.close()
+        self._watch_staleness(0.0)
+
+    def updated(self, update: Update) -> None:
+        """An answer. Raises ConfigError."""
+        try:
+            if not update.resources:
+                self._scope.counter("update_empty", shared=True).n += 1
+                return
+            if len(update.resources) != 1:
+                fail("", f"Unexpected EDS resource length: {len(update.resources)}")
+            assignment = update.resources[0].message
+            if assignment is None:
+                return
+            if assignment.cluster_name != self._name:
+                fail("", f"Unexpected EDS cluster (expecting {self._name}): {assignment.cluster_name}")
+            self._rules.check(assignment)
+            endpoints.check(assignment)
+        except ConfigError:
+            self.resolved.set()
+            raise
+        policy = assignment.policy
+        stale_after = policy.endpoint_stale_after.ToTimedelta().total_seconds() if policy.HasField("endpoint_stale_after") else 0.0
+        if stale_after:
+            self._scope.counter("assignment_timeout_received", shared=True).n += 1
+        self._watch_staleness(stale_after)
+        self._use(assignment)
+
+    def _use(self, assignment: Any) -> None:
+        serialised = assignment.SerializeToString(deterministic=True)
+        if serialised == self._last and self.resolved.is_set():
+            self._scope.counter("update_no_rebuild", shared=True).n += 1
+        else:
+            self._last = serialised
+            self._on_changed(assignment)
+        self.resolved.set()
+
+    def _watch_staleness(self, seconds: float) -> None:
+        if self._stale is not None:
+            self._stale.cancel()
+        self._stale = self._context.loop.call_later(seconds, self._has_become_stale) if seconds else None
+
+    def _has_become_stale(self) -> None:
+        """The endpoints are not to be used any longer."""
+        self._stale = None
+        self._scope.counter("assignment_stale", shared=True).n += 1
+        self._use(ENDPOINTS.message(cluster_name=self._name))
+
+    def failed(self) -> None:
+        """Nothing (good) came."""
+        self.resolved.set()

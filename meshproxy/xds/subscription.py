@@ -1,0 +1,141 @@
+"""What all subscriptions have in common, wherever their updates come from: statistics, the first answer and how long to wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from xxhash import xxh64_intdigest
+
+from meshproxy.api import support
+from meshproxy.api.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from meshproxy.context import Context
+    from meshproxy.observe.stats import Scope
+    from meshproxy.xds.resources import Resource, ResourceType, Update
+
+log = logging.getLogger("meshproxy.config")
+
+INIT_TIMEOUT = 15.0  # seconds for the first answer, unless the source says otherwise
+_COUNTERS = ("init_fetch_timeout", "update_attempt", "update_failure", "update_rejected", "update_success")
+_GAUGES = ("update_time", "version")
+
+
+class Watcher(Protocol):
+    """Who subscribed."""
+
+    def updated(self, update: Update) -> None:
+        """An answer. Raises ConfigError to refuse it; what was good of it may be in use nevertheless."""
+
+    def failed(self) -> None:
+        """No (good) answer came: whoever waits for the first one waits no longer. May be called again."""
+
+
+class Rules:
+    """How resources are looked at before anybody gets them. `unsupported` is "reject" or "warn", see `api.support.check`."""
+
+    def __init__(self, unsupported: str = "reject", reject_unknown: bool = False, count_unknown: Callable[[int], None] = lambda n: None) -> None:
+        self.unsupported = unsupported
+        self.reject_unknown = reject_unknown
+        self.count_unknown = count_unknown
+
+    def refuse_invalid(self, resources: list[Resource]) -> None:
+        """Raise ConfigError if any resource breaks a declared constraint, as Envoy refuses the whole response then."""
+        problems: list[Problem] = []
+        for one in resources:
+            if one.message is not None:
+                found, _ = support.check(one.message, "warn")
+                problems += [problem.under(one.name) for problem in found]
+        if problems:
+            raise ConfigError(problems)
+
+    def check(self, message: Message) -> None:
+        """Raise ConfigError for fields that are set and not honoured; log what is deprecated."""
+        problems, warnings = support.check(message, self.unsupported)
+        for warning in warnings:
+            log.warning("%s", warning)
+        if problems:
+            raise ConfigError(problems)
+
+
+class Subscription:
+    """A watcher's wish for one resource, or for all of a type, and what became of it. Sources call `answered` and `lost`."""
+
+    def __init__(self, type: ResourceType, name: str, watcher: Watcher, scope: Scope, context: Context, rules: Rules, init_timeout: float) -> None:
+        self.type = type
+        self.name = name
+        self._watcher = watcher
+        self._context = context
+        self._rules = rules
+        self._init_timeout = init_timeout
+        self._timer: asyncio.TimerHandle | None = None
+        scope.declare("counter", _COUNTERS)
+        scope.declare("gauge", _GAUGES)
+        scope.declare("histogram", ("update_duration",))
+        self.scope = scope
+        self.attempts = scope.counter("update_attempt", shared=True)
+        self._success = scope.counter("update_success", shared=True)
+        self._version = scope.text("version_text")
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin."""
+        if self._init_timeout:
+            self._timer = self._context.loop.call_later(self._init_timeout, self._timed_out)
+
+    def close(self) -> None:
+        """No longer wanted."""
+        self._closed = True
+        self._answer_has_come()
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        log.warning("%s: no answer within %g s", self, self._init_timeout)
+        self.scope.counter("init_fetch_timeout").n += 1
+        self._watcher.failed()
+
+    def _answer_has_come(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def answered(self, update: Update) -> None:
+        """Pass an answer on. Raises ConfigError when it is refused."""
+        self._answer_has_come()
+        try:
+            self._rules.refuse_invalid(update.resources)
+            self._watcher.updated(update)
+        except ConfigError as error:
+            self.refused(error)
+            raise
+        self._success.n += 1
+        self.scope.gauge("update_time").n = int(self._context.wall() * 1000)
+        self.scope.gauge("version").n = xxh64_intdigest(update.version.encode())
+        self._version.value = update.version
+
+    def refused(self, error: ConfigError) -> None:
+        """Count and tell a refusal."""
+        self._answer_has_come()
+        log.warning("%s: refused: %s", self, error)
+        self.scope.counter("update_rejected").n += 1
+        self._watcher.failed()
+
+    def lost(self) -> None:
+        """Nothing came, and nothing will for now."""
+        self.scope.counter("update_failure", shared=True).n += 1
+
+    def __str__(self) -> str:
+        return f"{self.type.kind} {self.name!r}"
+
+
+def init_timeout(source: Any) -> float:
+    """Seconds that a ConfigSource gives the first answer; 0.0 for ever."""
+    if not source.HasField("initial_fetch_timeout"):
+        return INIT_TIMEOUT
+    duration = source.initial_fetch_timeout
+    return float(duration.seconds + duration.nanos / 1e9)
