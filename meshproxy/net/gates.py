@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.metering import CountingTransport
 from meshproxy.net.tasks import spawn
+from meshproxy.observe import flags
 
 if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
@@ -56,7 +57,7 @@ class ClosingWatch(asyncio.Protocol):
 
 
 class Counted(ClosingWatch):
-    """Counts what goes over a connection for the listener's log. `stream`: what the log shows of it, which is also what is spoken once something came."""
+    """Counts what goes over a connection for the listener's log. `stream`: what the log shows of it, which is also what is spoken, once a read was in order."""
 
     __slots__ = ("_stream",)
 
@@ -70,7 +71,8 @@ class Counted(ClosingWatch):
     def data_received(self, data: bytes) -> None:
         self._stream.bytes_received += len(data)
         super().data_received(data)
-        self._stream.protocol = getattr(self._protocol, "protocol", None)
+        if self._stream.protocol is None and not self._conn.flags & flags.DPE:
+            self._stream.protocol = getattr(self._protocol, "protocol", None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._stream.bytes_sent = self._transport.written

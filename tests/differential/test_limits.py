@@ -90,17 +90,26 @@ def one_too_many(name: str, path: str = "/", requests: int = 2) -> Case:
         one = asyncio.ensure_future(rig.exchange(first, get(path, host=f"{name}.test")))
         await rig.signals["held"].wait()
         during = await gauges(rig, name)
-        waiting = []
+        refused: list[str] = []
+        waiting: list[asyncio.Future[str]] = []
         for _ in range(requests - 1):
-            waiting.append(asyncio.ensure_future(rig.exchange(await rig.connect(), get(path, host=f"{name}.test"))))
-            await asyncio.sleep(0)  # it is sent
-            await rig.settled()  # refused, or held
-        done = [task for task in waiting if task.done()]
-        refused = sorted(task.result() for task in done)
+            exchange = asyncio.ensure_future(rig.exchange(await rig.connect(), get(path, host=f"{name}.test")))
+            await rig.until_counted("http.main.downstream_rq_total", 1 + len(refused) + len(waiting) + 1)
+            await rig.settled()  # what the worker was at then is done: it is refused, or held
+            if await rig.counted("http.main.downstream_rq_completed") > len(refused):
+                refused.append(await exchange)
+            else:
+                waiting.append(exchange)
         at_peak = await gauges(rig, name)
         rig.signals["go"].set()
-        answers = sorted([await one, *[await task for task in waiting if task not in done]])
-        return {"refused": refused, "answered": answers, "gauges while one is held": during, "gauges at the peak": at_peak, "after": await gauges(rig, name)}
+        answers = sorted([await one, *[await exchange for exchange in waiting]])
+        return {
+            "refused": sorted(refused),
+            "answered": answers,
+            "gauges while one is held": during,
+            "gauges at the peak": at_peak,
+            "after": await gauges(rig, name),
+        }
 
     return Case(f"breaker_{name}{path.replace('/', '_').rstrip('_')}", run, HELD, skip=("upstream",), skip_stats=("upstream_cx_",))
 

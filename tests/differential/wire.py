@@ -48,6 +48,7 @@ class Wire(asyncio.Protocol):
         self.ended_by_us = False
         self.http2: Http2End | None = None
         self.current = 0
+        self._frames = bytearray()  # that go out together
         self._on_connection = on_connection
         self._changed = asyncio.Event()
 
@@ -93,16 +94,33 @@ class Wire(asyncio.Protocol):
         return data
 
     def send(self, data: bytes) -> None:
+        """Write at once. Frames are written when the script waits for something: the peer then reads together what was sent together, however busy it is."""
+        if self.http2 is None:
+            self._write(data)
+            return
+        if not self._frames:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._frames += data
+
+    def flush(self) -> None:
+        """Write the frames that wait."""
+        if self._frames:
+            self._write(bytes(self._frames))
+            self._frames.clear()
+
+    def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(data)
 
     def close(self) -> None:
+        self.flush()
         self.ended_by_us = True
         self._changed.set()
         self.transport.close()
 
     def reset(self) -> None:
         """End with RST."""
+        self.flush()
         self.ended_by_us = True
         self._changed.set()
         sock = self.transport.get_extra_info("socket")
@@ -243,6 +261,7 @@ class HalfClose:
     """End our direction with FIN and go on reading."""
 
     async def run(self, wire: Wire, signals: Signals) -> None:
+        wire.flush()
         if not wire.transport.is_closing():
             wire.transport.write_eof()
 
