@@ -28,8 +28,8 @@ class Resource:
     def __init__(self, url: str, name: str, body: bytes) -> None:
         self.name = name
         self.version = hashlib.blake2b(body, digest_size=8).hexdigest()
-        self.any = _field(1, url.encode()) + _field(2, body)
-        self.packed = _field(2, self.any)  # DiscoveryResponse.resources
+        self.any = field(1, url.encode()) + field(2, body)
+        self.packed = field(2, self.any)  # DiscoveryResponse.resources
         self._envelope: bytes | None = None
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class Resource:
     def envelope(self) -> bytes:
         """An element of DeltaDiscoveryResponse.resources."""
         if self._envelope is None:  # Resource: name = 3, version = 1, resource = 2
-            self._envelope = _field(2, _field(1, self.version.encode()) + _field(2, self.any) + _field(3, self.name.encode()))
+            self._envelope = field(2, field(1, self.version.encode()) + field(2, self.any) + field(3, self.name.encode()))
         return self._envelope
 
     @property
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
-def _field(number: int, data: bytes) -> bytes:
+def field(number: int, data: bytes) -> bytes:
     """A length-delimited field of protobuf's wire format."""
     return bytes([number << 3 | 2]) + _varint(len(data)) + data
 

@@ -1,0 +1,89 @@
+"""All streams and the snapshot that they are served from."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+from control.ads.session import Session
+from control.model.snapshot import MeshSnapshot
+from control.translate.proxy import ProxyKey, of_node
+from control.translate.translator import Translator
+
+
+class Connection:
+    """One stream. It is told that there is something new and comes for it when it can send: however much changes meanwhile, one push is pending."""
+
+    def __init__(self, hub: Hub, session: Session, number: int) -> None:
+        self.session = session
+        self.number = number
+        self.key: ProxyKey | None = None
+        self.peer = ""
+        self._hub = hub
+        self._snapshot: MeshSnapshot | None = None
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.number} {self.key}>"
+
+    def receive(self, data: bytes) -> None:
+        """A request of the client. Raises ProtocolError."""
+        self.session.receive(data)
+        if self.key is None:
+            self.key = of_node(self.session.node)
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """The stream has ended: `wait` returns False."""
+        self._closed = True
+        self._wake.set()
+
+    async def wait(self) -> bool:
+        """Wait until there may be something to send; False when the stream is over."""
+        await self._wake.wait()
+        self._wake.clear()
+        return not self._closed
+
+    def responses(self) -> Iterator[bytes]:
+        """What is to be sent now."""
+        if self.key is None:
+            return
+        snapshot = self._hub.snapshot
+        if snapshot is not self._snapshot:
+            self._snapshot = snapshot
+            self.session.update(self._hub.translator.view(self.key, snapshot))
+        yield from self.session.responses()
+
+
+class Hub:
+    """Owns the connections. `snapshot` is what all of them are served from."""
+
+    def __init__(self, snapshot: MeshSnapshot) -> None:
+        self.snapshot = snapshot
+        self.translator = Translator()
+        self.connections: set[Connection] = set()
+        self._numbers = itertools.count(1)
+
+    def open(self, *, delta: bool, only: str = "") -> Connection:
+        """A stream has begun."""
+        number = next(self._numbers)
+        connection = Connection(self, Session(delta=delta, only=only, prefix=f"{number}/"), number)
+        self.connections.add(connection)
+        return connection
+
+    def close(self, connection: Connection) -> None:
+        """A stream has ended."""
+        self.connections.discard(connection)
+        connection.close()
+
+    def publish(self, snapshot: MeshSnapshot) -> None:
+        """Serve this from now on."""
+        self.snapshot = snapshot
+        for connection in self.connections:
+            connection.wake()

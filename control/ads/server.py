@@ -1,0 +1,153 @@
+"""xDS over gRPC: ADS, one service for each type, and CSDS, all with serialised messages: what is shared by proxies is never parsed or built again here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from control.ads.hub import Connection, Hub
+from control.ads.session import ProtocolError
+from control.ads.status import client_status
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from meshproxy.api import messages
+
+_log = logging.getLogger("meshctl.ads")
+_ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
+_SERVICES = (
+    ("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters", CLUSTER),
+    ("envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints", ENDPOINTS),
+    ("envoy.service.listener.v3.ListenerDiscoveryService", "Listeners", LISTENER),
+    ("envoy.service.route.v3.RouteDiscoveryService", "Routes", ROUTES),
+)
+# A proxy's requests are small; but those that begin a delta stream name every resource that it has.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class XdsServer:
+    """The gRPC server over a hub. `handlers` are further services on the same port."""
+
+    def __init__(self, hub: Hub, handlers: Sequence[grpc.GenericRpcHandler] = ()) -> None:
+        self._hub = hub
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server.add_generic_rpc_handlers((*self._handlers(), *handlers))
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Bind an address, before `start`; returns the port. Raises RuntimeError when it is taken."""
+        if credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, credentials)
+
+    async def start(self) -> None:
+        """Serve."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """End all streams. Proxies go on with what they have and look for another server."""
+        await self._server.stop(grace_s)
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        made = [_service(_ADS, {"StreamAggregatedResources": self._stream(delta=False), "DeltaAggregatedResources": self._stream(delta=True)})]
+        for service, kind, url in _SERVICES:
+            made.append(_service(service, {f"Stream{kind}": self._stream(delta=False, only=url), f"Delta{kind}": self._stream(delta=True, only=url)}))
+        made.append(
+            _service(
+                _CSDS,
+                {
+                    "FetchClientStatus": grpc.unary_unary_rpc_method_handler(self._fetch_status),
+                    "StreamClientStatus": grpc.stream_stream_rpc_method_handler(self._stream_status),
+                },
+            )
+        )
+        return made
+
+    def _stream(self, *, delta: bool, only: str = "") -> grpc.RpcMethodHandler:
+        async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            connection = self._hub.open(delta=delta, only=only)
+            connection.peer = context.peer()
+            reader = asyncio.create_task(_read(connection, requests), name=f"xds stream {connection.number}")
+            try:
+                while await connection.wait():
+                    for response in connection.responses():
+                        await context.write(response)
+                if reader.done():
+                    await _end(reader, context)
+            finally:
+                reader.cancel()
+                self._hub.close(connection)
+                _log.info("%s has left (%s)", connection.key, connection.peer)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    # --- CSDS
+
+    async def _fetch_status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        return await self._status(data, context)
+
+    async def _stream_status(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        async for data in requests:
+            yield await self._status(data, context)
+
+    async def _status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            request = messages.known("envoy.service.status.v3.ClientStatusRequest").FromString(data)
+            matches = _node_matcher(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        response = client_status(self._hub.connections, matches, not request.exclude_resource_contents)
+        return bytes(response.SerializeToString())
+
+
+async def _read(connection: Connection, requests: AsyncIterator[bytes]) -> None:
+    """Requests of the client, until there are no more. Its end ends the stream."""
+    known = False
+    try:
+        async for data in requests:
+            connection.receive(data)
+            if not known:
+                known = True
+                _log.info("%s has come (%s)", connection.key, connection.peer)
+    finally:
+        connection.close()
+
+
+async def _end(reader: asyncio.Task[None], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    try:
+        await reader
+    except ProtocolError as error:
+        _log.warning("a stream of %s is ended: %s", context.peer(), error)
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except asyncio.CancelledError:  # the client went away
+        pass
+
+
+def _service(name: str, methods: dict[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(name, methods)
+
+
+def _node_matcher(request: Any) -> Callable[[str], bool]:
+    """Whether a node id is asked for: any of the matchers, which must be exact or a prefix. Raises ValueError for others."""
+    tests: list[Callable[[str], bool]] = []
+    for matcher in request.node_matchers:
+        kind = matcher.node_id.WhichOneof("match_pattern")
+        if kind == "exact":
+            tests.append(matcher.node_id.exact.__eq__)
+        elif kind == "prefix":
+            prefix = matcher.node_id.prefix
+            tests.append(lambda text, prefix=prefix: text.startswith(prefix))  # type: ignore[misc]
+        else:
+            raise ValueError("node_matchers: only node_id with exact or prefix is served")
+    return (lambda text: any(test(text) for test in tests)) if tests else (lambda text: True)

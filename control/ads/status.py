@@ -1,0 +1,51 @@
+"""What each proxy has, as the client status discovery service (CSDS) says it: control plane and `meshctl` need no protocol of their own for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from control.ads.hub import Connection
+from control.ads.session import State, Subscription
+from control.translate.resource import ORDER
+from meshproxy.api import messages
+
+_S = "envoy.service.status.v3."
+_CONFIG_STATUS = {State.NOT_SENT: "NOT_SENT", State.SYNCED: "SYNCED", State.STALE: "STALE", State.ERROR: "ERROR"}
+# The entry of a type as a whole, where contents are not asked for.
+WHOLE = "*"
+
+
+def client_status(connections: Iterable[Connection], matches: Callable[[str], bool], contents: bool) -> Any:
+    """ClientStatusResponse of the proxies whose node id `matches`. Without `contents`, one entry for each type that they subscribed to."""
+    response = messages.known(f"{_S}ClientStatusResponse")()
+    for connection in sorted(connections, key=lambda one: one.number):
+        node = connection.session.node
+        if node is None or not matches(node.id):
+            continue
+        config = response.config.add(client_scope=f"connection {connection.number}")
+        config.node.CopyFrom(node)
+        subscriptions = connection.session.subscriptions
+        for url in (*ORDER, *(url for url in subscriptions if url not in ORDER)):
+            if url in subscriptions:
+                _add(config, subscriptions[url], contents)
+    return response
+
+
+def _add(config: Any, state: Subscription, contents: bool) -> None:
+    if not contents:
+        _entry(config, state, WHOLE, state.version)
+        return
+    for part in state.has or ():
+        for resource in part.values():
+            if state.wants(resource.name):
+                entry = _entry(config, state, resource.name, resource.version)
+                entry.xds_config.ParseFromString(resource.any)
+
+
+def _entry(config: Any, state: Subscription, name: str, version: str) -> Any:
+    entry = config.generic_xds_configs.add(type_url=state.url, name=name, version_info=version, config_status=_CONFIG_STATUS[state.state])
+    if state.refused:
+        entry.error_state.details = state.detail
+        entry.error_state.version_info = state.sent
+    return entry

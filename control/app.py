@@ -1,0 +1,108 @@
+"""The control plane as a process: a folder is watched, snapshots are made of it and served. Everything is wired together here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from control.ads.hub import Hub
+from control.ads.server import XdsServer
+from control.kinds.store import Store, Trouble
+from control.model.snapshot import MeshSnapshot, build
+from control.sources.folder import Folder
+
+if TYPE_CHECKING:
+    import grpc
+
+_log = logging.getLogger("meshctl")
+LOOK_EVERY_S = 0.2
+QUIET_S = 0.05  # a change is taken when nothing more changed for so long ...
+PATIENCE_S = 0.5  # ... or when it has waited for so long
+
+
+class Mesh:
+    """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look."""
+
+    def __init__(self, folder: str) -> None:
+        self.store = Store()
+        self.folder = Folder(folder, self.store)
+        self.snapshot: MeshSnapshot = build({})
+
+    @property
+    def troubles(self) -> list[Trouble]:
+        """What is wrong with the documents."""
+        return self.store.troubles
+
+    def look(self) -> bool:
+        """Read what has changed; returns whether anything had. Raises OSError without the folder."""
+        return self.folder.scan(time.time_ns())
+
+    def settle(self) -> bool:
+        """Make a snapshot of what was read; returns whether it is another one."""
+        if not self.store.settle():
+            return False
+        self.snapshot = build(self.store.objects, self.snapshot)
+        return True
+
+
+class App:
+    """One running control plane."""
+
+    def __init__(self, folder: str, handlers: Sequence[grpc.GenericRpcHandler] = ()) -> None:
+        self.mesh = Mesh(folder)
+        self.hub = Hub(self.mesh.snapshot)
+        self.server = XdsServer(self.hub, handlers)
+        self._reported: list[str] = []
+
+    def load(self) -> None:
+        """The first look. Raises OSError without the folder."""
+        self.mesh.look()
+        self.mesh.settle()
+        self.hub.publish(self.mesh.snapshot)
+        self._report()
+
+    async def run(self, on_change: Callable[[], None] | None = None) -> None:
+        """Watch the folder until cancelled. While it is away, what was there last is served."""
+        missing = False
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                changed = self.mesh.look()
+            except OSError as error:
+                if not missing:
+                    _log.error("%s: %s; serving what was there last", self.mesh.folder.path, error.strerror)
+                missing = True
+                continue
+            missing = False
+            if changed:
+                await self._quiet()
+                if self.mesh.settle():
+                    self.hub.publish(self.mesh.snapshot)
+                self._report()
+                if on_change is not None:
+                    on_change()
+
+    async def _quiet(self) -> None:
+        """Wait until the folder rests: tools write many files one after another."""
+        waited = 0.0
+        while waited < PATIENCE_S:
+            await asyncio.sleep(QUIET_S)
+            waited += QUIET_S
+            try:
+                if not self.mesh.look():
+                    return
+            except OSError:
+                return
+
+    def _report(self) -> None:
+        """Say what is newly wrong, and what no longer is."""
+        now = [str(trouble) for trouble in self.mesh.troubles]
+        for one in now:
+            if one not in self._reported:
+                _log.warning("%s", one)
+        if self._reported and not now:
+            _log.info("all documents are right again")
+        self._reported = now

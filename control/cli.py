@@ -1,0 +1,214 @@
+"""The `meshctl` command.
+
+What a subcommand needs is imported when it runs: `validate` works without gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from control.output import show
+from meshproxy.version import version_line
+
+DEFAULT_ADDRESS = "127.0.0.1:15010"  # the port on which Istio's control plane serves xDS in the clear
+
+
+class UsageError(Exception):
+    """Something that the user can mend; the text says what."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 1 for what is wrong with documents, 2 for what is wrong with the call."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"meshctl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="meshctl", description="The control plane of a mesh, from a folder of YAML.")
+    parser.add_argument("--version", action="version", version=version_line())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve xDS from a folder, which is watched")
+    serve.add_argument("folder")
+    serve.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where proxies connect (default {DEFAULT_ADDRESS}); port 0 takes any")
+    serve.add_argument("--address-path", metavar="FILE", help="write the address into this file when it is served")
+    serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    serve.set_defaults(run=_serve)
+
+    validate = commands.add_parser("validate", help="say what is wrong with a folder")
+    validate.add_argument("folder")
+    _add_output(validate)
+    validate.set_defaults(run=_validate)
+
+    status = commands.add_parser("proxy-status", help="which proxies are connected, and whether they have what they should")
+    _add_server(status)
+    _add_output(status)
+    status.set_defaults(run=_proxy_status)
+
+    config = commands.add_parser("proxy-config", help="what one proxy has")
+    config.add_argument("kind", choices=("clusters", "endpoints", "listeners", "routes"))
+    config.add_argument("proxy", help="name.namespace, as proxy-status shows it")
+    config.add_argument("--name", default="", help="only the resource of this name")
+    _add_server(config)
+    _add_output(config)
+    config.set_defaults(run=_proxy_config)
+
+    bootstrap = commands.add_parser("bootstrap", help="print the bootstrap of a sidecar, or of a gRPC client")
+    bootstrap.add_argument("proxy", help="name of the workload, or name.namespace")
+    bootstrap.add_argument("--for", dest="target", default="envoy", choices=("envoy", "grpc"))
+    bootstrap.add_argument("--sotw", action="store_true", help="the state of the world instead of delta")
+    bootstrap.add_argument("--admin-port", type=int, default=0)
+    _add_server(bootstrap)
+    bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
+    bootstrap.set_defaults(run=_bootstrap)
+    return parser
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where the control plane serves (default {DEFAULT_ADDRESS})")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", default="table", choices=("table", "json", "yaml"))
+
+
+# --- serve
+
+
+def _serve(options: argparse.Namespace) -> int:
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return asyncio.run(_serving(options))
+
+
+async def _serving(options: argparse.Namespace) -> int:
+    app_module = _needs_grpc()
+    app = app_module.App(options.folder)
+    try:
+        app.load()
+    except OSError as error:
+        raise UsageError(f"{options.folder}: {error.strerror}") from error
+    host, _, _ = options.listen.rpartition(":")
+    try:
+        port = app.server.listen(options.listen)
+    except RuntimeError as error:
+        raise UsageError(f"cannot listen on {options.listen}: {error}") from error
+    await app.server.start()
+    address = f"{host}:{port}"
+    if options.address_path:
+        pathlib.Path(options.address_path).write_text(address, encoding="utf-8")
+    logging.getLogger("meshctl").info(
+        "serving %s on %s: %d documents, %d complaints", options.folder, address, len(app.mesh.store.objects), len(app.mesh.troubles)
+    )
+    watching = asyncio.create_task(app.run(), name="watch the folder")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, watching.cancel)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    finally:
+        await app.server.stop()
+    return 0
+
+
+def _needs_grpc() -> Any:
+    try:
+        import control.app
+    except ModuleNotFoundError as error:
+        if error.name != "grpc":
+            raise
+        raise UsageError("gRPC is needed: pip install 'meshproxy[control]'") from error
+    return control.app
+
+
+# --- the others
+
+
+def _validate(options: argparse.Namespace) -> int:
+    import time
+
+    from control.kinds.store import Store
+    from control.sources.folder import Folder
+
+    store = Store()
+    try:
+        Folder(options.folder, store).scan(time.time_ns())
+    except OSError as error:
+        raise UsageError(f"{options.folder}: {error.strerror}") from error
+    store.settle()
+    if options.output == "table":
+        for trouble in store.troubles:
+            print(trouble)
+        print(f"{len(store.objects)} documents are right, {len(store.troubles)} complaints")
+    else:
+        complaints = [
+            {
+                "file": trouble.file,
+                "document": trouble.place + 1,
+                "object": str(trouble.identity or ""),
+                "path": trouble.problem.path,
+                "why": trouble.problem.why,
+                "kind": trouble.problem.kind,
+            }
+            for trouble in store.troubles
+        ]
+        print(show({"right": len(store.objects), "complaints": complaints}, options.output))
+    return 1 if store.troubles else 0
+
+
+def _proxy_status(options: argparse.Namespace) -> int:
+    from control import query
+
+    try:
+        proxies = query.proxy_status(query.ask(options.server, contents=False))
+    except query.QueryError as error:
+        raise UsageError(str(error)) from error
+    print(query.status_table(proxies) if options.output == "table" else show(proxies, options.output))
+    return 0
+
+
+def _proxy_config(options: argparse.Namespace) -> int:
+    from control import query
+
+    try:
+        response = query.ask(options.server, proxy=options.proxy, contents=True)
+        found = query.resources(response, query.TYPES[options.kind], options.proxy)
+    except query.QueryError as error:
+        raise UsageError(str(error)) from error
+    if options.name:
+        found = [one for one in found if options.name == (one.cluster_name if options.kind == "endpoints" else one.name)]
+    print(query.resource_table(options.kind, found) if options.output == "table" else show([query.plain(one) for one in found], options.output))
+    return 0
+
+
+def _bootstrap(options: argparse.Namespace) -> int:
+    from control import bootstrap
+
+    name, _, namespace = options.proxy.partition(".")
+    host, _, port = options.server.rpartition(":")
+    if not port.isdigit():
+        raise UsageError(f"--server {options.server}: host:port is needed")
+    if options.target == "grpc":
+        made = bootstrap.grpc(name, namespace or "default", host, int(port))
+    else:
+        made = bootstrap.envoy(name, namespace or "default", host, int(port), delta=not options.sotw, admin_port=options.admin_port)
+    print(show(made, options.output))
+    return 0

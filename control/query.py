@@ -1,0 +1,141 @@
+"""`meshctl proxy-status` and `proxy-config`: asking a running control plane, and printing what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from control.ads.status import WHOLE
+from control.output import table
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from meshproxy.api import messages
+
+_METHOD = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
+_COLUMNS = {CLUSTER: "CDS", LISTENER: "LDS", ENDPOINTS: "EDS", ROUTES: "RDS"}
+TYPES = {"clusters": CLUSTER, "endpoints": ENDPOINTS, "listeners": LISTENER, "routes": ROUTES}
+
+
+class QueryError(Exception):
+    """The control plane did not answer, or knows no such proxy."""
+
+
+def ask(server: str, *, proxy: str = "", contents: bool, timeout_s: float = 10.0) -> Any:
+    """ClientStatusResponse of all proxies, or of one by its node id. Raises QueryError."""
+    request = messages.known("envoy.service.status.v3.ClientStatusRequest")(exclude_resource_contents=not contents)
+    if proxy:
+        request.node_matchers.add().node_id.exact = proxy
+    with grpc.insecure_channel(server, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        try:
+            data = channel.unary_unary(_METHOD)(request.SerializeToString(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise QueryError(f"{server}: {error.details() or error.code().name}") from error
+    return messages.known("envoy.service.status.v3.ClientStatusResponse").FromString(data)
+
+
+def plain(message: Any) -> Any:
+    """A message as plain values, with the API's own names."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def proxy_status(response: Any) -> list[dict[str, Any]]:
+    """One mapping for each connected proxy: its name, and the state of each type, with the reason where one was refused."""
+    made = []
+    for config in response.config:
+        states: dict[str, Any] = dict.fromkeys(_COLUMNS.values(), "NOT SENT")
+        errors = {}
+        for entry in config.generic_xds_configs:
+            column = _COLUMNS.get(entry.type_url, entry.type_url.rpartition(".")[2])
+            states[column] = type(entry).DESCRIPTOR.fields_by_name["config_status"].enum_type.values_by_number[entry.config_status].name.replace("_", " ")
+            if entry.error_state.details:
+                errors[column] = entry.error_state.details
+        made.append({"name": config.node.id, **states, **({"errors": errors} if errors else {})})
+    return made
+
+
+def status_table(proxies: Iterable[dict[str, Any]]) -> str:
+    """For people."""
+    proxies = list(proxies)
+    rows = [("NAME", *_COLUMNS.values())] + [tuple(str(proxy.get(column, "")) for column in ("name", *_COLUMNS.values())) for proxy in proxies]
+    lines = [table(rows)]
+    for proxy in proxies:
+        for column, why in proxy.get("errors", {}).items():
+            lines.append(f"{proxy['name']}: {column} was refused: {why}")
+    return "\n".join(lines)
+
+
+def resources(response: Any, url: str, proxy: str) -> list[Any]:
+    """The resources of one type that a proxy has, as messages. Raises QueryError when it is not connected."""
+    if not response.config:
+        raise QueryError(f"no proxy {proxy!r} is connected")
+    found = []
+    for entry in response.config[0].generic_xds_configs:
+        if entry.type_url == url and entry.name != WHOLE:
+            cls = messages.known(messages.full_name(url))
+            found.append(cls.FromString(entry.xds_config.value))
+    return found
+
+
+def resource_table(kind: str, found: Iterable[Any]) -> str:
+    """For people: one line a resource, or one a route or an endpoint."""
+    return table([_HEADS[kind], *(row for one in found for row in _ROWS[kind](one))])
+
+
+def _address(address: Any) -> str:
+    return f"{address.socket_address.address}:{address.socket_address.port_value}" if address.HasField("socket_address") else "-"
+
+
+def _clusters(one: Any) -> list[tuple[str, ...]]:
+    parts = one.name.split("|")
+    direction, port, subset, host = parts if len(parts) == 4 else ("-", "-", "", one.name)
+    kind = type(one).DiscoveryType.Name(one.type)
+    return [(host or "-", port, subset or "-", direction, kind, type(one).LbPolicy.Name(one.lb_policy))]
+
+
+def _endpoints(one: Any) -> list[tuple[str, ...]]:
+    return [
+        (_address(item.endpoint.address), "UNHEALTHY" if item.health_status == 2 else "HEALTHY", str(group.priority), one.cluster_name)
+        for group in one.endpoints
+        for item in group.lb_endpoints
+    ]
+
+
+def _listeners(one: Any) -> list[tuple[str, ...]]:
+    if one.HasField("api_listener"):
+        return [(one.name, "-", "API")]
+    kinds = sorted({item.name.rpartition(".")[2] for chain in one.filter_chains for item in chain.filters})
+    return [(one.name, _address(one.address), ", ".join(kinds))]
+
+
+def _routes(one: Any) -> list[tuple[str, ...]]:
+    return [(one.name, host.name, _match(route.match), _target(route)) for host in one.virtual_hosts for route in host.routes]
+
+
+def _match(match: Any) -> str:
+    kind = match.WhichOneof("path_specifier")
+    path = {"prefix": f"{match.prefix}*", "path": match.path, "safe_regex": f"~{match.safe_regex.regex}"}.get(kind, f"{match.path_separated_prefix}/*")
+    more = [header.name for header in match.headers] + [f"?{query.name}" for query in match.query_parameters]
+    return path + (f" ({', '.join(more)})" if more else "")
+
+
+def _target(route: Any) -> str:
+    kind = route.WhichOneof("action")
+    if kind == "redirect":
+        return "redirect"
+    if kind == "direct_response":
+        return f"status {route.direct_response.status}"
+    action = route.route
+    if action.HasField("weighted_clusters"):
+        return ", ".join(f"{one.name} ({one.weight.value})" for one in action.weighted_clusters.clusters)
+    return str(action.cluster)
+
+
+_HEADS = {
+    "clusters": ("SERVICE", "PORT", "SUBSET", "DIRECTION", "TYPE", "BALANCER"),
+    "endpoints": ("ENDPOINT", "STATUS", "PRIORITY", "CLUSTER"),
+    "listeners": ("NAME", "ADDRESS", "FILTERS"),
+    "routes": ("NAME", "VIRTUAL HOST", "MATCH", "TARGET"),
+}
+_ROWS = {"clusters": _clusters, "endpoints": _endpoints, "listeners": _listeners, "routes": _routes}

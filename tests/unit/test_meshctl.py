@@ -1,0 +1,150 @@
+"""The `meshctl` command, as far as it needs no server."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from control import cli, query
+from control.ads.hub import Hub
+from control.ads.status import client_status
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from meshproxy.api import bootstrap as bootstraps
+from meshproxy.api import messages
+from tests.unit.control_help import MESH, istio, snapshot
+
+RULES = istio(
+    "VirtualService",
+    "reviews",
+    """
+    hosts: [reviews]
+    http:
+    - match: [{uri: {exact: /a}, headers: {x: {exact: z}}}, {uri: {regex: "/b.*"}}]
+      redirect: {uri: /c}
+    - match: [{uri: {prefix: /d}}]
+      directResponse: {status: 503}
+    - route: [{destination: {host: reviews}, weight: 1}, {destination: {host: reviews, subset: v1}, weight: 2}]
+    """,
+)
+
+
+def test_validate(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(MESH + "---\n{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {port: 1}}")
+    assert cli.main(["validate", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "a.yaml: document 6 (Service default/x): spec.port: no such field; did you mean 'ports'?",
+        "5 documents are right, 1 complaints",
+    ]
+    assert cli.main(["validate", str(tmp_path), "-o", "json"]) == 1
+    (complaint,) = json.loads(capsys.readouterr().out)["complaints"]
+    assert (complaint["file"], complaint["document"], complaint["path"], complaint["kind"]) == ("a.yaml", 6, "spec.port", "unknown")
+    (tmp_path / "a.yaml").write_text(MESH)
+    assert cli.main(["validate", str(tmp_path), "-o", "yaml"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == {"right": 5, "complaints": []}
+
+
+def test_a_folder_that_is_not_there(capsys):
+    assert cli.main(["validate", "/no/such/folder"]) == 2
+    assert capsys.readouterr().err == "meshctl: /no/such/folder: No such file or directory\n"
+
+
+def test_a_server_that_is_not_there(capsys):
+    assert cli.main(["proxy-status", "--server", "127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith("meshctl: 127.0.0.1:1: ")
+
+
+@pytest.mark.parametrize("flags", [[], ["--sotw"], ["--admin-port", "15000"]])
+def test_bootstrap_is_one(capsys, flags):
+    assert cli.main(["bootstrap", "web.shop", "--server", "127.0.0.1:15010", *flags]) == 0
+    made = bootstraps.parse(capsys.readouterr().out)
+    assert made.node.id == "web.shop"
+    assert made.dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name == made.static_resources.clusters[0].name
+
+
+def test_bootstrap_for_grpc(capsys):
+    assert cli.main(["bootstrap", "web", "--for", "grpc", "-o", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["xds_servers"][0]["server_uri"] == "127.0.0.1:15010"
+    assert made["node"]["metadata"] == {"GENERATOR": "grpc", "NAME": "web", "NAMESPACE": "default"}
+
+
+def test_bootstrap_needs_a_port(capsys):
+    assert cli.main(["bootstrap", "web", "--server", "here"]) == 2
+    assert "host:port" in capsys.readouterr().err
+
+
+# --- status
+
+
+def talk(connection, url, nonce="", why="", names=()):
+    """One request, and the nonces of the responses."""
+    request = messages.known("envoy.service.discovery.v3.DiscoveryRequest")(type_url=url, response_nonce=nonce, resource_names=names)
+    request.node.id = "web.default"
+    if why:
+        request.error_detail.message = why
+    connection.receive(request.SerializeToString())
+    return [messages.known("envoy.service.discovery.v3.DiscoveryResponse").FromString(data).nonce for data in connection.responses()]
+
+
+@pytest.fixture
+def hub():
+    hub = Hub(snapshot(MESH, RULES))
+    connection = hub.open(delta=False)
+    (nonce,) = talk(connection, CLUSTER)
+    talk(connection, CLUSTER, nonce)
+    (nonce,) = talk(connection, LISTENER)
+    talk(connection, LISTENER, nonce, "no such filter")
+    talk(connection, ROUTES, names=["reviews.default.svc.cluster.local:9080"])
+    return hub
+
+
+def status(hub, contents):
+    return client_status(hub.connections, lambda _: True, contents)
+
+
+def test_proxy_status(hub):
+    found = query.proxy_status(status(hub, False))
+    assert found == [{"name": "web.default", "CDS": "SYNCED", "LDS": "ERROR", "EDS": "NOT SENT", "RDS": "STALE", "errors": {"LDS": "no such filter"}}]
+    assert query.status_table(found).splitlines() == [
+        "NAME          CDS      LDS     EDS        RDS",
+        "web.default   SYNCED   ERROR   NOT SENT   STALE",
+        "web.default: LDS was refused: no such filter",
+    ]
+
+
+def test_proxy_config(hub):
+    response = status(hub, True)
+    assert query.resource_table("clusters", query.resources(response, CLUSTER, "web.default")).splitlines() == [
+        "SERVICE                             PORT   SUBSET   DIRECTION   TYPE     BALANCER",
+        "db.default.svc.cluster.local        3306   -        outbound    EDS      LEAST_REQUEST",
+        "reviews.default.svc.cluster.local   9080   -        outbound    EDS      LEAST_REQUEST",
+        "-                                   8000   -        inbound     STATIC   ROUND_ROBIN",
+    ]
+    rows = [re.split("  +", line) for line in query.resource_table("routes", query.resources(response, ROUTES, "web.default")).splitlines()]
+    assert [tuple(row[-2:]) for row in rows[1:]] == [
+        ("/a (x)", "redirect"),
+        ("~/b.*", "redirect"),
+        ("/d*", "status 503"),
+        ("/*", "outbound|9080||reviews.default.svc.cluster.local (1), outbound|9080|v1|reviews.default.svc.cluster.local (2)"),
+    ]
+    listeners = query.resource_table("listeners", query.resources(response, LISTENER, "web.default"))
+    assert "127.0.0.1_13306   127.0.0.1:13306   tcp_proxy" in listeners
+    assert query.resources(response, ENDPOINTS, "web.default") == []
+    with pytest.raises(query.QueryError):
+        query.resources(messages.known("envoy.service.status.v3.ClientStatusResponse")(), CLUSTER, "nobody")
+
+
+def test_endpoints_of_a_proxy():
+    hub = Hub(snapshot(MESH))
+    talk(hub.open(delta=False), ENDPOINTS, names=["outbound|9080||reviews.default.svc.cluster.local"])
+    table = query.resource_table("endpoints", query.resources(status(hub, True), ENDPOINTS, "web.default"))
+    assert table.splitlines()[1].split() == ["127.0.0.1:19080", "HEALTHY", "0", "outbound|9080||reviews.default.svc.cluster.local"]
+
+
+def test_a_stream_that_ends_is_forgotten(hub):
+    (connection,) = hub.connections
+    hub.close(connection)
+    assert query.proxy_status(status(hub, False)) == []
