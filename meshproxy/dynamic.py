@@ -19,7 +19,9 @@ from meshproxy.http import route_configs
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
 from meshproxy.upstream.cluster_manager import Validator
+from meshproxy.upstream.options import EDS
 from meshproxy.xds import sources
+from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
 from meshproxy.xds.listeners import ListenerUpdates
@@ -53,7 +55,9 @@ class Dynamic:
         options = plan.options
         unknown = context.stats.counter("server.dynamic_unknown_fields")
         self._rules = Rules(options.unsupported, options.reject_unknown_dynamic_fields, lambda count: setattr(unknown, "n", unknown.n + count))
-        self._sources = sources.Sources(context, self._rules)
+        resources = bootstrap.dynamic_resources
+        ads = resources.ads_config if resources.HasField("ads_config") else None
+        self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap).__contains__)
         self._first_clusters = asyncio.Event()
         self._first_listeners = asyncio.Event()
         assert plan.routes is not None
@@ -65,7 +69,6 @@ class Dynamic:
         self.listeners: ListenerUpdates | None = None
         self._cds: Subscription | None = None
         self._lds: Subscription | None = None
-        resources = bootstrap.dynamic_resources
         if resources.HasField("cds_config"):
             tell = Tell(self._tell_cluster, self._tell_cluster_removed)
             self.clusters = Clusters(context.clusters, discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
@@ -80,6 +83,8 @@ class Dynamic:
 
     async def initialise(self) -> None:
         """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
+        if self._sources.ads is not None:
+            self._sources.ads.start()
         self._discovery.start(eds=True)
         await self._discovery.wait_initialised()
         if self._cds is not None:
@@ -149,15 +154,27 @@ class Dynamic:
 def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     """Note the config sources of a bootstrap that can be none."""
     resources = bootstrap.dynamic_resources
+    is_static = _static_clusters(bootstrap).__contains__
+    has_ads = resources.HasField("ads_config")
+
+    def check(path: str, source: Any) -> None:
+        with problems.under(path):
+            sources.check(source, is_static, has_ads=has_ads)
+
+    if has_ads:
+        with problems.under("dynamic_resources.ads_config"):
+            Api(resources.ads_config, is_static)
     for name in ("cds_config", "lds_config"):
         if resources.HasField(name):
-            with problems.under(f"dynamic_resources.{name}"):
-                sources.check(getattr(resources, name))
+            check(f"dynamic_resources.{name}", getattr(resources, name))
     for at, cluster in enumerate(bootstrap.static_resources.clusters):
         if cluster.eds_cluster_config.HasField("eds_config"):
-            with problems.under(f"static_resources.clusters[{at}].eds_cluster_config.eds_config"):
-                sources.check(cluster.eds_cluster_config.eds_config)
+            check(f"static_resources.clusters[{at}].eds_cluster_config.eds_config", cluster.eds_cluster_config.eds_config)
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         for manager in route_configs.managers(listener):
-            with problems.under(f"static_resources.listeners[{at}]: rds.config_source"):
-                sources.check(manager.rds.config_source)
+            check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
+
+
+def _static_clusters(bootstrap: Any) -> set[str]:
+    """The clusters that need no control plane: those that may lead to one."""
+    return {cluster.name for cluster in bootstrap.static_resources.clusters if cluster.type != EDS}

@@ -40,6 +40,8 @@ class RouteSubscription:
 
     def updated(self, update: Update) -> None:
         """An answer. Raises ConfigError."""
+        if not update.resources and update.removed:
+            return  # as Envoy: listeners say when it is no longer needed
         if not update.resources:
             self._scope.counter("update_empty").n += 1
             self._settle()

@@ -58,6 +58,7 @@ class Session:
     def __init__(self, node: Any, *, delta: bool, node_once: bool = False) -> None:
         self.delta = delta
         self.open = False
+        self.identifier = ""  # what the control plane calls itself
         self._node = node
         self._node_once = node_once or delta
         self._node_said = False
@@ -90,6 +91,11 @@ class Session:
         """The names asked for."""
         state = self._types.get(type.url)
         return frozenset(state.names) if state is not None else frozenset()
+
+    def version(self, type: ResourceType) -> str:
+        """Of the last accepted response."""
+        state = self._types.get(type.url)
+        return state.version if state is not None else ""
 
     # -- the stream
 
@@ -131,6 +137,7 @@ class Session:
             response = cls.FromString(data)
         except DecodeError as error:
             raise ProtocolError(f"not a serialised {cls.DESCRIPTOR.full_name}") from error
+        self.identifier = response.control_plane.identifier or self.identifier
         state = self._types.get(response.type_url)
         if state is None or state.said is None:
             return None  # of a type that nobody asked for: it has no request to be answered with

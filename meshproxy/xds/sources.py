@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api.errors import UNSUPPORTED, fail
+from meshproxy.api.errors import UNSUPPORTED, fail, under
+from meshproxy.xds.client import Api, Mux, StreamSubscription
 from meshproxy.xds.files import FileSubscription
 from meshproxy.xds.inotify import Watches
+from meshproxy.xds.subscription import init_timeout
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
@@ -15,22 +18,31 @@ if TYPE_CHECKING:
     from meshproxy.xds.resources import ResourceType
     from meshproxy.xds.subscription import Rules, Subscription, Watcher
 
-_V3 = 2  # envoy.config.core.v3.ApiVersion; AUTO (0) and V2 (1) are gone
-
 
 class Sources:
-    """Makes subscriptions, and owns what they share: the watches of files."""
+    """Makes subscriptions, and owns what they share: the watches of files, and the stream of all types, if there is one (`ads`, an ApiConfigSource)."""
 
-    def __init__(self, context: Context, rules: Rules) -> None:
+    def __init__(self, context: Context, rules: Rules, ads: Any, is_static: Callable[[str], bool]) -> None:
         self._context = context
         self._rules = rules
+        self._is_static = is_static
         self._watches = Watches(context.loop)
+        self.ads: Mux | None = None
+        if ads is not None:
+            with under("dynamic_resources.ads_config"):
+                self.ads = Api(ads, is_static).ads(context)
 
     def subscribe(self, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope) -> Subscription:
         """A subscription for a resource of that name (or xds.resources.WILDCARD), not started. Raises ConfigError, with paths relative to `source`."""
-        check(source)
-        path, watched = path_of(source)
-        return FileSubscription(path, watched, self._watches, type, name, watcher, scope, self._context, self._rules)
+        check(source, self._is_static, has_ads=self.ads is not None)
+        which = source.WhichOneof("config_source_specifier")
+        if which in ("path", "path_config_source"):
+            path, watched = path_of(source)
+            return FileSubscription(path, watched, self._watches, type, name, watcher, scope, self._context, self._rules)
+        own = which != "ads"
+        mux = Api(source.api_config_source, self._is_static).single(type, scope, self._context) if own else self.ads
+        assert mux is not None
+        return StreamSubscription(mux, own, type, name, watcher, scope, self._context, self._rules, init_timeout(source))
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -44,13 +56,20 @@ def path_of(source: Any) -> tuple[str, str]:
     return source.path_config_source.path, source.path_config_source.watched_directory.path
 
 
-def check(source: Any) -> None:
+def check(source: Any, is_static: Callable[[str], bool], *, has_ads: bool) -> None:
     """Raise ConfigError for a ConfigSource that can be no source."""
     which = source.WhichOneof("config_source_specifier")
     if which is None:
         fail("", "Missing config source specifier in envoy.config.core.v3.ConfigSource")
-    if which not in ("path", "path_config_source"):
+    if which == "ads":
+        if not has_ads:
+            fail("ads", "there is no dynamic_resources.ads_config")
+    elif which == "api_config_source":
+        with under(which):
+            Api(source.api_config_source, is_static)
+    elif which in ("path", "path_config_source"):
+        path, _ = path_of(source)
+        if not os.path.exists(path):
+            fail("path" if which == "path" else f"{which}.path", f"paths must refer to an existing path in the system: '{path}' does not exist")
+    else:
         fail(which, f"configuration by {which} is not supported", UNSUPPORTED)
-    path, _ = path_of(source)
-    if not os.path.exists(path):
-        fail("path" if which == "path" else f"{which}.path", f"paths must refer to an existing path in the system: '{path}' does not exist")

@@ -106,7 +106,9 @@ class Site:
 
     # -- configuration
 
-    def _render(self, config: Any) -> Any:
+    def render(self, config: Any) -> Any:
+        """Fill in ports, files and types."""
+
         def value(kind: str, name: str) -> str | int:
             if kind == "port":
                 return self.origins[name].port
@@ -126,7 +128,7 @@ class Site:
 
     def write(self, file: str, version: str, kind: str, *resources: Config, folder: str = "") -> None:
         """Put a DiscoveryResponse in the place of a file."""
-        content = {"version_info": version, "resources": [{"@type": KINDS[kind], **self._render(one)} for one in resources]}
+        content = {"version_info": version, "resources": [{"@type": KINDS[kind], **self.render(one)} for one in resources]}
         self.replace(file, json.dumps(content))
 
     def replace(self, file: str, text: str) -> None:
@@ -141,7 +143,7 @@ class Site:
             "node": {"id": "test-node", "cluster": "test-cluster"},
             "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
         }
-        await self.proxy.start(self._render(base | bootstrap))
+        await self.proxy.start(self.render(base | bootstrap))
 
     # -- looking
 

@@ -120,11 +120,6 @@ NOT_COVERED = {
         f'{ROUTE}.typed_per_filter_config["x"]',
     ),
     "tracing": ({f"{HCM}.tracing": {}}, f"{HCM}.tracing"),
-    "rds": (
-        {f"{HCM}.rds": {"config_source": {"ads": {}}, "route_config_name": "r"}, f"{HCM}.route_config": None, "node": NODE,
-         "dynamic_resources": {"ads_config": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [GRPC]}}},
-        f"{HCM}.rds.config_source.ads",
-    ),
     "grpc_access_log": (
         {f"{HCM}.access_log": [{"name": "x", "typed_config": {"@type": f"{T}access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
                                                               "common_config": {"log_name": "x", "grpc_service": GRPC, "transport_api_version": "V3"}}}]},

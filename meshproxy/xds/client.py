@@ -1,0 +1,289 @@
+"""Streams to control planes: one for all types (ADS), or one for each subscription; over clusters of ours, begun again when they end.
+
+A `Mux` keeps the session of a stream (`session.py`) and hands answers to those who subscribed. Times to live of resources are watched here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
+from meshproxy.codec import grpc
+from meshproxy.net.tasks import spawn
+from meshproxy.upstream.grpc_client import GrpcClient
+from meshproxy.upstream.grpc_stream import GrpcError
+from meshproxy.xds.resources import WILDCARD, Update
+from meshproxy.xds.session import ProtocolError, Session
+from meshproxy.xds.subscription import Rules, Subscription
+
+if TYPE_CHECKING:
+    from meshproxy.context import Context
+    from meshproxy.observe.stats import Scope
+    from meshproxy.upstream.grpc_stream import GrpcStream
+    from meshproxy.xds.resources import ResourceType
+    from meshproxy.xds.subscription import Watcher
+
+log = logging.getLogger("meshproxy.config")
+
+BASE_INTERVAL, MAX_INTERVAL = 0.5, 30.0  # seconds between streams
+_V3 = 2  # envoy.config.core.v3.ApiVersion
+GRPC, DELTA_GRPC = 2, 3  # envoy.config.core.v3.ApiConfigSource.ApiType
+_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
+
+
+class Backoff:
+    """Seconds until the next attempt: at random below an interval that doubles with each attempt, up to a maximum."""
+
+    def __init__(self, random: Callable[[], float], base: float = BASE_INTERVAL, maximum: float = MAX_INTERVAL) -> None:
+        self._random = random
+        self._base = base
+        self._max = maximum
+        self._next = base
+
+    def delay(self) -> float:
+        """How long to wait now."""
+        interval = self._next
+        self._next = min(interval * 2, self._max)
+        return interval * self._random()
+
+    def reset(self) -> None:
+        """There was a success."""
+        self._next = self._base
+
+
+class Api:
+    """An ApiConfigSource, read: whom to call, and how. Raises ConfigError.
+
+    `is_static(name)`: whether there is such a cluster, and it needs no control plane.
+    """
+
+    def __init__(self, source: Any, is_static: Callable[[str], bool]) -> None:
+        if source.api_type not in (GRPC, DELTA_GRPC):
+            fail("api_type", f"{type(source).DESCRIPTOR.enum_types_by_name['ApiType'].values_by_number[source.api_type].name} is not supported", UNSUPPORTED)
+        if source.transport_api_version != _V3:
+            fail("transport_api_version", "V2 (and AUTO) xDS transport protocol versions are deprecated")
+        if not source.grpc_services:
+            fail("grpc_services", "API configs must have either a gRPC service or a cluster name defined")
+        if len(source.grpc_services) > 1:
+            fail("grpc_services[1]", "only one gRPC service is supported", UNSUPPORTED)
+        service = source.grpc_services[0]
+        with under("grpc_services[0]"):
+            if service.WhichOneof("target_specifier") != "envoy_grpc":
+                fail("google_grpc", "only envoy_grpc is supported", UNSUPPORTED)
+        target = service.envoy_grpc
+        self.cluster: str = target.cluster_name
+        if not is_static(self.cluster):
+            fail(
+                "grpc_services[0].envoy_grpc.cluster_name",
+                f"must have a statically defined non-EDS cluster: '{self.cluster}' does not exist, was added via api, or is an EDS cluster",
+            )
+        self.delta: bool = source.api_type == DELTA_GRPC
+        self.node_once: bool = source.set_node_on_first_message_only
+        self.authority: str = target.authority
+        self.metadata = [(one.key.lower(), one.raw_value or one.value) for one in service.initial_metadata]
+        retry = target.retry_policy
+        self.base, self.max = BASE_INTERVAL, MAX_INTERVAL
+        if retry.HasField("retry_back_off"):
+            backoff = retry.retry_back_off
+            self.base = backoff.base_interval.ToTimedelta().total_seconds()
+            self.max = backoff.max_interval.ToTimedelta().total_seconds() if backoff.HasField("max_interval") else max(self.base * 10, self.base)
+
+    def mux(self, method: str, scope: Scope, context: Context) -> Mux:
+        """A stream to it, not begun. `scope`: of its `control_plane.*`."""
+        client = GrpcClient(context.clusters, self.cluster, authority=self.authority, metadata=self.metadata)
+        session = Session(context.node, delta=self.delta, node_once=self.node_once)
+        return Mux(client, method, session, scope, context, Backoff(context.random.random, self.base, self.max))
+
+    def ads(self, context: Context) -> Mux:
+        """The stream of all types."""
+        return self.mux(f"{_ADS}{'Delta' if self.delta else 'Stream'}AggregatedResources", context.stats.scope(""), context)
+
+    def single(self, type: ResourceType, scope: Scope, context: Context) -> Mux:
+        """A stream of one type."""
+        return self.mux(f"/{type.service}/{'Delta' if self.delta else 'Stream'}{type.kind}", scope, context)
+
+
+class Mux:
+    """A stream, those that replace it, and the subscriptions on it. `start` it inside the running loop."""
+
+    def __init__(self, client: GrpcClient, method: str, session: Session, scope: Scope, context: Context, backoff: Backoff) -> None:
+        self._client = client
+        self._method = method
+        self._session = session
+        self._context = context
+        self._backoff = backoff
+        self._subscriptions: dict[str, dict[str, list[StreamSubscription]]] = {}  # type URL -> name -> whose
+        self._expiries: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        scope.declare("counter", ("control_plane.rate_limit_enforced",))
+        scope.declare("gauge", ("control_plane.pending_requests",))
+        self._connected = scope.gauge("control_plane.connected_state")
+        self._identifier = scope.text("control_plane.identifier")
+
+    def start(self) -> None:
+        """Begin, unless that was done."""
+        if self._task is None:
+            self._task = spawn(f"xds {self._client.cluster_name}", self._run())
+
+    def close(self) -> None:
+        """End for good."""
+        if self._task is not None:
+            self._task.cancel()
+        for timer in self._expiries.values():
+            timer.cancel()
+        self._connected.n = 0
+
+    # -- subscriptions
+
+    def add(self, one: StreamSubscription) -> None:
+        """Ask for what it wants."""
+        self._subscriptions.setdefault(one.type.url, {}).setdefault(one.name, []).append(one)
+        self._session.subscribe(one.type, one.name)
+        self._wake.set()
+
+    def discard(self, one: StreamSubscription) -> None:
+        """It wants nothing any more."""
+        names = self._subscriptions.get(one.type.url, {})
+        found = names.get(one.name, [])
+        if one in found:
+            found.remove(one)
+            if not found:
+                del names[one.name]
+                self._session.unsubscribe(one.type, one.name)
+                self._forget_expiry(one.type.url, one.name)
+                self._wake.set()
+
+    def _all(self) -> list[StreamSubscription]:
+        return [one for names in self._subscriptions.values() for found in names.values() for one in found]
+
+    # -- the stream
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._one_stream()
+                log.info("%s to %s was closed by the server", self._method, self._client.cluster_name)
+            except GrpcError as error:
+                log.warning("%s to %s ended: %s", self._method, self._client.cluster_name, error)
+            finally:
+                self._connected.n = 0
+                self._session.closed()
+            for one in self._all():
+                one.lost()
+            await asyncio.sleep(self._backoff.delay())
+
+    async def _one_stream(self) -> None:
+        async with self._client.stream(self._method) as stream:
+            self._connected.n = 1
+            self._session.opened()
+            self._wake.set()
+            sender = spawn(f"xds requests to {self._client.cluster_name}", self._send(stream))
+            try:
+                async for data in stream:
+                    self._backoff.reset()
+                    self._receive(data)
+                    self._wake.set()
+            finally:
+                sender.cancel()
+
+    async def _send(self, stream: GrpcStream) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for request in list(self._session.requests()):
+                    await stream.send(request)
+        except GrpcError:
+            return  # whoever reads hears of it, too
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            update = self._session.receive(data)
+        except ProtocolError as error:
+            raise GrpcError(grpc.INTERNAL, str(error)) from error
+        if self._session.identifier != self._identifier.value:
+            self._identifier.value = self._session.identifier
+        if update is None:
+            return
+        for one in update.resources:
+            self._watch_expiry(update.type, one.name, one.ttl)
+        problems = self._distribute(update)
+        if problems:
+            self._session.reject(update, "\n".join(problems))
+        else:
+            self._session.accept(update)
+
+    def _distribute(self, update: Update) -> list[str]:
+        """Give everybody their part; returns what is wrong."""
+        problems = []
+        names = self._subscriptions.get(update.type.url, {})
+        by_name = {one.name: one for one in update.resources}
+        removed = set(update.removed)
+        concerned = [name for name in names if name == WILDCARD or name in by_name or name in removed]
+        for name in concerned:
+            part = update
+            if name != WILDCARD:
+                found = [by_name[name]] if name in by_name else []
+                part = Update(update.type, update.version, found, [name] if name in removed else [])
+            for one in list(names.get(name, ())):
+                try:
+                    one.answered(part)
+                except ConfigError as error:
+                    problems.append(str(error))
+        return problems
+
+    # -- times to live
+
+    def _watch_expiry(self, type: ResourceType, name: str, seconds: float) -> None:
+        self._forget_expiry(type.url, name)
+        if seconds:
+            self._expiries[type.url, name] = self._context.loop.call_later(seconds, self._expired, type, name)
+
+    def _forget_expiry(self, url: str, name: str) -> None:
+        timer = self._expiries.pop((url, name), None)
+        if timer is not None:
+            timer.cancel()
+
+    def _expired(self, type: ResourceType, name: str) -> None:
+        """The server has not said in time that a resource lives on: it is gone."""
+        del self._expiries[type.url, name]
+        self._session.forget(type, name)
+        self._distribute(Update(type, self._session.version(type), [], [name]))
+
+
+class StreamSubscription(Subscription):
+    """What a stream brings. `own`: the stream is for this subscription alone, and begins and ends with it."""
+
+    def __init__(
+        self, mux: Mux, own: bool, type: ResourceType, name: str, watcher: Watcher, scope: Scope, context: Context, rules: Rules, init_timeout: float
+    ) -> None:
+        super().__init__(type, name, watcher, scope, context, rules, init_timeout)
+        self._mux = mux
+        self._own = own
+
+    def start(self) -> None:
+        super().start()
+        self.attempts.n += 1
+        self._mux.add(self)
+        if self._own:
+            self._mux.start()
+
+    def close(self) -> None:
+        super().close()
+        self._mux.discard(self)
+        if self._own:
+            self._mux.close()
+
+    def answered(self, update: Update) -> None:
+        try:
+            super().answered(update)
+        finally:
+            self.attempts.n += 1
+
+    def lost(self) -> None:
+        super().lost()
+        self.attempts.n += 1

