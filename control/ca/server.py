@@ -99,8 +99,9 @@ class UnixFront:
             with contextlib.suppress(FileNotFoundError):
                 if not os.path.islink(self.path) and _is_socket(self.path):
                     os.unlink(self.path)
+            os.fchmod(listening.fileno(), self._mode)  # Linux gives it to the file, so that nobody gets in before the chmod
             listening.bind(self.path)
-            os.chmod(self.path, self._mode)
+            os.chmod(self.path, self._mode)  # what the umask has taken away
         except OSError:
             listening.close()
             raise

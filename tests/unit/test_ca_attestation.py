@@ -72,12 +72,12 @@ async def test_renewals(tmp_path):
     ]:
         with pytest.raises(Rejected, match=why):
             await renewals.attest(caller, REQUEST)
-    for after, good in [(DAY - 1, True), (DAY + 3599, True), (DAY + 3601, False), (-3600, False)]:
+    for after, good in [(DAY - 1, True), (DAY + 3599, True), (-3600, True), (DAY + 3601, False)]:
         clock.now = NOW + after
         if good:
             assert await renewals.attest(holder.caller(), REQUEST) == (WEB,)
         else:
-            with pytest.raises(Rejected, match=r"expired too long ago|not valid yet"):
+            with pytest.raises(Rejected, match="expired too long ago"):
                 await renewals.attest(holder.caller(), REQUEST)
 
 
