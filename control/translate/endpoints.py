@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from control.model.service import Endpoint, Locality
+from control.model.service import NOWHERE, Endpoint, Locality
 from control.model.traffic import LocalitySettings, TrafficPolicy
 
 _NO_SETTINGS = LocalitySettings()
@@ -24,14 +24,14 @@ def load_assignment(name: str, endpoints: Iterable[Endpoint], policy: TrafficPol
     made = []
     for locality in sorted(groups, key=_order):
         group: dict[str, Any] = {
+            # gRPC's clients refuse a group without a locality, even if it is nowhere.
+            "locality": {"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone},
             "lb_endpoints": [_endpoint(one) for one in groups[locality]],
             "load_balancing_weight": min(sum(one.weight for one in groups[locality]), 2**32 - 1),
         }
-        if locality != Locality():
-            group["locality"] = {"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone}
         made.append((locality, group))
     settings = (policy.load_balancer.locality if policy is not None and policy.load_balancer is not None else None) or _NO_SETTINGS
-    if policy is not None and here is not None and here != Locality() and settings.enabled:
+    if policy is not None and here is not None and here != NOWHERE and settings.enabled:
         weights = _distribution(settings, here)
         if weights is not None:
             made = _distribute(made, weights)

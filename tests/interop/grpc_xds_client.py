@@ -1,0 +1,33 @@
+"""A program that calls a service by gRPC's own xDS client, as often as it is told to: a line "TARGET METADATA COUNT" of standard input, a line of JSON back.
+
+It is a process of its own because gRPC reads GRPC_XDS_BOOTSTRAP once. METADATA is KEY=VALUE or -.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import grpc
+
+
+def main() -> None:
+    channels: dict[str, grpc.Channel] = {}
+    for line in sys.stdin:
+        target, metadata, count = line.split()
+        if target not in channels:
+            channels[target] = grpc.insecure_channel(target)
+        call = channels[target].unary_unary("/t.Who/Are")
+        pairs = [] if metadata == "-" else [tuple(metadata.split("=", 1))]
+        answers = []
+        for _ in range(int(count)):
+            try:
+                answers.append(call(b"", metadata=pairs, wait_for_ready=False, timeout=20).decode())
+            except grpc.RpcError as error:
+                answers.append(error.code().name)
+                print(error.details(), file=sys.stderr)
+        print(json.dumps(answers), flush=True)
+
+
+if __name__ == "__main__":
+    main()
