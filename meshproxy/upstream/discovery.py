@@ -269,6 +269,12 @@ class Watch:
         """Whether there is anything to find out about a cluster."""
         return bool(proto.health_checks) or proto.HasField("cluster_type") or proto.type in (STRICT_DNS, LOGICAL_DNS, EDS)
 
+    def same_service(self, other: Watch) -> bool:
+        """Whether both ask the same source for the same endpoints."""
+        one, two = self.proto, other.proto
+        named = one.eds_cluster_config.service_name == two.eds_cluster_config.service_name
+        return bool(one.type == two.type == EDS and named and one.eds_cluster_config.eds_config == two.eds_cluster_config.eds_config)
+
     def start(self) -> None:
         """Begin to resolve, to ask and to check."""
         if self._source is not None:

@@ -110,6 +110,7 @@ class Mux:
     """A stream, those that replace it, and the subscriptions on it. `start` it inside the running loop."""
 
     def __init__(self, client: GrpcClient, method: str, session: Session, scope: Scope, context: Context, backoff: Backoff) -> None:
+        self.delta = session.delta
         self._client = client
         self._method = method
         self._session = session
@@ -264,6 +265,7 @@ class StreamSubscription(Subscription):
         super().__init__(type, name, watcher, scope, context, rules, init_timeout)
         self._mux = mux
         self._own = own
+        self.in_parts = mux.delta
 
     def start(self) -> None:
         super().start()

@@ -134,6 +134,11 @@ class Clusters:
 
     def _activate(self, entry: Dynamic) -> None:
         name, watch = entry.name, entry.watch
+        old = self.active.get(name)
+        if watch is not None and watch.assignment is None and old is not None and old.watch is not None and watch.same_service(old.watch):
+            # Better the endpoints of the version before than none: nobody has said that they are gone.
+            watch.assignment = old.watch.assignment
+            self._context.stats.scope(f"cluster.{watch.proto.alt_stat_name or name}.").counter("assignment_use_cached", shared=True).n += 1
         self.active[name] = entry
         self._manager.add(entry.serialised, via_api=True)
         self._discovery.adopt(name, watch)

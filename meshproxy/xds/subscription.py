@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import support
-from meshproxy.api.errors import ConfigError, Problem
+from meshproxy.api.errors import Collector, ConfigError, Problem
+from meshproxy.xds.resources import Update
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
-    from meshproxy.xds.resources import Resource, ResourceType, Update
+    from meshproxy.xds.resources import Resource, ResourceType
 
 log = logging.getLogger("meshproxy.config")
 
@@ -44,15 +45,14 @@ class Rules:
         self.reject_unknown = reject_unknown
         self.count_unknown = count_unknown
 
-    def refuse_invalid(self, resources: list[Resource]) -> None:
-        """Raise ConfigError if any resource breaks a declared constraint, as Envoy refuses the whole response then."""
-        problems: list[Problem] = []
+    def invalid(self, resources: list[Resource]) -> dict[str, list[Problem]]:
+        """What breaks a declared constraint: name of a resource -> problems."""
+        found = {}
         for one in resources:
-            if one.message is not None:
-                found, _ = support.check(one.message, "warn")
-                problems += [problem.under(one.name) for problem in found]
-        if problems:
-            raise ConfigError(problems)
+            problems = support.check(one.message, "warn")[0] if one.message is not None else []
+            if problems:
+                found[one.name] = [Problem(problem.path, f"{one.name}: {problem.why}", problem.kind) for problem in problems]
+        return found
 
     def check(self, message: Message) -> None:
         """Raise ConfigError for fields that are set and not honoured; log what is deprecated."""
@@ -64,7 +64,13 @@ class Rules:
 
 
 class Subscription:
-    """A watcher's wish for one resource, or for all of a type, and what became of it. Sources call `answered` and `lost`."""
+    """A watcher's wish for one resource, or for all of a type, and what became of it. Sources call `answered` and `lost`.
+
+    `in_parts`: what is right in an answer is used although other parts break declared constraints. Servers say everything again in the next answer, but for
+    delta streams, on which what was right in a refused answer is not repeated.
+    """
+
+    in_parts = False
 
     def __init__(self, type: ResourceType, name: str, watcher: Watcher, scope: Scope, context: Context, rules: Rules, init_timeout: float) -> None:
         self.type = type
@@ -107,9 +113,17 @@ class Subscription:
     def answered(self, update: Update) -> None:
         """Pass an answer on. Raises ConfigError when it is refused."""
         self._answer_has_come()
+        invalid = self._rules.invalid(update.resources)
+        problems = Collector()
+        problems.problems += [problem for found in invalid.values() for problem in found]
+        if invalid and self.in_parts:
+            good = [one for one in update.resources if one.name not in invalid]
+            update = Update(update.type, update.version, good, update.removed, update.complete, update.nonce)
+        if not invalid or (self.in_parts and (update.resources or update.removed)):
+            with problems.under(""):
+                self._watcher.updated(update)
         try:
-            self._rules.refuse_invalid(update.resources)
-            self._watcher.updated(update)
+            problems.raise_any()
         except ConfigError as error:
             self.refused(error)
             raise

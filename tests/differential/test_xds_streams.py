@@ -133,7 +133,7 @@ async def refused(site: Site, plane: Plane, kind: str) -> None:
     site.note(await site.get("in"))
     await plane.set("cluster", "c2", static("one", "a"), static("two", "a", type="ORIGINAL_DST"), static("three", "a"))
     await plane.until_asked("cluster", "nack")
-    await plane.set("listener", "l2", http_listener("in", goes_to("three")), http_listener("bad", says("x"), listener_filters_timeout="-1s"))
+    await plane.set("listener", "l2", http_listener("in", goes_to("one")), http_listener("bad", says("x"), listener_filters_timeout="-1s"))
     await plane.until_asked("listener", "nack")
     site.note(await site.get("in"))
     await plane.set("listener", "l3", http_listener("in", goes_to("three"), per_connection_buffer_limit_bytes=50000))

@@ -80,17 +80,21 @@ class Rig:
             update = self.session.receive(self.down.popleft())
             assert update is not None
             bad = [one.name for one in update.resources if version_of(one.message) == BAD]
-            if bad:
+            if bad and not self.session.delta:
                 self.refused += 1
                 self.session.reject(update, f"{bad} cannot be used")
                 continue
             have = self.have[update.type]
             if update.complete:
                 have.clear()
-            have.update({one.name: version_of(one.message) for one in update.resources})
+            have.update({one.name: version_of(one.message) for one in update.resources if one.name not in bad})
             for name in update.removed:
                 have.pop(name, None)
-            self.session.accept(update)
+            if bad:  # a server does not say again what was right in a refused answer, so that has to be used
+                self.refused += 1
+                self.session.reject(update, f"{bad} cannot be used")
+            else:
+                self.session.accept(update)
 
     def settle(self) -> None:
         self.connect()
