@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from control.ca import commands as commands_of_authority
 from control.output import show
 from meshproxy.version import version_line
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except UsageError as error:
+    except (UsageError, commands_of_authority.Unusable) as error:
         print(f"meshctl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -50,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("folder")
     serve.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where proxies connect (default {DEFAULT_ADDRESS}); port 0 takes any")
     serve.add_argument("--address-path", metavar="FILE", help="write the address into this file when it is served")
+    serve.add_argument("--ca-dir", metavar="FOLDER", help="be the mesh's authority, too, with keys in this folder (made on first run)")
+    serve.add_argument("--trust-domain", default=commands_of_authority.DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
+    serve.add_argument("--ca-socket", default="", metavar="PATH", help="a Unix socket whose callers are known by their user")
+    serve.add_argument("--ca-user", action="append", default=[], metavar="UID=NAMESPACE/SERVICEACCOUNT", help="who a user is on that socket; repeat it")
+    serve.add_argument("--certificate-life", type=commands_of_authority.duration, default=86400.0, metavar="TIME", help="of workloads (default 24h)")
+    serve.add_argument("--tls-listen", metavar="ADDRESS", help="where proxies connect by TLS, to a certificate of the authority (Istio: port 15012)")
+    serve.add_argument("--tls-name", action="append", default=[], metavar="NAME", help="a DNS name or IP address of that certificate; repeat it")
+    serve.add_argument("--kubernetes", default="", metavar="URL", help="of an API server that says whose service account tokens are")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     serve.set_defaults(run=_serve)
 
@@ -79,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(bootstrap)
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
+
+    commands_of_authority.add(commands)
     return parser
 
 
@@ -100,7 +111,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 async def _serving(options: argparse.Namespace) -> int:
     app_module = _needs_grpc()
-    app = app_module.App(options.folder)
+    authority = _authority(options)
+    app = app_module.App(options.folder, authority.handlers() if authority is not None else ())
     try:
         app.load()
     except OSError as error:
@@ -108,9 +120,16 @@ async def _serving(options: argparse.Namespace) -> int:
     host, _, _ = options.listen.rpartition(":")
     try:
         port = app.server.listen(options.listen)
+        if authority is not None:
+            for inner in authority.inner:
+                app.server.listen(inner)
+            if options.tls_listen:
+                app.server.listen(options.tls_listen, authority.credentials())
     except RuntimeError as error:
         raise UsageError(f"cannot listen on {options.listen}: {error}") from error
     await app.server.start()
+    if authority is not None:
+        await authority.start()
     address = f"{host}:{port}"
     if options.address_path:
         pathlib.Path(options.address_path).write_text(address, encoding="utf-8")
@@ -126,7 +145,34 @@ async def _serving(options: argparse.Namespace) -> int:
             await watching
     finally:
         await app.server.stop()
+        if authority is not None:
+            await authority.stop()
     return 0
+
+
+def _authority(options: argparse.Namespace) -> Any:
+    """The RunningAuthority that is asked for, or None."""
+    if not options.ca_dir:
+        if options.tls_listen or options.ca_socket:
+            raise UsageError("--tls-listen and --ca-socket need --ca-dir")
+        return None
+    from control.ca.certificates import BadCertificate
+    from control.ca.keystore import StoreError
+    from control.ca.rotation import Settings
+    from control.ca.running import NAMES, Options, RunningAuthority
+    from meshproxy.api import spiffe
+
+    settings = Settings(life_s=options.certificate_life, max_life_s=options.certificate_life)
+    try:
+        names = (*NAMES, *options.tls_name)
+        running = RunningAuthority(Options(options.ca_dir, options.trust_domain, settings, options.ca_socket, names, options.kubernetes))
+        for one in options.ca_user:
+            uid, _, who = one.partition("=")
+            namespace, _, account = who.partition("/")
+            running.peers.register(spiffe.workload(options.trust_domain, namespace, account), uid=int(uid))
+    except (StoreError, BadCertificate, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return running
 
 
 def _needs_grpc() -> Any:

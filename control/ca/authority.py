@@ -354,6 +354,17 @@ class Authority:
         return f"<Authority of {self.trust_domain}: {len(self._state.roots)} roots, {len(self._state.intermediates)} intermediates>"
 
 
+def trust_domain_of(folder: str) -> str:
+    """Whose authority a folder holds. Raises StoreError, also when it holds none."""
+    store = KeyStore(folder)
+    if _STATE not in store:
+        raise StoreError(f"{folder} holds no authority")
+    try:
+        return str(json.loads(store.read(_STATE))["trust_domain"])
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{folder}/{_STATE} is damaged") from None
+
+
 def read_certificates(pem: str) -> Iterable[x509.Certificate]:
     """Of a PEM text, one at least. Raises BadCertificate."""
     try:

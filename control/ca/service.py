@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -55,6 +55,8 @@ class CertificateService:
     async def _create(self, request: Any, context: grpc.aio.ServicerContext) -> bytes:
         caller = self._caller(request.csr, context)
         try:
+            if not is_private(caller.address, context.auth_context()):
+                raise Rejected("whoever is on the way could read a token: connect by TLS")
             issued = await self.sign(caller, float(request.validity_duration))
         except BadRequest as error:
             code, why = grpc.StatusCode.INVALID_ARGUMENT, str(error)
@@ -110,6 +112,12 @@ class CertificateService:
     def _bundle_changed(self) -> None:
         for changed in self._watchers:
             changed.set()
+
+
+def is_private(peer: str, auth_context: Mapping[str, Any]) -> bool:
+    """Whether nobody but the two ends can read a call: it came by TLS, or did not leave the machine. `peer`: as gRPC calls it."""
+    security = auth_context.get("transport_security_type", [b""])[0]
+    return security == b"ssl" or peer.startswith(("unix:", "unix-abstract:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
 
 
 def _handler(method: str, kind: Any, function: Any, request: str) -> grpc.GenericRpcHandler:
