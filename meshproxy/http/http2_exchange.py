@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.fields import ShapedRequest
 from meshproxy.codec.h2.frames import DEFAULT_FRAME_SIZE
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import RequestHead, ResponseHead
@@ -73,30 +74,58 @@ class Http2Exchange(Http2Stream):
 
     def on_head(self, known: Any, end_stream: bool) -> None:
         """HOT"""
-        self.waiting: KnownRequest | None = None  # a head whose body may be here, too; not set before there is a head
+        self.waiting: Any = None  # a head whose body may be here, too; not set before there is a head
         connection = self.connection
-        if end_stream and connection.plans and not connection._discarding:
+        if known.__class__ is ShapedRequest and connection.plans and not connection._discarding:
+            if not end_stream:
+                self.waiting = known
+                connection.waiting.append(self)
+                return
+            if self._shaped(known, b""):
+                return
+            known = known.head()
+        elif end_stream and connection.plans and not connection._discarding:
             plan = known.plans.get(connection.additions)
             if plan is not None and plan.generation == connection.changes.n and not plan.bodied and (not plan.hooks or plan is connection.passed):
                 plan.start(self, connection.begin_planned(), b"")
                 return
         if connection._discarding:
             return
-        if connection.plans:
-            preparer = connection.preparer
-            if known.plain is preparer or preparer.is_plain(known, known.index, http2=True):
-                known.plain = preparer
-                whole = known.scheme == connection.additions.scheme  # else it is the client's own choice
+        if connection.plans and self._is_plain(known):
+            if end_stream:
+                self._whole(known, b"")
             else:
-                whole = preparer.is_relayed(known, known.index, http2=True)
-            if whole and known.protocol is None:  # which an extended CONNECT has
-                if end_stream:
-                    self._whole(known, b"")
-                else:
-                    self.waiting = known
-                    connection.waiting.append(self)
-                return
+                self.waiting = known
+                connection.waiting.append(self)
+            return
         self._begin(known, end_stream)
+
+    def _is_plain(self, known: Any) -> bool:
+        """HOT: whether a head is one that lanes take. Afterwards `known.plain` says whether that is for not being `RequestHeadPreparer.is_relayed`."""
+        connection = self.connection
+        preparer = connection.preparer
+        if known.protocol is not None:  # of an extended CONNECT
+            return False
+        if known.plain is preparer or preparer.is_plain(known, known.index, http2=True):
+            known.plain = preparer
+            plain: bool = known.scheme == connection.additions.scheme  # else it is the client's own choice
+            return plain
+        return preparer.is_relayed(known, known.index, http2=True)
+
+    def _shaped(self, known: ShapedRequest, body: bytes) -> bool:
+        """HOT: a whole request with a head of a known shape. False, and nothing done, where its shape has no plan."""
+        connection = self.connection
+        plans = known.plans.get(connection.additions)
+        if plans is None or plans.generation != connection.changes.n:
+            plans = self.manager.shaped_plans(known, connection.additions)
+            if plans is None:
+                return False
+        stream = plans.start(self, known, body)
+        if stream is None:
+            return False
+        if body and not stream.stage:
+            self._data(body, True)  # it takes the general way
+        return True
 
     def _whole(self, known: KnownRequest, body: bytes) -> None:
         """HOT: a whole request with a plain head (see `RequestHeadPreparer.is_plain`)."""
@@ -158,6 +187,14 @@ class Http2Exchange(Http2Stream):
         if known is not None:
             self.waiting = None
             if end_stream and data:
+                if known.__class__ is ShapedRequest:
+                    if self._shaped(known, data):
+                        return
+                    known = known.head()
+                    if not self._is_plain(known):
+                        self._begin(known, end_stream=False)
+                        self._data(data, True)
+                        return
                 self._whole(known, data)
                 return
             self._begin(known, end_stream=False)
@@ -335,11 +372,11 @@ class Http2Exchange(Http2Stream):
         if response.timed:
             block += _service_times[service_time]
         if between.pairs:
-            block += encoder.blocks.get(between) or encoder.encode_known(between, between.pairs)
+            block += encoder.blocks.get(between) or encoder.encode_known(between, between.pairs, begun=bool(block))
         if response.dated:
             block += _dates[self.manager.date]
             if after.pairs:
-                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
+                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
         if trailers is not None:
             self.send_block(block, False)
             if body:

@@ -174,6 +174,10 @@ class Lane:
             stream.response_trailers = trailers  # that a stream has none is what its class says, and makes it no ordinary one
             stated = service_time if response.timed else known.index.get(SERVICE_TIME)
             plan = stream.plan
+            if plan is not None and plan.varying:
+                stream.request = plan.head(stream, plan.finished)
+                stream.route, stream.chain, stream.is_internal = self.route, self.chain, self.internal
+                plan = stream.plan = None
             wall = start + manager.wall_offset
             kind: Any = self if plan is None else plan, response.kind
             if stream.body or known.length < 0 or trailers is not None:

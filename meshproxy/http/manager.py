@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
     from meshproxy.codec.h1.response import KnownResponse
+    from meshproxy.codec.h2.fields import RequestShape, ShapedRequest
     from meshproxy.codec.h2.settings import Options as Http2Options
     from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.routes import Route
+    from meshproxy.http.shape_plan import ShapedPlans
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import NetworkContext
 
@@ -127,6 +129,7 @@ class HttpConnectionManager:
         with errors.under("route_config"):
             self.routes = RouteTable(self._first_routes(proto), context)
         self.match = self.routes.match
+        self.times_routes = False  # how long it takes to find a route is logged
         self._replies = local_reply.compile(proto, context)
         self.logs = tuple(self._compile_logs(proto))
         self.logs_times = bool(self.logs)
@@ -151,6 +154,7 @@ class HttpConnectionManager:
         self._lanes: tuple[dict[Route | None, Lane | None], ...] = ({}, {}, {}, {}, {}, {})
         self._lanes_of = self.changes.n
         self._plans = 0
+        self._shapes: list[RequestShape] = []  # that have plans
         # Whether requests can go by plan at all.
         self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
         self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
@@ -211,6 +215,7 @@ class HttpConnectionManager:
 
         self.context.shared[pool.METERED] = True
         self.match = self._timed_match  # type: ignore[assignment]
+        self.times_routes = True
         return MeteredConnection
 
     def _timed_match(self, stream: Stream) -> Route | None:
@@ -383,6 +388,28 @@ class HttpConnectionManager:
             made = known.plans[additions] = plan.make_plan(self, known, additions)
         return made
 
+    def shaped_plans(self, known: ShapedRequest, additions: Any) -> ShapedPlans | None:
+        """The same for a head of a known shape."""
+        shape = known.shape
+        made: Any = shape.plans.get(additions, NO_PLANS)
+        if made is NO_PLANS or (made is not None and made.generation != self.changes.n):
+            from meshproxy.http.shape_plan import make_plans  # only HTTP/2 has shapes
+
+            if not self.preparer.is_plain_path(known.path):
+                return None  # it says nothing about others
+            if self._plans >= plan.MAX_PLANS:
+                self._forget_lanes()
+            if shape.plans is NO_PLANS or len(shape.plans) >= plan.MAX_PER_HEAD:
+                shape.plans = {}
+            made = shape.plans[additions] = make_plans(self, known, additions)
+            self._shapes.append(shape)
+            self._plans += 1
+        return made
+
+    def count_plan(self) -> None:
+        """One plan more is remembered."""
+        self._plans += 1
+
     def _forget_lanes(self) -> None:
         """Something changed, or there are too many plans: all are made anew when they are needed."""
         self.settle()
@@ -394,6 +421,9 @@ class HttpConnectionManager:
         self.changes.n += 1
         self._lanes_of = self.changes.n
         self._plans = 0
+        for shape in self._shapes:
+            shape.plans = NO_PLANS
+        self._shapes.clear()
         self.tallies.clear()
 
     def tick(self, now: float) -> None:

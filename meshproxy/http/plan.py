@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
 
-_METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # of requests without a body whose responses have one
+METHODS = frozenset((b"GET", b"DELETE", b"TRACE"))  # of requests without a body whose responses have one
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH", b"GET", b"DELETE"))
-_BODIED = frozenset((b"POST", b"PUT", b"PATCH"))  # of requests that have plans for when they have a body
+BODIED = frozenset((b"POST", b"PUT", b"PATCH"))  # of requests that have plans for when they have a body
 _CONTROL = timeouts.CONTROL_HEADERS
 _NEW = object.__new__
 _NEW_ID = b"<new>"
@@ -58,13 +58,15 @@ _NO_LANE: Any = _NoLane()
 class Plan:
     """What every repetition of a request head comes to, for clients that get the same additions."""
 
+    varying = False  # heads differ in more than their ids: see http.shape_plan
+
     __slots__ = ("after", "before", "bodied", "fields", "filtered", "finished", "generation", "hooks", "lane", "new_id", "received", "request_id", "size")
 
     def __init__(self, lane: Lane, outcome: _Outcome, received: int) -> None:
         self.lane = lane
         self.generation: int = lane.manager.changes.n
         self.hooks = lane.chain.repeated
-        self.bodied = outcome.finished.method in _BODIED  # it is for requests that have a body, else for those that have none
+        self.bodied = outcome.finished.method in BODIED  # it is for requests that have a body, else for those that have none
         self.filtered = _Template(outcome.filtered, outcome.id)
         self.finished = _Template(outcome.finished, outcome.id)
         self.new_id = lane.manager.preparer.new_id if outcome.id else None
@@ -76,10 +78,10 @@ class Plan:
         self.received = received  # bytes, where the connection does not count them itself
         self.size = len(outcome.wire)
 
-    def start(self, codec: Any, now: float, body: bytes) -> PlannedStream:
+    def start(self, codec: Any, now: float, body: bytes, known: Any = None) -> PlannedStream:
         """HOT: a whole request, for `codec` (http.exchange.PlanExchange). The filters of its connection let this head pass before.
 
-        The stream's `stage` says whether it was sent, as that of `start`.
+        `known`: what its head is, where heads vary. The stream's `stage` says whether it was sent, as that of `start`.
         """
         lane = self.lane
         stream = codec.stream = _NEW(PlannedStream)
@@ -91,6 +93,8 @@ class Plan:
         stream.connection = codec.info
         stream.start = stream.last_active = now
         stream.stage = FILTERS
+        if known is not None:
+            stream.known = known
         if self.hooks and not self._run_hooks(stream):
             return stream
         host = lane.cluster.pick(None)
@@ -114,6 +118,11 @@ class Plan:
         at = pairs.index((REQUEST_ID, _NEW_ID)) if self.new_id is not None else len(pairs)
         made = self.fields = Piece(pairs[:at]), Piece(pairs[at + 1 :])
         return made
+
+    def head(self, stream: PlannedStream, template: Any) -> RequestHead:
+        """An independent head of a stream. `template`: of `filtered` and `finished` the one."""
+        head: RequestHead = template.head(b"" if self.new_id is None else stream.request_id)
+        return head
 
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: the filters; False when the request took another way."""
@@ -168,7 +177,7 @@ def start(codec: Any, known: Any, body: bytes, additions: Any, now: float) -> Pl
     head = stream.request = known.head()
     manager.complete_head(stream, head, additions)
     route = stream.route = manager.match(stream)
-    lane = manager.lane(route, head, stream.is_internal) if known.method in (_WITH_BODY if body else _METHODS) else None
+    lane = manager.lane(route, head, stream.is_internal) if known.method in (_WITH_BODY if body else METHODS) else None
     if body and lane is not None and len(body) > lane.body_limit:
         lane = None
     if lane is None or stream.__class__ is not PlannedStream:
@@ -233,11 +242,11 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
     guarded = head._index = GuardedIndex(dict(reversed(head.items)))
     try:
         route = manager.match(probe)  # type: ignore[arg-type]
-        planned = known.method in _METHODS or (known.method in _BODIED and head.version == 20)
+        planned = known.method in METHODS or (known.method in BODIED and head.version == 20)
         lane = manager.lane(route, head, scratch.is_internal) if planned else None
         if lane is None or not _CONTROL.isdisjoint(guarded):
             return None
-        if known.method in _BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
+        if known.method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
             return None  # HTTP/1 would have to frame the body
         if route.expected_timeout is not None and not manager.router.suppress:  # type: ignore[union-attr]
             head.add(timeouts.EXPECTED, route.expected_timeout)  # type: ignore[union-attr]

@@ -32,6 +32,7 @@ class PlannedStream(Stream):
     stage: int
     connected: Any  # upstream.pool.PlanExchange
     request_id: bytes
+    known: Any  # codec.h2.fields.ShapedRequest, where the plan is http.shape_plan.ShapedPlan
     answer: tuple[PlannedResponse, int, int, Headers | None]  # with milliseconds, bytes of the body, trailers
     facts: tuple[Any, ...] | None
 
@@ -53,7 +54,9 @@ class PlannedStream(Stream):
         else:
             self.bytes_received, self.request_ended, self.request_end = len(body), True, self.start
         if plan is not None:
-            self.request = (plan.filtered if stage == FILTERS else plan.finished).head(self._request_id(plan))
+            if stage == FILTERS and plan.new_id is not None:
+                self.request_id = plan.new_id()
+            self.request = plan.head(self, plan.filtered if stage == FILTERS else plan.finished)
             self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
         if stage == FILTERS:
             self._before_sending(plan)
@@ -72,13 +75,6 @@ class PlannedStream(Stream):
         else:
             self._finished()
             self.__class__ = Stream  # type: ignore[assignment]
-
-    def _request_id(self, plan: Plan) -> bytes:
-        if plan.new_id is None:
-            return b""
-        if self.stage == FILTERS:
-            self.request_id = plan.new_id()
-        return self.request_id
 
     def _before_sending(self, plan: Plan | None) -> None:
         """The filters run; nothing was counted yet."""

@@ -28,21 +28,25 @@ class Probe:
 
 
 class GuardedIndex(dict[bytes, bytes]):
-    """The index of a probe's head. The request id is another one each time: nobody may read it."""
+    """The index of a probe's head. The request id is another one each time, and what else is said to vary: nobody may read that."""
 
-    __slots__ = ()
+    __slots__ = ("_varying",)
+
+    def __init__(self, index: dict[bytes, bytes], varying: tuple[bytes, ...] = ()) -> None:
+        super().__init__(index)
+        self._varying = frozenset((REQUEST_ID, *varying))
 
     def get(self, name: bytes, default: Any = None) -> Any:
-        if name == REQUEST_ID:
+        if name in self._varying:
             raise Varies(name)
         return dict.get(self, name, default)
 
     def __getitem__(self, name: bytes) -> bytes:
-        if name == REQUEST_ID:
+        if name in self._varying:
             raise Varies(name)
         return dict.__getitem__(self, name)
 
     def __contains__(self, name: object) -> bool:
-        if name == REQUEST_ID:
+        if name in self._varying:
             raise Varies(name)
         return dict.__contains__(self, name)

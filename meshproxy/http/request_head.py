@@ -231,7 +231,7 @@ class RequestHeadPreparer:
         # The short way is for connection managers whose options add nothing but constants.
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
         self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
-        self._plain_path = options.paths.is_plain
+        self.is_plain_path = options.paths.is_plain
         self._watched = _WATCHED.union(options.internal_only)
         self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
         self._additions = _AdditionsMemo()
@@ -263,7 +263,7 @@ class RequestHeadPreparer:
                     return MISSING_PATH
                 stream.manager.stats.downstream_rq_non_relative_path.n += 1
                 return ABSOLUTE_PATH
-        elif not self._plain_path(path) and (reply := self._normalise(stream, head)) is not None:
+        elif not self.is_plain_path(path) and (reply := self._normalise(stream, head)) is not None:
             return reply
         if self._strips_host:
             self._strip_host(head, stream.connection)
@@ -278,7 +278,7 @@ class RequestHeadPreparer:
         """HOT: whether a head needs no more than `complete`: then all its repetitions can go straight there. `index`: the head's."""
         path = head.path
         watched = self._watched_http2 if http2 else self._watched
-        return bool(self._plain and head.authority and not self._strips_host and path[:1] == b"/" and self._plain_path(path) and watched.isdisjoint(index))
+        return bool(self._plain and head.authority and not self._strips_host and path[:1] == b"/" and self.is_plain_path(path) and watched.isdisjoint(index))
 
     def is_relayed(self, head: KnownRequest | RequestHead, index: dict[bytes, bytes], *, http2: bool = False) -> bool:
         """HOT: whether a head is one that sidecars get from each other: plain but for the scheme, and for what only internal clients may say."""
@@ -288,7 +288,7 @@ class RequestHeadPreparer:
             and index.get(b"x-forwarded-proto") in _SCHEMES
             and head.authority
             and path[:1] == b"/"
-            and self._plain_path(path)
+            and self.is_plain_path(path)
             and (self._watched_relayed_http2 if http2 else self._watched_relayed).isdisjoint(index)
         )
 

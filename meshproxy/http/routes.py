@@ -166,6 +166,12 @@ class RouteTable:
         host = self._as_configured.get(name) or self._memo.get(name) or self._find(name)
         return None if host is None else host.match(stream)
 
+    def virtual_host(self, authority: bytes) -> VirtualHost | None:
+        """That of all requests to a host; None also where it depends on more."""
+        if self.vhost_header:
+            return None
+        return self._as_configured.get(authority) or self._memo.get(authority) or self._find(authority)
+
     def _match_by_header(self, stream: StreamInfo) -> Route | None:
         """`vhost_header`: a header takes the place of the host."""
         assert stream.request is not None

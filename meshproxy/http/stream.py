@@ -62,6 +62,7 @@ class Stream(StreamInfo):
         "forwarding",
         "host",
         "is_internal",
+        "known",
         "lane",
         "last_active",
         "manager",

@@ -167,7 +167,13 @@ class Http1Connection(Connection):
 
     def ask_known(self, plan: Any, stream: Any) -> int:
         """HOT: see `upstream.pool.PlanExchange`."""
-        size: int = plan.size
+        if plan.varying:
+            out = plan.wire(stream) + stream.body
+            size = len(out) - len(stream.body)
+            stream.upstream_bytes_sent = size
+            self.transport.write(out)
+            return len(out)
+        size = plan.size
         stream.upstream_bytes_sent = size
         out = plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after
         self.transport.write(out + stream.body if stream.body else out)

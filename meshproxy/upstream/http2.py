@@ -386,13 +386,16 @@ class Http2Request(Http2Stream):
 
     def ask_known(self, plan: Any, stream: Any) -> int:
         """HOT"""
-        before, after = plan.fields or plan.make_fields(all_fields)
         encoder = self.session.encoder
-        block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
-        if plan.new_id is not None:
-            block += _REQUEST_ID + stream.request_id
-            if after.pairs:
-                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs)
+        if plan.varying:
+            block = plan.block(encoder, stream)
+        else:
+            before, after = plan.fields or plan.make_fields(all_fields)
+            block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
+            if plan.new_id is not None:
+                block += _REQUEST_ID + stream.request_id
+                if after.pairs:
+                    block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
         body = stream.body
         stream.upstream_bytes_sent = len(block)
         if body:

@@ -218,7 +218,7 @@ def test_a_decoder_that_ran_out_of_memory_is_replaced(monkeypatch):
     def fail(data, room):
         raise MemoryError
 
-    for decode in (huffman.decode, lambda data: huffman.decode_all([data])):
+    for decode in (huffman.decode, lambda data: huffman.decode_visible([data])):
         with monkeypatch.context() as patched:
             patched.setattr(huffman, "_inflate", fail)
             with pytest.raises(MemoryError):
@@ -684,8 +684,8 @@ def test_secrets_are_decoded_once() -> None:
         token = b"Bearer %d" % (number // 3 % 3)
         fields = [(b":method", b"GET"), (b":path", b"/%d" % number), (b"authorization", token), (b"cookie", b"n=%d" % number), (b":scheme", b"http")]
         assert decoder.decode(encoder.encode([(*field, field[0][1:] != b"method") for field in fields])).items == tuple(fields)
-    assert decoder._shapes
-    assert {b"Bearer 0", b"Bearer 1", b"Bearer 2"} <= set(decoder_module._secrets.values())
+    assert {secret for *_, secret in decoder._shapes} >= {(1, b"Bearer 0")}
+    assert b"Bearer 1" in decoder_module._secrets.values()
     alone = Decoder()
     for number in range(4):
         block = encoder.encode([(b"authorization", b"Basic %d" % number, True)])

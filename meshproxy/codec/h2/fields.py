@@ -14,6 +14,7 @@ from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
 from meshproxy.codec.headers import NO_PLANS, Headers, Pair, RequestHead, ResponseHead
+from meshproxy.codec.hpack.decoder import ShapedFields
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
@@ -74,15 +75,36 @@ class KnownRequest:
         return head
 
 
-class NewRequest(RequestHead):
-    """A `KnownRequest` that comes once, and so is its own `head()`."""
+class ShapedRequest:
+    """A request's head of a known shape, not yet put together.
 
-    __slots__ = ("length", "plain", "size")
+    `values`: those that `shape` leaves open, in order. `plans` belongs to the connection manager and to all of that shape.
+    """
+
+    __slots__ = ("fields", "length", "path", "plans", "shape", "values")
+
+    kept = False
+    protocol: bytes | None = None
+
+    fields: Fields
+    shape: RequestShape
+    values: list[bytes]
+    path: bytes
+    length: int
+    plans: dict[Any, Any]
+
+    def head(self) -> NewRequest:
+        """The head of the request."""
+        return self.shape.head(self.fields.items, self.path)
+
+
+class NewRequest(RequestHead):
+    """A `KnownRequest` that comes once, and so is its own `head()`. It has no place for what is concluded from it."""
+
+    __slots__ = ("length", "plain")
 
     length: int
     plain: object
-    size: int
-    final = bodied = True
     kept = False
     received = 0
     plans = NO_PLANS
@@ -118,45 +140,75 @@ class KnownResponse:
         return ResponseHead(self.status, self.items, self.index, version=20)
 
 
-class _RequestShape:
-    """What is concluded from the shape of a request's fields (`hpack.decoder.Shape`): all but what the values of its literals say. Not changed."""
+class RequestShape:
+    """What is concluded from the shape of a request's fields (`hpack.decoder.Shape`): all but what the values of its literals say.
 
-    __slots__ = ("authority", "count", "index", "length", "method", "path", "scheme", "varying")
+    `names`: whose values those are; `path_place`: of `:path` among them, or -1; `plans` is the only thing about it that changes.
+    """
 
-    def __init__(self, known: KnownRequest, count: int, path: int, varying: tuple[int, ...]) -> None:
+    __slots__ = ("_authority", "_count", "_index", "_length", "_path", "_places", "_scheme", "_varying", "method", "names", "path_place", "plans")
+
+    def __init__(self, known: KnownRequest, count: int, values: tuple[tuple[int, bytes], ...]) -> None:
+        """`count`: of pseudo fields. `values`: see `Shape`."""
         self.method = known.method
-        self.scheme = known.scheme
-        self.authority = known.authority
-        self.length = known.length
-        self.index = known.index.copy()
-        self.count = count  # pseudo fields
-        self.path = path  # where that is among the fields
-        self.varying = varying  # where the others are whose values differ
+        self._scheme = known.scheme
+        self._authority = known.authority
+        self._path = known.path
+        self._length = known.length
+        self._index = known.index.copy()
+        self._count = count
+        self._places = tuple(place for place, _ in values)
+        self.names = tuple(name for _, name in values)
+        self.path_place = self.names.index(b":path") if b":path" in self.names else -1
+        self._varying = tuple(place for place, name in values if name != b":path")
+        self.plans: dict[Any, Any] = NO_PLANS
 
-    def fill(self, fields: Fields) -> NewRequest | None:
+    def take(self, fields: Fields) -> ShapedRequest | None:
         """HOT: the head of one request; None when its values are to be looked at more closely."""
-        items = fields.items
-        index = self.index.copy()
-        for place in self.varying:
-            name, value = items[place]
-            if value.translate(VALUE) is not value:
+        place = self.path_place
+        path = self._path
+        if fields.__class__ is ShapedFields and fields.visible:
+            values = fields.values
+            if place >= 0:
+                path = values[place]
+                if path[:1] != b"/" or 32 in path:
+                    return None
+        else:
+            items = fields.items
+            values = [items[place][1] for place in self._places]
+            text = b"".join(values)
+            if text.translate(VALUE) is not text:
                 return None
-            index[name] = value
-        path = items[self.path][1]
-        if path.translate(_PATH) is not path or path[:1] != b"/":
-            return None
-        known = _new(NewRequest)
-        known.items = [*items[self.count :]]
-        known._index = index
-        known.method = self.method
+            if place >= 0:
+                path = values[place]
+                if path[:1] != b"/" or path.translate(_PATH) is not path:
+                    return None
+        known = _new(ShapedRequest)
+        known.fields = fields
+        known.shape = self
+        known.values = values
         known.path = path
-        known.authority = self.authority
-        known.scheme = self.scheme
-        known.version = 20
-        known.protocol = known.plain = None
-        known.length = self.length
-        known.size = fields.size
+        known.length = self._length
+        known.plans = self.plans
         return known
+
+    def head(self, items: tuple[Pair, ...], path: bytes) -> NewRequest:
+        """HOT: a head of this shape. `items`: all fields."""
+        index = self._index.copy()
+        for place in self._varying:
+            name, value = items[place]
+            index[name] = value
+        head = _new(NewRequest)
+        head.items = [*items[self._count :]]
+        head._index = index
+        head.method = self.method
+        head.path = path
+        head.authority = self._authority
+        head.scheme = self._scheme
+        head.version = 20
+        head.protocol = head.plain = None
+        head.length = self._length
+        return head
 
 
 def _learn(shape: Shape, known: KnownRequest, items: tuple[Pair, ...]) -> None:
@@ -164,25 +216,25 @@ def _learn(shape: Shape, known: KnownRequest, items: tuple[Pair, ...]) -> None:
     shape.known = _SEEN
     count = len(items) - len(known.items)
     names = [name for name, _ in items]
-    varying = {place: name for place, name in shape.values if name != b":path"}
+    varying = [name for _, name in shape.values if name != b":path"]
     if (
         known.protocol is None
         and known.method != b"CONNECT"
         and len(known.index) == len(known.items)
         and (*known.items,) == items[count:]
         and _PSEUDO.issuperset(names[:count])
-        and _SPECIAL_REQUEST.isdisjoint(varying.values())
-        and _PSEUDO.isdisjoint(varying.values())
+        and _SPECIAL_REQUEST.isdisjoint(varying)
+        and _PSEUDO.isdisjoint(varying)
         and not any(b"_" in name for name in names)
     ):
-        shape.known = _RequestShape(known, count, names.index(b":path"), (*varying,))
+        shape.known = RequestShape(known, count, shape.values)
 
 
-def request(fields: Fields, options: Options) -> KnownRequest | NewRequest:
+def request(fields: Fields, options: Options) -> KnownRequest | ShapedRequest:
     """HOT: a request's head."""
     shape = fields.shape
-    if shape is not None and shape.known.__class__ is _RequestShape:
-        return shape.known.fill(fields) or _request(fields, options)
+    if shape is not None and shape.known.__class__ is RequestShape:
+        return shape.known.take(fields) or _request(fields, options)
     known = _request(fields, options)
     if shape is not None and shape.known is None:
         _learn(shape, known, fields.items)

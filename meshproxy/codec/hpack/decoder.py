@@ -15,7 +15,7 @@ from typing import Any
 
 from meshproxy.codec.headers import Pair
 from meshproxy.codec.hpack.huffman import decode as decode_huffman
-from meshproxy.codec.hpack.huffman import decode_all
+from meshproxy.codec.hpack.huffman import decode_visible
 from meshproxy.codec.hpack.tables import DEFAULT_TABLE_SIZE, ENTRY_OVERHEAD, FIRST_DYNAMIC, STATIC, UNIQUE, HpackError, decode_rest
 
 MAX_LIST_SIZE = 65536
@@ -41,8 +41,10 @@ _NEWEST = 0x80 + FIRST_DYNAMIC  # see `Decoder._table`
 _PIECE = 4096  # bytes of a block after which the fields are counted: a byte can stand for a whole table
 
 Part = Pair | bytes
+Segment = tuple[bytes, int]  # with its length
 _indexed = re.compile(rb"[\x81-\xfe]+").match  # fields that are one byte each
 
+_new = object.__new__
 _NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
 
 
@@ -86,6 +88,32 @@ class Shape:
         return f"Shape({self.items!r}, {self.values!r})"
 
 
+class ShapedFields(Fields):
+    """A decoded block of a known shape; the fields are put together when they are asked for.
+
+    `values`: those of the literals that the shape leaves open, in order. `visible`: known to be of visible ASCII characters and spaces.
+    """
+
+    __slots__ = ("_items", "values", "visible")
+
+    shape: Shape
+    values: list[bytes]
+    visible: bool
+    _items: tuple[Pair, ...]
+
+    @property
+    def items(self) -> tuple[Pair, ...]:  # type: ignore[override]
+        """See `Fields`."""
+        try:
+            return self._items
+        except AttributeError:
+            items = [*self.shape.items]
+            for (place, name), value in zip(self.shape.values, self.values, strict=True):
+                items[place] = name, value
+            self._items = (*items,)
+            return self._items
+
+
 class CutFields(Fields):
     """What of a decoded block is within the limits."""
 
@@ -114,8 +142,8 @@ class Decoder:
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self._known = _NOTHING_KNOWN
-        # With the parts of their blocks that are the same, where strings end, and which one of them may have come before.
-        self._shapes: tuple[tuple[Shape, tuple[tuple[bytes, int], ...], bytes, list[int], int | None], ...] = ()
+        # With the parts of their blocks that are the same, where strings end, and the credentials, at their place among the values, if those are the same, too.
+        self._shapes: tuple[tuple[Shape, tuple[Segment, ...], bytes, list[int], tuple[int, bytes] | None], ...] = ()
         self._shapes_missed = 0
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
@@ -139,16 +167,10 @@ class Decoder:
         return self._decode(block) if fields is None else fields
 
     def _decode(self, block: bytes) -> Fields:
-        # HOT: a block that says the same whatever the dynamic table, or that differs from others in nothing but the values of literals.
-        independent = _independent.get(block)
-        if independent is not None and independent[2] <= self._size:
-            fields, added, size = independent
-            if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
-                self._add(added, size)
-                return fields
-        end = len(block)
+        # HOT: a block that differs from others in nothing but the values of literals, or that says the same whatever the dynamic table.
         for shape, segments, tail, ends, secret in self._shapes:
-            values = []
+            values: list[bytes] = []
+            append = values.append
             position = 0
             try:
                 for segment, size in segments:
@@ -156,18 +178,44 @@ class Decoder:
                     if block[position:start] != segment:
                         break
                     position = start + ends[block[start]]
-                    values.append(block[start + 1 : position])
+                    append(block[start + 1 : position])
                 else:
-                    if block[position:] == tail and position <= end:
-                        items = [*shape.items]
-                        if ends is _CODED:
-                            values = decode_all(values) if secret is None else _decode_all_but(secret, values)
-                        for (place, name), value in zip(shape.values, values, strict=True):
-                            items[place] = name, value
-                        return self._fields(block, items, shape.size + sum(map(len, values)), shape)
+                    if block[position:] == tail and position <= len(block):
+                        return self._shaped(block, shape, values, coded=ends is _CODED, secret=secret)
             except IndexError:  # it is too short
                 continue
+        independent = _independent.get(block)
+        if independent is not None and independent[2] <= self._size:
+            fields, added, size = independent
+            if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
+                self._add(added, size)
+                return fields
         return self._parse(block)
+
+    def _shaped(self, block: bytes, shape: Shape, values: list[bytes], secret: tuple[int, bytes] | None, *, coded: bool) -> Fields:
+        # HOT
+        shaped = _new(ShapedFields)
+        shaped.visible = False
+        if coded:
+            strings = decode_visible(values)
+            if strings is None:
+                values = [*map(decode_huffman, values)]
+            else:
+                values = strings
+                shaped.visible = True
+        if secret is not None:
+            values.insert(*secret)
+        shaped.values = values
+        size = shaped.size = shape.size + sum(map(len, values))
+        shaped.shape = shape
+        shaped.known = None
+        if block in _once or size > self.max_list_size or len(shape.items) > self.max_fields:
+            return self._fields(block, [*shaped.items], size, shape)
+        if len(block) <= _MAX_KNOWN_BLOCK:
+            if len(_once) >= _MAX_ONCE:
+                _once.clear()
+            _once.add(block)
+        return shaped
 
     def _parse(self, block: bytes) -> Fields:
         # HOT: no call in the loop that is not needed.
@@ -324,27 +372,46 @@ class Decoder:
 
     def _learn(self, block: bytes, items: list[Pair], literals: list[tuple[int, int, int]]) -> None:
         """Remember the shape of a block, if it comes for the second time."""
-        segments = []
-        position = 0
-        coded = [block[begin] >= 128 for _, begin, _ in literals]
-        if any(coded) != all(coded):
+        coded = block[literals[0][1]] >= 128
+        if any((block[begin] >= 128) != coded for _, begin, _ in literals):
             return
-        for _, begin, end in literals:
-            segments.append((block[position:begin], begin - position))
-            position = end
-        tail = block[position:]
-        number = hash((*segments, tail))
-        if number not in _once:
+        ways: list[tuple[int, bytes] | None] = [None]
+        place = next((number for number, (place, _, _) in enumerate(literals) if items[place][0] in _SECRETS), None)
+        if place is not None and coded:
+            _, begin, end = literals[place]
+            if decode_visible([block[begin + 1 : end]]) is not None:
+                ways.insert(0, (place, items[literals[place][0]][1]))
+        for secret in ways:
+            segments = []
+            position = 0
+            for number, (_, begin, end) in enumerate(literals):
+                if secret is None or number != secret[0]:
+                    segments.append((block[position:begin], begin - position))
+                    position = end
+            tail = block[position:]
+            number = hash((*segments, tail))
+            if segments and number in _once:
+                self._keep_shape(items, literals, tuple(segments), tail, secret, coded=coded)
+                return
             _once.add(number)  # bounded by `_fields`, which comes next
-            return
+
+    def _keep_shape(
+        self,
+        items: list[Pair],
+        literals: list[tuple[int, int, int]],
+        segments: tuple[Segment, ...],
+        tail: bytes,
+        secret: tuple[int, bytes] | None,
+        *,
+        coded: bool,
+    ) -> None:
         parts: list[Part] = [*items]
         for place, _, _ in literals:
             parts[place] = items[place][0]
         shape = _shape((*parts,))
         if shape is None:
             return
-        secret = next((number for number, (place, _, _) in enumerate(literals) if shape.items[place][0] in _SECRETS), None)
-        known = shape, tuple(segments), tail, _CODED if coded[0] else _PLAIN, secret
+        known = shape, segments, tail, _CODED if coded else _PLAIN, secret
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -501,16 +568,6 @@ def _secret(data: bytes) -> bytes:
         _secrets.clear()
     _secrets[data] = value
     return value
-
-
-def _decode_all_but(secret: int, data: list[bytes]) -> list[bytes]:
-    """`decode_all`, where one of the strings has most probably come before."""
-    # HOT
-    value = _secrets.get(data[secret]) or _secret(data[secret])
-    del data[secret]
-    strings = decode_all(data)
-    strings.insert(secret, value)
-    return strings
 
 
 def _insertions(block: bytes) -> list[int] | None:

@@ -39,7 +39,7 @@ _NEVER_INDEXED = frozenset((b"authorization", b"proxy-authorization"))
 _SHORT_COOKIE = 20  # bytes; shorter ones are as easily guessed
 
 _LITERAL, _INDEXING, _NEVER = 0x00, 0x40, 0x10
-_LENGTHS = [bytes((length,)) for length in range(127)]
+LENGTHS = [bytes((length,)) for length in range(127)]  # of short strings, as they are encoded
 
 
 class _Prefixes(dict[bytes, bytes]):
@@ -75,17 +75,36 @@ _UNIQUE_PREFIXES = {name: _literal[name] for name in (b":path", *UNIQUE)}
 def encode_literal(name: bytes, value: bytes) -> bytes:
     """A field that is in no table and goes into none: the same bytes for every connection, so it may be put together beforehand."""
     length = len(value)
-    return _literal[name] + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+    return _literal[name] + (LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+
+
+def _prefix(name: bytes) -> bytes:
+    """How a literal begins whose value is another one each time."""
+    return (_never if name in _NEVER_INDEXED or name == b"cookie" else _literal)[name]
 
 
 class Encoder(dict[Pair, bytes]):
     """One direction of a connection, and the memo of its fields: field -> its bytes, as long as the dynamic table stays as it is.
 
-    Blocks may be put together: `encode(a) + encode(b)` is a block of a and b, and `encode_literal` may come anywhere but first. All blocks must be sent, in
-    the order in which they were encoded.
+    Blocks may be put together: `encode(a) + encode_known(key, b, begun=True)` is a block of a and b, and `encode_literal` may come anywhere but first. All
+    blocks must be sent, in the order in which they were encoded.
     """
 
-    __slots__ = ("_declared", "_inserted", "_limit", "_news", "_pending", "_places", "_restart", "_size", "_used", "_without_room", "blocks", "generation")
+    __slots__ = (
+        "_declared",
+        "_inserted",
+        "_limit",
+        "_news",
+        "_pending",
+        "_places",
+        "_restart",
+        "_size",
+        "_used",
+        "_without_room",
+        "blocks",
+        "generation",
+        "parts",
+    )
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE) -> None:
         """`max_table_size`: what we spend on the dynamic table, in bytes, whatever more the peer allows."""
@@ -100,6 +119,7 @@ class Encoder(dict[Pair, bytes]):
         self._inserted = 0
         self._without_room = 0
         self.blocks: dict[Hashable, bytes] = _NO_BLOCKS
+        self.parts: dict[Hashable, tuple[bytes, ...]] = _NO_PARTS
         self._news = 0  # fields that came for the first time
         self._pending = False  # the next block begins with size updates
         self._restart = False  # ... and an empty table
@@ -121,18 +141,35 @@ class Encoder(dict[Pair, bytes]):
             return self._begin() + b"".join(map(self.__getitem__, items))
         return b"".join(map(self.__getitem__, items))
 
-    def encode_known(self, key: Hashable, items: Iterable[Pair]) -> bytes:
-        """`encode(items)`, for items that come again and again: always the same ones for one `key`, which is kept for some time."""
+    def encode_known(self, key: Hashable, items: Iterable[Pair], *, begun: bool = False) -> bytes:
+        """`encode(items)`, for items that come again and again: always the same ones for one `key`, which is kept for some time.
+
+        `begun`: they are not the first of their block.
+        """
         # HOT
         block = self.blocks.get(key)
         if block is None:
             before = self.generation, self._news
-            block = self.encode(items)
+            block = b"".join(map(self.__getitem__, items)) if begun else self.encode(items)
             if before == (self.generation, self._news) and not self._pending:
                 if self.blocks is _NO_BLOCKS or len(self.blocks) >= _MAX_BLOCKS:
                     self.blocks = {}
                 self.blocks[key] = block
         return block
+
+    def encode_parts(self, key: Hashable, parts: Iterable[tuple[Iterable[Pair], bytes]]) -> tuple[bytes, ...]:
+        """A block with gaps for values: after each part come the length and the value of a literal with the name that is given with it; after the last nothing.
+
+        Kept as `encode_known` keeps them, in `parts`.
+        """
+        before = self.generation, self._news
+        start = self._begin() if self._pending else b""
+        encoded = tuple(b"".join(map(self.__getitem__, items)) + (_prefix(name) if name else b"") for items, name in parts)
+        if before == (self.generation, self._news) and not self._pending:
+            if self.parts is _NO_PARTS or len(self.parts) >= _MAX_BLOCKS:
+                self.parts = {}
+            self.parts[key] = encoded
+        return (start + encoded[0], *encoded[1:])
 
     def __missing__(self, pair: Pair) -> bytes:
         # HOT: a field whose value is unique, or that came for the first time.
@@ -140,7 +177,7 @@ class Encoder(dict[Pair, bytes]):
         prefix = _UNIQUE_PREFIXES.get(name)
         if prefix is not None:
             length = len(value)
-            return prefix + (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+            return prefix + (LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
         index = STATIC_PAIRS.get(pair)
         if index is None:
             place = self._places.get(pair)
@@ -153,7 +190,7 @@ class Encoder(dict[Pair, bytes]):
         """A field that is in no table: a literal, which goes into the table if it came before."""
         name, value = pair
         length = len(value)
-        coded = (_LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
+        coded = (LENGTHS[length] if length < 127 else encode_integer(length, 7, 0)) + value
         number = hash(pair)
         once = _once
         if name in _NEVER_INDEXED or (name == b"cookie" and length < _SHORT_COOKIE):
@@ -202,6 +239,7 @@ class Encoder(dict[Pair, bytes]):
     def _change(self) -> None:
         self.generation += 1
         self.blocks = _NO_BLOCKS
+        self.parts = _NO_PARTS
 
     def _begin(self) -> bytes:
         """The size updates at the start of a block: the smallest maximum first (section 4.2), for which an empty table is small enough."""
@@ -222,4 +260,5 @@ class Encoder(dict[Pair, bytes]):
 # What all encoders share, besides the prefixes.
 _NO_PLACES: dict[Pair, int] = {}  # stays empty
 _NO_BLOCKS: dict[Hashable, bytes] = {}  # stays empty
+_NO_PARTS: dict[Hashable, tuple[bytes, ...]] = {}  # stays empty
 _once: set[int] = set()  # hashes of fields that came lately, whoever sent them: the second time they go into a table

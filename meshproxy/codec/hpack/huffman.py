@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import cache
+from operator import itemgetter
 
 from meshproxy.codec.hpack.tables import HpackError
 
@@ -51,6 +52,10 @@ _RESYNC = b"\x7c\x60"
 _BETWEEN = b"\x7c\x60\x07\xfe\x16"
 # What `_RESYNC` is decoded to behind a padding of no, one ... seven ones.
 _AFTER_PADDING = frozenset((b"9a0", b"Da0", b"Tb0", b"vH0", b"zV=", b";V=", b"ZwE", b")V="))
+# What is then between the zero bytes: a "-", a string, what ends it.
+_AFTER_STRINGS = frozenset(padding + b"0" for padding in _AFTER_PADDING)
+_end = itemgetter(slice(-4, None))
+_string = itemgetter(slice(1, -4))
 _LEADING_ONES = [8 - (byte ^ 255).bit_length() for byte in range(256)]
 _TRAILING_ONES = [_LEADING_ONES[byte] for byte in _REVERSED]
 
@@ -71,24 +76,25 @@ def decode(data: bytes) -> bytes:
     raise HpackError("Huffman padding")
 
 
-def decode_all(data: list[bytes]) -> list[bytes]:
-    """`decode` for several strings, at once if that is possible."""
+def decode_visible(data: list[bytes]) -> list[bytes] | None:
+    """`decode` for several strings at once, if all they contain is visible ASCII characters and spaces; else None."""
     # HOT
-    joined = _BETWEEN.join((*data, b""))
-    if 255 not in joined or not _has_fifteen_ones(joined):
-        try:
-            texts = _inflate(joined.translate(_REVERSED), 2 * len(joined) + 300).split(b"0\0-")
-        except MemoryError:
-            _stop()
-            raise
-        # One more than there are strings; or one of them contains what stands between them.
-        if len(texts) == len(data) + 1:
-            texts.pop()
-            strings = [text[:-3] for text in texts if text[-3:] in _AFTER_PADDING]
-            if len(strings) != len(data):
-                raise HpackError("Huffman padding")
-            return strings
-    return [*map(decode, data)]
+    joined = _BETWEEN.join(data) + _BETWEEN
+    if 255 in joined and _has_fifteen_ones(joined):
+        return None
+    try:
+        text = b"-" + _inflate(joined.translate(_REVERSED), 2 * len(joined) + 300)
+    except MemoryError:
+        _stop()
+        raise
+    # The codes of all other characters are too long for that decoder, but for zero, which is between the strings.
+    strings = text.split(b"\0")
+    if len(strings) != len(data) + 1:
+        return None
+    strings.pop()
+    if not _AFTER_STRINGS.issuperset(map(_end, strings)):
+        raise HpackError("Huffman padding")
+    return [*map(_string, strings)]
 
 
 def _has_fifteen_ones(data: bytes) -> bool:

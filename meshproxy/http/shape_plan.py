@@ -1,0 +1,300 @@
+"""Plans for HTTP/2 heads of one shape (`codec.h2.fields.RequestShape`), which differ in nothing but a few values: a path, a request id, a trace context.
+
+What a `Plan` (`http.plan`) is for a head that repeats itself, a `ShapedPlan` is for all heads of a shape that have one route: what goes upstream, with gaps
+for the values. Which route that is depends on the path, so every request is matched, by the general code, on a stand-in that knows only what is the same in
+all of them. If that looks at another of the values, requests of this shape have no plans.
+
+Routes whose filters look at requests and those that rewrite paths have none either: such requests go by their lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.h1.encode import encode_request_head
+from meshproxy.codec.headers import RequestHead
+from meshproxy.codec.hpack.encoder import LENGTHS
+from meshproxy.codec.hpack.tables import encode_integer
+from meshproxy.http import timeouts
+from meshproxy.http.plan import BODIED, METHODS, Plan
+from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
+from meshproxy.http.stream import Stream
+from meshproxy.upstream.http2 import all_fields
+
+if TYPE_CHECKING:
+    from meshproxy.codec.h2.fields import ShapedRequest
+    from meshproxy.codec.headers import Pair
+    from meshproxy.codec.hpack.encoder import Encoder
+    from meshproxy.http.lane import Lane
+    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.planned_stream import PlannedStream
+    from meshproxy.http.route import Route
+
+_MAX_ROUTES = 64  # of one shape
+_CONTROL = timeouts.CONTROL_HEADERS
+_PATH = b":path"
+
+_length = LENGTHS.__getitem__
+Pick = Callable[[Sequence[bytes]], Sequence[bytes]]
+
+
+class ShapedPlans:
+    """What requests of one shape come to, from clients that get the same additions."""
+
+    __slots__ = ("_additions", "_by_route", "_head", "_is_plain_path", "_manager", "_matcher", "_probe", "generation")
+
+    def __init__(self, manager: HttpConnectionManager, additions: Any, head: RequestHead) -> None:
+        """`head`: that of the stand-in."""
+        self.generation = manager.changes.n
+        self._manager = manager
+        self._additions = additions
+        self._is_plain_path = manager.preparer.is_plain_path
+        self._matcher: Any = manager.routes.virtual_host(head.authority) or manager.routes
+        self._probe = Probe()
+        self._probe.request = self._head = head
+        self._by_route: dict[Route | None, ShapedPlan | None] = {}
+
+    def start(self, codec: Any, known: ShapedRequest, body: bytes) -> PlannedStream | None:
+        """HOT: a whole request, as `Plan.start`; None, and nothing done, when it has to take another way."""
+        path = self._head.path = known.path
+        if not self._is_plain_path(path):
+            return None
+        try:
+            route = self._matcher.match(self._probe)
+        except Varies:
+            known.shape.plans[codec.connection.additions] = None
+            return None
+        try:
+            plan = self._by_route[route]
+        except KeyError:
+            plan = self._learn(route, known)
+        if plan is None or (plan.own_id >= 0 and not known.values[plan.own_id]):
+            return None
+        if plan.bodied:
+            if not body or len(body) > plan.lane.body_limit:
+                return None
+        elif body:
+            return None
+        return plan.start(codec, codec.connection.begin_planned(), body, known)
+
+    def _learn(self, route: Route | None, known: ShapedRequest) -> ShapedPlan | None:
+        if len(self._by_route) >= _MAX_ROUTES:
+            self._by_route.clear()
+        self._manager.count_plan()
+        plan = self._by_route[route] = _make_plan(self._manager, route, known, self._additions)
+        return plan
+
+
+def make_plans(manager: HttpConnectionManager, known: ShapedRequest, additions: Any) -> ShapedPlans | None:
+    """For requests like `known` from clients that get `additions`; None where they are not plain. The path of this one has to be."""
+    preparer, shape = manager.preparer, known.shape
+    if manager.times_routes:
+        return None
+    head = known.head()
+    index = head.index
+    if head.scheme != additions.scheme or not preparer.is_plain(head, index, http2=True):
+        if b"x-forwarded-proto" in shape.names or not preparer.is_relayed(head, index, http2=True):
+            return None
+        additions = preparer.relayed
+    if additions.forgets_trace_reason and not additions.replaces_id and REQUEST_ID in shape.names:
+        return None  # what becomes of the id depends on what it is
+    stand_in = _copy(head)
+    manager.complete_head(Stream.__new__(Stream), stand_in, additions)
+    stand_in._index = GuardedIndex(dict(reversed(stand_in.items)), shape.names)
+    return ShapedPlans(manager, additions, stand_in)
+
+
+class ShapedPlan(Plan):
+    """What requests of one shape and route come to. `own_id`: the place of the client's request id among the values, if it has to have one; or -1."""
+
+    __slots__ = ("_parts", "_pick", "_pick_wire", "_wire", "own_id")
+
+    varying = True
+
+    def __init__(self, outcome: _Outcome, own_id: int) -> None:
+        lane = self.lane = outcome.lane
+        self.generation = lane.manager.changes.n
+        self.hooks = ()
+        self.bodied = outcome.finished.method in BODIED
+        self.new_id = lane.manager.preparer.new_id if outcome.id else None
+        self.own_id = own_id
+        self.received = 0
+        self.filtered: Any = _Template(outcome.filtered, outcome.marks)
+        self.finished: Any = _Template(outcome.finished, outcome.marks)
+        self._parts, self._pick = _cut_fields(all_fields(outcome.finished), outcome.marks)
+        self._wire, self._pick_wire = _cut_wire(outcome.wire, outcome.marks)
+
+    def block(self, encoder: Encoder, stream: PlannedStream) -> bytes:
+        """HOT: the header block that goes upstream over HTTP/2."""
+        parts = encoder.parts.get(self) or encoder.encode_parts(self, self._parts)
+        values: Sequence[bytes] = stream.known.values
+        if self.new_id is not None:
+            values = [*values, stream.request_id]
+        if self._pick is not None:
+            values = self._pick(values)
+        try:
+            # No Python code runs here.
+            return b"".join(chain.from_iterable(zip(parts, map(_length, map(len, values)), values))) + parts[-1]  # noqa: B905  # one more part than values
+        except IndexError:  # one of them is long
+            lengths = [encode_integer(len(value), 7, 0) for value in values]
+            return b"".join(chain.from_iterable(zip(parts, lengths, values, strict=False))) + parts[-1]
+
+    def wire(self, stream: PlannedStream) -> bytes:
+        """HOT: the head that goes upstream over HTTP/1."""
+        values: Sequence[bytes] = stream.known.values
+        if self.new_id is not None:
+            values = [*values, stream.request_id]
+        if self._pick_wire is not None:
+            values = self._pick_wire(values)
+        return b"".join(chain.from_iterable(zip(self._wire, values))) + self._wire[-1]  # noqa: B905  # as above
+
+    def head(self, stream: PlannedStream, template: Any) -> RequestHead:
+        """See `Plan.head`."""
+        head: RequestHead = template.head([*stream.known.values, stream.request_id] if self.new_id is not None else stream.known.values)
+        return head
+
+
+class _Template:
+    """A request head without its values."""
+
+    __slots__ = ("_head", "_path", "_places")
+
+    def __init__(self, head: RequestHead, marks: list[bytes]) -> None:
+        self._head = head
+        self._path = marks.index(head.path) if head.path in marks else -1
+        self._places = [(at, marks.index(value)) for at, (_, value) in enumerate(head.items) if value in marks]
+
+    def head(self, values: Sequence[bytes]) -> RequestHead:
+        """An independent head with these values."""
+        of = self._head
+        items = of.items.copy()
+        for at, place in self._places:
+            items[at] = items[at][0], values[place]
+        path = of.path if self._path < 0 else values[self._path]
+        return RequestHead(of.method, path, of.authority, items, scheme=of.scheme, version=of.version)
+
+
+class _Outcome:
+    """What became of a head with marks in the place of its values, and then of the new request id if there is one."""
+
+    __slots__ = ("filtered", "finished", "id", "lane", "marks", "wire")
+
+    lane: Lane
+    id: bytes  # the generated request id; empty where none is generated
+    marks: list[bytes]
+    filtered: RequestHead  # as filters see it
+    finished: RequestHead  # as it goes upstream
+    wire: bytes
+
+    def but_id(self) -> list[bytes]:
+        """The head on the wire, in pieces around the request id."""
+        return self.wire.split(self.id) if self.id else [self.wire]
+
+
+class _Pathless(RequestHead):
+    """A head whose path nobody may read or change."""
+
+    __slots__ = ()
+
+    @property
+    def path(self) -> bytes:
+        raise Varies(_PATH)
+
+    @path.setter
+    def path(self, value: bytes) -> None:
+        raise Varies(_PATH)
+
+
+def _make_plan(manager: HttpConnectionManager, route: Route | None, known: ShapedRequest, additions: Any) -> ShapedPlan | None:
+    try:
+        first = _try_out(manager, route, known, additions)
+        # Once more: what comes out differently is no plan.
+        second = None if first is None else _try_out(manager, route, known, additions)
+    except Varies:
+        return None
+    if first is None or second is None or first.but_id() != second.but_id() or first.lane is not second.lane:
+        return None
+    names = known.shape.names
+    return ShapedPlan(first, names.index(REQUEST_ID) if REQUEST_ID in names and not first.id and additions.generates_id else -1)
+
+
+def _try_out(manager: HttpConnectionManager, route: Route | None, known: ShapedRequest, additions: Any) -> _Outcome | None:
+    """As `http.plan`'s, for all requests of a shape. Raises Varies."""
+    outcome = _Outcome()
+    names = known.shape.names
+    marks = outcome.marks = [b"<value %d>" % place for place in range(len(names))]
+    marked = dict(zip(names, marks, strict=True))
+    head = _copy(known.head(), marked)
+    path = marked.get(_PATH, head.path)
+    before = head.get(REQUEST_ID)
+    scratch = Stream.__new__(Stream)
+    manager.complete_head(scratch, head, additions)
+    value = head.get(REQUEST_ID)
+    outcome.id = b"" if value is None or value == before else value
+    if outcome.id:
+        marks.append(outcome.id)
+    head.path = path
+    outcome.filtered = head.copy()
+    head.__class__ = _Pathless
+    guarded = head._index = GuardedIndex(dict(reversed(head.items)), names)
+    method = head.method
+    lane = manager.lane(route, head, scratch.is_internal) if method in METHODS or method in BODIED else None
+    if lane is None or lane.chain.request_headers or not _CONTROL.isdisjoint(guarded):
+        return None
+    if method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
+        return None  # HTTP/1 would have to frame the body
+    if lane.route.expected_timeout is not None and not manager.router.suppress:
+        head.add(timeouts.EXPECTED, lane.route.expected_timeout)
+    if lane.route.finalize_request is not None:
+        probe = Probe()
+        probe.request = head
+        lane.route.finalize_request(probe)  # type: ignore[arg-type]
+    head.__class__ = RequestHead
+    outcome.lane = lane
+    outcome.finished = head
+    outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
+    return outcome if all(outcome.wire.count(mark) <= 1 for mark in marks) else None
+
+
+def _copy(head: RequestHead, values: dict[bytes, bytes] | None = None) -> RequestHead:
+    """An independent head that can be `complete`d. `values`: instead of those that it has."""
+    items = head.items.copy() if values is None else [(name, values.get(name, value)) for name, value in head.items]
+    return RequestHead(head.method, head.path, head.authority, items, dict(reversed(items)), scheme=head.scheme, version=head.version)
+
+
+def _picker(order: list[int], count: int) -> Pick | None:
+    """What brings `count` values into an order in which not all of them may be; None: nothing has to be done."""
+    if order == [*range(count)]:
+        return None
+    if len(order) > 1:
+        return itemgetter(*order)
+    return lambda values: [values[place] for place in order]
+
+
+def _cut_fields(fields: list[Pair], marks: list[bytes]) -> tuple[list[tuple[list[Pair], bytes]], Pick | None]:
+    """Fields as `Encoder.encode_parts` takes them, and what brings the values into their order."""
+    parts: list[tuple[list[Pair], bytes]] = []
+    pairs: list[Pair] = []
+    order = []
+    for name, value in fields:
+        if value in marks:
+            order.append(marks.index(value))
+            parts.append((pairs, name))
+            pairs = []
+        else:
+            pairs.append((name, value))
+    return [*parts, (pairs, b"")], _picker(order, len(marks))
+
+
+def _cut_wire(wire: bytes, marks: list[bytes]) -> tuple[list[bytes], Pick | None]:
+    """The parts of a head around the marks, and what brings the values into their order."""
+    places = sorted((wire.index(mark), place) for place, mark in enumerate(marks) if mark in wire)
+    parts = []
+    position = 0
+    for at, place in places:
+        parts.append(wire[position:at])
+        position = at + len(marks[place])
+    return [*parts, wire[position:]], _picker([place for _, place in places], len(marks))
