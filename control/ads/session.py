@@ -43,7 +43,24 @@ class State(Enum):
 class Subscription:
     """One type on the stream. `names` without `wildcard` are all that is wanted. `has`: the sets of which the client was told last; None before the first."""
 
-    __slots__ = ("again", "answered", "detail", "has", "known", "lingering", "names", "nonce", "refused", "said", "sent", "url", "version", "wildcard")
+    __slots__ = (
+        "again",
+        "answered",
+        "detail",
+        "has",
+        "known",
+        "lingering",
+        "names",
+        "lost",
+        "nonce",
+        "refused",
+        "said",
+        "sent",
+        "under_way",
+        "url",
+        "version",
+        "wildcard",
+    )
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -59,6 +76,8 @@ class Subscription:
         self.refused = False
         self.detail = ""  # why, as the client says
         self.sent = ""  # version of the last response
+        self.under_way: list[Resource] = []  # what is in it, as long as it is not answered, where a refusal loses what was right
+        self.lost: set[str] = set()  # names of what was in a response that was refused
         self.version = ""  # of the last one that was accepted
 
     @property
@@ -121,6 +140,9 @@ class Session:
         state.detail = request.error_detail.message[:MAX_DETAIL] if state.refused else ""
         if not state.refused:
             state.version = state.sent
+        else:
+            state.lost |= {one.name for one in state.under_way}
+        state.under_way = []
 
     def _receive(self, state: Subscription, request: Any, first: bool) -> None:
         if not first and state.nonce and request.response_nonce != state.nonce:
@@ -215,6 +237,7 @@ class Session:
         elif state.url in _COMPLETE:
             yield self._response(state, self._everything(state, parts))
         elif changed:
+            state.under_way = changed
             yield self._response(state, changed)
 
     def _unknown(self, state: Subscription, parts: tuple[ResourceSet, ...]) -> list[Resource]:
@@ -228,6 +251,9 @@ class Session:
 
     def _difference(self, state: Subscription, parts: tuple[ResourceSet, ...], again: set[str]) -> tuple[list[Resource], list[str]]:
         assert state.has is not None
+        if state.lost and any(new is not old and new.since(old) for new, old in zip(parts, state.has, strict=True)):
+            again = again | {name for name in state.lost if state.wants(name)}
+            state.lost = set()
         changed = {name: one for name in again if (one := _find(parts, name)) is not None}
         gone = [name for name in again if name not in changed]
         for new, old in zip(parts, state.has, strict=True):

@@ -217,6 +217,16 @@ class Fields:
                 self.error(f"{name}[{index}]", f"must be text, not {item!r:.60}")
         return tuple(found)
 
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        found = []
+        for index, item in enumerate(self._list(name)):
+            if isinstance(item, int) and not isinstance(item, bool):
+                found.append(item)
+            else:
+                self.error(f"{name}[{index}]", f"must be a whole number, not {item!r:.60}")
+        return tuple(found)
+
     def mapping(self, name: str, parse: Callable[[Fields, str], _T | None]) -> dict[str, _T]:
         """A mapping with any keys: what `parse(mapping, key)` makes of each value."""
         below = self.child(name)

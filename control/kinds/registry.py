@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from control.kinds import destination_rule, kubernetes, service_entry, virtual_service, workload
+from control.kinds import destination_rule, gateway, gateway_api, kubernetes, service_entry, virtual_service, workload
 from control.kinds.common import Meta, Parser
 from control.kinds.fields import Fields
 from meshproxy.api.errors import Problem
@@ -24,6 +24,10 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_ISTIO_NETWORKING, "DestinationRule"): (("v1", "v1beta1", "v1alpha3"), destination_rule.parse),
     (_ISTIO_NETWORKING, "ServiceEntry"): (("v1", "v1beta1", "v1alpha3"), service_entry.parse),
     (_ISTIO_NETWORKING, "WorkloadEntry"): (("v1", "v1beta1", "v1alpha3"), service_entry.parse_workload_entry),
+    (_ISTIO_NETWORKING, "Gateway"): (("v1", "v1beta1", "v1alpha3"), gateway.parse),
+    (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),
+    (gateway_api.GROUP, "HTTPRoute"): (("v1", "v1beta1"), gateway_api.parse_http_route),
+    (gateway_api.GROUP, "GRPCRoute"): (("v1", "v1alpha2"), gateway_api.parse_grpc_route),
     (OWN, "Workload"): (("v1",), workload.parse),
 }
 
@@ -37,6 +41,7 @@ _FOR_OTHERS = {
     ("policy", ""),
     ("rbac.authorization.k8s.io", ""),
     ("apiextensions.k8s.io", ""),
+    (gateway_api.GROUP, "GatewayClass"),
     ("networking.k8s.io", "Ingress"),
     ("networking.k8s.io", "NetworkPolicy"),
 }

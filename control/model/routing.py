@@ -185,4 +185,5 @@ class RouteRules:
     ports: tuple[int, ...] = ()
     gateway_api: bool = False
     gateways: tuple[str, ...] = (MESH,)  # `mesh`, or `namespace/name`
+    section: str = ""  # only for the gateways' server of this name
     export_to: tuple[str, ...] = ("*",)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from control.model.gateway import Gateway
 from control.model.routing import RouteRules
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.traffic import DestinationRule
@@ -41,6 +42,7 @@ class Config:
     services: Mapping[str, Service]
     route_rules: tuple[RouteRules, ...]
     destination_rules: tuple[DestinationRule, ...]
+    gateways: tuple[Gateway, ...]
     resolved: Endpoints
     source_labels: frozenset[str]
     _rules: _ByHost[DestinationRule]
@@ -54,17 +56,25 @@ class Config:
         best = min(found, key=lambda pair: (homes.index(pair[0].namespace) if pair[0].namespace in homes else len(homes), pair[1]), default=None)
         return best[0] if best is not None else None
 
-    def routes_for(self, host: str, namespace: str, gateway: str = MESH) -> tuple[RouteRules, ...]:
-        """The rules for requests to `host`: of those that name it most exactly, the first one, as in Istio; rules of the Gateway API add up."""
-        found = [(one, rank) for one, rank in self._routes.matching(host) if _is_for(one, gateway) and visible(one, namespace)]
+    def routes_for(self, host: str, port: int, namespace: str) -> tuple[RouteRules, ...]:
+        """The rules for requests of sidecars to a port of `host`: of those that name it most exactly, the first one, as in Istio.
+
+        Rules of the Gateway API add up. Those of the callers' own namespace go before those of the service's.
+        """
+        found = [(one, rank) for one, rank in self._routes.matching(host) if is_for(one, MESH) and visible(one, namespace)]
+        found = [(one, rank) for one, rank in found if not one.ports or port in one.ports]
         if not found:
             return ()
         best = min(rank for _, rank in found)
         chosen = [one for one, rank in found if rank == best]
-        return tuple(chosen) if chosen[0].gateway_api else (chosen[0],)
+        if not chosen[0].gateway_api:
+            return (chosen[0],)
+        together = [one for one in chosen if one.gateway_api]
+        return tuple([one for one in together if one.export_to == (namespace,)] or together)
 
 
-def _is_for(rules: RouteRules, gateway: str) -> bool:
+def is_for(rules: RouteRules, gateway: str) -> bool:
+    """Whether anything of these rules concerns a gateway, or sidecars (MESH)."""
     return gateway in rules.gateways or any(gateway in match.gateways for rule in rules.http for match in rule.matches)
 
 
@@ -104,6 +114,7 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
     slices: dict[str, list[EndpointSlice]] = defaultdict(list)
     rules: list[RouteRules] = []
     destination_rules: list[DestinationRule] = []
+    gateways: list[Gateway] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
@@ -115,9 +126,11 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
             rules.append(one)
         elif isinstance(one, DestinationRule):
             destination_rules.append(one)
+        elif isinstance(one, Gateway):
+            gateways.append(one)
     endpoints = _endpoints(services, workloads, slices, before.endpoints if before is not None else {})
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
-    config = _config(services, tuple(rules), tuple(destination_rules), resolved)
+    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), resolved)
     if before is not None:
         if _same_config(config, before.config):
             config = before.config
@@ -126,13 +139,20 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
     return MeshSnapshot(config, workloads, endpoints)
 
 
-def _config(services: dict[str, Service], rules: tuple[RouteRules, ...], destination_rules: tuple[DestinationRule, ...], resolved: Endpoints) -> Config:
+def _config(
+    services: dict[str, Service],
+    rules: tuple[RouteRules, ...],
+    destination_rules: tuple[DestinationRule, ...],
+    gateways: tuple[Gateway, ...],
+    resolved: Endpoints,
+) -> Config:
     labels = {label for one in rules for route in one.http for match in route.matches for label in match.source_labels}
     labels |= {label for one in rules for route in one.tcp for label in route.source_labels}
     return Config(
         services,
         rules,
         destination_rules,
+        gateways,
         resolved,
         frozenset(labels),
         _ByHost((rule.host, rule) for rule in destination_rules),
@@ -145,6 +165,7 @@ def _same_config(one: Config, other: Config) -> bool:
         one.route_rules == other.route_rules
         and one.destination_rules == other.destination_rules
         and one.services == other.services
+        and one.gateways == other.gateways
         and one.resolved == other.resolved
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 from control.model.routing import TcpRoute
 from control.names import inbound_cluster, outbound_cluster
 from control.translate.clusters import ADS
+from control.translate.http_route import Target
 from control.translate.resource import typed
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -33,16 +34,27 @@ def outbound_http(host: str, port: int, routes: str) -> dict[str, Any]:
 
 def outbound_tcp(host: str, port: int, service: str, service_port: int, route: TcpRoute | None) -> dict[str, Any]:
     """Where an application opens connections to a port of a service."""
-    proxy: dict[str, Any] = {"stat_prefix": outbound_cluster(service, service_port)}
     targets = route.destinations if route is not None else ()
-    clusters = [outbound_cluster(one.destination.host, one.destination.port or service_port, one.destination.subset) for one in targets]
-    if len(targets) > 1:
-        proxy["weighted_clusters"] = {
-            "clusters": [{"name": cluster, "weight": one.weight} for cluster, one in zip(clusters, targets, strict=True) if one.weight]
-        }
-    else:
-        proxy["cluster"] = clusters[0] if clusters else outbound_cluster(service, service_port)
-    return _listener("OUTBOUND", host, port, _tcp_proxy(proxy))
+    clusters = [(outbound_cluster(one.destination.host, one.destination.port or service_port, one.destination.subset), one.weight) for one in targets]
+    own = outbound_cluster(service, service_port)
+    return _listener("OUTBOUND", host, port, _tcp_to(own, clusters or [(own, 0)]))
+
+
+def gateway_http(host: str, port: int, routes: str) -> dict[str, Any]:
+    """Where a gateway takes requests from outside: what clients say of where they come from is not believed."""
+    rds = {"config_source": ADS, "route_config_name": routes}
+    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True))
+
+
+def gateway_tcp(host: str, port: int, route: TcpRoute, targets: tuple[tuple[str, Target], ...]) -> dict[str, Any]:
+    """Where a gateway takes plain connections; `targets` are the services that `route` names."""
+    by_host = dict(targets)
+    clusters = []
+    for one in route.destinations:
+        service = by_host[one.destination.host].service
+        number = one.destination.port or (service.ports[0].number if service is not None and len(service.ports) == 1 else port)
+        clusters.append((outbound_cluster(one.destination.host, number, one.destination.subset), one.weight))
+    return _listener("OUTBOUND", host, port, _tcp_to(f"outbound_{host}_{port}", clusters))
 
 
 def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool) -> dict[str, Any]:
@@ -79,6 +91,14 @@ def api(listener: str, routes: str) -> dict[str, Any]:
 
 def _listener(direction: str, host: str, port: int, last: dict[str, Any]) -> dict[str, Any]:
     return {"name": name(host, port), "address": address(host, port), "traffic_direction": direction, "filter_chains": [{"filters": [last]}]}
+
+
+def _tcp_to(stat_prefix: str, clusters: list[tuple[str, int]]) -> dict[str, Any]:
+    """To one of some clusters, by their weights."""
+    if len(clusters) == 1:
+        return _tcp_proxy({"stat_prefix": stat_prefix, "cluster": clusters[0][0]})
+    weighted = [{"name": name, "weight": weight} for name, weight in clusters if weight]
+    return _tcp_proxy({"stat_prefix": stat_prefix, "weighted_clusters": {"clusters": weighted}})
 
 
 def _tcp_proxy(fields: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def virtual_host(
 ) -> dict[str, Any]:
     """All that is said about requests to one port of a service. `targets` has every host that the rules name, and the service's own."""
     by_host = dict(targets)
-    made = [route for one in rules for route in rule_routes(one, port.number, by_host, caller)]
+    made = together(rules, port.number, by_host, caller)
     if not made:
         cluster = outbound_cluster(service.host, port.number)
         hash = dict(by_host[service.host].hash).get((port.number, "")) if service.host in by_host else None
@@ -73,9 +73,34 @@ def host(name: str, domains: list[str], routes: list[dict[str, Any]]) -> dict[st
     return {"name": name, "domains": domains, "routes": routes, "include_request_attempt_count": True}
 
 
+def together(rules: Iterable[RouteRules], port: int, targets: dict[str, Target], caller: Caller) -> list[dict[str, Any]]:
+    """The routes of several documents: VirtualServices one after another, rules of the Gateway API by how exact their matches are."""
+    rules = list(rules)
+    made = [route for one in rules if not one.gateway_api for route in rule_routes(one, port, targets, caller)]
+    exact: list[tuple[tuple[int, ...], dict[str, Any]]] = []
+    for one in rules:
+        if one.gateway_api:
+            around = Around(port, targets, one.name, True, caller.grpc)
+            for rule in one.http:
+                for match in rule.matches or (None,):
+                    exact += [(_exactness(match), route) for route in http_route.routes(rule, (match,), around)]
+    exact.sort(key=lambda pair: pair[0], reverse=True)  # stable: of equals the first counts
+    return made + [route for _, route in exact]
+
+
+def _exactness(match: RouteMatch | None) -> tuple[int, ...]:
+    """What the Gateway API compares, in its order: exact path, length of the prefix, method, number of headers, number of query parameters."""
+    if match is None:
+        return 0, 0, 0, 0, 0
+    path = match.path
+    kind = 0 if path is None else {"exact": 2, "path_prefix": 1, "prefix": 1}.get(path.kind, 0)
+    length = len(path.text) if path is not None and kind else 0
+    return kind, length, int(match.method is not None), len(match.headers), len(match.query)
+
+
 def rule_routes(rules: RouteRules, port: int, targets: dict[str, Target], caller: Caller) -> list[dict[str, Any]]:
     """The routes of one VirtualService for one port, as far as they concern the caller. What can never be reached is left out, as in Istio."""
-    around = Around(port, targets, rules.name, rules.gateway_api, caller.grpc)
+    around = Around(port, targets, rules.name, False, caller.grpc)
     made: list[dict[str, Any]] = []
     for rule in rules.http:
         matches: list[RouteMatch | None] = [None] if not rule.matches else []

@@ -10,11 +10,13 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
-from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, Workload
-from control.model.snapshot import Config, MeshSnapshot, visible
+from control.model.routing import RouteRules
+from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
+from control.model.snapshot import Config, MeshSnapshot, is_for, visible
 from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TrafficPolicy
-from control.names import HTTP_PROXY_ROUTES, MESH, inbound_cluster, outbound_cluster, short_hosts
+from control.names import HTTP_PROXY_ROUTES, MESH, host_matches, inbound_cluster, outbound_cluster, short_hosts
 from control.translate import clusters, listeners, routes
 from control.translate.endpoints import depends_on_locality, load_assignment
 from control.translate.http_route import Target
@@ -23,6 +25,7 @@ from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCE
 from control.translate.routes import Caller
 
 _T = TypeVar("_T")
+_EVERYWHERE = "0.0.0.0"  # where gateways listen
 
 
 class View:
@@ -125,7 +128,8 @@ class Translator:
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
         scope = _Scope(proxy.namespace, tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)), proxy.kind == GRPC)
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        own = (_Same(config), scope, workload)
+        gateways = tuple(one for one in config.gateways if one.is_on(proxy.namespace, labels))
+        own = (_Same(config), scope, workload, gateways)
         parts = {
             CLUSTER: (
                 self._once((CLUSTER, _Same(config), scope.namespace, scope.grpc), lambda: self._clusters(config, scope)),
@@ -137,8 +141,8 @@ class Translator:
             parts[LISTENER] = (self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(config, scope, workload)),)
-            parts[ROUTES] = (self._once((ROUTES, *own), lambda: self._routes(config, scope, workload)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(config, scope, workload, gateways)),)
+            parts[ROUTES] = (self._once((ROUTES, *own), lambda: self._routes(config, scope, workload, gateways)),)
         return View(parts)
 
     # --- what all proxies of a scope share
@@ -195,9 +199,45 @@ class Translator:
         )
 
     def _service_routes(self, config: Config, scope: _Scope, name: str, service: Service, port: Port) -> Resource:
-        rules = config.routes_for(service.host, scope.namespace)
+        rules = config.routes_for(service.host, port.number, scope.namespace)
         targets = _targets(config, scope.namespace, service.host, routes.mentioned(rules))
         return self._resource(ROUTES, name, routes.for_service, name, service, port, rules, targets, scope.caller)
+
+    # --- a gateway
+
+    def _gateway_listeners(self, config: Config, gateways: tuple[Gateway, ...]) -> list[Resource]:
+        """One listener a port; for plain connections the first rule that concerns it."""
+        made: dict[int, Resource] = {}
+        for gateway in gateways:
+            for server in gateway.servers:
+                if server.port in made:
+                    continue
+                name = listeners.name(_EVERYWHERE, server.port)
+                if server.protocol.is_http:
+                    made[server.port] = self._resource(LISTENER, name, listeners.gateway_http, _EVERYWHERE, server.port, f"http.{server.port}")
+                    continue
+                caller = Caller((gateway.namespace, (), False, gateway.key))
+                route = routes.tcp_route((one for one in config.route_rules if is_for(one, gateway.key)), server.port, caller)
+                if route is not None:
+                    targets = tuple(_targets(config, gateway.namespace, "", (one.destination.host for one in route.destinations)))
+                    made[server.port] = self._resource(LISTENER, name, listeners.gateway_tcp, _EVERYWHERE, server.port, route, targets)
+        return list(made.values())
+
+    def _gateway_routes(self, config: Config, scope: _Scope, gateways: tuple[Gateway, ...]) -> list[Resource]:
+        made = []
+        for port in sorted({server.port for gateway in gateways for server in gateway.servers if server.protocol.is_http}):
+            name = f"http.{port}"
+            hosts = []
+            for host, entries in _gateway_hosts(config, gateways, port).items():
+                targets = dict(_targets(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
+                found = []
+                for gateway, rules in entries:
+                    if not rules.gateway_api:
+                        found += routes.rule_routes(rules, port, targets, Caller((scope.namespace, (), False, gateway)))
+                found += routes.together((rules for _, rules in entries if rules.gateway_api), port, targets, scope.caller)
+                hosts.append(routes.host(f"{host}:{port}", [host], found))
+            made.append(make(ROUTES, name, {**routes.configuration(name, hosts), "ignore_port_in_host_matching": True}))
+        return made
 
     # --- a sidecar
 
@@ -210,11 +250,15 @@ class Translator:
             made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, workload.address, port.protocol.is_http2))
         return ResourceSet(made)
 
-    def _listeners(self, config: Config, scope: _Scope, workload: Workload | None) -> ResourceSet:
-        if workload is None or workload.sidecar is None:
-            return NO_RESOURCES
+    def _listeners(self, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
+        made = self._gateway_listeners(config, gateways)
+        if workload is not None and workload.sidecar is not None:
+            made += self._sidecar_listeners(config, scope, workload, workload.sidecar)
+        return ResourceSet(made)
+
+    def _sidecar_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
         made = []
-        for target, listen in workload.sidecar.inbound.items():
+        for target, listen in sidecar.inbound.items():
             host, port = _served(config, workload, target)
             name = listeners.name(workload.address, listen)
             if port.protocol.is_http:
@@ -224,22 +268,22 @@ class Translator:
             else:
                 made.append(self._resource(LISTENER, name, listeners.inbound_tcp, workload.address, listen, target))
         local = "::1" if ":" in workload.address else "127.0.0.1"
-        if workload.sidecar.http_proxy:
-            listen = workload.sidecar.http_proxy
+        if sidecar.http_proxy:
+            listen = sidecar.http_proxy
             made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES))
         for listen, service, port in _outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
                 made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}"))
             else:
-                route = routes.tcp_route(config.routes_for(service.host, scope.namespace), port.number, scope.caller)
+                route = routes.tcp_route(config.routes_for(service.host, port.number, scope.namespace), port.number, scope.caller)
                 made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, route))
-        return ResourceSet(made)
+        return made
 
-    def _routes(self, config: Config, scope: _Scope, workload: Workload | None) -> ResourceSet:
+    def _routes(self, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
+        made = {one.name: one for one in self._gateway_routes(config, scope, gateways)}
         if workload is None or workload.sidecar is None:
-            return NO_RESOURCES
-        made = {}
+            return ResourceSet(made.values())
         for _, service, port in _outbound(config, scope.namespace, workload):
             name = f"{service.host}:{port.number}"
             if port.protocol.is_http and name not in made:
@@ -247,6 +291,36 @@ class Translator:
         if workload.sidecar.http_proxy:
             made[HTTP_PROXY_ROUTES] = self._once((HTTP_PROXY_ROUTES, _Same(config), scope), lambda: _http_proxy(config, scope))
         return ResourceSet(made.values())
+
+
+def _domain_rank(host: str) -> tuple[int, int]:
+    """Exact names before patterns, longer patterns before shorter ones."""
+    return int(host.startswith("*")), -len(host)
+
+
+def _gateway_hosts(config: Config, gateways: tuple[Gateway, ...], port: int) -> dict[str, list[tuple[str, RouteRules]]]:
+    """What is said at one port of a gateway: host -> (gateway, rules)."""
+    found: dict[str, list[tuple[str, RouteRules]]] = {}
+    for gateway in gateways:
+        for server in gateway.servers:
+            if server.port != port or not server.protocol.is_http:
+                continue
+            for rules in config.route_rules:
+                if not rules.http or not is_for(rules, gateway.key) or rules.section not in ("", server.name) or (rules.ports and port not in rules.ports):
+                    continue
+                for host in rules.hosts:
+                    for namespace, pattern in server.hosts:
+                        both = _both(host, pattern)
+                        if both and namespace in ("*", rules.namespace) and (gateway.key, rules) not in found.setdefault(both, []):
+                            found[both].append((gateway.key, rules))
+    return {host: entries for host, entries in sorted(found.items(), key=lambda item: (_domain_rank(item[0]), item[0])) if entries}
+
+
+def _both(host: str, pattern: str) -> str:
+    """What two names or patterns of hosts have in common, "" for nothing."""
+    if host_matches(pattern, host) or pattern == host:
+        return host
+    return pattern if host_matches(host, pattern) else ""
 
 
 def _uses(config: Config, namespace: str) -> Iterator[_Use]:
@@ -344,7 +418,7 @@ def _http_proxy(config: Config, scope: _Scope) -> Resource:
         domains = [one for one in routes.domains(service, port.number, scope.namespace, bare=port.number == 80) if one not in taken]
         if domains:
             taken.update(domains)
-            rules = config.routes_for(service.host, scope.namespace)
+            rules = config.routes_for(service.host, port.number, scope.namespace)
             targets = _targets(config, scope.namespace, service.host, routes.mentioned(rules))
             hosts.append(routes.virtual_host(f"{service.host}:{port.number}", domains, service, port, rules, targets, scope.caller))
     for one in config.route_rules:  # hosts that are no services of the mesh, and are sent to some that are

@@ -244,3 +244,31 @@ def test_it_ends_when_it_is_told_to(mesh):
     mesh.envoy()
     mesh.control.process.send_signal(signal.SIGTERM)
     assert mesh.control.process.wait(30) == 0
+
+
+def test_a_gateway_and_routes_of_the_gateway_api(mesh):
+    port = mesh.ports.take()
+    mesh.write("edge.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {istio: edge}}}")
+    servers = f"[{{port: {{number: {port}, name: http, protocol: HTTP}}, hosts: ['*.example.com']}}]"
+    gateway = f"{{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {{name: g}}, spec: {{selector: {{istio: edge}}, servers: {servers}}}}}"
+    to_reviews = "[{match: [{uri: {prefix: /r}}], route: [{destination: {host: reviews, subset: v2}}]}]"
+    rules_at_edge = "apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: edge}"
+    mesh.write("gateway.yaml", f"{gateway}\n---\n{{{rules_at_edge}, spec: {{hosts: [shop.example.com], gateways: [g], http: {to_reviews}}}}}")
+    mesh.envoy("edge")
+    wait_until(lambda: not refused(port))
+    wait_until(lambda: fetch(port, "/r", host="shop.example.com")[1].get("name") == "v2")
+    assert fetch(port, "/r", host=f"shop.example.com:{port}")[0] == 200
+    assert fetch(port, "/other", host="shop.example.com")[0] == 404
+    assert fetch(port, "/r", host="elsewhere.com")[0] == 404
+
+    mesh.envoy("web")
+    versions = (
+        "{apiVersion: v1, kind: Service, metadata: {name: reviews-v1}, spec: {selector: {version: v1}, ports: [{name: http, port: 80, targetPort: http}]}}"
+    )
+    parent = '{group: "", kind: Service, name: reviews}'
+    head = "apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r}"
+    backends = "[{name: reviews-v1, port: 80}]"
+    mesh.write("route.yaml", f"{versions}\n---\n{{{head}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: {backends}}}]}}}}")
+    wait_until(lambda: set(mesh.who(4)) == {"v1"})
+    mesh.write("route.yaml", f"{{{head}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: {backends}}}]}}}}")
+    wait_until(lambda: fetch(mesh.port)[0] == 500)  # a backend that is not there

@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 from control.kinds import registry
 from control.kinds.store import Store
 from control.model.snapshot import build
+from control.translate.proxy import ProxyKey
+from control.translate.resource import ORDER
+from control.translate.translator import Translator
+from meshproxy.api import support
+from meshproxy.api.errors import INVALID
 
 # Words of the API in the wrong places find more than random ones.
 _WORDS = """
@@ -89,6 +94,30 @@ _RIGHT = [
             "endpoints": [{"address": "10.0.0.1", "ports": {"tcp": 2}}],
         },
     },
+    {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "a", "port": 80}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "Exact", "value": "/"}, "headers": [{"name": "x", "value": "y"}], "method": "GET"}],
+                    "filters": [
+                        {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "b", "port": 80}, "percent": 5}},
+                        {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}},
+                    ],
+                    "backendRefs": [{"name": "a", "port": 80, "weight": 1}],
+                    "timeouts": {"request": "1s"},
+                    "retry": {"codes": [500], "attempts": 1},
+                }
+            ],
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Gateway",
+        "spec": {"selector": {"a": "b"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]},
+    },
     {"apiVersion": "meshproxy/v1", "kind": "Workload", "spec": {"ports": {"web": 1}, "sidecar": {"inbound": [{"port": 1, "listen": 2}]}}},
 ]
 
@@ -108,16 +137,28 @@ def mutations(draw):
         holder = below
 
 
+def constraints(message) -> list[str]:
+    """What Envoy would refuse of a resource, as far as the constraints that the API declares tell."""
+    return [str(problem) for problem in support.check(message)[0] if problem.kind == INVALID]
+
+
 def _check(store: Store) -> None:
     store.settle()
-    build(store.objects)
+    snapshot = build(store.objects)
+    translator = Translator()
+    for kind in ("sidecar", "grpc"):
+        view = translator.view(ProxyKey(kind, "a", "default", (("a", "b"),)), snapshot)
+        for url in ORDER:
+            for resource in view.all(url):
+                problems = constraints(resource.message)
+                assert not problems, (resource, problems)
     for trouble in store.troubles:
         assert str(trouble)
 
 
 @settings(max_examples=300)
 @given(st.lists(documents() | mutations() | _VALUES, max_size=4))
-def test_any_documents_give_objects_or_problems(values):
+def test_any_documents_give_problems_or_resources_that_are_valid(values):
     store = Store()
     store.put("a", "\n---\n".join(json.dumps(value) for value in values).encode())
     _check(store)

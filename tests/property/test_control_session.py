@@ -117,15 +117,19 @@ class Rig:
                 continue
             url = update.type.url
             new = {one.name: version_of(url, one.message) for one in update.resources}
-            if BAD in new.values():
+            bad = BAD in new.values()
+            if bad and not self.delta:
                 self.client.reject(update, "bad")
                 continue
-            self.client.accept(update)
             if update.complete:
                 self.have[url].clear()
-            self.have[url].update(new)
+            self.have[url].update({name: version for name, version in new.items() if version != BAD})
             for name in update.removed:
                 self.have[url].pop(name, None)
+            if bad:  # what is right in a refused answer of delta is used
+                self.client.reject(update, "bad")
+            else:
+                self.client.accept(update)
 
     def settle(self) -> None:
         for _ in range(200):

@@ -1,0 +1,300 @@
+"""The Gateway API: HTTPRoute and GRPCRoute, for services of the mesh (as parents) and for gateways, and Gateway itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from control.kinds.common import Meta
+from control.kinds.fields import Fields
+from control.kinds.virtual_service import check_regex
+from control.model.gateway import Gateway, GatewayServer
+from control.model.routing import (
+    NO_HEADERS,
+    Destination,
+    DirectResponse,
+    HeaderOperations,
+    HttpRoute,
+    Mirror,
+    PathMatch,
+    Redirect,
+    Retries,
+    Rewrite,
+    RouteMatch,
+    RouteRules,
+    StringMatch,
+    WeightedDestination,
+)
+from control.model.service import Protocol
+from control.names import MESH, service_host
+
+GROUP = "gateway.networking.k8s.io"
+GATEWAY_NAME = f"{GROUP}/gateway-name"  # the label of workloads that serve a Gateway
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled"
+_INVALID_BACKEND = DirectResponse(500)
+
+
+def parse_gateway(meta: Meta, body: Fields) -> Gateway:
+    """`spec` of a Gateway: it is served by workloads of its namespace with the label GATEWAY_NAME."""
+    spec = body.need("spec")
+    spec.not_honoured("addresses", "backendTLS", "infrastructure", "allowedListeners", "tls")
+    spec.text("gatewayClassName", required=True)
+    servers = spec.each("listeners", lambda fields: _listener(meta, fields), required=True)
+    return Gateway(meta.name, meta.namespace, {GATEWAY_NAME: meta.name}, servers, anywhere=False)
+
+
+def _listener(meta: Meta, fields: Fields) -> GatewayServer:
+    fields.not_honoured("tls")
+    word = fields.text("protocol", required=True, choices=("HTTP", "HTTPS", "TLS", "TCP", "UDP"))
+    if word not in ("HTTP", ""):
+        fields.error("protocol", f"{word} is not served yet", "unsupported")
+    namespace = meta.namespace
+    allowed = fields.child("allowedRoutes")
+    if allowed is not None:
+        allowed.not_honoured("kinds")
+        namespaces = allowed.child("namespaces")
+        if namespaces is not None:
+            namespaces.not_honoured("selector")
+            if namespaces.text("from", "Same", choices=("All", "Same", "None")) == "All":
+                namespace = "*"
+    host = fields.text("hostname") or "*"
+    return GatewayServer(fields.text("name", required=True), fields.port("port", required=True), Protocol.HTTP, ((namespace, host),))
+
+
+def parse_http_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
+    """`spec` of an HTTPRoute."""
+    return _Route(meta, _http_match).parse(body.need("spec"))
+
+
+def parse_grpc_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
+    """`spec` of a GRPCRoute."""
+    return _Route(meta, _grpc_match).parse(body.need("spec"))
+
+
+class _Route:
+    """Parses one document. `match` reads one of its matches."""
+
+    def __init__(self, meta: Meta, match: Callable[[Fields], RouteMatch]) -> None:
+        self._meta = meta
+        self._match = match
+
+    def parse(self, spec: Fields) -> tuple[RouteRules, ...]:
+        """One set of rules for each parent."""
+        hostnames = spec.texts("hostnames")
+        rules = spec.each("rules", self._rule) or (HttpRoute(direct_response=_INVALID_BACKEND),)
+        return spec.each("parentRefs", lambda fields: self._parent(fields, hostnames, rules), required=True)
+
+    def _parent(self, fields: Fields, hostnames: tuple[str, ...], rules: tuple[HttpRoute, ...]) -> RouteRules | None:
+        group, kind = fields.text("group", GROUP), fields.text("kind", "Gateway")  # an empty group is the core's
+        name, namespace, port = fields.text("name", required=True), fields.text("namespace", self._meta.namespace), fields.port("port")
+        section = fields.text("sectionName")
+        ports = (port,) if port else ()
+        meta = self._meta
+        if (group, kind) == ("", "Service"):
+            if section:
+                fields.error("sectionName", "ports of services are chosen by `port`", "unsupported")
+            # A route beside its service is for every caller; one elsewhere is for the callers of its own namespace.
+            export_to = ("*",) if namespace == meta.namespace else (meta.namespace,)
+            host = service_host(name, namespace)
+            return RouteRules(meta.name, meta.namespace, (host,), rules, ports=ports, gateway_api=True, gateways=(MESH,), export_to=export_to)
+        if (group, kind) == (GROUP, "Gateway"):
+            gateways = (f"{namespace}/{name}",)
+            return RouteRules(meta.name, meta.namespace, hostnames or ("*",), rules, ports=ports, gateway_api=True, gateways=gateways, section=section)
+        fields.error("kind", f"{kind} of {group or 'core'} is no parent that meshctl serves", "unsupported")
+        return None
+
+    def _rule(self, fields: Fields) -> HttpRoute:
+        fields.not_honoured("sessionPersistence")
+        filters = self._filters(fields)
+        backends = fields.each("backendRefs", self._backend)
+        timeouts, retry = fields.child("timeouts"), fields.child("retry")
+        request_s = timeouts.duration("request") if timeouts is not None else None
+        backend_s = timeouts.duration("backendRequest") if timeouts is not None else None
+        redirect = filters.redirect
+        usable = any(one.weight for one in backends)
+        return HttpRoute(
+            name=fields.text("name"),
+            matches=fields.each("matches", self._match),
+            destinations=backends if usable and redirect is None else (),
+            redirect=redirect,
+            direct_response=None if usable or redirect is not None else _INVALID_BACKEND,
+            rewrite=filters.rewrite,
+            timeout_s=request_s if request_s is not None else backend_s,
+            retries=_retries(retry, backend_s) if retry is not None or backend_s is not None else None,
+            mirrors=tuple(filters.mirrors),
+            request_headers=filters.request,
+            response_headers=filters.response,
+        )
+
+    def _backend(self, fields: Fields) -> WeightedDestination:
+        filters = self._filters(fields)
+        if filters.redirect or filters.rewrite or filters.mirrors:
+            fields.error("filters", "only header modifiers are served here", "unsupported")
+        weight = fields.integer("weight", 1, high=1_000_000)
+        return WeightedDestination(self._target(fields), 1 if weight is None else weight, filters.request, filters.response)
+
+    def _target(self, fields: Fields) -> Destination:
+        group, kind = fields.text("group"), fields.text("kind", "Service")
+        if (group, kind) != ("", "Service"):
+            fields.error("kind", f"{kind} of {group or 'core'} is no backend that meshctl serves", "unsupported")
+        namespace = fields.text("namespace", self._meta.namespace)
+        if namespace != self._meta.namespace:
+            fields.error("namespace", "backends of other namespaces need a ReferenceGrant, which is not served yet", "unsupported")
+        return Destination(service_host(fields.text("name", required=True), namespace), "", fields.port("port", required=True))
+
+    # --- filters
+
+    def _filters(self, fields: Fields) -> _Filters:
+        made = _Filters()
+        for read in fields.each("filters", lambda below: _Read(self, below)):
+            read.into(made)
+        return made
+
+    def mirror(self, fields: Fields) -> Mirror:
+        """RequestMirror."""
+        fields.one_of("percent", "fraction")
+        fraction = fields.child("fraction")
+        percent = float(fields.integer("percent", 100, high=100) or 0)
+        if fraction is not None:
+            percent = 100.0 * (fraction.integer("numerator", 0) or 0) / (fraction.integer("denominator", 100, low=1) or 100)
+        return Mirror(self._target(fields.need("backendRef")), min(percent, 100.0))
+
+
+class _Filters:
+    """What the filters of a rule or a backend say together."""
+
+    def __init__(self) -> None:
+        self.request = NO_HEADERS
+        self.response = NO_HEADERS
+        self.redirect: Redirect | None = None
+        self.rewrite: Rewrite | None = None
+        self.mirrors: list[Mirror] = []
+
+
+class _Read:
+    """One filter."""
+
+    def __init__(self, route: _Route, fields: Fields) -> None:
+        self._route = route
+        self._fields = fields
+        self._kind = fields.text("type", required=True)
+
+    def into(self, made: _Filters) -> None:
+        fields = self._fields
+        if self._kind == "RequestHeaderModifier":
+            made.request = _modifier(fields.need("requestHeaderModifier"))
+        elif self._kind == "ResponseHeaderModifier":
+            made.response = _modifier(fields.need("responseHeaderModifier"))
+        elif self._kind == "RequestMirror":
+            made.mirrors.append(self._route.mirror(fields.need("requestMirror")))
+        elif self._kind == "RequestRedirect":
+            made.redirect = _redirect(fields.need("requestRedirect"))
+        elif self._kind == "URLRewrite":
+            made.rewrite = _rewrite(fields.need("urlRewrite"))
+        elif self._kind:
+            fields.rest()
+            fields.error("type", f"{self._kind} is not served", "unsupported")
+
+
+def _modifier(fields: Fields) -> HeaderOperations:
+    def pairs(name: str) -> dict[str, str]:
+        return dict(fields.each(name, lambda below: (below.text("name", required=True), below.text("value", required=True))))
+
+    return HeaderOperations(pairs("set"), pairs("add"), fields.texts("remove"))
+
+
+def _redirect(fields: Fields) -> Redirect:
+    path = fields.child("path")
+    full, prefix = _path_change(path) if path is not None else (None, None)
+    code = fields.integer("statusCode", 302) or 302
+    if code not in (301, 302, 303, 307, 308):
+        fields.error("statusCode", f"{code} is not one of 301, 302, 303, 307, 308")
+    scheme = fields.text("scheme", choices=("http", "https"))
+    port = fields.port("port")
+    return Redirect(full or "", prefix or "", fields.text("hostname"), scheme, port, not port and not scheme, code)
+
+
+def _rewrite(fields: Fields) -> Rewrite:
+    path = fields.child("path")
+    full, prefix = _path_change(path) if path is not None else (None, None)
+    return Rewrite(prefix or "", full or "", fields.text("hostname"))
+
+
+def _path_change(fields: Fields) -> tuple[str | None, str | None]:
+    """(the whole path, what replaces the prefix that matched): one of them."""
+    kind = fields.text("type", required=True, choices=("ReplaceFullPath", "ReplacePrefixMatch"))
+    full, prefix = fields.text("replaceFullPath"), fields.text("replacePrefixMatch")
+    if kind == "ReplaceFullPath":
+        return full or "/", None
+    return None, prefix or "/"
+
+
+def _retries(fields: Fields | None, per_try_s: float | None) -> Retries:
+    if fields is None:
+        return Retries(2, _RETRY_ON, per_try_s)
+    codes = []
+    for index, code in enumerate(fields.numbers("codes")):
+        if not 400 <= code <= 599:
+            fields.error(f"codes[{index}]", f"{code} is not within 400 to 599")
+        codes.append(code)
+    attempts = fields.integer("attempts", 2, high=2**31 - 1)
+    retry_on = _RETRY_ON + (",retriable-status-codes" if codes else "")
+    return Retries(2 if attempts is None else attempts, retry_on, per_try_s, fields.duration("backoff", low=1e-3), tuple(codes))
+
+
+# --- matches
+
+
+def _http_match(fields: Fields) -> RouteMatch:
+    method = fields.text("method", choices=_METHODS)
+    return RouteMatch(
+        path=_path(fields.child("path")),
+        method=StringMatch("exact", method) if method else None,
+        headers=_named(fields, "headers"),
+        query=_named(fields, "queryParams"),
+    )
+
+
+def _path(fields: Fields | None) -> PathMatch | None:
+    if fields is None:
+        return None
+    kind, value = fields.text("type", "PathPrefix", choices=("Exact", "PathPrefix", "RegularExpression")), fields.text("value", "/")
+    if kind == "RegularExpression":
+        check_regex(fields, "value", value)
+        return PathMatch("regex", value)
+    if not value.startswith("/"):
+        fields.error("value", f"{value!r} must start with a slash")
+    return PathMatch("exact" if kind == "Exact" else "path_prefix", value)
+
+
+def _named(owner: Fields, name: str) -> dict[str, StringMatch]:
+    def one(fields: Fields) -> tuple[str, StringMatch]:
+        kind, value = fields.text("type", "Exact", choices=("Exact", "RegularExpression")), fields.text("value", required=True)
+        if kind == "RegularExpression":
+            check_regex(fields, "value", value)
+        return fields.text("name", required=True), StringMatch("exact" if kind == "Exact" else "regex", value)
+
+    found: dict[str, StringMatch] = {}
+    for key, match in owner.each(name, one):
+        found.setdefault(key, match)  # of two for one header, the first counts
+    return found
+
+
+def _grpc_match(fields: Fields) -> RouteMatch:
+    method = fields.child("method")
+    path = None
+    if method is not None:
+        kind = method.text("type", "Exact", choices=("Exact", "RegularExpression"))
+        service, name = method.text("service"), method.text("method")
+        if not service and not name:
+            method.error("", "one of service, method is needed")
+        if kind == "RegularExpression":
+            pattern = f"/{service or '[^/]+'}/{name or '[^/]+'}"
+            check_regex(method, "service" if service else "method", pattern)
+            path = PathMatch("regex", pattern)
+        elif service and name:
+            path = PathMatch("exact", f"/{service}/{name}")
+        else:
+            path = PathMatch("prefix", f"/{service}/") if service else PathMatch("regex", f"/[^/]+/{re.escape(name)}")
+    return RouteMatch(path=path, headers=_named(fields, "headers"))
