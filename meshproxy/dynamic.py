@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy import worker
 from meshproxy.api import errors, semantics
+from meshproxy.api import secrets as api_secrets
 from meshproxy.channel import Kind
 from meshproxy.http import manager as managers
 from meshproxy.http import route_configs
@@ -25,8 +26,10 @@ from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
 from meshproxy.xds.listeners import ListenerUpdates
+from meshproxy.xds.needs import Needs
 from meshproxy.xds.resources import CLUSTER, LISTENER, WILDCARD
-from meshproxy.xds.routes import Routes
+from meshproxy.xds.routes import Routes, RouteSubscription
+from meshproxy.xds.secrets import Secrets, SecretSubscription
 from meshproxy.xds.subscription import Rules
 
 if TYPE_CHECKING:
@@ -62,7 +65,9 @@ class Dynamic:
         self._first_listeners = asyncio.Event()
         assert plan.routes is not None
         self._route_configs = plan.routes
-        self.routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes)
+        self.needs = Needs()
+        self._routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes)
+        self._secrets = Secrets(self._sources, context, self._rules, self._tell_secret)
         discovery.make_eds = lambda cluster, scope, on_changed: Eds(cluster, scope, on_changed, self._sources, context, self._rules)
         listeners.acquire = self._acquire
         self.clusters: Clusters | None = None
@@ -72,6 +77,7 @@ class Dynamic:
         if resources.HasField("cds_config"):
             tell = Tell(self._tell_cluster, self._tell_cluster_removed)
             self.clusters = Clusters(context.clusters, discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
+            self.clusters.acquire = self._acquire_for_cluster
             with errors.under("dynamic_resources.cds_config"):
                 self._cds = self._sources.subscribe(resources.cds_config, CLUSTER, WILDCARD, self.clusters, context.stats.scope("cluster_manager.cds."))
         if resources.HasField("lds_config"):
@@ -85,6 +91,10 @@ class Dynamic:
         """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
         if self._sources.ads is not None:
             self._sources.ads.start()
+        for one in self._bootstrap.static_resources.clusters:
+            ready = asyncio.Event()
+            self._acquire_for_cluster(one, ready.set)
+            await ready.wait()
         self._discovery.start(eds=True)
         await self._discovery.wait_initialised()
         if self._cds is not None:
@@ -131,7 +141,20 @@ class Dynamic:
         managers.compile(whole, NetworkContext(scratch, scratch.stats.scope("")))
 
     def _acquire(self, listener: Any, ready: Callable[[], None]) -> Callable[[], None]:
-        return self.routes.acquire(list(route_configs.managers(listener)), ready)
+        return self.needs.acquire([*self._routes.wanted(listener), *self._secrets.wanted(listener)], ready)
+
+    def _acquire_for_cluster(self, cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
+        return self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
+
+    @property
+    def routes(self) -> list[RouteSubscription]:
+        """Every route configuration that somebody needs."""
+        return [one for one in self.needs.known.values() if isinstance(one, RouteSubscription)]
+
+    @property
+    def secrets(self) -> list[SecretSubscription]:
+        """Every secret that somebody needs."""
+        return [one for one in self.needs.known.values() if isinstance(one, SecretSubscription)]
 
     # -- to the workers
 
@@ -149,6 +172,16 @@ class Dynamic:
         else:
             self._route_configs.forget(key)
         self._pool.broadcast(Kind.ROUTES, marshal.dumps((key, serialised)))
+
+    def _tell_secret(self, key: bytes, serialised: bytes) -> None:
+        inherited = self._plan.secrets
+        assert inherited is not None
+        if serialised:
+            inherited[key] = serialised
+        else:
+            inherited.pop(key, None)
+        self._context.secrets.update(key, serialised)
+        self._pool.broadcast(Kind.SECRET, marshal.dumps((key, serialised)))
 
 
 def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
@@ -173,6 +206,10 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         for manager in route_configs.managers(listener):
             check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
+    for kind in ("clusters", "listeners"):
+        for at, holder in enumerate(getattr(bootstrap.static_resources, kind)):
+            for reference, _ in api_secrets.references(holder):
+                check(f"static_resources.{kind}[{at}]: {reference.name}: sds_config", reference.sds_config)
 
 
 def _static_clusters(bootstrap: Any) -> set[str]:

@@ -58,6 +58,8 @@ class Supervisor:
         self._health: dict[str, dict[str, int]] = {}  # cluster -> address -> flags
         self._all_ready = asyncio.Event()
         plan.tls_contexts = {} if plan.concurrency > 1 else None
+        if worker.needs_discovery(bootstrap):
+            plan.routes, plan.secrets = RouteConfigs(), {}
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
             plan.concurrency,
@@ -92,11 +94,10 @@ class Supervisor:
         self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
         self._discovery = Discovery(self._context.clusters, self._context, on_endpoints=self._on_endpoints, on_health=self._on_health)
         self._dynamic: Dynamic | None = None
-        if worker.needs_discovery(bootstrap):
+        if plan.routes is not None:
             from meshproxy.dynamic import Dynamic
             from meshproxy.xds.clusters import Tell
 
-            plan.routes = RouteConfigs()
             remember = Tell(self._cluster_changed, self._cluster_removed)
             self._dynamic = Dynamic(bootstrap, plan, self._context, self._pool, self._discovery, self._listeners, remember)
             self._server.dynamic = self._dynamic

@@ -14,10 +14,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import process
-from meshproxy.api import errors, messages
+from meshproxy.api import errors, messages, secrets
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Runtime
-from meshproxy.api.secrets import Secrets
 from meshproxy.channel import Channel, Kind
 from meshproxy.context import Context
 from meshproxy.http import route_configs
@@ -65,6 +64,7 @@ class Plan(Record):
     tls_contexts: dict[bytes, Any] | None = None  # the contexts of listeners: workers share their session tickets
     listeners: list[server.Listener] = field(default_factory=list)
     routes: RouteConfigs | None = None  # main's; None where nothing comes by discovery
+    secrets: dict[bytes, bytes] | None = None  # those that came by discovery, as api.secrets.Secrets has them; None where none can
     clusters: cluster_manager.ClusterManager | None = None  # main's
 
     def sockets(self, index: int) -> list[list[socket.socket]]:
@@ -89,9 +89,9 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
     context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
     context.cells = plan.cells
     context.tls_contexts = plan.tls_contexts
-    if bootstrap.static_resources.secrets:
+    if bootstrap.static_resources.secrets or plan.secrets is not None:
         with errors.under("static_resources.secrets"):
-            context.secrets = Secrets(bootstrap.static_resources.secrets)
+            context.secrets = secrets.Secrets(bootstrap.static_resources.secrets, plan.secrets)
     with errors.under("layered_runtime"):
         context.runtime = Runtime.from_proto(bootstrap.layered_runtime, plan.node.cluster)
     options = plan.options
@@ -129,12 +129,9 @@ def needs_discovery(bootstrap: Any) -> bool:
     return (
         bootstrap.HasField("dynamic_resources")
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
-        or any(_uses_rds(listener) for listener in bootstrap.static_resources.listeners)
+        or any(True for listener in bootstrap.static_resources.listeners for _ in route_configs.managers(listener))
+        or any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))
     )
-
-
-def _uses_rds(listener: Any) -> bool:
-    return any(True for _ in route_configs.managers(listener))
 
 
 def run(plan: Plan, index: int, channel_socket: socket.socket) -> None:
@@ -194,6 +191,7 @@ class Worker:
             Kind.LISTENER_REMOVED: self._remove_listener,
             Kind.LISTENER_DRAINED: self._close_drained,
             Kind.ROUTES: self._routes,
+            Kind.SECRET: lambda body: context.secrets.update(*marshal.loads(body)),
         }
         context.clusters.on_immediate_failure = lambda cluster, address: self._channel.send(Kind.FAILED, marshal.dumps((cluster, address)))
         context.clusters.on_eject = lambda cluster, address: self._channel.send(Kind.EJECTED, marshal.dumps((cluster, address)))

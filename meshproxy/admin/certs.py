@@ -87,7 +87,10 @@ def collect(bootstrap: Any) -> list[Bundle]:
     for prefix, context in _contexts(bootstrap):
         bundle = Bundle(prefix)
         names, authority = secrets.names(context)
-        secrets.inline(context, known)
+        try:
+            secrets.inline(context, known)
+        except secrets.MissingSecret:
+            continue  # by discovery, which has not begun
         for at, certificate in enumerate(context.tls_certificates):
             name = names[at] if names else _unnamed("cert", certificate.certificate_chain)
             bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _HEALTHY = 1  # envoy.config.core.v3.HealthStatus
 Accepts = Callable[[str], bool]
+_SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"
 _LISTENER = "envoy.config.listener.v3.Listener"
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
@@ -73,7 +74,7 @@ def _sections(server: Server, accepts: Accepts, include_eds: bool) -> Iterator[A
     yield _listeners(server, bootstrap, accepts)
     yield messages.known("envoy.admin.v3.ScopedRoutesConfigDump")()
     yield _routes(server, bootstrap, accepts)
-    yield _secrets(bootstrap, accepts)
+    yield _secrets(server, bootstrap, accepts)
 
 
 def _bootstrap(server: Server, bootstrap: Any) -> Any:
@@ -162,7 +163,7 @@ def _routes(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
                 entry = section.static_route_configs.add()
                 entry.route_config.Pack(manager.route_config)
                 entry.last_updated.FromMilliseconds(int(updated * 1000))
-    for one in server.dynamic.routes.known.values() if server.dynamic is not None else ():
+    for one in server.dynamic.routes if server.dynamic is not None else ():
         if one.serialised and accepts(one.name):
             _put(section.dynamic_route_configs.add(), "route_config", "envoy.config.route.v3.RouteConfiguration", one.serialised, one.version, one.updated_at)
     return section
@@ -176,13 +177,18 @@ def _managers(listener: Any) -> Iterator[Any]:
                 yield registry.unpack(network_filter.typed_config)
 
 
-def _secrets(bootstrap: Any, accepts: Accepts) -> Any:
+def _secrets(server: Server, bootstrap: Any, accepts: Accepts) -> Any:
     section = messages.known("envoy.admin.v3.SecretsConfigDump")()
     for secret in bootstrap.static_resources.secrets:
         if accepts(secret.name):
             entry = section.static_secrets.add()
             entry.name = secret.name
             entry.secret.Pack(secret)
+    for one in server.dynamic.secrets if server.dynamic is not None else ():
+        if accepts(one.name):
+            entry = (section.dynamic_active_secrets if one.serialised else section.dynamic_warming_secrets).add(name=one.name)
+            placeholder = messages.known(_SECRET)(name=one.name).SerializeToString()
+            _put(entry, "secret", _SECRET, one.serialised or placeholder, one.version or "uninitialized", one.updated_at)
     return section
 
 

@@ -125,9 +125,19 @@ def compile_transport(proto: Any, scope: Scope, context: Context) -> DownstreamT
         module = registry.module(registry.type_url(socket.typed_config), "downstream transport socket")
         if message.DESCRIPTOR.name == "RawBuffer":
             return None
+        if any(True for _ in secrets.discovered(message.common_tls_context)):
+            from meshproxy.net.tls_sds import DownstreamSds  # few workers need it
+
+            return DownstreamSds(message, scope, _secrets_of(context))
         with under("common_tls_context"):
             secrets.inline(message.common_tls_context, context.secrets)
         return module.compile_downstream(message, scope, context.tls_contexts)
+
+
+def _secrets_of(context: Context) -> secrets.Secrets:
+    if context.secrets is None:
+        context.secrets = secrets.Secrets()
+    return context.secrets
 
 
 def _compile_filters(proto: Any, network: NetworkContext) -> tuple[list[Any], Any]:

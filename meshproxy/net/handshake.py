@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import FilterChain
     from meshproxy.net.listener import Listener
+    from meshproxy.net.tls import DownstreamTls
 
 log = logging.getLogger("meshproxy.net.listener")
 
@@ -50,7 +51,8 @@ class Handshake:
         self._timeouts.stop(self)
         conn, chain, listener = self._conn, self._chain, self._listener
         assert chain.tls is not None
-        conn.tls = chain.tls.describe(transport.ssl_object)
+        owner: DownstreamTls = transport.ssl_object.context.owner  # type: ignore[attr-defined]  # which may be gone from the chain: certificates rotate
+        conn.tls = owner.describe(transport.ssl_object)
         conn.handshake_end = listener.context.clock()
         listener.connected(conn, chain, transport)
 

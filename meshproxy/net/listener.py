@@ -539,6 +539,10 @@ class Listener:
         """A connection has a transport: begin with TLS if the chain has it, else it is ready."""
         if chain.tls is None:
             self.connected(conn, chain, transport)
+        elif not chain.tls.ready:
+            chain.tls.refuse()
+            transport.set_protocol(ClosingWatch(conn, None))
+            transport.close()
         else:
             self._connections[conn] = Handshake(self, conn, chain).start(transport)
 

@@ -149,11 +149,16 @@ class _Tls:
 
 
 class DownstreamTls(_Tls):
-    """TLS of the connections that one filter chain accepts."""
+    """TLS of the connections that one filter chain accepts. `ready`: there is all that a handshake needs (net.tls_sds)."""
+
+    ready = True
 
     def __init__(self, common: Common, stats: TlsStats, context: ssl.SSLContext) -> None:
         super().__init__(common, stats)
         self.context = context
+
+    def refuse(self) -> None:
+        """Count a connection that came before it was ready."""
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> HandshakeObject:
         """The TLS object of one connection; it reads and writes encrypted bytes there."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api import errors, registry
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.api.http2_options import compile_http2
-from meshproxy.api.secrets import inline
+from meshproxy.api.secrets import Secrets, discovered, inline
 from meshproxy.codec.h1.parser import MAX_HEADERS
 from meshproxy.codec.h1.parser import Options as ParserOptions
 from meshproxy.record import Record, field
@@ -18,7 +18,6 @@ from meshproxy.record import Record, field
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshproxy.api.secrets import Secrets
     from meshproxy.net.sockets import DialOptions
     from meshproxy.net.tls import UpstreamTls
     from meshproxy.observe.stats import Scope
@@ -292,6 +291,10 @@ def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> Up
     if url.endswith(".RawBuffer"):
         return None
     message = registry.unpack(socket.typed_config)
+    if any(True for _ in discovered(message.common_tls_context)):
+        from meshproxy.net.tls_sds import UpstreamSds  # few workers need it
+
+        return UpstreamSds(message, scope, secrets or Secrets())
     with errors.under("common_tls_context"):
         inline(message.common_tls_context, secrets)
     tls: UpstreamTls = module.compile_upstream(message, scope)

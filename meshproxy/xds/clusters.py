@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class Dynamic(Record):
     serialised: bytes
     updated: float
     watch: Watch | None = None
+    release: Callable[[], None] = lambda: None  # lets go of what it needs besides
 
 
 class Tell(Record):
@@ -62,6 +64,8 @@ class Clusters:
         self._tell = tell
         self._on_first = on_first
         self._answered = False
+        # Asked what a cluster needs besides: calls the second argument when it is there, and returns what lets go of it.
+        self.acquire: Callable[[Any, Callable[[], None]], Callable[[], None]] = _acquire_nothing
         scope = context.stats.scope("cluster_manager.cds.")
         scope.declare("counter", ("config_reload",))
         scope.declare("gauge", ("config_reload_time_ms",))
@@ -111,21 +115,32 @@ class Clusters:
         check(message)
         self._forget_warming(name)
         entry = Dynamic(name, resource.version, serialised, self._context.wall())
-        if not Watch.is_needed(message):
+        ready = asyncio.Event()
+        entry.release = self.acquire(message, ready.set)
+        if ready.is_set() and not Watch.is_needed(message):
             self._activate(entry)
             return True
-        watch = entry.watch = Watch(message, self._discovery)
+        watch = None
+        if Watch.is_needed(message):
+            try:
+                watch = entry.watch = Watch(message, self._discovery)
+            except ConfigError:
+                entry.release()
+                raise
         self.warming[name] = entry
         self._count_warming()
         if name not in self.active:
             self._manager.waiting.add(name)
-        watch.start()
+        if watch is not None:
+            watch.start()
         # Mostly there is an answer already, when it comes from a file or is a literal address.
-        spawn(f"warm {name}", self._warm(entry, watch))
+        spawn(f"warm {name}", self._warm(entry, ready))
         return True
 
-    async def _warm(self, entry: Dynamic, watch: Watch) -> None:
-        await watch.wait_warm()
+    async def _warm(self, entry: Dynamic, ready: asyncio.Event) -> None:
+        await ready.wait()
+        if entry.watch is not None:
+            await entry.watch.wait_warm()
         if self.warming.get(entry.name) is entry:
             del self.warming[entry.name]
             self._count_warming()
@@ -149,13 +164,17 @@ class Clusters:
         if health:
             self._manager.set_health(name, health)
         self._tell.changed(name, entry.serialised, assignment, health)
+        if old is not None:
+            old.release()
 
     def _remove(self, name: str) -> bool:
         """Remove a cluster; False when there is none that came by CDS."""
         warming = self._forget_warming(name)
-        if self.active.pop(name, None) is None:
+        active = self.active.pop(name, None)
+        if active is None:
             self._manager.warmed(name)
             return warming
+        active.release()
         self._discovery.remove(name)
         self._manager.remove(name)
         self._tell.removed(name)
@@ -165,10 +184,16 @@ class Clusters:
         warming = self.warming.pop(name, None)
         if warming is None:
             return False
-        assert warming.watch is not None
-        warming.watch.close()
+        if warming.watch is not None:
+            warming.watch.close()
+        warming.release()
         self._count_warming()
         return True
 
     def _count_warming(self) -> None:
         self._manager.warming.n = len(self.warming)
+
+
+def _acquire_nothing(cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
+    ready()
+    return lambda: None

@@ -39,8 +39,9 @@ CLUSTER = _type("envoy.config.cluster.v3.Cluster", "name", True, "envoy.service.
 ENDPOINTS = _type("envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_name", False, "envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints")
 LISTENER = _type("envoy.config.listener.v3.Listener", "name", True, "envoy.service.listener.v3.ListenerDiscoveryService", "Listeners")
 ROUTES = _type("envoy.config.route.v3.RouteConfiguration", "name", False, "envoy.service.route.v3.RouteDiscoveryService", "Routes")
+SECRETS = _type("envoy.extensions.transport_sockets.tls.v3.Secret", "name", False, "envoy.service.secret.v3.SecretDiscoveryService", "Secrets")
 
-TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES)}
+TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS)}
 # What comes first in a stream: whatever is referred to before what refers to it.
 ORDER = tuple(TYPES)
 

@@ -149,7 +149,10 @@ class Site:
 
     async def connect(self, listener: str) -> Client:
         """A connection to a listener at a port of ours."""
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port(listener)))
+        return self.keep(Client(*await asyncio.open_connection("127.0.0.1", self.port(listener))))
+
+    def keep(self, client: Client) -> Client:
+        """Close it in the end."""
         self._clients.append(client)
         return client
 
@@ -198,7 +201,7 @@ class Site:
         for section in json.loads(text)["configs"]:
             if section["@type"].rpartition(".")[2] in sections:
                 shown = _without_times(section)
-                for name in ("static_route_configs", "dynamic_route_configs"):  # in no particular order
+                for name in ("static_route_configs", "dynamic_route_configs", "dynamic_active_secrets", "dynamic_warming_secrets"):  # in no particular order
                     if name in shown:
                         shown[name].sort(key=json.dumps)
                 self.note(shown)
