@@ -213,11 +213,16 @@ async def get(port: int, path: str) -> httpx.Response:
         return await client.get(f"http://127.0.0.1:{port}{path}")
 
 
-@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
-async def test_two_envoys_while_certificates_and_roots_change(tmp_path, api_type):
+SDS, DELTA = "GRPC", "DELTA_GRPC"
+
+
+@pytest.mark.parametrize(
+    ("server_kind", "client_kind", "api_type"), [(ENVOY, ENVOY, SDS), (ENVOY, ENVOY, DELTA), (OURS, OURS, SDS), (OURS, ENVOY, DELTA), (ENVOY, OURS, DELTA)]
+)
+async def test_certificates_and_roots_change_under_traffic(tmp_path, server_kind, client_kind, api_type):
     async with Mesh(tmp_path, life_s=4) as mesh:
-        server = await mesh.start(ENVOY, "server", server_config(await mesh.agent(API), api_type))
-        client = await mesh.start(ENVOY, "client", client_config(await mesh.agent(WEB), server, api_type))
+        server = await mesh.start(server_kind, "server", server_config(await mesh.agent(API), api_type))
+        client = await mesh.start(client_kind, "client", client_config(await mesh.agent(WEB), server, api_type))
         first_root = mesh.authority.bundle()[0]
         async with flowing(client.port()) as traffic:
             await traffic.wait_until(lambda: len(traffic.serials) >= 3)
