@@ -425,6 +425,9 @@ class ServerConnection(DownstreamConnection):
     def linger(self, stream: Stream) -> None:
         """Nothing is ever queued here."""
 
+    def settle_relays(self) -> None:
+        """Nothing goes past a stream here."""
+
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: HTTP/1 can only say so by closing."""
         self._out = b""

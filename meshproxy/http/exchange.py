@@ -62,6 +62,9 @@ class Exchange(Protocol):
     def watch_stream(self, seconds: float) -> None:
         """The stream's idle timeout is `seconds` (and its `idle_timeout`)."""
 
+    def settle_relays(self) -> None:
+        """Tell the stream of all data that has gone past it. Its byte counts and `last_active` lag behind until then, or until it ends."""
+
     def discard_request(self) -> None:
         """We answer before the request is complete, and nobody will read the rest."""
 

@@ -422,6 +422,7 @@ class Http2ServerConnection(DownstreamConnection):
             timeout = self.manager.flush_timeout(stream) if exchange.local_closed and stream.ended else stream.idle_timeout or default
             if not timeout:
                 continue
+            exchange.settle_relays()
             remaining = stream.last_active + timeout - now
             if remaining > 0.0005:
                 left = min(left, remaining)

@@ -8,6 +8,7 @@ from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
 from meshproxy.codec.h2.fields import ShapedRequest
 from meshproxy.codec.h2.frames import DEFAULT_FRAME_SIZE
+from meshproxy.codec.h2.relay import Relay
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import RequestHead, ResponseHead
 from meshproxy.codec.hpack.encoder import encode_literal
@@ -61,7 +62,6 @@ class Http2Exchange(Http2Stream):
     __slots__ = ("connection", "info", "manager", "stream", "waiting")
 
     protocol = "HTTP/2"
-    peer: Http2Request | None = None  # where data goes on to, when nobody looks at it in between
 
     def __init__(self, connection: Http2ServerConnection) -> None:
         Http2Stream.__init__(self, connection.session)  # a third cheaper than by `super`, and done for every request
@@ -198,12 +198,8 @@ class Http2Exchange(Http2Stream):
                 self._whole(known, data)
                 return
             self._begin(known, end_stream=False)
-        peer = self.peer
-        if peer is not None and not end_stream and peer.request is not None:
-            stream = peer.request.stream
-            stream.bytes_received += len(data)
-            stream.last_active = self.manager.clock()
-            peer.send_data(data, False)
+        if self.relay is not None:
+            self.relay.send(data)
             return
         self._data(data, end_stream)
 
@@ -211,6 +207,11 @@ class Http2Exchange(Http2Stream):
         stream = self.stream
         if stream is not None:
             stream.on_data(data, end_stream)
+
+    def on_relayed(self, size: int, now: float) -> None:
+        stream: Any = self.stream
+        stream.bytes_received += size
+        stream.last_active = max(stream.last_active, now)
 
     def on_trailers(self, trailers: Headers) -> None:
         self.general()
@@ -324,23 +325,19 @@ class Http2Exchange(Http2Stream):
             self._relay(stream)
 
     def _relay(self, stream: Stream) -> None:
-        """Both heads are through: where nobody looks at the data in between, it goes from stream to stream."""
+        """Both heads are through: where nobody looks at data in between, it goes on from stream to stream."""
         forwarding, chain = stream.forwarding, stream.chain
         if forwarding is None or stream.tunnel or chain.request_data or chain.response_data:
             return
         attempt = forwarding.winner
-        if attempt is None or forwarding.keeps_body or attempt._idle_timer is not None:
+        if attempt is None or forwarding.keeps_body or forwarding.tunnel or attempt._idle_timer is not None:
             return
         exchange = attempt.exchange
         if exchange.__class__ is Http2Request and stream._request_hold is None and stream._response_hold is None:
-            self.peer = exchange
-            exchange.peer = self
-
-    def relay(self, stream: Stream, data: bytes) -> None:
-        """HOT: a piece of the response's body, as `Stream.send_data` would bring it."""
-        stream.last_active = self.manager.clock()
-        stream.bytes_sent += len(data)
-        Http2Stream.send_data(self, data, False)
+            if not self.remote_closed:
+                Relay(self, exchange, self.manager.clock)
+            if not exchange.remote_closed:
+                Relay(exchange, self, self.manager.clock)
 
     def send_whole(self, stream: Stream, head: ResponseHead, body: bytes) -> None:
         """HOT: a whole response with a content length."""
@@ -426,8 +423,6 @@ class Http2Exchange(Http2Stream):
     def stream_done(self, stream: Stream) -> None:
         """Count the stream out. A request that goes on after its response is told to stop (RFC 9113 8.1)."""
         self.stream = None
-        if self.peer is not None:
-            self.peer = None
         if not self.remote_closed:
             self.connection.stats.downstream_rq_rx_reset.n += 1
             self._reset(stream, errors.NO_ERROR)

@@ -59,6 +59,7 @@ class LogEvents:
 
     def _due(self, stream: Stream) -> None:
         self._schedule(stream)
+        stream.codec.settle_relays()
         self._log(stream, events.DOWNSTREAM_PERIODIC)
 
     def _log(self, stream: Stream, event: str) -> None:

@@ -281,7 +281,6 @@ class Http2Request(Http2Stream):
 
     protocol = "HTTP/2"
     held_back = False  # the request was told to wait
-    peer: Any = None  # http.http2_exchange.Http2Exchange: where data goes on to, when nobody looks at it in between
     upgrade: bytes | None = None  # what the stream is to become
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
@@ -487,13 +486,17 @@ class Http2Request(Http2Stream):
         request = self.request
         if request is None:
             return
-        peer = self.peer
-        if peer is not None and not end_stream:
-            peer.relay(request.stream, data)
+        if self.relay is not None:
+            self.relay.send(data)
             return
         request.on_response_data(data, end_stream)
         if end_stream:
             self._response_done()
+
+    def on_relayed(self, size: int, now: float) -> None:
+        stream = self.request.stream
+        stream.bytes_sent += size
+        stream.last_active = max(stream.last_active, now)
 
     def on_trailers(self, trailers: Headers) -> None:
         """HOT"""
@@ -571,9 +574,9 @@ class Http2Request(Http2Stream):
 
     def _leave(self) -> None:
         """The request is over, or has given up."""
+        if self.relay is not None or self.feeder is not None:
+            self.end_relays()
         self.request = None
-        if self.peer is not None:
-            self.peer = None
         connection = self.connection
         connection.idle_since = connection.pool.context.clock()
         connection.pool.detach()

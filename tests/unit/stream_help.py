@@ -47,6 +47,9 @@ class Codec:
     def stream_done(self, stream: Any) -> None:
         self.out.append(("done",))
 
+    def settle_relays(self) -> None:
+        pass
+
     def discard_request(self) -> None:
         pass
 

@@ -99,6 +99,8 @@ def _change_windows(session: Session, window: int) -> None:
     change = window - session.peer_stream_window
     session.peer_stream_window = window
     for stream in session.streams.values():
+        if stream.feeder is not None:
+            stream.feeder.settle()
         stream.send_window += change
         if stream.send_window > MAX_WINDOW:
             raise Http2Error(errors.FLOW_CONTROL_ERROR, "a stream's window overflows")
@@ -124,6 +126,8 @@ def _window_update(session: Session, flags: int, stream_id: int, payload: bytes)
         if stream is None:
             session.check_not_idle(stream_id, "WINDOW_UPDATE")
             return
+        if stream.feeder is not None:
+            stream.feeder.settle()
         stream.send_window += increment
         if stream.send_window > MAX_WINDOW:
             # Not only an error of the stream: a peer could have us reset any number of them.

@@ -17,6 +17,7 @@ ENABLE_CONNECT_PROTOCOL = 8
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW = 65535
 DEFAULT_FRAME_SIZE = 16384
+LARGE = 4096  # bytes of a frame's data from which on a copy costs more than one piece more to write
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAM_ID = (1 << 31) - 1
 

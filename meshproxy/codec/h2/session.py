@@ -31,6 +31,7 @@ from meshproxy.codec.h2.frames import (
     WITH_PRIORITY,
     unpack_head,
 )
+from meshproxy.codec.h2.relay import Relay, pass_on
 from meshproxy.codec.h2.settings import Options
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import Headers
@@ -67,6 +68,7 @@ class Sink(Protocol):
         ...
 
 
+_LARGE_PIECE = 1 << 16  # bytes of frames that were passed on together, from which on they are not copied once more
 _LONGEST = DEFAULT_FRAME_SIZE << 8 | 0xFF  # the head of a frame that is not too large
 _NOT_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
 
@@ -95,7 +97,7 @@ class Session:
         "_reset",
         "_rest",
         "_skipped",
-        "_stream_window",
+        "stream_window",
         "unanswered",
         "_window",
         "_withheld",
@@ -117,6 +119,7 @@ class Session:
         "peer_max_streams",
         "peer_stream_window",
         "pending_bytes",
+        "relays",
         "send_window",
         "sink",
         "stats",
@@ -132,7 +135,8 @@ class Session:
         self.pending_bytes = options.stats.pending_send_bytes
         self.streams: dict[int, Any] = {}
         self.blocked: dict[int, Http2Stream] = {}  # streams with something queued, in the order in which they are served next
-        self.out: list[bytes] = []
+        self.relays: dict[int, Relay] = {}  # of streams whose data goes on to others
+        self.out: list[bytes | memoryview] = []
         self.apart = 0  # pieces of data in `out` that are not joined to their frames' heads: large ones, which are not copied
         self.writable = True  # the transport takes more; see `set_writable`
         self.high_watermark = options.initial_stream_window_size
@@ -153,7 +157,7 @@ class Session:
         self._window = DEFAULT_WINDOW  # of the connection, towards us
         self._consumed = 0  # bytes that count against it, and may be granted again
         self._withheld = 0  # those that may not, since their streams are paused
-        self._stream_window = options.initial_stream_window_size
+        self.stream_window = options.initial_stream_window_size
         self._rest = b""
         self._greeted = 0 if client else len(PREFACE)  # bytes of the preface still to come
         self._expecting = client  # only SETTINGS, or the rest of a header block, may come next
@@ -208,7 +212,7 @@ class Session:
             self._outbound_flood()
         return data
 
-    def take_parts(self) -> list[bytes]:
+    def take_parts(self) -> list[bytes | memoryview]:
         """The same in parts: to be preferred if something is `apart`."""
         parts = self.out.copy()
         self.out.clear()
@@ -242,6 +246,19 @@ class Session:
         for part in parts[1:-1]:
             self.emit(frames.encode(CONTINUATION, 0, stream_id, part))
         self.emit(frames.encode(CONTINUATION, END_HEADERS, stream_id, parts[-1]))
+
+    def send_frames(self, frames: memoryview, count: int, size: int) -> None:
+        """`count` frames of DATA with `size` bytes in them, in one piece. Their streams' windows are the caller's."""
+        self.send_window -= size
+        self.data_frames += count
+        out = self.out
+        if not out:
+            self.sink.on_output()
+        out.append(frames)
+        self._frames += count - 1
+        if len(frames) >= _LARGE_PIECE:
+            self.apart += 1
+            self._frames += 1
 
     def emit_control(self, frame: bytes) -> None:
         """A frame that the peer has provoked."""
@@ -340,6 +357,18 @@ class Session:
             self._give_back(stream)
             self._grant(stream)
 
+    def can_pass(self, target: Session) -> int:
+        """How many bytes of data can go on to another session before a window between us and either peer is closed, or has to be granted anew."""
+        if not target.writable:
+            return 0
+        window = self._window
+        return min((window - 1 >> 1) - self._consumed, window - self._withheld - self._consumed, target.send_window)
+
+    def passed(self, size: int) -> None:
+        """So much data, which is not empty, has gone on to another session."""
+        self._consumed += size
+        self._empty_frames = 0
+
     def _give_back(self, stream: Http2Stream) -> None:
         self._consumed += stream.unconsumed
         self._withheld -= stream.unconsumed
@@ -348,7 +377,7 @@ class Session:
             self._grant_connection()
 
     def _grant(self, stream: Http2Stream) -> None:
-        if not stream.remote_closed and stream.received * 2 >= self._stream_window:
+        if not stream.remote_closed and stream.received * 2 >= self.stream_window:
             self.emit(frames.encode_window_update(stream.id, stream.received))
             stream.received = 0
 
@@ -396,11 +425,19 @@ class Session:
         size = len(data)
         if self._data_left:
             position = self._more_data(data, position, size)
+        relays = self.relays
+        copy: bytearray | None = None
         last = size - 9
         while position <= last:
             word, flags, stream_id = unpack_head(data, position)
             if word > _LONGEST:
                 raise Http2Error(errors.FRAME_SIZE_ERROR, "frame too large")
+            if relays and stream_id in relays and word & 0xFF == DATA and not self._expecting:
+                if copy is None:
+                    copy = bytearray(data)
+                begun, position = position, pass_on(self, data, copy, position, size)
+                if position != begun:
+                    continue
             start = position + 9
             end = start + (word >> 8)
             kind = word & 0xFF
@@ -496,7 +533,7 @@ class Session:
             return
         if flags & PADDED:
             data = _unpadded(data)
-        if stream.received + length > self._stream_window:
+        if stream.received + length > self.stream_window:
             raise Http2Error(errors.FLOW_CONTROL_ERROR, "stream window exceeded")
         if flags & END_STREAM:
             left = stream.left
@@ -505,6 +542,8 @@ class Session:
                 return
             if self._empty_frames:
                 self._empty_frames = 0
+            if stream_id in self.relays:
+                self._end_relay(stream)
             stream.remote_closed = True
             stream.on_data(data, True)
             if stream.local_closed and stream.queue is None:
@@ -513,6 +552,13 @@ class Session:
             self._part(stream, length, data)
         if self._consumed * 2 >= self._window:
             self._grant_connection()
+
+    def _end_relay(self, stream: Http2Stream) -> None:
+        """The peer's message ends. With a response, the request is over too, whatever still comes of it."""
+        if self.client:
+            stream.end_relays()
+        elif stream.relay is not None:
+            stream.relay.close()
 
     def _part(self, stream: Http2Stream, length: int, data: bytes) -> None:
         """HOT: data that is not the last of its stream."""
@@ -535,7 +581,7 @@ class Session:
             self._consumed -= length
             self._withheld += length
             stream.unconsumed += length
-        elif stream.received * 2 >= self._stream_window:
+        elif stream.received * 2 >= self.stream_window:
             self._grant(stream)
 
     def _begin_data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
@@ -733,6 +779,8 @@ class Session:
         if stream.remote_closed:
             self._fail_stream(stream, errors.STREAM_CLOSED, errors.UNKNOWN)
             return
+        if stream.id in self.relays:
+            self._end_relay(stream)
         if not self.client:
             self.stats.trailers.n += 1
         if not end or stream.left > 0:

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import frames
-from meshproxy.codec.h2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, pack_head
+from meshproxy.codec.h2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, LARGE, pack_head
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h2.relay import Relay
     from meshproxy.codec.h2.session import Session
     from meshproxy.codec.headers import Headers, Pair
-
-_LARGE = 4096  # bytes of a frame's data from which on a copy costs more than one piece more to write
 
 
 class Http2Stream:
@@ -35,6 +34,8 @@ class Http2Stream:
     queued = 0
     _queued_end: Any = None  # what comes after the queue: True for END_STREAM, or trailers
     _warned = False
+    relay: Relay | None = None  # by which its data goes on to another stream
+    feeder: Relay | None = None  # by which another's comes
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -102,7 +103,7 @@ class Http2Stream:
         session = self.session
         size = len(data)
         if self.queue is None and size <= self.send_window and size <= session.send_window and session.writable:
-            if size >= _LARGE:
+            if size >= LARGE:
                 self._emit_frames(data, end_stream)
             elif size or end_stream:
                 out = session.out
@@ -143,12 +144,19 @@ class Http2Stream:
     def pause(self) -> None:
         """Grant the peer nothing more: its window is all that it can still send. Idempotent."""
         self.paused = True
+        if self.relay is not None:
+            self.relay.settle()
 
     def resume(self) -> None:
         """Grant what was withheld. Idempotent."""
         if self.paused:
             self.paused = False
             self.session.consumed(self)
+
+    @property
+    def ungranted(self) -> int:
+        """How many bytes can come before there is something to be granted."""
+        return (self.session.stream_window - 1 >> 1) - self.received
 
     # -- the session's calls, for owners to override
 
@@ -157,6 +165,9 @@ class Http2Stream:
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """Body. Empty only at its end."""
+
+    def on_relayed(self, size: int, now: float) -> None:
+        """So much data has gone on by `relay` since the last call; the last of it at the time `now`."""
 
     def on_trailers(self, trailers: Headers) -> None:
         """The message's end."""
@@ -188,7 +199,7 @@ class Http2Stream:
             part = view[start : start + most]
             last = end_stream and start + most >= size
             session.emit(pack_head(len(part) << 8 | DATA, last, self.id))
-            session.out.append(part)  # type: ignore[arg-type]  # it is only written
+            session.out.append(part)
             session.apart += 1
             session.data_frames += 1
 
@@ -233,7 +244,7 @@ class Http2Stream:
             self.queued -= size
             session.pending_bytes.n -= size
             last = not queue and self._queued_end is True
-            if size < _LARGE:
+            if size < LARGE:
                 session.emit(frames.encode(DATA, int(last), self.id, data))
                 session.data_frames += 1
             else:
@@ -260,11 +271,24 @@ class Http2Stream:
 
     def drop_queue(self) -> None:
         """The stream is over."""
+        self.end_relays()
         if self.queue is not None:
             self.session.pending_bytes.n -= self.queued
             self.queue = self._queued_end = None
             self.queued = 0
             self.session.blocked.pop(self.id, None)
+
+    def settle_relays(self) -> None:
+        """Hear by `on_relayed` of all that has gone on so far, in both directions."""
+        for relay in (self.relay, self.feeder):
+            if relay is not None:
+                relay.settle()
+
+    def end_relays(self) -> None:
+        """What comes in either direction goes the general way from here on. Idempotent."""
+        for relay in (self.relay, self.feeder):
+            if relay is not None:
+                relay.close()
 
     def _end(self) -> None:
         self.local_closed = True
