@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h2.fields import KnownTrailers
     from meshproxy.codec.headers import Headers, ResponseHead
     from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.stream import Stream
@@ -84,7 +85,7 @@ class PlanExchange(Exchange, Protocol):
     def takes(self, size: int) -> bool:
         """HOT: whether a response with a body of `size` bytes can be sent at once, and nothing is to be said besides."""
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: Headers | None, now: float) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: KnownTrailers | None, now: float) -> None:
         """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it.
 
         `trailers`: of HTTP/2 only.

@@ -20,8 +20,7 @@ from meshproxy.observe import flags
 from meshproxy.upstream.http2 import Http2Request
 
 if TYPE_CHECKING:
-    from meshproxy.codec.h2.fields import KnownRequest
-    from meshproxy.codec.headers import Headers
+    from meshproxy.codec.h2.fields import KnownRequest, KnownTrailers
     from meshproxy.http.http2_connection import Http2ServerConnection
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.planned_response import PlannedResponse
@@ -213,11 +212,11 @@ class Http2Exchange(Http2Stream):
         stream.bytes_received += size
         stream.last_active = max(stream.last_active, now)
 
-    def on_trailers(self, trailers: Headers) -> None:
+    def on_trailers(self, trailers: KnownTrailers) -> None:
         self.general()
         stream = self.stream
         if stream is not None:
-            stream.on_trailers(trailers)
+            stream.on_trailers(trailers.own())
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
         if hasattr(self, "waiting"):
@@ -357,7 +356,7 @@ class Http2Exchange(Http2Stream):
             and not self.connection.ending
         )
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: Headers | None, now: float) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: KnownTrailers | None, now: float) -> None:
         """HOT: see `PlanExchange`."""
         self.stream = None
         connection = self.connection
@@ -375,10 +374,13 @@ class Http2Exchange(Http2Stream):
             if after.pairs:
                 block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
         if trailers is not None:
-            self.send_block(block, False)
-            if body:
-                super().send_data(body, False)
-            super().send_trailers(trailers.items)
+            items = trailers.items
+            if items:
+                end = (encoder.blocks.get(trailers) or encoder.encode_known(trailers, items)) if trailers.kept else encoder.encode(items)
+                self.send_with_trailers(block, body, end)
+            else:
+                self.send_block(block, False)
+                self.send_data(body, True)
         elif body:
             self.send_message(block, body)
         else:

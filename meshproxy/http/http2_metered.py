@@ -9,8 +9,8 @@ from meshproxy.http.http2_connection import Http2ServerConnection
 from meshproxy.http.http2_exchange import Http2Exchange
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h2.fields import KnownTrailers
     from meshproxy.codec.h2.session import Session
-    from meshproxy.codec.headers import Headers
     from meshproxy.http.stream import Stream
 
 
@@ -53,7 +53,7 @@ class _MeteredExchange(MeteredStream, Http2Exchange):
         self.decompressed_header_bytes_received = self.session.decoder.decoded_bytes
         super().on_head(known, end_stream)
 
-    def on_trailers(self, trailers: Headers) -> None:
+    def on_trailers(self, trailers: KnownTrailers) -> None:
         self.decompressed_header_bytes_received += self.session.decoder.decoded_bytes
         super().on_trailers(trailers)
 

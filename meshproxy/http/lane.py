@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.codec.grpc import is_content_type, status_of
+from meshproxy.codec.grpc import is_content_type
 from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
@@ -13,7 +13,8 @@ from meshproxy.upstream.host import count_grpc
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
-    from meshproxy.codec.headers import Headers, RequestHead
+    from meshproxy.codec.h2.fields import KnownTrailers
+    from meshproxy.codec.headers import RequestHead
     from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.route import Route
@@ -126,7 +127,7 @@ class Lane:
         tally.started = started + 1
         return exchange
 
-    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes, trailers: Headers | None = None) -> bool:
+    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None) -> bool:
         """HOT: a whole response. False, and nothing done, when it has to go the general way."""
         learnt = self.responses.get(known) or self._learn(known)
         if learnt is None:
@@ -150,7 +151,7 @@ class Lane:
         pool.limits.rq -= 1
         host.rq_active -= 1
         if self.grpc and response.success:
-            count_grpc(host, status_of(trailers))
+            count_grpc(host, None if trailers is None else trailers.grpc_status)
         elif response.success:
             host.rq_success += 1
         else:

@@ -20,7 +20,7 @@ from meshproxy.upstream.pool import CONNECT_ERROR, PROTOCOL_ERROR, REFUSED, REMO
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from meshproxy.codec.h2.fields import KnownResponse
+    from meshproxy.codec.h2.fields import KnownResponse, KnownTrailers
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers, Pair, RequestHead
     from meshproxy.net.connection import ConnectionInfo
@@ -420,7 +420,7 @@ class Http2Request(Http2Stream):
         self.planned = None
         self.request = request
 
-    def _respond(self, known: KnownResponse, body: bytes, trailers: Headers | None = None) -> bool:
+    def _respond(self, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None) -> bool:
         """HOT: a whole response. False when it has to go the general way."""
         planned = self.planned
         return self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, body, trailers)
@@ -498,7 +498,7 @@ class Http2Request(Http2Stream):
         stream.bytes_sent += size
         stream.last_active = max(stream.last_active, now)
 
-    def on_trailers(self, trailers: Headers) -> None:
+    def on_trailers(self, trailers: KnownTrailers) -> None:
         """HOT"""
         known = self._known
         if known is not None:
@@ -508,7 +508,7 @@ class Http2Request(Http2Stream):
         request = self.request
         if request is None:
             return
-        request.on_response_trailers(trailers)
+        request.on_response_trailers(trailers.own())
         self._response_done()
 
     def _response_done(self) -> None:

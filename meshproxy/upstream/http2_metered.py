@@ -10,6 +10,7 @@ from meshproxy.upstream.http2 import Http2Connection, Http2Request, all_fields
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meshproxy.codec.h2.fields import KnownTrailers
     from meshproxy.codec.h2.session import Session
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers, Pair, RequestHead
@@ -98,6 +99,6 @@ class _MeteredRequest(MeteredStream, Http2Request):
             self._counts.upstream_body_first = self.pool.context.clock()
         super().on_data(data, end_stream)
 
-    def on_trailers(self, trailers: Headers) -> None:
+    def on_trailers(self, trailers: KnownTrailers) -> None:
         self._counts.upstream_decompressed_header_bytes_received += self.session.decoder.decoded_bytes
         super().on_trailers(trailers)

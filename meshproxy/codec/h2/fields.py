@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.grammar import JOINED_IN_REQUESTS, JOINED_IN_RESPONSES, LENGTH, TOKEN, VALUE, join_repeated
+from meshproxy.codec.grpc import status_of
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
@@ -140,6 +141,21 @@ class KnownResponse:
         return ResponseHead(self.status, self.items, self.index, version=20)
 
 
+class KnownTrailers(Headers):
+    """A trailer section, as it came; for those who may change it, there is `own()`."""
+
+    __slots__ = ("grpc_status", "kept")
+
+    def __init__(self, items: list[Pair]) -> None:
+        super().__init__(items)
+        self.kept = False
+        self.grpc_status = status_of(self)
+
+    def own(self) -> Headers:
+        """The trailers of one message; see `KnownRequest.head`."""
+        return Headers(self.items.copy()) if self.kept else self
+
+
 class RequestShape:
     """What is concluded from the shape of a request's fields (`hpack.decoder.Shape`): all but what the values of its literals say.
 
@@ -167,22 +183,27 @@ class RequestShape:
         """HOT: the head of one request; None when its values are to be looked at more closely."""
         place = self.path_place
         path = self._path
-        if fields.__class__ is ShapedFields and fields.visible:
+        if fields.__class__ is ShapedFields:
             values = fields.values
-            if place >= 0:
-                path = values[place]
-                if path[:1] != b"/" or 32 in path:
-                    return None
+            if fields.visible:
+                if place >= 0:
+                    path = values[place]
+                    if path[:1] != b"/" or 32 in path:
+                        return None
+                return self._make(fields, values, path)
         else:
             items = fields.items
             values = [items[place][1] for place in self._places]
-            text = b"".join(values)
-            if text.translate(VALUE) is not text:
+        text = b"".join(values)
+        if text.translate(VALUE) is not text:
+            return None
+        if place >= 0:
+            path = values[place]
+            if path[:1] != b"/" or path.translate(_PATH) is not path:
                 return None
-            if place >= 0:
-                path = values[place]
-                if path[:1] != b"/" or path.translate(_PATH) is not path:
-                    return None
+        return self._make(fields, values, path)
+
+    def _make(self, fields: Fields, values: list[bytes], path: bytes) -> ShapedRequest:
         known = _new(ShapedRequest)
         known.fields = fields
         known.shape = self
@@ -319,15 +340,24 @@ def response(fields: Fields, options: Options) -> KnownResponse:
     return known
 
 
-def trailers(fields: Fields, options: Options) -> list[Pair]:
-    """The pairs of a trailer section."""
+def trailers(fields: Fields, options: Options) -> KnownTrailers:
+    """HOT: a trailer section."""
     if fields.over or fields.size - 32 * len(fields.items) > options.max_head_bytes:
         raise _over(fields, options)
+    known = fields.known
+    if known.__class__ is KnownTrailers:
+        return known
     pairs = list(fields.items)
     _check(pairs)
     if any(name in _CONNECTION for name, _ in pairs):
         raise MalformedError
-    return pairs
+    known = KnownTrailers(pairs)
+    if fields.known is None:
+        fields.known = _SEEN
+    else:
+        known.kept = True
+        fields.known = known
+    return known
 
 
 def _over(fields: Fields, options: Options) -> MalformedError:

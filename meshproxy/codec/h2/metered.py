@@ -109,6 +109,11 @@ class MeteredStream:
         self.send_block(block, False)
         self.send_data(data, True)
 
+    def send_with_trailers(self, block: bytes, data: bytes, trailers: bytes) -> None:
+        self.send_block(block, False)
+        self.send_data(data, False)
+        self.send_block(trailers, True)
+
     def send_data(self, data: bytes, end_stream: bool) -> None:
         self._sent(False, super().send_data, data, end_stream)  # type: ignore[misc]
 

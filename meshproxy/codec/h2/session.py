@@ -34,7 +34,6 @@ from meshproxy.codec.h2.frames import (
 from meshproxy.codec.h2.relay import Relay, pass_on
 from meshproxy.codec.h2.settings import Options
 from meshproxy.codec.h2.stream import Http2Stream
-from meshproxy.codec.headers import Headers
 from meshproxy.codec.hpack.decoder import Decoder
 from meshproxy.codec.hpack.encoder import Encoder
 from meshproxy.codec.hpack.tables import HpackError
@@ -787,12 +786,12 @@ class Session:
             self._malformed(stream, errors.MESSAGING)
             return
         try:
-            pairs = fields.trailers(decoded, self.options)
+            known = fields.trailers(decoded, self.options)
         except MalformedError as error:
             self._malformed(stream, error.details, error.code)
             return
         stream.remote_closed = True
-        stream.on_trailers(Headers(pairs))
+        stream.on_trailers(known)
         if stream.local_closed and stream.queue is None:
             self.forget(stream)
 

@@ -13,9 +13,10 @@ from meshproxy.codec.h2 import frames
 from meshproxy.codec.h2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, LARGE, pack_head
 
 if TYPE_CHECKING:
+    from meshproxy.codec.h2.fields import KnownTrailers
     from meshproxy.codec.h2.relay import Relay
     from meshproxy.codec.h2.session import Session
-    from meshproxy.codec.headers import Headers, Pair
+    from meshproxy.codec.headers import Pair
 
 
 class Http2Stream:
@@ -96,6 +97,34 @@ class Http2Stream:
         if self.remote_closed:
             session.forget(self)
 
+    def send_with_trailers(self, block: bytes, data: bytes, trailers: bytes) -> None:
+        """HOT: the same with trailers, encoded too; there may be no data."""
+        session = self.session
+        head, size, tail = len(block), len(data), len(trailers)
+        if head > DEFAULT_FRAME_SIZE or tail > DEFAULT_FRAME_SIZE or not size:
+            self.send_block(block, False)
+            self.send_data(data, False)
+            self.send_block(trailers, True)
+            return
+        self.send_window -= size
+        session.send_window -= size
+        session.data_frames += 1
+        out = session.out
+        if not out:
+            session.sink.on_output()
+        stream_id = self.id
+        out.append(
+            pack_head(head << 8 | HEADERS, END_HEADERS, stream_id)
+            + block
+            + pack_head(size << 8, 0, stream_id)  # DATA is 0
+            + data
+            + pack_head(tail << 8 | HEADERS, END_HEADERS | END_STREAM, stream_id)
+            + trailers
+        )
+        self.local_closed = True
+        if self.remote_closed:
+            session.forget(self)
+
     def send_data(self, data: bytes, end_stream: bool) -> None:
         """HOT: body: at once as far as possible, the rest when it is."""
         if self.local_closed:
@@ -169,7 +198,7 @@ class Http2Stream:
     def on_relayed(self, size: int, now: float) -> None:
         """So much data has gone on by `relay` since the last call; the last of it at the time `now`."""
 
-    def on_trailers(self, trailers: Headers) -> None:
+    def on_trailers(self, trailers: KnownTrailers) -> None:
         """The message's end."""
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
