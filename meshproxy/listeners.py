@@ -151,7 +151,7 @@ class Listeners:
         body = marshal.dumps((listener.key, entry.serialised, old.key if old is not None else 0, chains))
         for index, worker in enumerate(self._pool.workers):
             if worker.channel is not None:
-                worker.channel.send(Kind.LISTENER, body, [sock.fileno() for sock in listener.sockets[index]] if own else ())
+                worker.channel.send(Kind.LISTENER, body, [sock.fileno() for sock in listener.sockets[index]])
         self._counter("listener_create_success").n += self._pool.size
         if old is None:
             self.active.append(listener)

@@ -245,21 +245,18 @@ class Worker:
         return self._inbound if proto.traffic_direction == 1 else self._context
 
     def _listener(self, body: bytes, fds: list[int]) -> None:
-        """A new listener, or one in the place of another, whose sockets it takes over unless it comes with its own."""
+        """A new listener, or one in the place of another: its sockets may be the same, then connections that wait there are accepted by this one."""
         key, serialised, replaces, same_but_chains = marshal.loads(body)
         proto = messages.known(_LISTENER).FromString(serialised)
         old = self._listeners.get(replaces)
         own = [socket.socket(fileno=fd) for fd in fds]
         try:
-            sockets = own if own or old is None else old.sockets
-            listener = Listener(proto, sockets, self._context_for(proto), self._registry, old if same_but_chains else None)
+            listener = Listener(proto, own, self._context_for(proto), self._registry, old if same_but_chains else None)
         except ConfigError as error:  # what main has found right: files have changed since
             log.error("listener %s: it stays as it was: %s", proto.name, error)
             for sock in own:
                 sock.close()
             return
-        if old is not None and not own:
-            listener.sockets = old.hand_on()
         self._listeners[key] = listener
         if old is not None:
             del self._listeners[replaces]

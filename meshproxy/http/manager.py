@@ -288,7 +288,7 @@ class HttpConnectionManager:
         """Of HTTP/2 connections; their statistics are there from the first one on."""
         options = self.options.http2
         if options.stats is None:
-            options.stats = Http2Stats(self.context.stats.scope("http2."))
+            options.stats = Http2Stats.of(self.context.stats.scope("http2."), self.context.shared)
         return options
 
     def connection_opened(self, connection: DownstreamConnection) -> None:

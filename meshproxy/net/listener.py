@@ -86,7 +86,7 @@ class ListenerRegistry:
 
 
 class Listener:
-    """One listener of a worker. Owns its listening sockets (`sockets`, replaced only before it is started) and knows its open connections.
+    """One listener of a worker. Owns its listening sockets and knows its open connections.
 
     `addresses`: where it listens; ports as bound. `active`: connections it has now. `start` begins to accept, `stop_accepting` closes the listening
     sockets, `drain` tells connections to end, `close` drops them.
@@ -282,12 +282,6 @@ class Listener:
             drain = getattr(chain.terminal, "drain_connections", None)
             if drain is not None:
                 drain()
-
-    def hand_on(self) -> list[socket.socket]:
-        """Stop to accept, and return what the listening sockets go on with in a successor: connections that wait there are not lost."""
-        sockets = [] if self._stopped else [sock.dup() for sock in self.sockets]
-        self.stop_accepting()
-        return sockets
 
     def close(self) -> None:
         """Stop, and drop every connection."""

@@ -54,6 +54,15 @@ class Http2Stats:
         for name in _GAUGES:
             setattr(self, name, scope.gauge(name))
 
+    @classmethod
+    def of(cls, scope: Scope, shared: dict[Any, Any]) -> Http2Stats:
+        """Those of that scope: the same for everybody with the same `shared` (context.Context.shared), as sessions of all are counted together."""
+        key = cls, scope.prefix
+        made = shared.get(key)
+        if made is None:
+            made = shared[key] = cls(scope)
+        return made
+
     def settle(self) -> None:
         """Before statistics are collected: what nobody counts while it happens."""
         self.streams_active.n = sum(len(session.streams) for session in self.sessions)

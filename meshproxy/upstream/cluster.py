@@ -275,7 +275,8 @@ class Cluster:
             from meshproxy.codec.h2.settings import Options
             from meshproxy.observe.http2_stats import Http2Stats
 
-            made = self._h2_options = Options(**self.options.http2, stats=Http2Stats(self.context.stats.scope(f"cluster.{self.observability_name}.http2.")))
+            scope = self.context.stats.scope(f"cluster.{self.observability_name}.http2.")
+            made = self._h2_options = Options(**self.options.http2, stats=Http2Stats.of(scope, self.context.shared))
         return made
 
     def _server_name_for(self, head: RequestHead) -> str | None:

@@ -286,7 +286,7 @@ class Watch:
         """Wait for a first answer about endpoints and a first health check of each."""
         if self._source is not None:
             await self._source.resolved.wait()
-        if self.checker is not None:
+        if self.checker is not None and (self._source is None or self.assignment is not None):  # else there is nobody to check
             await self.checker.wait_first_round()
 
     def activate(self) -> None:

@@ -185,7 +185,7 @@ def _compile(proto: Any, priority: int, cluster_name: str, context: Context, sha
             values["max_cx_per_host"] = per_host.max_connections.value
     name = PRIORITIES[priority]
     _apply_runtime(values, f"circuit_breakers.{cluster_name}.{name}.", context)
-    if share and context.concurrency > 1:
+    if share and context.concurrency > 1 and context.worker_id >= 0:  # what main asks for itself is counted apart
         return _share(name, values, cluster_name, context)
     return Limits(name, **values)
 
@@ -234,8 +234,11 @@ def _share(name: str, values: dict[str, Any], cluster_name: str, context: Contex
         if all(cell is not None for row in found for cell in row):
             own = [row[context.worker_id] for row in found]
             others = [[cell for worker, cell in enumerate(row) if worker != context.worker_id] for row in found]
-            for cell in own:
-                cells.values[cell] = 0.0  # a crashed predecessor may have left its count
+            mark = SharedLimits, cluster_name, name
+            if mark not in context.shared:  # else an earlier version of the cluster still counts there
+                context.shared[mark] = True
+                for cell in own:
+                    cells.values[cell] = 0.0  # a crashed predecessor may have left its count
             return SharedLimits(name, cells.values, own, others, **values)
     # No shared memory to be had: an equal share each, right in sum when connections are spread evenly.
     limits = Limits(name, **values)

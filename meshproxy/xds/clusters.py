@@ -29,6 +29,7 @@ class Dynamic(Record):
     serialised: bytes
     updated: float
     watch: Watch | None = None
+    task: asyncio.Task[None] | None = None  # waits until it is warm
     release: Callable[[], None] = lambda: None  # lets go of what it needs besides
 
 
@@ -134,7 +135,7 @@ class Clusters:
         if watch is not None:
             watch.start()
         # Mostly there is an answer already, when it comes from a file or is a literal address.
-        spawn(f"warm {name}", self._warm(entry, ready))
+        entry.task = spawn(f"warm {name}", self._warm(entry, ready))
         return True
 
     async def _warm(self, entry: Dynamic, ready: asyncio.Event) -> None:
@@ -184,6 +185,8 @@ class Clusters:
         warming = self.warming.pop(name, None)
         if warming is None:
             return False
+        if warming.task is not None:
+            warming.task.cancel()
         if warming.watch is not None:
             warming.watch.close()
         warming.release()
