@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from control.ads.hub import Hub
 from control.ads.server import XdsServer
 from control.kinds.store import Store, Trouble
+from control.model.security import DEFAULT_TRUST_DOMAIN
 from control.model.snapshot import MeshSnapshot, build
 from control.sources.folder import Folder
 
@@ -26,10 +27,11 @@ PATIENCE_S = 0.5  # ... or when it has waited for so long
 class Mesh:
     """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, trust_domain: str) -> None:
+        self.trust_domain = trust_domain
         self.store = Store()
         self.folder = Folder(folder, self.store)
-        self.snapshot: MeshSnapshot = build({})
+        self.snapshot: MeshSnapshot = build({}, None, trust_domain)
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -44,15 +46,15 @@ class Mesh:
         """Make a snapshot of what was read; returns whether it is another one."""
         if not self.store.settle():
             return False
-        self.snapshot = build(self.store.objects, self.snapshot)
+        self.snapshot = build(self.store.objects, self.snapshot, self.trust_domain)
         return True
 
 
 class App:
     """One running control plane."""
 
-    def __init__(self, folder: str, handlers: Sequence[grpc.GenericRpcHandler] = ()) -> None:
-        self.mesh = Mesh(folder)
+    def __init__(self, folder: str, handlers: Sequence[grpc.GenericRpcHandler] = (), trust_domain: str = DEFAULT_TRUST_DOMAIN) -> None:
+        self.mesh = Mesh(folder, trust_domain)
         self.hub = Hub(self.mesh.snapshot)
         self.server = XdsServer(self.hub, handlers)
         self._reported: list[str] = []

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from control.translate.mtls import SDS_CLUSTER
 from control.translate.resource import typed
 
 _XDS_CLUSTER = "xds-grpc"
 
 
-def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True, admin_port: int = 0) -> dict[str, Any]:
-    """For Envoy and for our own sidecar: clusters and listeners by ADS."""
+def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True, admin_port: int = 0, sds: str = "") -> dict[str, Any]:
+    """For Envoy and for our own sidecar: clusters and listeners by ADS, and, with `sds`, certificates from the Unix socket of an agent."""
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    http2 = {options: typed(options, explicit_http_config={"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}})}
+    clusters = [_cluster(_XDS_CLUSTER, {"socket_address": {"address": host, "port_value": port}}, http2)]
+    if sds:
+        clusters.append(_cluster(SDS_CLUSTER, {"pipe": {"path": sds}}, http2))
     return {
         "node": {"id": f"{name}.{namespace}", "cluster": f"{name}.{namespace}"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin_port}}},
@@ -25,25 +30,17 @@ def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {
-            "clusters": [
-                {
-                    "name": _XDS_CLUSTER,
-                    "type": "STATIC",
-                    "connect_timeout": "1s",
-                    "typed_extension_protocol_options": {
-                        options: typed(
-                            options,
-                            explicit_http_config={"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}},
-                        )
-                    },
-                    "load_assignment": {
-                        "cluster_name": _XDS_CLUSTER,
-                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}]}],
-                    },
-                }
-            ]
-        },
+        "static_resources": {"clusters": clusters},
+    }
+
+
+def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": options,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
     }
 
 

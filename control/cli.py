@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("--for", dest="target", default="envoy", choices=("envoy", "grpc"))
     bootstrap.add_argument("--sotw", action="store_true", help="the state of the world instead of delta")
     bootstrap.add_argument("--admin-port", type=int, default=0)
+    bootstrap.add_argument("--sds", default="", metavar="PATH", help="the Unix socket of the agent that has its certificates")
     _add_server(bootstrap)
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
@@ -112,7 +113,7 @@ def _serve(options: argparse.Namespace) -> int:
 async def _serving(options: argparse.Namespace) -> int:
     app_module = _needs_grpc()
     authority = _authority(options)
-    app = app_module.App(options.folder, authority.handlers() if authority is not None else ())
+    app = app_module.App(options.folder, authority.handlers() if authority is not None else (), options.trust_domain)
     try:
         app.load()
     except OSError as error:
@@ -255,6 +256,6 @@ def _bootstrap(options: argparse.Namespace) -> int:
     if options.target == "grpc":
         made = bootstrap.grpc(name, namespace or "default", host, int(port))
     else:
-        made = bootstrap.envoy(name, namespace or "default", host, int(port), delta=not options.sotw, admin_port=options.admin_port)
+        made = bootstrap.envoy(name, namespace or "default", host, int(port), delta=not options.sotw, admin_port=options.admin_port, sds=options.sds)
     print(show(made, options.output))
     return 0

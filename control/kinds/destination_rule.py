@@ -179,6 +179,6 @@ def _tls(policy: Fields) -> TlsSettings | None:
         return None
     fields.not_honoured("clientCertificate", "privateKey", "credentialName", "caCrl")
     mode = fields.text("mode", "DISABLE", choices=("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"))
-    if mode in ("MUTUAL", "ISTIO_MUTUAL"):
-        fields.error("mode", f"{mode} is not served yet: meshctl issues no certificates so far", "unsupported")
+    if mode == "MUTUAL":
+        fields.error("mode", "MUTUAL is not served: certificates are those of the mesh (ISTIO_MUTUAL)", "unsupported")
     return TlsSettings(mode, fields.text("sni"), fields.text("caCertificates"), fields.texts("subjectAltNames"), bool(fields.boolean("insecureSkipVerify")))

@@ -8,7 +8,8 @@ spec:
   ports: {http: 9080}
   sidecar:
     inbound: [{port: 9080, listen: 19080}]
-    httpProxy: 15001
+    identity: true
+        httpProxy: 15001
     outbound: [{host: ratings, port: 9080, listen: 19081}]
 """
 
@@ -57,4 +58,4 @@ def _sidecar(meta: Meta, fields: Fields) -> SidecarPorts:
         if port and port in taken:
             fields.error(where, f"the sidecar listens on {port} already")
         taken.add(port)
-    return SidecarPorts(dict(inbound), http_proxy, outbound)
+    return SidecarPorts(dict(inbound), http_proxy, outbound, bool(fields.boolean("identity")))

@@ -66,6 +66,7 @@ class Endpoint:
     locality: Locality = NOWHERE
     healthy: bool = True
     workload: str = ""  # `name.namespace` of what serves there, if it is known
+    mtls: bool = False  # it takes mutual TLS of the mesh
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:
         """Whether all of these labels are among the endpoint's."""
@@ -74,11 +75,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SidecarPorts:
-    """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one."""
+    """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one.
+
+    `identity`: it has certificates of the mesh.
+    """
 
     inbound: Mapping[int, int] = field(default_factory=dict)
     http_proxy: int = 0
     outbound: tuple[Outbound, ...] = ()
+    identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
+from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.traffic import DestinationRule
 from control.names import MESH, host_matches, service_host
@@ -32,6 +33,16 @@ Endpoints = Mapping[tuple[str, int], tuple[Endpoint, ...]]
 _P = TypeVar("_P", RouteRules, DestinationRule)
 
 
+@dataclass(frozen=True, slots=True)
+class Security:
+    """`identities`: by host of a service, the SPIFFE IDs of the workloads behind it that have one."""
+
+    trust_domain: str
+    peer_authentication: tuple[PeerAuthentication, ...]
+    authorization: tuple[AuthorizationPolicy, ...]
+    identities: Mapping[str, tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Config:
     """All but where things run. The same object again as long as no document of it changes, so that what is made of it can be kept.
@@ -43,6 +54,7 @@ class Config:
     route_rules: tuple[RouteRules, ...]
     destination_rules: tuple[DestinationRule, ...]
     gateways: tuple[Gateway, ...]
+    security: Security
     resolved: Endpoints
     source_labels: frozenset[str]
     _rules: _ByHost[DestinationRule]
@@ -107,7 +119,7 @@ class MeshSnapshot:
     endpoints: Endpoints
 
 
-def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> MeshSnapshot:
+def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> MeshSnapshot:
     """The snapshot of what documents describe, in the order of namespace and name. Parts that are as they were `before` are the same objects."""
     services: dict[str, Service] = {}
     workloads: dict[tuple[str, str], Workload] = {}
@@ -115,6 +127,8 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
     rules: list[RouteRules] = []
     destination_rules: list[DestinationRule] = []
     gateways: list[Gateway] = []
+    peers: list[PeerAuthentication] = []
+    access: list[AuthorizationPolicy] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
@@ -128,9 +142,16 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None) -> Mes
             destination_rules.append(one)
         elif isinstance(one, Gateway):
             gateways.append(one)
-    endpoints = _endpoints(services, workloads, slices, before.endpoints if before is not None else {})
+        elif isinstance(one, PeerAuthentication):
+            peers.append(one)
+        elif isinstance(one, AuthorizationPolicy):
+            access.append(one)
+    finder = _Finder(workloads, tuple(peers))
+    endpoints = _endpoints(services, finder, slices, before.endpoints if before is not None else {})
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
-    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), resolved)
+    identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
+    security = Security(trust_domain, tuple(peers), tuple(access), identities)
+    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), security, resolved)
     if before is not None:
         if _same_config(config, before.config):
             config = before.config
@@ -144,6 +165,7 @@ def _config(
     rules: tuple[RouteRules, ...],
     destination_rules: tuple[DestinationRule, ...],
     gateways: tuple[Gateway, ...],
+    security: Security,
     resolved: Endpoints,
 ) -> Config:
     labels = {label for one in rules for route in one.http for match in route.matches for label in match.source_labels}
@@ -153,6 +175,7 @@ def _config(
         rules,
         destination_rules,
         gateways,
+        security,
         resolved,
         frozenset(labels),
         _ByHost((rule.host, rule) for rule in destination_rules),
@@ -166,15 +189,13 @@ def _same_config(one: Config, other: Config) -> bool:
         and one.destination_rules == other.destination_rules
         and one.services == other.services
         and one.gateways == other.gateways
+        and one.security == other.security
         and one.resolved == other.resolved
     )
 
 
-def _endpoints(
-    services: Mapping[str, Service], workloads: Mapping[tuple[str, str], Workload], slices: Mapping[str, list[EndpointSlice]], old: Endpoints
-) -> Endpoints:
+def _endpoints(services: Mapping[str, Service], finder: _Finder, slices: Mapping[str, list[EndpointSlice]], old: Endpoints) -> Endpoints:
     made: dict[tuple[str, int], tuple[Endpoint, ...]] = {}
-    finder = _Finder(workloads)
     for host, service in services.items():
         behind = finder.behind(service)
         for port in service.ports:
@@ -196,8 +217,9 @@ def _flat(values: Iterable[Any]) -> Iterable[Any]:
 class _Finder:
     """Which workloads stand behind a service."""
 
-    def __init__(self, workloads: Mapping[tuple[str, str], Workload]) -> None:
+    def __init__(self, workloads: Mapping[tuple[str, str], Workload], peers: tuple[PeerAuthentication, ...]) -> None:
         self._workloads = workloads
+        self._peers = peers
         self._by_label: dict[tuple[str, str, str], list[Workload]] = defaultdict(list)
         for workload in workloads.values():
             for key, value in workload.labels.items():
@@ -211,10 +233,22 @@ class _Finder:
         candidates = min((self._by_label.get((service.namespace, key, value), []) for key, value in selector.items()), key=len)
         return [workload for workload in candidates if selector.items() <= workload.labels.items()]
 
+    def identities(self, service: Service, trust_domain: str) -> tuple[str, ...]:
+        """Who may answer for a service."""
+        found = [one for one in self.behind(service) if one.sidecar is not None and one.sidecar.identity]
+        return tuple(sorted({spiffe_id(trust_domain, one.namespace, one.service_account) for one in found}))
+
+    def takes_mtls(self, workload: Workload, port: int) -> bool:
+        """Whether a port of a workload takes mutual TLS: its sidecar listens for it, and no policy says otherwise."""
+        sidecar = workload.sidecar
+        if sidecar is None or not sidecar.identity or port not in sidecar.inbound:
+            return False
+        return mtls_mode(self._peers, workload.namespace, workload.labels, port) is not Mtls.DISABLE
+
     def endpoints(self, service: Service, port: Port, behind: list[Workload], slices: Iterable[EndpointSlice]) -> Iterable[Endpoint]:
         """All endpoints of one port: those that the service itself names, those in slices, or else those of the workloads behind it."""
         for workload in service.static:
-            yield _endpoint(workload, workload.port_for(port), "")
+            yield _endpoint(workload, workload.port_for(port), "", mtls=False)
         if service.resolution is not Resolution.ENDPOINTS and not service.static and not service.selector:
             yield Endpoint(service.host, port.target if isinstance(port.target, int) else port.number)
         seen = False
@@ -232,16 +266,18 @@ class _Finder:
                         Locality("", address.zone) if address.zone else workload_of.locality if workload_of is not None else Locality(),
                         address.healthy,
                         f"{address.pod}.{one.namespace}" if address.pod else "",
+                        workload_of is not None and self.takes_mtls(workload_of, number),
                     )
         if not seen:
             for workload in behind:
                 number = workload.port_for(port)
                 if number:
-                    yield _endpoint(workload, workload.reached_at(number), f"{workload.name}.{workload.namespace}")
+                    name = f"{workload.name}.{workload.namespace}"
+                    yield _endpoint(workload, workload.reached_at(number), name, mtls=self.takes_mtls(workload, number))
 
 
-def _endpoint(workload: Workload, port: int, name: str) -> Endpoint:
-    return Endpoint(workload.address, port, _labels(workload), workload.weight, workload.locality, workload.healthy, name)
+def _endpoint(workload: Workload, port: int, name: str, *, mtls: bool) -> Endpoint:
+    return Endpoint(workload.address, port, _labels(workload), workload.weight, workload.locality, workload.healthy, name, mtls)
 
 
 @functools.lru_cache(100_000)

@@ -78,7 +78,7 @@ class OutlierDetection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TlsSettings:
-    """TLS that callers originate. `mode` is DISABLE or SIMPLE."""
+    """TLS that callers originate. `mode` is DISABLE, SIMPLE or ISTIO_MUTUAL."""
 
     mode: str
     sni: str = ""

@@ -10,6 +10,7 @@ from typing import Any
 from control.model.service import Endpoint, Port, Resolution, Service
 from control.model.traffic import ConnectionPool, LoadBalancer, OutlierDetection, TlsSettings, TrafficPolicy
 from control.names import inbound_cluster, is_ip, outbound_cluster
+from control.translate import mtls
 from control.translate.endpoints import load_assignment
 from control.translate.resource import duration, typed
 
@@ -21,9 +22,18 @@ _SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def outbound(
-    service: Service, port: Port, subset: str, policy: TrafficPolicy, endpoints: tuple[Endpoint, ...] | None, metadata: tuple[tuple[str, str], ...]
+    service: Service,
+    port: Port,
+    subset: str,
+    policy: TrafficPolicy,
+    endpoints: tuple[Endpoint, ...] | None,
+    metadata: tuple[tuple[str, str], ...],
+    identities: tuple[str, ...] | None,
 ) -> dict[str, Any]:
-    """The cluster of a port. `endpoints` only for services that the proxy resolves by DNS; `metadata` says what tools want to know of its origin."""
+    """The cluster of a port. `endpoints` only for services that the proxy resolves by DNS; `metadata` says what tools want to know of its origin.
+
+    `identities`: who may answer, for callers that have an identity themselves; None for those without one.
+    """
     name = outbound_cluster(service.host, port.number, subset)
     cluster: dict[str, Any] = {
         "name": name,
@@ -47,6 +57,8 @@ def outbound(
     _outlier_detection(cluster, policy.outlier_detection)
     _protocol(cluster, http, port, policy.connection_pool)
     _tls(cluster, policy.tls, port)
+    if identities is not None:
+        _mutual_tls(cluster, policy.tls, mtls.server_name(port.number, subset, service.host), identities, _speaks_http2(port, policy.connection_pool))
     return cluster
 
 
@@ -110,14 +122,25 @@ def _connection_pool(cluster: dict[str, Any], http: dict[str, Any], pool: Connec
 
 def _protocol(cluster: dict[str, Any], http: dict[str, Any], port: Port, pool: ConnectionPool | None) -> None:
     """HTTP/2 where the port says so, or where the pool asks for it."""
-    http2 = port.protocol.is_http2 or (pool is not None and pool.h2_upgrade == "UPGRADE")
-    if http2:
+    if _speaks_http2(port, pool):
         options = {"max_concurrent_streams": pool.max_concurrent_streams} if pool is not None and pool.max_concurrent_streams else {}
         http["explicit_http_config"] = {"http2_protocol_options": options}
     elif http:
         http["explicit_http_config"] = {"http_protocol_options": {}}
     if http:
         cluster["typed_extension_protocol_options"] = _http_options(http)
+
+
+def _speaks_http2(port: Port, pool: ConnectionPool | None) -> bool:
+    return port.protocol.is_http2 or (pool is not None and pool.h2_upgrade == "UPGRADE")
+
+
+def _mutual_tls(cluster: dict[str, Any], tls: TlsSettings | None, sni: str, identities: tuple[str, ...], http2: bool) -> None:
+    """TLS of the mesh: where a rule asks for it, and, without a rule, to the endpoints that take it."""
+    if tls is None and cluster["type"] == "EDS":
+        cluster["transport_socket_matches"] = mtls.upstream_matches(sni, identities, http2)
+    elif tls is not None and tls.mode == "ISTIO_MUTUAL":
+        cluster["transport_socket"] = mtls.upstream(tls.sni or sni, tls.subject_alt_names or identities, http2)
 
 
 def _http_options(options: dict[str, Any]) -> dict[str, Any]:

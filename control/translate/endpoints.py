@@ -8,6 +8,7 @@ from typing import Any
 
 from control.model.service import NOWHERE, Endpoint, Locality
 from control.model.traffic import LocalitySettings, TrafficPolicy
+from control.translate import mtls
 
 _NO_SETTINGS = LocalitySettings()
 
@@ -57,8 +58,13 @@ def _endpoint(one: Endpoint) -> dict[str, Any]:
     }
     if not one.healthy:
         made["health_status"] = "UNHEALTHY"
+    metadata: dict[str, Any] = {}
     if one.workload:
-        made["metadata"] = {"filter_metadata": {"istio": {"workload": one.workload}}}
+        metadata["istio"] = {"workload": one.workload}
+    if one.mtls:
+        metadata["envoy.transport_socket_match"] = {mtls.TLS_MODE: mtls.MUTUAL}
+    if metadata:
+        made["metadata"] = {"filter_metadata": metadata}
     return made
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from control.model.routing import TcpRoute
+from control.model.security import AuthorizationPolicy, Mtls
 from control.names import inbound_cluster, outbound_cluster
+from control.translate import access, mtls
 from control.translate.clusters import ADS
 from control.translate.http_route import Target
 from control.translate.resource import typed
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = {"name": "envoy.filters.http.router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
+_TLS_INSPECTOR = {"name": "envoy.filters.listener.tls_inspector", "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")}
 _FAULT = {"name": "envoy.filters.http.fault", "typed_config": typed("envoy.extensions.filters.http.fault.v3.HTTPFault")}
 _CORS = {"name": "envoy.filters.http.cors", "typed_config": typed("envoy.extensions.filters.http.cors.v3.Cors")}
 
@@ -57,7 +61,16 @@ def gateway_tcp(host: str, port: int, route: TcpRoute, targets: tuple[tuple[str,
     return _listener("OUTBOUND", host, port, _tcp_to(f"outbound_{host}_{port}", clusters))
 
 
-def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Whom a port lets in. `mode` None: the sidecar has no identity, everything is plain."""
+
+    mode: Mtls | None
+    trust_domain: str
+    policies: tuple[AuthorizationPolicy, ...] = ()
+
+
+def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard) -> dict[str, Any]:
     """Where others send requests to the application, which listens on `target`."""
     cluster = inbound_cluster(target)
     action: dict[str, Any] = {
@@ -73,13 +86,39 @@ def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool) 
         "virtual_hosts": [{"name": f"inbound|http|{target}", "domains": ["*"], "routes": [route]}],
         "validate_clusters": False,
     }
-    manager = _manager(f"inbound_{host}_{port}", [_FAULT, _ROUTER], route_config=config)
-    return _listener("INBOUND", host, port, manager)
+    filters = [*access.http_filters(guard.policies, guard.trust_domain), _FAULT, _ROUTER]
+    if guard.mode is None:
+        return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config))
+    manager = _manager(
+        f"inbound_{host}_{port}",
+        filters,
+        route_config=config,
+        forward_client_cert_details="APPEND_FORWARD",
+        set_current_client_cert_details={"subject": True, "dns": True, "uri": True},
+    )
+    return _guarded(host, port, [manager], guard)
 
 
-def inbound_tcp(host: str, port: int, target: int) -> dict[str, Any]:
+def inbound_tcp(host: str, port: int, target: int, guard: Guard) -> dict[str, Any]:
     """Where others open connections to the application."""
-    return _listener("INBOUND", host, port, _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target)}))
+    proxy = _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target)})
+    return _guarded(host, port, [*access.network_filters(guard.policies, guard.trust_domain), proxy], guard)
+
+
+def _guarded(host: str, port: int, filters: list[dict[str, Any]], guard: Guard) -> dict[str, Any]:
+    """An inbound listener with mutual TLS, without, or with both, told apart by what a caller sends first."""
+    plain = {"filters": filters}
+    mutual = {"filters": filters, "transport_socket": mtls.downstream(guard.trust_domain)}
+    chains = {
+        None: [plain],
+        Mtls.DISABLE: [plain],
+        Mtls.PERMISSIVE: [{**mutual, "filter_chain_match": mtls.permissive_match()}, plain],
+        Mtls.STRICT: [{**mutual, "filter_chain_match": {"transport_protocol": "tls"}}],
+    }[guard.mode]
+    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "INBOUND", "filter_chains": chains}
+    if guard.mode in (Mtls.PERMISSIVE, Mtls.STRICT):
+        made["listener_filters"] = [_TLS_INSPECTOR]
+    return made
 
 
 def api(listener: str, routes: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
 from control.model.routing import RouteRules
+from control.model.security import mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.snapshot import Config, MeshSnapshot, is_for, visible
 from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TrafficPolicy
@@ -20,6 +21,7 @@ from control.names import HTTP_PROXY_ROUTES, MESH, host_matches, inbound_cluster
 from control.translate import clusters, listeners, routes
 from control.translate.endpoints import depends_on_locality, load_assignment
 from control.translate.http_route import Target
+from control.translate.listeners import Guard
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, Resource, ResourceSet, make
 from control.translate.routes import Caller
@@ -71,6 +73,7 @@ class _Scope(NamedTuple):
     namespace: str
     labels: tuple[tuple[str, str], ...]
     grpc: bool
+    identity: bool  # they have certificates of the mesh
 
     @property
     def caller(self) -> Caller:
@@ -126,13 +129,16 @@ class Translator:
         config = snapshot.config
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
-        scope = _Scope(proxy.namespace, tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)), proxy.kind == GRPC)
+        identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity and proxy.kind != GRPC
+        scope = _Scope(
+            proxy.namespace, tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)), proxy.kind == GRPC, identity
+        )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         gateways = tuple(one for one in config.gateways if one.is_on(proxy.namespace, labels))
         own = (_Same(config), scope, workload, gateways)
         parts = {
             CLUSTER: (
-                self._once((CLUSTER, _Same(config), scope.namespace, scope.grpc), lambda: self._clusters(config, scope)),
+                self._once((CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity), lambda: self._clusters(config, scope)),
                 self._once((CLUSTER, *own), lambda: self._inbound_clusters(config, workload)),
             ),
             ENDPOINTS: (self._endpoint_set(snapshot, scope, here),),
@@ -151,15 +157,19 @@ class Translator:
         return self._once((_uses, _Same(config), namespace), lambda: tuple(_uses(config, namespace)))
 
     def _clusters(self, config: Config, scope: _Scope) -> ResourceSet:
-        return ResourceSet(self._cluster(config, use, scope.grpc) for use in self._uses(config, scope.namespace))
+        uses = self._uses(config, scope.namespace)
+        if not scope.identity:  # who has no certificates cannot call what wants them: better no cluster than a plain one
+            uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != "ISTIO_MUTUAL")
+        return ResourceSet(self._cluster(config, use, scope) for use in uses)
 
-    def _cluster(self, config: Config, use: _Use, grpc: bool) -> Resource:
+    def _cluster(self, config: Config, use: _Use, scope: _Scope) -> Resource:
         endpoints = config.resolved.get((use.service.host, use.port.number)) if use.service.resolution is not Resolution.ENDPOINTS else None
         if endpoints is not None and use.subset is not None:
             endpoints = self._of_subset(endpoints, use.subset)
-        policy = _for_grpc(use.policy) if grpc else use.policy
+        policy = _for_grpc(use.policy) if scope.grpc else use.policy
+        identities = config.security.identities.get(use.service.host, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
-        return self._resource(CLUSTER, use.cluster, clusters.outbound, use.service, use.port, name, policy, _Same(endpoints), _origin(use))
+        return self._resource(CLUSTER, use.cluster, clusters.outbound, use.service, use.port, name, policy, _Same(endpoints), _origin(use), identities)
 
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
         return self._once((Subset, _Same(endpoints), subset), lambda: tuple(one for one in endpoints if one.has_labels(subset.labels)))
@@ -260,13 +270,14 @@ class Translator:
         made = []
         for target, listen in sidecar.inbound.items():
             host, port = _served(config, workload, target)
+            guard = _guard(config, workload, target)
             name = listeners.name(workload.address, listen)
             if port.protocol.is_http:
                 operation = f"{host}:{port.number}/*"
-                arguments = (workload.address, listen, target, operation, port.protocol.is_http2)
+                arguments = (workload.address, listen, target, operation, port.protocol.is_http2, guard)
                 made.append(self._resource(LISTENER, name, listeners.inbound_http, *arguments))
             else:
-                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, workload.address, listen, target))
+                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, workload.address, listen, target, guard))
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
@@ -396,6 +407,15 @@ def _served(config: Config, workload: Workload, target: int) -> tuple[str, Port]
                     return service.host, port
     name = next((name for name, number in workload.ports.items() if number == target), "")
     return f"{workload.name}.{workload.namespace}", Port(target, name, protocol_of_port(name))
+
+
+def _guard(config: Config, workload: Workload, port: int) -> Guard:
+    """Who may reach a port of a workload. Without an identity of its own a sidecar cannot know who calls: then policies that ask for one let nobody in."""
+    security = config.security
+    policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels))
+    identity = workload.sidecar is not None and workload.sidecar.identity
+    mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
+    return Guard(mode, security.trust_domain, policies)
 
 
 def _outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:

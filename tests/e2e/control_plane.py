@@ -72,10 +72,11 @@ class Service:
 class ControlPlane:
     """`meshctl serve` over a folder."""
 
-    def __init__(self, folder: Path, work: Path, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, folder: Path, work: Path, listen: str = "127.0.0.1:0", flags: list[str] | None = None) -> None:
         self.folder = folder
         self._work = work
         self._listen = listen
+        self._flags = flags or []
         self.address = ""
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -91,7 +92,7 @@ class ControlPlane:
         path.unlink(missing_ok=True)
         with (self._work / "control-stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "control", "serve", str(self.folder), "--listen", self._listen, "--address-path", str(path)],
+                [sys.executable, "-m", "control", "serve", str(self.folder), "--listen", self._listen, "--address-path", str(path), *self._flags],
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,

@@ -9,7 +9,7 @@ import pytest
 from control.kinds.store import Store
 from control.model.snapshot import build
 from control.translate.proxy import ProxyKey
-from control.translate.resource import LISTENER, ROUTES
+from control.translate.resource import CLUSTER, LISTENER, ROUTES
 from control.translate.translator import Translator
 from tests.unit.control_help import cluster, plain
 
@@ -17,7 +17,6 @@ SAMPLES = Path(__file__).parents[1] / "data" / "istio_samples"
 FILES = sorted(str(path.relative_to(SAMPLES)) for path in SAMPLES.rglob("*.yaml"))
 CAPTURED = "spec.resolution: NONE needs captured traffic, which meshctl does not serve yet"
 REFUSED = {
-    "bookinfo/networking/destination-rule-all-mtls.yaml": "spec.trafficPolicy.tls.mode: ISTIO_MUTUAL is not served yet: meshctl issues no certificates so far",
     "external/aptget.yaml": CAPTURED,
     "external/github.yaml": CAPTURED,
     "external/pypi.yaml": CAPTURED,
@@ -32,6 +31,7 @@ spec: {sidecar: {httpProxy: 15001}}
 apiVersion: meshproxy/v1
 kind: Workload
 metadata: {name: edge, labels: {istio: ingressgateway}}
+spec: {sidecar: {identity: true}}
 ---
 apiVersion: meshproxy/v1
 kind: Workload
@@ -135,6 +135,15 @@ def test_fault_injection(sample, fault):
     made = jason["typed_per_filter_config"]["envoy.filters.http.fault"]
     assert {key: value for key, value in made.items() if key != "@type"} == fault
     assert "typed_per_filter_config" not in rest
+
+
+def test_mutual_tls_where_a_rule_asks_for_it():
+    files = ("bookinfo/platform/kube/bookinfo.yaml", "bookinfo/networking/destination-rule-all-mtls.yaml")
+    name = "outbound|9080|v1|reviews.default.svc.cluster.local"
+    tls = cluster(view(*files, proxy="edge"), name)["transport_socket"]["typed_config"]
+    assert tls["sni"] == "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
+    assert [one["name"] for one in tls["common_tls_context"]["tls_certificate_sds_secret_configs"]] == ["default"]
+    assert view(*files).get(CLUSTER, name) is None  # a caller without certificates
 
 
 def test_egress_with_tls_begun_by_the_sidecar():

@@ -1,0 +1,123 @@
+"""Who may speak to whom, and how connections are secured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+ROOT_NAMESPACE = "istio-system"  # policies without a selector there are for the whole mesh
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+
+
+class Mtls(Enum):
+    """What a port takes: PERMISSIVE is both."""
+
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeerAuthentication:
+    """What workloads take. `mode` None: what the policy around it says. `ports` are those of the application, and only with a selector."""
+
+    name: str
+    namespace: str
+    selector: Mapping[str, str] | None = None
+    mode: Mtls | None = None
+    ports: Mapping[int, Mtls | None] = field(default_factory=dict)
+
+
+def mtls_mode(policies: Iterable[PeerAuthentication], namespace: str, labels: Mapping[str, str], port: int) -> Mtls:
+    """What a port of a workload takes: as the policy for the workload says, else that of its namespace, else that of the mesh, else both."""
+    narrowest: dict[str, PeerAuthentication] = {}
+    for one in policies:
+        if one.namespace == namespace and one.selector is not None:
+            if one.selector.items() <= labels.items():
+                narrowest.setdefault("workload", one)
+        elif one.selector is None and one.namespace == namespace:
+            narrowest.setdefault("namespace", one)
+        if one.selector is None and one.namespace == ROOT_NAMESPACE:
+            narrowest.setdefault("mesh", one)
+    workload = narrowest.get("workload")
+    candidates = [workload.ports.get(port), workload.mode] if workload is not None else []
+    candidates += [narrowest[where].mode for where in ("namespace", "mesh") if where in narrowest]
+    return next((mode for mode in candidates if mode is not None), Mtls.PERMISSIVE)
+
+
+def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
+    """The identity of a workload."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Who asks: all that is set must hold, and of each one value. The `not_` fields must not hold."""
+
+    principals: tuple[str, ...] = ()
+    not_principals: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    not_namespaces: tuple[str, ...] = ()
+    service_accounts: tuple[str, ...] = ()  # `namespace/name`
+    not_service_accounts: tuple[str, ...] = ()
+    ip_blocks: tuple[str, ...] = ()
+    not_ip_blocks: tuple[str, ...] = ()
+    remote_ip_blocks: tuple[str, ...] = ()
+    not_remote_ip_blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """What is asked, in the same way."""
+
+    hosts: tuple[str, ...] = ()
+    not_hosts: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    not_ports: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    not_methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    not_paths: tuple[str, ...] = ()
+
+    @property
+    def is_http(self) -> bool:
+        """Whether plain connections cannot have it."""
+        return bool(self.hosts or self.not_hosts or self.methods or self.not_methods or self.paths or self.not_paths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """A key such as `request.headers[x-user]`, and what its value must be, or must not."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    not_values: tuple[str, ...] = ()
+
+    @property
+    def is_http(self) -> bool:
+        return self.key.startswith("request.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AccessRule:
+    """One of `sources` (any, without some), one of `operations`, and all of `conditions`."""
+
+    sources: tuple[Source, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AuthorizationPolicy:
+    """`action` is ALLOW, DENY or AUDIT. An ALLOW without rules allows nothing."""
+
+    name: str
+    namespace: str
+    action: str
+    rules: tuple[AccessRule, ...]
+    selector: Mapping[str, str] | None = None
+
+    def is_for(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        """Whether a workload is meant."""
+        return self.namespace in (namespace, ROOT_NAMESPACE) and (self.selector is None or self.selector.items() <= labels.items())

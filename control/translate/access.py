@@ -1,0 +1,204 @@
+"""AuthorizationPolicies -> RBAC filters of those who are called. DENY comes before ALLOW; with an ALLOW for a workload, what none allows is denied."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from control.model.security import AccessRule, AuthorizationPolicy, Condition, Operation, Source
+from control.translate.resource import typed
+
+_HTTP = "envoy.extensions.filters.http.rbac.v3.RBAC"
+_TCP = "envoy.extensions.filters.network.rbac.v3.RBAC"
+_ANY = {"any": True}
+Rule = dict[str, Any]
+
+
+def http_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
+    """Filters of a connection manager, in their order."""
+    made = []
+    for action in ("DENY", "ALLOW"):
+        rules = _rules(policies, action, trust_domain, http=True)
+        if rules is not None:
+            made.append({"name": f"envoy.filters.http.rbac.{action.lower()}", "typed_config": typed(_HTTP, rules=rules)})
+    return made
+
+
+def network_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
+    """Filters of plain connections. What only requests can have denies, in a DENY, whatever they are, and allows nothing in an ALLOW, as in Istio."""
+    made = []
+    for action in ("DENY", "ALLOW"):
+        rules = _rules(policies, action, trust_domain, http=False)
+        if rules is not None:
+            config = typed(_TCP, rules=rules, stat_prefix=f"tcp.{action.lower()}.")
+            made.append({"name": f"envoy.filters.network.rbac.{action.lower()}", "typed_config": config})
+    return made
+
+
+def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domain: str, *, http: bool) -> Rule | None:
+    """envoy.config.rbac.v3.RBAC; None when no policy has this action."""
+    chosen = [one for one in policies if one.action == action]
+    if not chosen:
+        return None
+    made = {}
+    for policy in chosen:
+        for index, rule in enumerate(policy.rules):
+            found = _policy(rule, trust_domain, action, http)
+            if found is not None:
+                made[f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"] = found
+    return {"action": action, "policies": made}
+
+
+def _policy(rule: AccessRule, trust_domain: str, action: str, http: bool) -> Rule | None:
+    operations, conditions = rule.operations, rule.conditions
+    if not http and (any(one.is_http for one in operations) or any(one.is_http for one in conditions)):
+        if action == "ALLOW":
+            return None
+        operations = tuple(Operation(ports=one.ports, not_ports=one.not_ports) for one in operations)
+        conditions = tuple(one for one in conditions if not one.is_http)
+    permissions = [_all([*_operation(one), *_permission_conditions(conditions)]) for one in operations or (Operation(),)]
+    principals = [
+        _all([*_source(one, trust_domain), *_principal_conditions(conditions, trust_domain)], "and_ids", "ids") for one in rule.sources or (Source(),)
+    ]
+    return {"permissions": permissions, "principals": principals}
+
+
+def _all(parts: list[Rule], word: str = "and_rules", inner: str = "rules") -> Rule:
+    return _ANY if not parts else parts[0] if len(parts) == 1 else {word: {inner: parts}}
+
+
+def _one_of(values: Iterable[str], make: Callable[[str], Rule], word: str, inner: str) -> Rule:
+    parts = [make(value) for value in values]
+    return parts[0] if len(parts) == 1 else {word: {inner: parts}}
+
+
+def _both(values: tuple[str, ...], others: tuple[str, ...], make: Callable[[str], Rule], *, principal: bool) -> list[Rule]:
+    """One of `values`, and none of `others`, as far as there are some."""
+    word, inner = ("or_ids", "ids") if principal else ("or_rules", "rules")
+    made = [_one_of(values, make, word, inner)] if values else []
+    if others:
+        made.append({"not_id" if principal else "not_rule": _one_of(others, make, word, inner)})
+    return made
+
+
+def _operation(one: Operation) -> list[Rule]:
+    def permission(values: tuple[str, ...], others: tuple[str, ...], make: Callable[[str], Rule]) -> list[Rule]:
+        return _both(values, others, make, principal=False)
+
+    return [
+        *permission(one.hosts, one.not_hosts, lambda value: {"header": {"name": ":authority", "string_match": _string(value, ignore_case=True)}}),
+        *permission(one.methods, one.not_methods, lambda value: {"header": _header(":method", value)}),
+        *permission(one.paths, one.not_paths, lambda value: {"url_path": {"path": _string(value)}}),
+        *permission(one.ports, one.not_ports, _destination_port),
+    ]
+
+
+def _source(one: Source, trust_domain: str) -> list[Rule]:
+    def principal(values: tuple[str, ...], others: tuple[str, ...], make: Callable[[str], Rule]) -> list[Rule]:
+        return _both(values, others, make, principal=True)
+
+    return [
+        *principal(one.principals, one.not_principals, _principal),
+        *principal(one.namespaces, one.not_namespaces, _namespace),
+        *principal(one.service_accounts, one.not_service_accounts, lambda value: _service_account(value, trust_domain)),
+        *principal(one.ip_blocks, one.not_ip_blocks, _direct_remote_ip),
+        *principal(one.remote_ip_blocks, one.not_remote_ip_blocks, _remote_ip),
+    ]
+
+
+def _permission_conditions(conditions: Iterable[Condition]) -> list[Rule]:
+    made = []
+    for one in conditions:
+        make = _PERMISSIONS.get(one.key)
+        if make is not None:
+            made += _both(one.values, one.not_values, make, principal=False)
+    return made
+
+
+def _principal_conditions(conditions: Iterable[Condition], trust_domain: str) -> list[Rule]:
+    made = []
+    for one in conditions:
+        make = _PRINCIPALS.get(one.key)
+        if one.key == "source.serviceAccount":
+            make = functools.partial(_service_account, trust_domain=trust_domain)
+        elif one.key.startswith("request.headers["):
+            make = functools.partial(_header_of, one.key.removeprefix("request.headers[").removesuffix("]"))
+        if make is not None:
+            made += _both(one.values, one.not_values, make, principal=True)
+    return made
+
+
+def _header_of(name: str, value: str) -> Rule:
+    return {"header": _header(name, value)}
+
+
+def _header(name: str, value: str) -> Rule:
+    return {"name": name, "present_match": True} if value == "*" else {"name": name, "string_match": _string(value)}
+
+
+def _string(value: str, *, ignore_case: bool = False) -> Rule:
+    """StringMatcher of a value that may begin or end with a star."""
+    if value == "*":
+        return {"safe_regex": {"regex": ".+"}}
+    kind, text = ("suffix", value[1:]) if value.startswith("*") else ("prefix", value[:-1]) if value.endswith("*") else ("exact", value)
+    return {kind: text, **({"ignore_case": True} if ignore_case else {})}
+
+
+def _principal(value: str) -> Rule:
+    """A SPIFFE ID, which documents write without its scheme."""
+    if value == "*":
+        return {"authenticated": {"principal_name": {"safe_regex": {"regex": ".+"}}}}
+    if value.startswith("*"):
+        return {"authenticated": {"principal_name": {"safe_regex": {"regex": f"spiffe://.*{re.escape(value[1:])}"}}}}
+    return {"authenticated": {"principal_name": _string(f"spiffe://{value}")}}
+
+
+def _namespace(value: str) -> Rule:
+    pattern = re.escape(value).replace(r"\*", ".*")
+    return {"authenticated": {"principal_name": {"safe_regex": {"regex": f".*/ns/{pattern}/.*"}}}}
+
+
+def _service_account(value: str, trust_domain: str) -> Rule:
+    namespace, _, name = value.rpartition("/")
+    return {"authenticated": {"principal_name": {"exact": f"spiffe://{trust_domain}/ns/{namespace or 'default'}/sa/{name}"}}}
+
+
+def _range(value: str) -> Rule:
+    network = ipaddress.ip_network(value, strict=False)
+    return {"address_prefix": str(network.network_address), "prefix_len": network.prefixlen}
+
+
+def _direct_remote_ip(value: str) -> Rule:
+    return {"direct_remote_ip": _range(value)}
+
+
+def _remote_ip(value: str) -> Rule:
+    return {"remote_ip": _range(value)}
+
+
+def _destination_ip(value: str) -> Rule:
+    return {"destination_ip": _range(value)}
+
+
+def _destination_port(value: str) -> Rule:
+    return {"destination_port": int(value)}
+
+
+def _requested_server_name(value: str) -> Rule:
+    return {"requested_server_name": _string(value)}
+
+
+_PERMISSIONS: dict[str, Callable[[str], Rule]] = {
+    "destination.ip": _destination_ip,
+    "destination.port": _destination_port,
+    "connection.sni": _requested_server_name,
+}
+_PRINCIPALS: dict[str, Callable[[str], Rule]] = {
+    "source.ip": _direct_remote_ip,
+    "remote.ip": _remote_ip,
+    "source.namespace": _namespace,
+    "source.principal": _principal,
+}
