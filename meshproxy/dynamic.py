@@ -21,7 +21,7 @@ from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
 from meshproxy.upstream.cluster_manager import Validator
 from meshproxy.upstream.options import EDS
-from meshproxy.xds import sources
+from meshproxy.xds import identity, sources
 from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
@@ -60,7 +60,9 @@ class Dynamic:
         self._rules = Rules(options.unsupported, options.reject_unknown_dynamic_fields, lambda count: setattr(unknown, "n", unknown.n + count))
         resources = bootstrap.dynamic_resources
         ads = resources.ads_config if resources.HasField("ads_config") else None
-        self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap).__contains__)
+        workload = identity.find(bootstrap)
+        local = identity.LocalIdentity(workload, context) if workload is not None else None
+        self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap, workload).__contains__, local)
         self._first_clusters = asyncio.Event()
         self._first_listeners = asyncio.Event()
         assert plan.routes is not None
@@ -187,7 +189,13 @@ class Dynamic:
 def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     """Note the config sources of a bootstrap that can be none."""
     resources = bootstrap.dynamic_resources
-    is_static = _static_clusters(bootstrap).__contains__
+    workload = None
+    with problems.under(""):
+        workload = identity.find(bootstrap)
+    if workload is not None:
+        with problems.under("bootstrap_extensions: meshproxy.identity.v1.Workload"):
+            identity.check(workload, _static_clusters(bootstrap, None).__contains__)
+    is_static = _static_clusters(bootstrap, workload).__contains__
     has_ads = resources.HasField("ads_config")
 
     def check(path: str, source: Any) -> None:
@@ -212,6 +220,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
                 check(f"static_resources.{kind}[{at}]: {reference.name}: sds_config", reference.sds_config)
 
 
-def _static_clusters(bootstrap: Any) -> set[str]:
-    """The clusters that need no control plane: those that may lead to one."""
-    return {cluster.name for cluster in bootstrap.static_resources.clusters if cluster.type != EDS}
+def _static_clusters(bootstrap: Any, workload: Any) -> set[str]:
+    """The clusters that need no control plane: those that may lead to one. With them is the one in whose place our own identity answers."""
+    found = {cluster.name for cluster in bootstrap.static_resources.clusters if cluster.type != EDS}
+    if workload is not None:
+        found.add(identity.serves(workload))
+    return found

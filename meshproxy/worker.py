@@ -128,6 +128,7 @@ def needs_discovery(bootstrap: Any) -> bool:
     """Whether a bootstrap asks for anything that is not in it."""
     return (
         bootstrap.HasField("dynamic_resources")
+        or len(bootstrap.bootstrap_extensions) > 0  # the only one that there is gets secrets
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
         or any(True for listener in bootstrap.static_resources.listeners for _ in route_configs.managers(listener))
         or any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))

@@ -13,7 +13,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3."
 
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine"
-    " dynamic_resources",
+    " dynamic_resources bootstrap_extensions",
     f"{_BOOTSTRAP}Bootstrap.DynamicResources": "lds_config cds_config ads_config",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters secrets",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address socket_options allow_paths",
@@ -75,6 +75,7 @@ KIND_OF_FIELD = {
     f"{_CLUSTER}LoadBalancingPolicy.Policy.typed_extension_config": "load balancing policy",
     "envoy.extensions.clusters.dns.v3.DnsCluster.typed_dns_resolver_config": "DNS resolver",
     f"{_BOOTSTRAP}Bootstrap.default_regex_engine": "regex engine",
+    f"{_BOOTSTRAP}Bootstrap.bootstrap_extensions": "bootstrap extension",
     f"{_CORE}Http1ProtocolOptions.HeaderKeyFormat.stateful_formatter": "header formatter",
     f"{_CORE}SubstitutionFormatString.formatters": "formatter",
     "envoy.config.accesslog.v3.AccessLog.typed_config": "access logger",

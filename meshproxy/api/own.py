@@ -1,7 +1,7 @@
 """Message types that xds-protos does not carry, defined here without generated code.
 
 PeakEwma has the name, fields and numbers of Envoy's contrib extension, so that one configuration drives both. The Python filter is our own: a `module` with
-the code and its `config` (a wrapper where a string would do, so that all fields are messages).
+the code and its `config` (wrappers where a string would do, so that all fields are messages). So is Workload, see docs/identity.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ _MESSAGES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("meshproxy.python.v1", "Filter"): (
         ("module", _STRING),
         ("config", _STRUCT),
+    ),
+    ("meshproxy.identity.v1", "Workload"): (
+        ("authority", _STRING),
+        ("workload_api", _STRING),
+        ("identity", _STRING),
+        ("life", _DURATION),
+        ("token_file", _STRING),
+        ("join_token_file", _STRING),
+        ("serves", _STRING),
     ),
 }
 

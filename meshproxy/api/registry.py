@@ -125,6 +125,9 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}formatter.metadata.v3.Metadata": "meshproxy.observe.format",
         f"{_E}formatter.req_without_query.v3.ReqWithoutQuery": "meshproxy.observe.format",
     },
+    "bootstrap extension": {
+        "meshproxy.identity.v1.Workload": "meshproxy.xds.identity",
+    },
     "DNS resolver": {
         f"{_E}network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig": "meshproxy.upstream.discovery",
         f"{_E}network.dns_resolver.cares.v3.CaresDnsResolverConfig": "meshproxy.upstream.discovery",

@@ -34,12 +34,13 @@ _EXPIRED_SOON = 0.25  # of a life that is left when failures become warnings
 
 class Wish(Record, frozen=True):
     """What is asked for. `identity`: None takes the one that the proof is for. `life_s`: 0 leaves it to the authority. `token_file`: of a bearer token;
-    `join_token`: for the first time only."""
+    `join_token`, or the file with it: for the first time only."""
 
     identity: SpiffeId | None = None
     life_s: float = 0.0
     token_file: str = ""
     join_token: str = ""
+    join_token_file: str = ""
 
 
 class WorkloadSource:
@@ -120,9 +121,15 @@ class WorkloadSource:
             assert isinstance(key, ec.EllipticCurvePrivateKey)  # it was made here
             found.append((CHAIN_HEADER, b"".join(one.public_bytes(Encoding.PEM) for one in self.svid.chain)))
             found.append((SIGNATURE_HEADER, key.sign(signed_text(csr), ec.ECDSA(hashes.SHA256()))))
-        elif self._wish.join_token:
-            found.append(("authorization", f"Bearer {self._wish.join_token}"))
+        elif token := self._join_token():
+            found.append(("authorization", f"Bearer {token}"))
         return found
+
+    def _join_token(self) -> str:
+        if not self._wish.join_token_file:
+            return self._wish.join_token
+        with open(self._wish.join_token_file, encoding="ascii") as file:
+            return file.read().strip()
 
     async def _until_it_is_due(self, svid: Svid) -> None:
         received = self._clock()

@@ -9,23 +9,29 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api.errors import UNSUPPORTED, fail, under
 from meshproxy.xds.client import Api, Mux, StreamSubscription
 from meshproxy.xds.files import FileSubscription
+from meshproxy.xds.identity import LocalSubscription
 from meshproxy.xds.inotify import Watches
 from meshproxy.xds.subscription import init_timeout
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
+    from meshproxy.xds.identity import LocalIdentity
     from meshproxy.xds.resources import ResourceType
     from meshproxy.xds.subscription import Rules, Subscription, Watcher
 
 
 class Sources:
-    """Makes subscriptions, and owns what they share: the watches of files, and the stream of all types, if there is one (`ads`, an ApiConfigSource)."""
+    """Makes subscriptions, and owns what they share: the watches of files, and the stream of all types, if there is one (`ads`, an ApiConfigSource).
 
-    def __init__(self, context: Context, rules: Rules, ads: Any, is_static: Callable[[str], bool]) -> None:
+    `local`: the identity that this process gets for itself.
+    """
+
+    def __init__(self, context: Context, rules: Rules, ads: Any, is_static: Callable[[str], bool], local: LocalIdentity | None = None) -> None:
         self._context = context
         self._rules = rules
         self._is_static = is_static
+        self._local = local
         self._watches = Watches(context.loop)
         self.ads: Mux | None = None
         if ads is not None:
@@ -39,6 +45,8 @@ class Sources:
         if which in ("path", "path_config_source"):
             path, watched = path_of(source)
             return FileSubscription(path, watched, self._watches, type, name, watcher, scope, self._context, self._rules)
+        if which == "api_config_source" and self._local is not None and self._local.answers(source):
+            return LocalSubscription(self._local, source, type, name, watcher, scope, self._context, self._rules)
         own = which != "ads"
         mux = Api(source.api_config_source, self._is_static).single(type, scope, self._context) if own else self.ads
         assert mux is not None
@@ -46,6 +54,8 @@ class Sources:
 
     def close(self) -> None:
         """Watch nothing any more."""
+        if self._local is not None:
+            self._local.close()
         self._watches.close()
 
 

@@ -31,6 +31,7 @@ from meshproxy.identity.workload import Wish, WorkloadSource
 from tests.differential.proxy import envoy_binary
 from tests.e2e.proxy import PATIENCE, Proxy
 from tests.unit.ca_help import API, WEB, csr, key_pem
+from tests.unit.test_identity import FakeAgent, answer_of, svid_of
 
 T = "type.googleapis.com/envoy.extensions."
 ENVOY, OURS = "envoy", "ours"
@@ -95,7 +96,20 @@ class Mesh:
         return proxy
 
 
-def tls(own: str | dict[str, str], peer: str, api_type: str = "GRPC") -> dict:
+WORKLOAD = "type.googleapis.com/meshproxy.identity.v1.Workload"
+
+
+class Itself:
+    """A proxy of ours that gets its identity itself, from the authority's socket."""
+
+    def __init__(self, mesh: Mesh, identity) -> None:
+        self.authority = mesh.front.path
+        token = mesh.folder / f"{identity.path.rpartition('/')[2]}.token"
+        token.write_text(mesh.tokens.create(identity))
+        self.extension = {"@type": WORKLOAD, "authority": "authority", "join_token_file": str(token)}
+
+
+def tls(own: str | dict[str, str] | Itself, peer: str, api_type: str = "GRPC") -> dict:
     """A CommonTlsContext: secrets from the agent's cluster, or as they are. `peer`: who the other side must be."""
     match = [{"san_type": "URI", "matcher": {"exact": peer}}]
     if isinstance(own, dict):
@@ -103,7 +117,11 @@ def tls(own: str | dict[str, str], peer: str, api_type: str = "GRPC") -> dict:
             "tls_certificates": [{"certificate_chain": {"inline_string": own["chain"]}, "private_key": {"inline_string": own["key"]}}],
             "validation_context": {"trusted_ca": {"inline_string": own["roots"]}, "match_typed_subject_alt_names": match},
         }
-    service = {"api_type": api_type, "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "sds"}}]}
+    service = {
+        "api_type": api_type,
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc" if isinstance(own, Itself) else "sds"}}],
+    }
     source = {"resource_api_version": "V3", "api_config_source": service}
     return {
         "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": source}],
@@ -114,16 +132,23 @@ def tls(own: str | dict[str, str], peer: str, api_type: str = "GRPC") -> dict:
     }
 
 
-def bootstrap(listeners: list[dict], clusters: list[dict], sds: str | dict) -> dict:
+def bootstrap(listeners: list[dict], clusters: list[dict], sds: str | dict | Itself) -> dict:
+    extensions: list[dict] = []
+    if isinstance(sds, Itself):
+        extensions = [{"name": "identity", "typed_config": sds.extension}]
+        sds, name = sds.authority, "authority"
+    else:
+        name = "sds"
     if isinstance(sds, str):
         options = {f"{T}upstreams.http.v3.HttpProtocolOptions".partition("/")[2]: {
             "@type": f"{T}upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}
         }}  # fmt: skip
-        clusters = [*clusters, {**cluster("sds", {"pipe": {"path": sds}}), "typed_extension_protocol_options": options}]
+        clusters = [*clusters, {**cluster(name, {"pipe": {"path": sds}}), "typed_extension_protocol_options": options}]
     return {
         "node": {"id": "test", "cluster": "test"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
         "static_resources": {"listeners": listeners, "clusters": clusters},
+        **({"bootstrap_extensions": extensions} if extensions else {}),
     }
 
 
@@ -146,7 +171,7 @@ def listener(name: str, routes: list[dict], downstream: dict | None = None) -> d
     return {"name": name, "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}, "filter_chains": [chain]}
 
 
-def server_config(own: str | dict, api_type: str) -> dict:
+def server_config(own: str | dict | Itself, api_type: str) -> dict:
     """Says who asked. `strict` wants the client to be somebody else."""
     headers = {"x-peer": "%DOWNSTREAM_PEER_URI_SAN%", "x-serial": "%DOWNSTREAM_PEER_SERIAL%", "x-own": "%DOWNSTREAM_LOCAL_URI_SAN%"}
     add = [{"header": {"key": key, "value": value}} for key, value in headers.items()]
@@ -154,7 +179,7 @@ def server_config(own: str | dict, api_type: str) -> dict:
     return bootstrap([listener("l1", routes, tls(own, str(WEB), api_type)), listener("strict", routes, tls(own, OTHER, api_type))], [], own)
 
 
-def client_config(own: str | dict, server: Proxy, api_type: str) -> dict:
+def client_config(own: str | dict | Itself, server: Proxy, api_type: str) -> dict:
     """`/` goes to the server, `/strict` to the listener that wants somebody else, `/other` there as if the server were somebody else."""
     clusters, routes = [], []
     for name, port, peer in [("strict", server.port("strict"), str(API)), ("other", server.port(), OTHER), ("api", server.port(), str(API))]:
@@ -262,3 +287,51 @@ async def test_envoy_and_one_of_ours(tmp_path, server_kind, client_kind):
         assert len(traffic.serials) == (1 if client_kind == OURS else 6)
         for path in ("/strict", "/other"):
             assert (await get(client.port(), path)).status_code == 503
+
+
+@pytest.mark.parametrize("server_kind", [OURS, ENVOY])
+async def test_sidecars_that_get_their_identity_themselves(tmp_path, server_kind):
+    """No agent: the key is made in the sidecar, and no file ever has it."""
+    async with Mesh(tmp_path, life_s=4) as mesh:
+        own = await mesh.agent(API) if server_kind == ENVOY else Itself(mesh, API)
+        server = await mesh.start(server_kind, "server", server_config(own, SDS))
+        client = await mesh.start(OURS, "client", client_config(Itself(mesh, WEB), server, SDS))
+        async with flowing(client.port()) as traffic:
+            await traffic.wait_until(lambda: len(traffic.serials) >= 3)
+            mesh.authority.rotate_root()
+            await traffic.wait_until(lambda: mesh.authority.statistics()["roots"][1]["status"] == "signing")
+            seen = len(traffic.serials)
+            await traffic.wait_until(lambda: len(traffic.serials) >= seen + 3)
+        assert traffic.failed == []
+        for path in ("/strict", "/other"):
+            assert (await get(client.port(), path)).status_code == 503
+        assert [file for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != "ca" and b"PRIVATE KEY" in file.read_bytes()] == []
+
+
+async def test_a_sidecar_with_a_spire_agent(tmp_path):
+    """The agent pushes new certificates, restarts, and goes on."""
+    async with Mesh(tmp_path, life_s=3600) as mesh:
+        agent = FakeAgent(str(tmp_path / "spire.sock"))
+        await agent.server.start()
+        mesh.stack.push_async_callback(agent.server.stop, None)
+        own = Itself(mesh, WEB)
+        own.authority, own.extension = str(tmp_path / "spire.sock"), {"@type": WORKLOAD, "workload_api": "authority"}
+        server = await mesh.start(OURS, "server", server_config(Itself(mesh, API), SDS))
+        starting = asyncio.create_task(mesh.start(OURS, "client", client_config(own, server, SDS)))
+        async with asyncio.timeout(PATIENCE):
+            await agent.opened.wait()
+        agent.streams[0].put_nowait(answer_of(svid_of(mesh.authority)))
+        client = await starting
+        async with flowing(client.port()) as traffic:
+            await traffic.wait_until(lambda: traffic.serials)
+            for number in range(1, 4):
+                agent.streams[-1].put_nowait(answer_of(svid_of(mesh.authority)))
+                await traffic.wait_until(lambda number=number: len(traffic.serials) > number)
+            agent.opened.clear()
+            agent.streams[-1].put_nowait(None)
+            async with asyncio.timeout(PATIENCE):
+                await agent.opened.wait()
+            agent.streams[-1].put_nowait(answer_of(svid_of(mesh.authority)))
+            await traffic.wait_until(lambda: len(traffic.serials) > 4)
+        assert traffic.failed == []
+        assert all(agent.headers)
