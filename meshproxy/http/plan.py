@@ -3,12 +3,13 @@
 A **lane** (`Lane`) is what all such requests of one route have in common: cluster, filters, timeouts, and the response heads of its upstreams as they go
 downstream. Most clients also send the same few heads over and over. When a head is seen for the second time, `make_plan` takes it once through what every
 such request goes through (forwarded headers, route, header mutations) and writes down the outcome: a `Plan`, which holds the bytes that go upstream, but for
-the request id. `start` and `Plan.start` are the ways in, `Lane.respond` is the way back. (`http.shape_plan` does the same for HTTP/2 heads whose paths differ.)
+the request id. `start` and `Plan.start` are the ways in, `Lane.respond` is the way back. `http.shape_plan` does the
+same for HTTP/2 heads whose paths and ids are others each time.
 
 Nothing here decides anything that the general way (`http.stream`, `http.router`) would decide otherwise. Two things see to that:
 
-- Lanes and plans are made by running the general code on a stand-in for the stream (`http.probe.Probe`) that has a head and nothing else. Whatever looks at something
-  that could be different the next time (the request id, random numbers, certificates, metadata) makes the attempt fail, and there is no plan.
+- Lanes and plans are made by running the general code on a stand-in for the stream (`http.probe.Probe`) that has a head and nothing else. Whatever looks at
+  something that could be different the next time (the request id, random numbers, certificates, metadata) makes the attempt fail, and there is no plan.
 - A `PlannedStream` is an ordinary `Stream` of which most attributes have not been set. Whoever reads one of those (a filter, a reset, a timeout, an access
   log, a response that is not planned) turns it into what it would have been on the general way (`PlannedStream.leave_plan`), and goes on from there.
 
