@@ -29,6 +29,7 @@ from meshproxy.xds.listeners import ListenerUpdates
 from meshproxy.xds.needs import Needs
 from meshproxy.xds.resources import CLUSTER, LISTENER, WILDCARD
 from meshproxy.xds.routes import Routes, RouteSubscription
+from meshproxy.xds.runtime import RuntimeLayer
 from meshproxy.xds.secrets import Secrets, SecretSubscription
 from meshproxy.xds.subscription import Rules
 
@@ -72,6 +73,14 @@ class Dynamic:
         self._secrets = Secrets(self._sources, context, self._rules, self._tell_secret)
         discovery.make_eds = lambda cluster, scope, on_changed: Eds(cluster, scope, on_changed, self._sources, context, self._rules)
         listeners.acquire = self._acquire
+        self._layers: list[RuntimeLayer] = []
+        self._first_layers: list[asyncio.Event] = []
+        for at, layer in enumerate(bootstrap.layered_runtime.layers):
+            if layer.HasField("rtds_layer"):
+                first = asyncio.Event()
+                with errors.under(f"layered_runtime.layers[{at}].rtds_layer.rtds_config"):
+                    self._layers.append(RuntimeLayer(layer, self._sources, context, self._tell_layer, first.set))
+                self._first_layers.append(first)
         self.clusters: Clusters | None = None
         self.listeners: ListenerUpdates | None = None
         self._cds: Subscription | None = None
@@ -93,6 +102,12 @@ class Dynamic:
         """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
         if self._sources.ads is not None:
             self._sources.ads.start()
+        for layer in self._layers:
+            layer.subscription.start()
+        for first in self._first_layers:
+            await first.wait()
+        if self._layers:
+            self._count_runtime_load()  # as Envoy, which loads once more when all layers are there
         for one in self._bootstrap.static_resources.clusters:
             ready = asyncio.Event()
             self._acquire_for_cluster(one, ready.set)
@@ -175,6 +190,17 @@ class Dynamic:
             self._route_configs.forget(key)
         self._pool.broadcast(Kind.ROUTES, marshal.dumps((key, serialised)))
 
+    def _tell_layer(self, layer: str, struct: bytes) -> None:
+        self._plan.runtime_layers[layer] = struct
+        self._context.runtime.replace_layer(layer, struct)
+        self._context.clusters.runtime_changed()
+        self._count_runtime_load()
+        self._pool.broadcast(Kind.RUNTIME_LAYER, marshal.dumps((layer, struct)))
+
+    def _count_runtime_load(self) -> None:
+        for name in ("load_success", "override_dir_not_exists"):
+            self._context.stats.counter(f"runtime.{name}").n += 1
+
     def _tell_secret(self, key: bytes, serialised: bytes) -> None:
         inherited = self._plan.secrets
         assert inherited is not None
@@ -214,6 +240,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         for manager in route_configs.managers(listener):
             check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
+    for at, layer in enumerate(bootstrap.layered_runtime.layers):
+        if layer.HasField("rtds_layer"):
+            check(f"layered_runtime.layers[{at}].rtds_layer.rtds_config", layer.rtds_layer.rtds_config)
     for kind in ("clusters", "listeners"):
         for at, holder in enumerate(getattr(bootstrap.static_resources, kind)):
             for reference, _ in api_secrets.references(holder):

@@ -46,6 +46,7 @@ class ServerStats:
         self._set("server.concurrency", server.concurrency)
         self._set("server.version", int("".join(f"{int(part):02x}" for part in ENVOY_VERSION.split(".")), 16))
         stats.counter("runtime.load_success").n = 1
+        stats.counter("runtime.override_dir_not_exists").n = 1
         self._set("runtime.num_layers", len(server.runtime.layers))
 
     def _set(self, name: str, value: int) -> None:

@@ -65,6 +65,7 @@ class Plan(Record):
     listeners: list[server.Listener] = field(default_factory=list)
     routes: RouteConfigs | None = None  # main's; None where nothing comes by discovery
     secrets: dict[bytes, bytes] | None = None  # those that came by discovery, as api.secrets.Secrets has them; None where none can
+    runtime_layers: dict[str, bytes] = field(default_factory=dict)  # those by discovery, as google.protobuf.Struct
     clusters: cluster_manager.ClusterManager | None = None  # main's
 
     def sockets(self, index: int) -> list[list[socket.socket]]:
@@ -94,6 +95,8 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
             context.secrets = secrets.Secrets(bootstrap.static_resources.secrets, plan.secrets)
     with errors.under("layered_runtime"):
         context.runtime = Runtime.from_proto(bootstrap.layered_runtime, plan.node.cluster)
+    for layer in plan.runtime_layers.items():
+        context.runtime.replace_layer(*layer)
     options = plan.options
     context.access_logs = Sinks(context, flush_interval=options.file_flush_interval_msec / 1000, min_size=options.file_flush_min_size_kb * 1024)
     context.drain = Drain(context.clock, context.random, options.drain_time_s, immediate=options.drain_strategy == "immediate")
@@ -129,6 +132,7 @@ def needs_discovery(bootstrap: Any) -> bool:
     return (
         bootstrap.HasField("dynamic_resources")
         or len(bootstrap.bootstrap_extensions) > 0  # the only one that there is gets secrets
+        or any(layer.HasField("rtds_layer") for layer in bootstrap.layered_runtime.layers)
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
         or any(True for listener in bootstrap.static_resources.listeners for _ in route_configs.managers(listener))
         or any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))
@@ -185,6 +189,7 @@ class Worker:
             Kind.HEALTHCHECK_FAIL: self._fail_health_checks,
             Kind.LOG_LEVEL: lambda body: plan.levels.update(marshal.loads(body)),
             Kind.RUNTIME: self._modify_runtime,
+            Kind.RUNTIME_LAYER: self._replace_runtime_layer,
             Kind.REOPEN_LOGS: self._reopen_logs,
             Kind.EJECTED: lambda body: context.clusters.eject(*marshal.loads(body)),
             Kind.CLUSTER: self._cluster,
@@ -214,6 +219,13 @@ class Worker:
 
     def _modify_runtime(self, body: bytes) -> None:
         self._context.runtime.modify(marshal.loads(body))
+        self._runtime_changed()
+
+    def _replace_runtime_layer(self, body: bytes) -> None:
+        self._context.runtime.replace_layer(*marshal.loads(body))
+        self._runtime_changed()
+
+    def _runtime_changed(self) -> None:
         self._context.clusters.runtime_changed()
         self._context.changes.n += 1
 

@@ -1,7 +1,7 @@
 """Runtime values: a few numbers and switches that can change while the proxy runs, by layers of which a later one overrides an earlier one.
 
-Static layers come from the bootstrap, disk layers from a tree of small files, and the admin layer, of which there is at most one, from `/runtime_modify`.
-Without an admin layer nothing can change, and whatever is compiled from a runtime key becomes a constant.
+Static layers come from the bootstrap, disk layers from a tree of small files, RTDS layers by discovery, and the admin layer, of which there is at most one,
+from `/runtime_modify`. Without one of the last two nothing can change, and whatever is compiled from a runtime key becomes a constant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 HONOURS = {
     "envoy.config.bootstrap.v3.LayeredRuntime": "layers",
-    "envoy.config.bootstrap.v3.RuntimeLayer": "name static_layer disk_layer admin_layer",
+    "envoy.config.bootstrap.v3.RuntimeLayer": "name static_layer disk_layer admin_layer rtds_layer",
+    "envoy.config.bootstrap.v3.RuntimeLayer.RtdsLayer": "name rtds_config",
+    "envoy.service.runtime.v3.Runtime": "name layer",
     "envoy.config.bootstrap.v3.RuntimeLayer.DiskLayer": "symlink_root append_service_cluster subdirectory",
     "envoy.config.bootstrap.v3.RuntimeLayer.AdminLayer": "",
     "envoy.config.core.v3.RuntimeFractionalPercent": "default_value runtime_key",
@@ -56,11 +58,12 @@ class Entry(Record, frozen=True):
 
 
 class Layer(Record):
-    """The values of one layer. `admin` marks the one that can be modified."""
+    """The values of one layer. `admin` marks the one that can be modified, `discovered` those that come by discovery."""
 
     name: str
     values: dict[str, Entry] = field(default_factory=dict)
     admin: bool = False
+    discovered: bool = False
 
 
 class Runtime:
@@ -69,7 +72,7 @@ class Runtime:
     def __init__(self, layers: list[Layer] | None = None) -> None:
         self.layers = layers or []
         self.load_errors = 0  # disk layers that could not be read
-        self.mutable = any(layer.admin for layer in self.layers)
+        self.mutable = any(layer.admin or layer.discovered for layer in self.layers)
         self._values: dict[str, Entry] = {}
         self._rebuild()
 
@@ -127,6 +130,14 @@ class Runtime:
         for key in changes:
             layer.values.pop(key, None)
         layer.values.update(parsed)
+        self._rebuild()
+
+    def replace_layer(self, name: str, struct: bytes) -> None:
+        """The values of a layer by discovery: a serialised google.protobuf.Struct. Raises ConfigError and changes nothing when they are wrong."""
+        values = parse_struct(messages.known("google.protobuf.Struct").FromString(struct))
+        for layer in self.layers:
+            if layer.discovered and layer.name == name:
+                layer.values = values
         self._rebuild()
 
     @property
@@ -219,13 +230,10 @@ def _key_and_default(proto: RuntimeFractionalPercent | FractionalPercent) -> tup
 def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
     kind = proto.WhichOneof("layer_specifier")
     if kind == "static_layer":
-        values: dict[str, Entry] = {}
         with errors.under("static_layer"):
-            from meshproxy.api import convert  # only where there is a layer: it is much code for every worker to hold
-
-            for key, value in convert.from_struct(proto.static_layer).items():
-                _flatten(key, value, values)
-        return Layer(proto.name, values), True
+            return Layer(proto.name, parse_struct(proto.static_layer)), True
+    if kind == "rtds_layer":
+        return Layer(proto.name, discovered=True), True
     if kind == "disk_layer":
         disk = proto.disk_layer
         root = "/".join(part for part in (disk.symlink_root, disk.subdirectory, service_cluster if disk.append_service_cluster else "") if part)
@@ -236,7 +244,7 @@ def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
         if disk.symlink_root and not Path(disk.symlink_root).parent.is_dir():
             # The link may come later; where it will be must exist, for Envoy watches it.
             errors.fail("disk_layer.symlink_root", f"the directory {Path(disk.symlink_root).parent} does not exist")
-        values = {}
+        values: dict[str, Entry] = {}
         try:
             _walk_disk(Path(root), "", 1, values)
         except (OSError, ConfigError, ValueError):
@@ -245,7 +253,17 @@ def _layer(proto: RuntimeLayer, service_cluster: str) -> tuple[Layer, bool]:
         return Layer(proto.name, values), True
     if kind == "admin_layer":
         return Layer(proto.name, admin=True), True
-    raise ConfigError.at(kind or "", "is not supported" if kind else "static_layer or disk_layer or admin_layer must be set", UNSUPPORTED)
+    raise ConfigError.at(kind or "", "is not supported" if kind else "static_layer, disk_layer, admin_layer or rtds_layer must be set", UNSUPPORTED)
+
+
+def parse_struct(struct: Any) -> dict[str, Entry]:
+    """The values of a google.protobuf.Struct. Raises ConfigError."""
+    from meshproxy.api import convert  # only where there is a layer: it is much code for every worker to hold
+
+    values: dict[str, Entry] = {}
+    for key, value in convert.from_struct(struct).items():
+        _flatten(key, value, values)
+    return values
 
 
 def _flatten(key: str, value: Any, values: dict[str, Entry]) -> None:

@@ -253,7 +253,7 @@ class Mux:
         """The server has not said in time that a resource lives on: it is gone."""
         del self._expiries[type.url, name]
         self._session.forget(type, name)
-        self._distribute(Update(type, self._session.version(type), [], [name]))
+        self._distribute(Update(type, "", [], [name]))
 
 
 class StreamSubscription(Subscription):

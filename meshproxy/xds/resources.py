@@ -40,8 +40,9 @@ ENDPOINTS = _type("envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_nam
 LISTENER = _type("envoy.config.listener.v3.Listener", "name", True, "envoy.service.listener.v3.ListenerDiscoveryService", "Listeners")
 ROUTES = _type("envoy.config.route.v3.RouteConfiguration", "name", False, "envoy.service.route.v3.RouteDiscoveryService", "Routes")
 SECRETS = _type("envoy.extensions.transport_sockets.tls.v3.Secret", "name", False, "envoy.service.secret.v3.SecretDiscoveryService", "Secrets")
+RUNTIME = _type("envoy.service.runtime.v3.Runtime", "name", False, "envoy.service.runtime.v3.RuntimeDiscoveryService", "Runtime")
 
-TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS)}
+TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS, RUNTIME)}
 # What comes first in a stream: whatever is referred to before what refers to it.
 ORDER = tuple(TYPES)
 

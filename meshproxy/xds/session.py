@@ -92,11 +92,6 @@ class Session:
         state = self._types.get(type.url)
         return frozenset(state.names) if state is not None else frozenset()
 
-    def version(self, type: ResourceType) -> str:
-        """Of the last accepted response."""
-        state = self._types.get(type.url)
-        return state.version if state is not None else ""
-
     # -- the stream
 
     def opened(self) -> None:

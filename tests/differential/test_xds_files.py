@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 from typing import Any
 
 import pytest
@@ -249,11 +250,30 @@ async def static_ones_with_dynamic_parts(site: Site) -> None:
     await site.note_dump("ClustersConfigDump", "EndpointsConfigDump", "RoutesConfigDump")
 
 
+async def runtime_values_change(site: Site) -> None:
+    half = says("yes")
+    half["virtual_hosts"][0]["routes"][0]["match"]["runtime_fraction"] = {"default_value": {"numerator": 100}, "runtime_key": "some.key"}
+    layers = [
+        {"name": "base", "static_layer": {"some": {"key": 100}, "other": 1}},
+        {"name": "changing", "rtds_layer": {"name": "values", "rtds_config": source("rtds.json")}},
+    ]
+    site.write("rtds.json", "v1", "runtime", {"name": "values", "layer": {"some": {"key": 0}}})
+    await site.start({"layered_runtime": {"layers": layers}, "static_resources": {"listeners": [http_listener("in", half)]}})
+    site.note(await site.get("in"), json.loads((await site.proxy.admin("GET", "/runtime"))[1]))
+    await site.note_stats("runtime.")
+    site.write("rtds.json", "v2", "runtime", {"name": "values", "layer": {"some": {"key": 100}, "new": "text"}})
+    await site.until_get("in", "200 yes")
+    site.note(json.loads((await site.proxy.admin("GET", "/runtime"))[1]))
+    site.write("rtds.json", "v3", "runtime", {"name": "wrong", "layer": {}})
+    await site.until("runtime.update_rejected", 1)
+    await site.note_stats("runtime.")
+
+
 SCENARIOS = [
     clusters_and_listeners_come_and_go, routes_change_under_a_connection, endpoints_change_under_a_connection, what_changes_nothing_keeps_connections,
     a_changed_listener_drains, other_filter_chains_are_left_alone, a_listener_moves_to_another_port, wrong_ones_do_not_take_right_ones_down,
     broken_files_change_nothing, a_start_without_anything_good, a_watched_folder, names_are_resolved_before_a_cluster_is_used, static_ones_are_not_touched,
-    static_ones_with_dynamic_parts,
+    static_ones_with_dynamic_parts, runtime_values_change,
 ]  # fmt: skip
 
 

@@ -28,12 +28,12 @@ class Plane(ControlPlane):
         super().__init__()
         self.site = site
 
-    def put(self, kind: str, version: str, *messages: Config) -> None:
-        super().put(kind, version, *map(self.site.render, messages))
+    def put(self, kind: str, version: str, *messages: Config, ttl: float = 0.0) -> None:
+        super().put(kind, version, *map(self.site.render, messages), ttl=ttl)
 
-    async def set(self, kind: str, version: str, *messages: Config) -> None:
+    async def set(self, kind: str, version: str, *messages: Config, ttl: float = 0.0) -> None:
         """Replace all resources of a kind, and push."""
-        self.put(kind, version, *messages)
+        self.put(kind, version, *messages, ttl=ttl)
         await self.push()
 
 
@@ -260,10 +260,33 @@ async def what_does_not_come_is_not_waited_for(site: Site, plane: Plane) -> None
     await site.note_stats("cluster.one.init", "http.in.rds.routes.init", "cluster_manager.active", "listener_manager.total")
 
 
+async def expired(site: Site, plane: Plane, kind: str) -> None:
+    await site.origin("a")
+    plane.put("cluster", "c1", static("one", "a"), ttl=0.5)
+    plane.put("listener", "l1", http_listener("in", goes_to("one")))
+    await started(site, plane, kind=kind)
+    site.note(await site.get("in"))
+    await site.until("cluster_manager.active_clusters", 1)  # only the control plane's
+    site.note(await site.get("in"))
+    await site.note_dump("ClustersConfigDump")
+    await plane.set("cluster", "c2", static("one", "a", connect_timeout="2s"), static("two", "a"))
+    await site.until("cluster_manager.active_clusters", 3)
+    await site.note_dump("ClustersConfigDump")
+
+
+async def what_nobody_renews_expires(site: Site, plane: Plane) -> None:
+    await expired(site, plane, "GRPC")
+
+
+async def what_nobody_renews_expires_in_delta(site: Site, plane: Plane) -> None:
+    await expired(site, plane, "DELTA_GRPC")
+
+
 SCENARIOS = [
     state_of_the_world, delta, separate_streams, separate_delta_streams, what_is_wrong_is_refused, what_is_wrong_is_refused_in_delta,
     versions_are_kept_over_streams, versions_are_kept_over_delta_streams, what_is_gone_is_removed, what_is_gone_is_removed_in_delta,
-    a_cluster_warms_while_the_old_one_serves, a_listener_waits_for_its_routes, what_does_not_come_is_not_waited_for,
+    a_cluster_warms_while_the_old_one_serves, a_listener_waits_for_its_routes, what_does_not_come_is_not_waited_for, what_nobody_renews_expires,
+    what_nobody_renews_expires_in_delta,
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ KINDS = {
     "listener": f"{TYPE}listener.v3.Listener",
     "route": f"{TYPE}route.v3.RouteConfiguration",
     "endpoint": f"{TYPE}endpoint.v3.ClusterLoadAssignment",
+    "runtime": "type.googleapis.com/envoy.service.runtime.v3.Runtime",
     "secret": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
 }
 _BY_THE_CLOCK = re.compile(r"update_time|config_reload_time_ms|update_duration|expiration_unix_time")
@@ -217,7 +218,7 @@ class Site:
     def normalised(self) -> list[str]:
         """The notes as lines, without what differs from one site to the other."""
         known = {str(one.port): name for name, one in self.origins.items()} | {str(port): f"listener {name}" for name, port in self.ports.items()}
-        text = json.dumps(self.notes, indent=1).replace(str(self.folder), "FOLDER")
+        text = json.dumps(self.notes, indent=1, sort_keys=True).replace(str(self.folder), "FOLDER")
         return re.sub(r"\b\d{4,5}\b", lambda found: known.get(found[0], found[0]), text).splitlines()
 
 

@@ -32,6 +32,7 @@ class ControlPlane:
         self.versions: dict[str, str] = {}  # of kinds, in answers of the state of the world
         self.log: dict[str, list[str]] = {kind: [] for kind in KINDS}
         self.hold: set[str] = set()
+        self.lives: dict[str, float] = {}
         self.port = 0
         self.streams = 0
         self._changed = asyncio.Condition()
@@ -63,8 +64,9 @@ class ControlPlane:
 
     # -- what there is
 
-    def put(self, kind: str, version: str, *messages: dict[str, Any]) -> None:
-        """Replace all resources of a kind. `messages`: as JSON."""
+    def put(self, kind: str, version: str, *messages: dict[str, Any], ttl: float = 0.0) -> None:
+        """Replace all resources of a kind. `messages`: as JSON. `ttl`: seconds that they live, or 0.0 for ever."""
+        self.lives[kind] = ttl
         known = {}
         for one in messages:
             packed = convert.to_message({"@type": KINDS[kind], **one}, any_pb2.Any)
@@ -84,6 +86,16 @@ class ControlPlane:
         async with asyncio.timeout(20), self._changed:
             while sum(part in line for line in self.log[kind]) < count:
                 await self._changed.wait()
+
+    def _with_life(self, kind: str, name: str, entry: tuple[str, Any]) -> Any:
+        """A resource of an answer of the state of the world, in an envelope if it does not live for ever."""
+        if not self.lives[kind]:
+            return entry[1]
+        envelope = messages.known(f"{_D}Resource")(name=name, version=entry[0], resource=entry[1])
+        envelope.ttl.FromMilliseconds(int(self.lives[kind] * 1000))
+        packed = any_pb2.Any()
+        packed.Pack(envelope)
+        return packed
 
     # -- streams
 
@@ -130,7 +142,7 @@ class ControlPlane:
                             nonces[kind] = str(count)
                             answer = _Response(type_url=KINDS[kind], version_info=state[0], nonce=str(count))
                             answer.control_plane.identifier = "the test"
-                            answer.resources.extend(entry[1] for entry in chosen.values())
+                            answer.resources.extend(self._with_life(kind, name, entry) for name, entry in chosen.items())
                             ready.append(answer)
                     if not ready:
                         await self._changed.wait()
@@ -190,7 +202,9 @@ class ControlPlane:
                         answer.removed_resources.extend(sorted(gone | missing))
                         for name, (version, packed) in news.items():
                             known[kind][name] = version
-                            answer.resources.add(name=name, version=version, resource=packed)
+                            one = answer.resources.add(name=name, version=version, resource=packed)
+                            if self.lives[kind]:
+                                one.ttl.FromMilliseconds(int(self.lives[kind] * 1000))
                         ready.append(answer)
                     if not ready:
                         await self._changed.wait()

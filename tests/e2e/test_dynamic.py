@@ -6,8 +6,12 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+import grpc
 import pytest
 import yaml
 
@@ -143,3 +147,77 @@ def test_what_is_not_honoured_is_refused_with_its_path_and_the_rest_is_used(site
     assert "track_cluster_stats: bad: is not supported" in site.stderr
     dump = json.loads(site.admin("GET", "/config_dump?resource=dynamic_active_clusters")[1])
     assert [entry["cluster"]["name"] for entry in dump["configs"]] == ["good"]
+
+
+# -- control planes that fail
+
+
+class Plane:
+    """A control plane for one kind of trouble, on a port that it keeps: `answer(request)` makes the bytes of the answers to each message of a stream."""
+
+    def __init__(self, answer):
+        self._answer = answer
+        self.asked = 0
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        handler = grpc.stream_stream_rpc_method_handler(self._serve)
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("envoy.service.discovery.v3.AggregatedDiscoveryService", {"StreamAggregatedResources": handler})]
+        )
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def _serve(self, requests, context):
+        for request in requests:
+            self.asked += 1
+            yield from self._answer(request)
+
+    def close(self):
+        self._server.stop(0).wait()
+
+
+def with_plane(folder, port):
+    control = cluster("control", port).replace("connect_timeout: 1s", "connect_timeout: 1s, http2_protocol_options: {}")
+    ads = "{ads: {}, initial_fetch_timeout: 0.2s, resource_api_version: V3}"
+    return f"""{ADMIN}node: {{id: n1, cluster: c}}
+dynamic_resources:
+  ads_config:
+    {{api_type: GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: control,
+     retry_policy: {{retry_back_off: {{base_interval: 0.01s, max_interval: 0.05s}}}}}}}}]}}
+  cds_config: {ads}
+  lds_config: {ads}
+static_resources:
+  listeners: {listener(0, HELLO, name="one")}
+  clusters: {control}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "answers"),
+    [
+        ("garbage", lambda request: [b"\xff\xff\xff"]),
+        ("nothing", lambda request: []),
+        ("another type", lambda request: [b"\x22\x05wrong"]),
+        ("empty answers", lambda request: [b""]),
+    ],
+)
+def test_a_control_plane_that_makes_no_sense_stops_nothing(tmp_path, what, answers):
+    plane = Plane(answers)
+    try:
+        with Proxy(tmp_path, with_plane(tmp_path, plane.port)) as proxy:
+            wait_until(lambda: plane.asked >= 2)
+            assert get(port(proxy)) == (200, "hello")
+            assert proxy.admin("GET", "/ready") == (200, "LIVE\n")
+            if what == "garbage":  # streams that cannot go on are begun again
+                wait_until(lambda: plane.asked >= 6)
+    finally:
+        plane.close()
+
+
+def test_a_control_plane_that_is_not_there_is_tried_again(tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with Proxy(tmp_path, with_plane(tmp_path, sock.getsockname()[1])) as proxy:
+            assert get(port(proxy)) == (200, "hello")
+            wait_until(lambda: proxy.stat("cluster_manager.cds.update_failure") >= 3)
+            assert proxy.stat("control_plane.connected_state") == 0
+            assert proxy.stat("cluster_manager.cds.init_fetch_timeout") == 1

@@ -143,9 +143,6 @@ NOT_COVERED = {
     ),
     "internal_redirects": ({f"{ROUTE}.route.internal_redirect_policy": {}}, f"{ROUTE}.route.internal_redirect_policy"),
     "quic_listener": ({f"{L0}.udp_listener_config": {}}, f"{L0}.udp_listener_config"),
-    "rtds": ({"node": NODE, "layered_runtime.layers": [
-                 {"name": "x", "rtds_layer": {"name": "x", "rtds_config": {"path_config_source": {"path": "/dev/null"}}}}]},
-                  "layered_runtime.layers[0].rtds_layer"),
 }  # fmt: skip
 WRONG = {
     "unknown_field": ({f"{ROUTE}.route.timeuot": "1s"}, f"{ROUTE}.route.timeuot"),

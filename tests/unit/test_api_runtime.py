@@ -8,6 +8,7 @@ import pytest
 from envoy.config.bootstrap.v3.bootstrap_pb2 import LayeredRuntime
 from envoy.config.core.v3.base_pb2 import RuntimeFeatureFlag, RuntimeFractionalPercent
 from envoy.type.v3.percent_pb2 import FractionalPercent
+from google.protobuf import struct_pb2
 
 from meshproxy.api import convert, runtime
 from meshproxy.api.errors import ConfigError
@@ -132,6 +133,25 @@ def test_missing_disk_layer_is_empty_and_counted():
     assert (layers.size, layers.load_errors) == (0, 1)
 
 
+def test_a_layer_by_discovery_is_replaced_whole_and_read_anew():
+    layers = make({"name": "base", "static_layer": {"kept": 1, "changed": 1}}, {"name": "found", "rtds_layer": {"name": "x"}})
+    chance = runtime.compile_chance(RuntimeFractionalPercent(runtime_key="changed"), layers)
+    assert (layers.integer("changed", 0), callable(chance)) == (1, True)
+    layers.replace_layer("found", struct(changed=100.0, new="text"))
+    assert (layers.integer("kept", 0), layers.integer("changed", 0), chance(1 << 63), layers.size) == (1, 100, True, 3)
+    layers.replace_layer("found", struct(other=True))
+    assert (layers.integer("changed", 0), layers.boolean("other", False), layers.size) == (1, True, 3)
+    with pytest.raises(ConfigError):
+        layers.replace_layer("found", struct(wrong=None))
+    assert layers.boolean("other", False)
+
+
+def struct(**values):
+    made = struct_pb2.Struct()
+    made.update(values)
+    return made.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
@@ -139,7 +159,7 @@ def test_missing_disk_layer_is_empty_and_counted():
         ([{"name": "a", "admin_layer": {}}, {"name": "a", "static_layer": {}}], "layers[1].name: another layer is called 'a' too"),
         ([{"name": "a", "static_layer": {"x": {"y": [1]}}}], "layers[0].static_layer.x.y: a runtime value must be"),
         ([{"name": "a", "static_layer": {"x": None}}], "layers[0].static_layer.x: a runtime value must be"),
-        ([{"name": "a", "rtds_layer": {"name": "x"}}], "layers[0].rtds_layer: is not supported"),
+        ([{"name": "a"}], "layers[0]: static_layer, disk_layer, admin_layer or rtds_layer must be set"),
         ([{"name": "a", "disk_layer": {}}], "layers[0].disk_layer.symlink_root: must not be empty"),
         ([{"name": "a", "disk_layer": {"symlink_root": "/nonexistent/x"}}], "layers[0].disk_layer.symlink_root: the directory /nonexistent does not exist"),
     ],
