@@ -430,7 +430,6 @@ class ServerConnection(DownstreamConnection):
 
     def reset_stream(self, stream: Stream) -> None:
         """The response cannot be finished: HTTP/1 can only say so by closing."""
-        self._out = b""
         self._close(delayed=True)
 
     def discard_request(self) -> None:

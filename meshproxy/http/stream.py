@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.grpc import is_content_type
@@ -575,6 +575,8 @@ class Stream(StreamInfo):
             return
         self.flags |= flag
         self.details = details
+        if self.cluster is None and self.route is not None:  # a filter holds it
+            self.cluster = self.manager.router.cluster_of(self)
         self.manager.stats.downstream_rq_rx_reset.n += 1
         self.finish()
 
@@ -663,7 +665,7 @@ class _Hold:
     Above `limit` queued bytes reading is paused (the request) or the upstream is (the response).
     """
 
-    __slots__ = ("_buffering", "_paused", "_queue", "_replay", "_task", "limit", "size", "stream")
+    __slots__ = ("_buffering", "_paused", "_queue", "_replay", "_task", "_to_await", "limit", "size", "stream")
 
     def __init__(self, stream: Stream, replay: Callable[[int, Any, bool, int], None], limit: int) -> None:
         self.stream = stream
@@ -672,14 +674,17 @@ class _Hold:
         self.size = 0
         self._queue: list[tuple[int, Any, bool, int]] = []  # kind, payload, end of stream, the hook at which it goes on
         self._task: asyncio.Task[None] | None = None
+        self._to_await: Awaitable[Any] | None = None  # until the task has begun
         self._buffering: _Buffering | None = None
         self._paused = False
 
     def wait(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
+        self._to_await = awaitable
         self._task = tasks.spawn("http filter", self._run(awaitable, resume))
 
     async def _run(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
         stream = self.stream
+        self._to_await = None
         try:
             result = await awaitable
         except asyncio.CancelledError:
@@ -752,6 +757,8 @@ class _Hold:
         self._queue.clear()
         if task is not None and task is not _current_task():
             task.cancel()
+            if isinstance(self._to_await, Coroutine):
+                self._to_await.close()  # nobody will
         if self._paused and not self.stream.ended:
             self._unpause()
 

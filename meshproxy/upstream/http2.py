@@ -38,7 +38,7 @@ _REQUEST_ID = encode_literal(b"x-request-id", bytes(36))[:-36]  # how the field 
 class Http2Connection(Connection):
     """Serves many requests at once. Owns its session; the session owns the exchanges."""
 
-    __slots__ = ("_flusher", "_headed", "_heard_at", "_keepalive", "full", "is_ready", "session")
+    __slots__ = ("_flusher", "_headed", "_heard_at", "_keepalive", "full", "in_order", "is_ready", "said_goodbye", "session")
 
     protocol = "HTTP/2"
     pool: Http2Pool
@@ -49,6 +49,8 @@ class Http2Connection(Connection):
         self.session.limit = min(self.session.limit, pool.expected_streams)  # until the server's SETTINGS say what it is
         self.is_ready = False  # it is in `pool.ready`
         self.full = False  # the transport takes nothing more
+        self.said_goodbye = False  # the server, by GOAWAY
+        self.in_order = False  # that it is closed counts as no protocol error, or as one already
         self._flusher = pool.flusher
         self._keepalive: Keepalive | None = None
         self._heard_at = 0.0  # when something came last; only where a PING depends on it
@@ -143,6 +145,8 @@ class Http2Connection(Connection):
                     exchange.release()
                 if exchange.request is not None:
                     exchange.request.on_read_end()
+        if self.closed and not self.in_order:  # with the last response of a connection that drains: Envoy takes the end of that read for an error
+            self.stats.upstream_cx_protocol_error.n += 1
 
     def eof_received(self) -> bool:
         """The upstream said what it had to say: `connection_lost` follows."""
@@ -187,7 +191,9 @@ class Http2Connection(Connection):
 
     def on_goaway(self, last_id: int, code: int) -> None:
         """The server takes no more requests; those that it will not answer have heard so."""
+        self.said_goodbye = True
         if not self.draining:
+            self.in_order = not self.session.streams
             self.stats.upstream_cx_close_notify.n += 1
             self.pool.drain_one(self)
             if self.pool.pending:
@@ -243,6 +249,7 @@ class Http2Connection(Connection):
         """What came is not HTTP/2, or the server does not take what we send. The GOAWAY that says so is in the session's output."""
         if self.closed:
             return
+        self.in_order = True
         self.stats.upstream_cx_protocol_error.n += 1
         self.close()
         self._end_streams(PROTOCOL_ERROR, local=True)
@@ -535,7 +542,10 @@ class Http2Request(Http2Stream):
                 self.stats.upstream_rq_rx_reset.n += 1
                 reason = REMOTE_RESET
             self.fail(reason)
-        self.connection.stream_gone()
+        connection = self.connection
+        if connection.said_goodbye:
+            connection.in_order = not connection.session.streams
+        connection.stream_gone()
 
     def on_writable(self, writable: bool) -> None:
         if writable:

@@ -186,6 +186,8 @@ CASES = [
     *ways("empty_response", h1=answer("200 OK", b""), h2=reply(body=None)),
     *ways("empty_data_response", h1=answer("200 OK", b""), h2=reply(body=b"")),
     *ways("no_content", h1=answer("204 No Content", None), h2=reply(204, body=None)),
+    *ways("no_content_with_length", h1=answer("204 No Content", None, content_length="0"), h2=reply(204, "content-length: 0", body=None)),
+    *ways("no_content_with_length_of_something", h1=answer("204 No Content", None, content_length="7"), h2=reply(204, "content-length: 7", body=None)),
     *ways("not_modified", h1=answer("304 Not Modified", None, etag='"x"'), h2=reply(304, 'etag: "x"', body=None)),
     *ways("not_modified_with_length", h1=answer("304 Not Modified", None, content_length="7"), h2=reply(304, "content-length: 7", body=None)),
     *ways("odd_status", h1=answer("299 Odd"), h2=reply(299)),

@@ -296,6 +296,7 @@ RESPONSES: dict[str, Script] = {
     "reset_http_1_1_required": [Rst(h2.HTTP_1_1_REQUIRED)],
     "reset_no_error_after_whole_response": [*reply(), Rst(h2.NO_ERROR)],
     "goaway_before_headers": [GoAway(0, h2.INTERNAL_ERROR), Close()],
+    "goaway_then_answer": [GoAway(1), *reply()],
     "close_before_headers": [Close()],
     "close_after_headers": [Headers(lines(":status: 200")), Data(b"part"), Wait("got"), Close()],
     "tcp_reset": [Reset()],
@@ -324,6 +325,7 @@ CASES = [
       for name in ("no_status", "reset_before_headers", "reset_refused", "reset_no_error", "close_before_headers")],
     *[Case(f"response_{name}_to_h1", [get(host="h2.test"), Until(b"part"), Signal("got")], [Ended(), *RESPONSES[name]], then="closed")
       for name in ("reset_after_headers", "close_after_headers")],
+    Case("response_content_length_too_short_to_h1", get(host="h2.test"), [Ended(), *RESPONSES["content_length_too_short"]], then="closed"),
     h2_case("client_resets", Open(head("POST", authority="h2.test"), end=False), Data(b"part"), Heard("headers"), Rst(),
             up=[Headers(lines(":status: 200")), Ended()]),
     h2_case("client_resets_to_h1", Open(head("GET", "/")), Wait("begun"), Rst(), up=[Request(), Signal("begun"), Eof()]),

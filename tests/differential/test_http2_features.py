@@ -211,6 +211,7 @@ CASES = [
     h2_case("fault_aborts", ask("GET", "/", "x-fault: 1"), on="fault"),
     h2_case("fault_aborts_amid_a_request", Open(head("POST", "/", "x-fault: 1"), end=False), Ended(), on="fault"),
     h2_case("fault_delays", ask("GET", "/", "x-fault: 1"), on="delayed"),
+    h2_case("reset_while_a_filter_holds", Open(head("GET", "/", "x-fault: 1")), Rst(), Sync(), ask(), on="delayed"),
     h2_case("limited", ask(), ask(), on="limited", then="leave"),
     h2_case("buffered", ask("POST", body=b"hello"), on="buffered"),
     h2_case("buffered_too_much", Open(head("POST"), end=False), Data(b"more than ten bytes"), Ended(), on="buffered"),

@@ -312,6 +312,7 @@ class Signal:
     name: str
 
     async def run(self, wire: Wire, signals: Signals) -> None:
+        wire.flush()
         signals[self.name].set()
 
 

@@ -167,6 +167,8 @@ class ResponseParser(Parser):
                 self.state = TUNNEL
             elif (length is not None and length != b"0") or coding is not None:
                 raise ProtocolError("http1.codec_error")
+            elif length is not None:
+                head.remove(b"content-length")
             return False
         if self.method == b"CONNECT" and status < 300:
             self.state = TUNNEL
@@ -176,8 +178,11 @@ class ResponseParser(Parser):
                 raise ProtocolError("http1.codec_error")
         else:
             self.remaining = 0 if length is None else content_length(head)
-        if status == 204 and self.method != b"HEAD" and (coding is not None or self.remaining):
-            raise ProtocolError("http1.codec_error")
+        if status == 204 and self.method != b"HEAD":
+            if coding is not None or self.remaining:
+                raise ProtocolError("http1.codec_error")
+            if length is not None:
+                head.remove(b"content-length")
         if self.method == b"HEAD" or status == 204 or status == 304:
             self.state = DONE
             return True

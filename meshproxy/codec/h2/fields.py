@@ -328,6 +328,11 @@ def response(fields: Fields, options: Options) -> KnownResponse:
         raise MalformedError
     if b"content-length" in index:
         length = _length(regular)
+        if status == 204 or status < 200:  # which have none (RFC 9110 8.6); as Envoy we mind only what is wrong
+            if length:
+                raise MalformedError
+            regular = [pair for pair in regular if pair[0] != b"content-length"]
+            del index[b"content-length"]
     if status == 101:  # there is no switching of protocols in HTTP/2
         raise MalformedError
     if len(index) != len(regular):

@@ -251,6 +251,9 @@ class Fault:
         if self.delay is not None and self.delay.percentage.draw(head, _key(cluster, "delay.fixed_delay_percent")):
             milliseconds = self._duration(head, cluster)
             if milliseconds > 0 and self._activate(stream):
+                self._injected("delays_injected", cluster)
+                stream.flags |= flags.DI
+                stream.metadata[self.name] = self._metadata.copy()
                 return self._delayed(stream, milliseconds / 1000, cluster)
         return self._maybe_abort(stream, cluster)
 
@@ -302,9 +305,6 @@ class Fault:
         return duration if key is None else self._runtime.integer(key, duration)
 
     async def _delayed(self, stream: Any, seconds: float, cluster: str | None) -> Reply | None:
-        self._injected("delays_injected", cluster)
-        stream.flags |= flags.DI
-        stream.metadata[self.name] = self._metadata.copy()
         await self._sleep(seconds)
         reply = self._maybe_abort(stream, cluster)
         if reply is None and self.throughput is None:
