@@ -170,7 +170,6 @@ class Decoder:
         # HOT: a block that differs from others in nothing but the values of literals, or that says the same whatever the dynamic table.
         for shape, segments, tail, ends, secret in self._shapes:
             values: list[bytes] = []
-            append = values.append
             position = 0
             try:
                 for segment, size in segments:
@@ -178,10 +177,10 @@ class Decoder:
                     if block[position:start] != segment:
                         break
                     position = start + ends[block[start]]
-                    append(block[start + 1 : position])
+                    values.append(block[start + 1 : position])
                 else:
                     if block[position:] == tail and position <= len(block):
-                        return self._shaped(block, shape, values, coded=ends is _CODED, secret=secret)
+                        return self._shaped(block, shape, values, secret, ends is _CODED)
             except IndexError:  # it is too short
                 continue
         independent = _independent.get(block)
@@ -192,8 +191,8 @@ class Decoder:
                 return fields
         return self._parse(block)
 
-    def _shaped(self, block: bytes, shape: Shape, values: list[bytes], secret: tuple[int, bytes] | None, *, coded: bool) -> Fields:
-        # HOT
+    def _shaped(self, block: bytes, shape: Shape, values: list[bytes], secret: tuple[int, bytes] | None, coded: bool) -> Fields:
+        # HOT: a keyword would cost more than the rest of the call
         shaped = _new(ShapedFields)
         shaped.visible = False
         if coded:
