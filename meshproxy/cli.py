@@ -44,6 +44,7 @@ class Options(Record):
     local_address_ip_version: str = "v4"
     allow_unknown_static_fields: bool = False
     allow_unknown_fields: bool = False
+    config_cache: str = ""
     reject_unknown_dynamic_fields: bool = False
     ignore_unknown_dynamic_fields: bool = False
     skip_deprecated_logs: bool = False
@@ -88,8 +89,6 @@ class Flag(Record, frozen=True):
 
 _NO_HOT_RESTART = "Accepted for compatibility: hot restart does not exist yet, so it changes nothing."
 
-_NO_XDS = "Accepted for compatibility: there is no dynamic configuration yet, so it changes nothing."
-
 FLAGS = (
     Flag("config-path", str, "Bootstrap configuration file, YAML or JSON by its extension (.yaml, .yml, .json, .pb, .pb_text).", short="c"),
     Flag("config-yaml", str, "Bootstrap configuration as inline YAML; merged over the contents of --config-path."),
@@ -127,8 +126,13 @@ FLAGS = (
     ),
     Flag("allow-unknown-static-fields", bool, "Warn about fields of the bootstrap that the Envoy API does not know, instead of rejecting them."),
     Flag("allow-unknown-fields", bool, "Old name of --allow-unknown-static-fields."),
-    Flag("reject-unknown-dynamic-fields", bool, f"{_NO_XDS} Then: reject resources with unknown fields instead of warning about them."),
-    Flag("ignore-unknown-dynamic-fields", bool, f"{_NO_XDS} Then: do not warn about unknown fields of resources."),
+    Flag(
+        "config-cache",
+        str,
+        "Not an Envoy flag. Folder to keep the last accepted dynamic configuration in, without secrets: used while the control plane is away after a restart.",
+    ),
+    Flag("reject-unknown-dynamic-fields", bool, "Reject dynamic resources in files with unknown fields instead of warning about them."),
+    Flag("ignore-unknown-dynamic-fields", bool, "Do not warn about unknown fields of dynamic resources in files."),
     Flag("skip-deprecated-logs", bool, "Do not warn about deprecated fields; they are still counted (runtime.deprecated_feature_use)."),
     Flag("stats-tag", tuple, "A tag of every stat, as name:value. May be given again."),
     Flag("file-flush-interval-msec", int, "How long an access log line may wait in memory. Default 10000; we write after a second at the latest."),

@@ -22,6 +22,7 @@ from meshproxy.net.listener import Listener
 from meshproxy.upstream.cluster_manager import Validator
 from meshproxy.upstream.options import EDS
 from meshproxy.xds import identity, sources
+from meshproxy.xds.cache import Cache
 from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
@@ -58,12 +59,18 @@ class Dynamic:
         self._remember = remember
         options = plan.options
         unknown = context.stats.counter("server.dynamic_unknown_fields")
-        self._rules = Rules(options.unsupported, options.reject_unknown_dynamic_fields, lambda count: setattr(unknown, "n", unknown.n + count))
+        self._rules = Rules(
+            options.unsupported,
+            options.reject_unknown_dynamic_fields,
+            lambda count: setattr(unknown, "n", unknown.n + count),
+            warn_unknown=not options.ignore_unknown_dynamic_fields,
+        )
         resources = bootstrap.dynamic_resources
         ads = resources.ads_config if resources.HasField("ads_config") else None
         workload = identity.find(bootstrap)
         local = identity.LocalIdentity(workload, context) if workload is not None else None
-        self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap, workload).__contains__, local)
+        cache = Cache(options.config_cache, context.loop) if options.config_cache else None
+        self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap, workload).__contains__, local, cache)
         self._first_clusters = asyncio.Event()
         self._first_listeners = asyncio.Event()
         assert plan.routes is not None

@@ -151,6 +151,8 @@ class Supervisor:
             loop.run_forever()
         finally:
             self._close_listeners()
+            if self._dynamic is not None:
+                self._dynamic.close()
             self._context.access_logs.flush()
         return self._status
 

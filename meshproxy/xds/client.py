@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
     from meshproxy.upstream.grpc_stream import GrpcStream
+    from meshproxy.xds.cache import Entry
     from meshproxy.xds.resources import ResourceType
     from meshproxy.xds.subscription import Watcher
 
@@ -257,12 +259,24 @@ class Mux:
 
 
 class StreamSubscription(Subscription):
-    """What a stream brings. `own`: the stream is for this subscription alone, and begins and ends with it."""
+    """What a stream brings. `own`: the stream is for this subscription alone, and begins and ends with it. `kept`: its part of the cache on disk."""
 
     def __init__(
-        self, mux: Mux, own: bool, type: ResourceType, name: str, watcher: Watcher, scope: Scope, context: Context, rules: Rules, init_timeout: float
+        self,
+        mux: Mux,
+        own: bool,
+        type: ResourceType,
+        name: str,
+        watcher: Watcher,
+        scope: Scope,
+        context: Context,
+        rules: Rules,
+        init_timeout: float,
+        kept: Entry | None = None,
     ) -> None:
         super().__init__(type, name, watcher, scope, context, rules, init_timeout)
+        self._kept = kept
+        self._fresh = True  # nothing has come yet
         self._mux = mux
         self._own = own
         self.in_parts = mux.delta
@@ -281,11 +295,35 @@ class StreamSubscription(Subscription):
             self._mux.close()
 
     def answered(self, update: Update) -> None:
+        self._fresh = False
         try:
             super().answered(update)
         finally:
             self.attempts.n += 1
+        if self._kept is not None:
+            self._kept.accepted(update)
+
+    def _timed_out(self) -> None:
+        self._use_kept()
+        super()._timed_out()
 
     def lost(self) -> None:
         super().lost()
         self.attempts.n += 1
+        self._use_kept()
+
+    def _use_kept(self) -> None:
+        """The control plane is away, or does not answer: go on with what an earlier process was told."""
+        found = self._kept.read() if self._kept is not None and self._fresh else None
+        self._fresh = False
+        if found is None:
+            return
+        update, when = found
+        log.warning("%s: the control plane does not answer; using what was accepted %s", self, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)))
+        self.scope.counter("config_cache_used").n += 1
+        self._answer_has_come()
+        try:
+            self._watcher.updated(update)
+        except ConfigError as error:
+            log.warning("%s: not all of it can be used: %s", self, error)
+            self._watcher.failed()

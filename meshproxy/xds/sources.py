@@ -16,6 +16,7 @@ from meshproxy.xds.subscription import init_timeout
 if TYPE_CHECKING:
     from meshproxy.context import Context
     from meshproxy.observe.stats import Scope
+    from meshproxy.xds.cache import Cache
     from meshproxy.xds.identity import LocalIdentity
     from meshproxy.xds.resources import ResourceType
     from meshproxy.xds.subscription import Rules, Subscription, Watcher
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 class Sources:
     """Makes subscriptions, and owns what they share: the watches of files, and the stream of all types, if there is one (`ads`, an ApiConfigSource).
 
-    `local`: the identity that this process gets for itself.
+    `local`: the identity that this process gets for itself. `cache`: what control planes said, on disk.
     """
 
-    def __init__(self, context: Context, rules: Rules, ads: Any, is_static: Callable[[str], bool], local: LocalIdentity | None = None) -> None:
+    def __init__(
+        self, context: Context, rules: Rules, ads: Any, is_static: Callable[[str], bool], local: LocalIdentity | None = None, cache: Cache | None = None
+    ) -> None:
+        self._cache = cache
         self._context = context
         self._rules = rules
         self._is_static = is_static
@@ -50,10 +54,13 @@ class Sources:
         own = which != "ads"
         mux = Api(source.api_config_source, self._is_static).single(type, scope, self._context) if own else self.ads
         assert mux is not None
-        return StreamSubscription(mux, own, type, name, watcher, scope, self._context, self._rules, init_timeout(source))
+        kept = self._cache.entry(type, name) if self._cache is not None else None
+        return StreamSubscription(mux, own, type, name, watcher, scope, self._context, self._rules, init_timeout(source), kept)
 
     def close(self) -> None:
         """Watch nothing any more."""
+        if self._cache is not None:
+            self._cache.flush()
         if self._local is not None:
             self._local.close()
         self._watches.close()

@@ -40,8 +40,11 @@ class Watcher(Protocol):
 class Rules:
     """How resources are looked at before anybody gets them. `unsupported` is "reject" or "warn", see `api.support.check`."""
 
-    def __init__(self, unsupported: str = "reject", reject_unknown: bool = False, count_unknown: Callable[[int], None] = lambda n: None) -> None:
+    def __init__(
+        self, unsupported: str = "reject", reject_unknown: bool = False, count_unknown: Callable[[int], None] = lambda n: None, *, warn_unknown: bool = True
+    ) -> None:
         self.unsupported = unsupported
+        self.warn_unknown = warn_unknown
         self.reject_unknown = reject_unknown
         self.count_unknown = count_unknown
 

@@ -15,6 +15,7 @@ import grpc
 import pytest
 import yaml
 
+from meshproxy.api import convert, messages
 from tests.e2e.proxy import ADMIN, HELLO, PATIENCE, Proxy, cluster, listener, wait_until
 
 pytestmark = pytest.mark.slow
@@ -221,3 +222,62 @@ def test_a_control_plane_that_is_not_there_is_tried_again(tmp_path):
             wait_until(lambda: proxy.stat("cluster_manager.cds.update_failure") >= 3)
             assert proxy.stat("control_plane.connected_state") == 0
             assert proxy.stat("cluster_manager.cds.init_fetch_timeout") == 1
+
+
+def serving(*resources):
+    """Answers to the first request of each type: (kind, YAML of a list) each."""
+    response = messages.known("envoy.service.discovery.v3.DiscoveryResponse")
+    request_type = messages.known("envoy.service.discovery.v3.DiscoveryRequest")
+
+    def answer(data):
+        request = request_type.FromString(data)
+        if request.response_nonce:
+            return []
+        found = [{"@type": f"{T}.{kind}", **yaml.safe_load(text)[0]} for kind, text in resources if request.type_url == f"{T}.{kind}"]
+        made = convert.to_message({"version_info": "v1", "nonce": "1", "type_url": request.type_url, "resources": found}, response)
+        return [made.SerializeToString()]
+
+    return answer
+
+
+def test_the_last_configuration_is_used_while_the_control_plane_is_away(tmp_path):
+    cache = tmp_path / "cache"
+    plane = Plane(serving(("listener.v3.Listener", listener(0, HELLO.replace("hello", "kept"), name="two")), ("cluster.v3.Cluster", cluster("c", 9))))
+    config = with_plane(tmp_path, plane.port).replace("initial_fetch_timeout: 0.2s", "initial_fetch_timeout: 60s")
+    with Proxy(tmp_path, config, "--config-cache", str(cache)) as proxy:
+        assert get(port(proxy, "two")) == (200, "kept")
+        proxy.process.terminate()
+        proxy.process.wait(PATIENCE)
+    plane.close()
+    assert sorted(path.name.partition("-")[0] for path in cache.iterdir()) == ["clusters", "listeners"]
+    assert {path.stat().st_mode & 0o777 for path in cache.iterdir()} == {0o600}
+    with Proxy(tmp_path, config, "--config-cache", str(cache)) as proxy:
+        assert get(port(proxy, "two")) == (200, "kept")
+        assert proxy.stat("cluster_manager.active_clusters") == 2
+        assert proxy.stat("listener_manager.lds.config_cache_used") == 1
+        assert "the control plane does not answer; using what was accepted" in proxy.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xff", None])
+def test_a_cache_that_cannot_be_used_is_no_obstacle(tmp_path, damage):
+    cache = tmp_path / "cache"
+    plane = Plane(serving(("cluster.v3.Cluster", cluster("c", 9))))
+    config = with_plane(tmp_path, plane.port)
+    with Proxy(tmp_path, config, "--config-cache", str(cache)) as proxy:
+        wait_until(lambda: list(cache.glob("clusters-*.pb")))
+        assert proxy.stat("cluster_manager.active_clusters") == 2
+    plane.close()
+    for path in cache.iterdir():
+        path.write_bytes(damage) if damage is not None else path.unlink()
+    with Proxy(tmp_path, config, "--config-cache", str(cache)) as proxy:
+        assert get(port(proxy)) == (200, "hello")
+        assert proxy.stat("cluster_manager.active_clusters") == 1
+
+
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with Proxy(tmp_path, with_plane(tmp_path, 9), "--config-cache", str(cache), wait=False) as proxy:
+        assert proxy.process.wait(PATIENCE) == 1
+        assert f"--config-cache: others may write to {cache}" in proxy.stderr

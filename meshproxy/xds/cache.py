@@ -1,0 +1,117 @@
+"""The last accepted configuration on disk (`--config-cache DIR`): a sidecar that is restarted while its control plane is away comes up with it.
+
+A file for each subscription to a control plane, a DiscoveryResponse with its resources in envelopes. Secrets are never written: an identity has to be
+obtained anew. The folder is ours alone (mode 0700), files are replaced whole. A disk that is full costs the cache, never the configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from meshproxy.api import messages
+from meshproxy.api.errors import ConfigError
+from meshproxy.xds.resources import SECRETS, Update, unpack
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshproxy.xds.resources import Resource, ResourceType
+
+log = logging.getLogger("meshproxy.config")
+
+_D = "envoy.service.discovery.v3."
+DELAY = 0.5  # seconds between the first of some changes and their being written
+
+
+class Cache:
+    """The folder. Construction makes it; raises ConfigError."""
+
+    def __init__(self, folder: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._folder = folder
+        self._loop = loop
+        self._entries: dict[str, Entry] = {}
+        self._due: set[Entry] = set()
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            if os.stat(folder).st_mode & 0o022:
+                raise ConfigError(f"--config-cache: others may write to {folder}")
+        except OSError as error:
+            raise ConfigError(f"--config-cache: {folder}: {error.strerror}") from error
+
+    def entry(self, type: ResourceType, name: str) -> Entry | None:
+        """What is kept of a subscription; None for what must not be."""
+        if type is SECRETS:
+            return None
+        file = f"{type.kind.lower()}-{hashlib.sha256(name.encode()).hexdigest()[:24]}.pb"
+        if file not in self._entries:
+            self._entries[file] = Entry(self, os.path.join(self._folder, file), type)
+        return self._entries[file]
+
+    def changed(self, entry: Entry) -> None:
+        """Write it soon."""
+        if not self._due:
+            self._loop.call_later(DELAY, self.flush)
+        self._due.add(entry)
+
+    def flush(self) -> None:
+        """Write what has changed."""
+        due, self._due = self._due, set()
+        for entry in due:
+            try:
+                entry.write()
+            except OSError as error:
+                log.warning("--config-cache: cannot write %s: %s", entry.path, error.strerror)
+
+
+class Entry:
+    """What was accepted of one subscription."""
+
+    def __init__(self, cache: Cache, path: str, type: ResourceType) -> None:
+        self.path = path
+        self._cache = cache
+        self._type = type
+        self._version = ""
+        self._kept: dict[str, tuple[str, bytes]] = {}  # name -> version, serialised
+
+    def accepted(self, update: Update) -> None:
+        """Keep what an answer says."""
+        if update.complete:
+            self._kept.clear()
+        self._version = update.version
+        for one in update.resources:
+            if one.message is not None:
+                self._kept[one.name] = one.version, one.message.SerializeToString(deterministic=True)
+        for name in update.removed:
+            self._kept.pop(name, None)
+        self._cache.changed(self)
+
+    def write(self) -> None:
+        """Replace the file. Raises OSError."""
+        response = messages.known(f"{_D}DiscoveryResponse")(version_info=self._version, type_url=self._type.url)
+        for name, (version, serialised) in sorted(self._kept.items()):
+            envelope = messages.known(f"{_D}Resource")(name=name, version=version)
+            envelope.resource.type_url = self._type.url
+            envelope.resource.value = serialised
+            response.resources.add().Pack(envelope)
+        with open(f"{self.path}.new", "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(response.SerializeToString(deterministic=True))
+        os.replace(f"{self.path}.new", self.path)
+
+    def read(self) -> tuple[Update, float] | None:
+        """What was accepted by an earlier process, and when (Unix time); None when there is nothing (good)."""
+        try:
+            with open(self.path, "rb") as file:
+                response: Any = messages.known(f"{_D}DiscoveryResponse").FromString(file.read())
+                when = os.fstat(file.fileno()).st_mtime
+            resources: list[Resource] = [unpack(one, self._type, response.version_info) for one in response.resources]
+        except FileNotFoundError:
+            return None
+        except (OSError, DecodeError, ValueError) as error:
+            log.warning("--config-cache: cannot use %s: %s", self.path, error)
+            return None
+        return Update(self._type, response.version_info, resources, complete=self._type.complete), when
