@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from itertools import chain, islice
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
-from google.protobuf import any_pb2, message_factory, struct_pb2, timestamp_pb2
+from google.protobuf import any_pb2, duration_pb2, message_factory, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -350,10 +351,32 @@ def _wrapper(descriptor: Any) -> Convert:
     field = descriptor.fields_by_name["value"]
     convert = _convert_one(field)
     exact = _exact(field)
-    return lambda value, walk: {"value": value if value.__class__ is exact else convert(value, walk)}
+    message = _Message(descriptor)
+
+    def run(value: Any, walk: Walk) -> Any:
+        if value.__class__ is exact:
+            return {"value": value}
+        if value.__class__ is dict:  # protobuf's lenient mode takes it as the message that it is, too
+            return message(value, walk)
+        return {"value": convert(value, walk)}
+
+    return run
 
 
-def _duration(value: Any, walk: Walk) -> dict[str, int]:
+@cache
+def _duration_message() -> _Message:
+    return _Message(duration_pb2.Duration.DESCRIPTOR)
+
+
+def _duration(value: Any, walk: Walk) -> Any:
+    if value.__class__ is dict:  # as a wrapper
+        parts = _duration_message()(value, walk)
+        if walk.problems:
+            return {}
+        seconds, nanos = parts.get("seconds", 0), parts.get("nanos", 0)
+        if abs(seconds) > _MAX_DURATION or abs(nanos) > 999_999_999 or seconds * nanos < 0:
+            walk.report(f"out of range: at most {_MAX_DURATION}s, with less than a second of nanoseconds and of the same sign")
+        return parts
     found = _DURATION.fullmatch(value) if value.__class__ is str else None
     if found is None:
         walk.report(f'expected a duration in seconds, such as "0.25s", got {show(value)}')

@@ -1,6 +1,7 @@
 """Circuit breakers, outlier detection, limits of connections: what happens to the request that is one too many."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.differential.harness import (
@@ -37,6 +38,7 @@ def outlier(**fields: Any) -> dict:
 NAMES = (
     "one_request", "one_connection", "no_pending", "high_only", "five_xx", "gateway", "gateway_only_500", "local_origin", "keep_one", "always_one",
     "not_enforced", "one_use", "idle", "connect_errors", "two_connections",
+    "as_messages",
 )  # fmt: skip
 CONFIG = bootstrap(
     http("main", [
@@ -67,6 +69,10 @@ CONFIG = bootstrap(
         cluster("connect_errors", "dead", outlier_detection=outlier(consecutive_5xx=2), common_lb_config={"healthy_panic_threshold": {"value": 0}}),
         cluster("one_use", "a", typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@": "http_options", "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": {"max_requests_per_connection": 2}}}),
+        cluster("as_messages", "a", connect_timeout={"seconds": 5}, typed_extension_protocol_options={
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@": "http_options", "explicit_http_config": {"http_protocol_options": {}},
+                "common_http_protocol_options": {"max_requests_per_connection": {"value": "2"}, "idle_timeout": {"seconds": "60", "nanos": 1}}}}),
         cluster("idle", "a", typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@": "http_options", "explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": {"idle_timeout": "0.1s"}}}),
     ],
@@ -150,12 +156,16 @@ async def both_hosts_fail(rig: Rig) -> Any:
     return {"answers": answers, "hosts": await hosts_of(rig, "five_xx")}
 
 
-async def upstream_connections(rig: Rig) -> Any:
+def upstream_connections(name: str) -> Callable[[Rig], Awaitable[Any]]:
     """Requests per upstream connection."""
-    wire = await rig.connect()
-    for number in range(5):
-        await rig.exchange(wire, get(f"/{number}", host="one_use.test"))
-    return [bytes(wire.received).count(b"GET /") for wire in rig.upstreams["a"].connections]
+
+    async def run(rig: Rig) -> Any:
+        wire = await rig.connect()
+        for number in range(5):
+            await rig.exchange(wire, get(f"/{number}", host=f"{name}.test"))
+        return [bytes(wire.received).count(b"GET /") for wire in rig.upstreams["a"].connections]
+
+    return run
 
 
 CASES = [
@@ -181,7 +191,8 @@ CASES = [
         skip_stats=("upstream_cx", "upstream_rq", "downstream_"),
         note="how many requests it takes depends on the host that comes first",
     ),
-    Case("upstream_max_requests_per_connection", upstream_connections),
+    Case("upstream_max_requests_per_connection", upstream_connections("one_use")),
+    Case("values_written_as_messages", upstream_connections("as_messages")),
     Case(
         "upstream_idle_timeout",
         [get("/1", host="idle.test"), Response(), Wait("gone"), get("/2", host="idle.test"), Response(), Counted("upstream_cx_idle_timeout", 2)],
