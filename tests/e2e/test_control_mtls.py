@@ -1,4 +1,4 @@
-"""Mutual TLS and access between real Envoys: our authority, our agents, our control plane."""
+"""Mutual TLS and access between sidecars, ours and real Envoys: our authority, our agents, our control plane."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def access(spec: str) -> str:
 
 
 class Mesh:
-    """`web` and `other` call `api`, each with a real Envoy as its sidecar and an agent that has its certificate."""
+    """`web` and `other` call `api`, each with a sidecar and an agent that has its certificate. `kinds`: of the sidecar of `api`, and of the others."""
 
-    def __init__(self, work: Path, agents: dict[str, str]) -> None:
+    def __init__(self, work: Path, agents: dict[str, str], kinds: tuple[str, str]) -> None:
         self.work = work
         self.folder = work / "mesh"
         self.folder.mkdir()
@@ -47,9 +47,10 @@ class Mesh:
         self.proxies = []
         for name, socket in agents.items():
             (work / name).mkdir()
-            command = [envoy_binary() or "envoy"]
+            kind = kinds[0] if name == "api" else kinds[1]
+            command = [envoy_binary() or "envoy", "--disable-hot-restart"] if kind == "envoy" else None
             bootstrap = self.control.bootstrap(name, "--sds", socket)
-            self.proxies.append(Proxy(work / name, bootstrap, "--disable-hot-restart", "--concurrency", "1", "-l", "error", command=command))
+            self.proxies.append(Proxy(work / name, bootstrap, "--concurrency", "1", "-l", "error", command=command))
 
     def workload(self, name: str, sidecar: str) -> str:
         return f"""
@@ -80,15 +81,16 @@ spec: {{serviceAccount: {name}, ports: {{http: {self.service.port if name == "ap
         self.ports.close()
 
 
-async def test_mutual_tls_and_access(tmp_path):
+@pytest.mark.parametrize("kinds", [("envoy", "envoy")], ids="-".join)
+async def test_mutual_tls_and_access(tmp_path, kinds):
     async with Authority(tmp_path, 3600) as authority:
         agents = {name: await authority.agent(spiffe.workload("mesh.test", "default", name)) for name in ("api", "web", "other")}
-        await asyncio.to_thread(_story, tmp_path / "m", agents)
+        await asyncio.to_thread(_story, tmp_path / "m", agents, kinds)
 
 
-def _story(work: Path, agents: dict[str, str]) -> None:
+def _story(work: Path, agents: dict[str, str], kinds: tuple[str, str]) -> None:
     work.mkdir()
-    mesh = Mesh(work, agents)
+    mesh = Mesh(work, agents, kinds)
     try:
         wait_until(lambda: mesh.call("web")[0] == 200)
         identity = mesh.call("web")[1]["headers"]["x-forwarded-client-cert"]

@@ -1,4 +1,4 @@
-"""Our control plane over the real Envoy, with real traffic: what documents say is what happens."""
+"""Our control plane over the real Envoy and over our own sidecar, with real traffic: what documents say is what happens."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ ALL_TO = "[{{route: [{{destination: {{host: reviews, subset: {}}}}}]}}]"
 class Mesh:
     """A folder, a control plane over it, and the sidecar of `web`, which calls `reviews`."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, kind: str) -> None:
         self.work = work
+        self.kind = kind
         self.folder = work / "mesh"
         self.folder.mkdir()
         self.ports = Ports()
@@ -87,13 +88,12 @@ spec:
     def write(self, name: str, text: str) -> None:
         write(self.folder, name, text)
 
-    def envoy(self, name: str = "web", *flags: str) -> Proxy:
-        """The real Envoy as the sidecar of a workload; it is ready when it has all its configuration."""
+    def sidecar(self, name: str = "web", *flags: str) -> Proxy:
+        """The sidecar of a workload; it is ready when it has all its configuration."""
         folder = self.work / name
         folder.mkdir()
-        proxy = Proxy(
-            folder, self.control.bootstrap(name, *flags), "--disable-hot-restart", "--concurrency", "1", "-l", "error", command=[envoy_binary() or "envoy"]
-        )
+        command = [envoy_binary() or "envoy", "--disable-hot-restart"] if self.kind == "envoy" else None
+        proxy = Proxy(folder, self.control.bootstrap(name, *flags), "--concurrency", "1", "-l", "error", command=command)
         self.proxies.append(proxy)
         return proxy
 
@@ -110,16 +110,16 @@ spec:
         self.ports.close()
 
 
-@pytest.fixture
-def mesh(tmp_path):
-    made = Mesh(tmp_path)
+@pytest.fixture(params=["envoy", "ours"])
+def mesh(request, tmp_path):
+    made = Mesh(tmp_path, request.param)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("flags", [[], ["--sotw"]], ids=["delta", "sotw"])
 def test_traffic_follows_the_folder(mesh, flags):
-    mesh.envoy("web", *flags)
+    mesh.sidecar("web", *flags)
     assert set(mesh.who(20)) == {"v1", "v2"}  # no rules: least request over all
 
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
@@ -143,7 +143,7 @@ def test_traffic_follows_the_folder(mesh, flags):
 
 
 def test_faults_headers_rewrites_and_redirects_happen(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     to_v1 = "route: [{destination: {host: reviews, subset: v1}}]"
     mesh.write("rules.yaml", rules(f"[{{fault: {{abort: {{httpStatus: 418, percentage: {{value: 100}}}}}}, {to_v1}}}]"))
     wait_until(lambda: fetch(mesh.port)[0] == 418)
@@ -161,7 +161,7 @@ def test_faults_headers_rewrites_and_redirects_happen(mesh):
 
 
 def test_retries_go_to_another_endpoint(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     mesh.services["v1"].status = 503
     mesh.write("rules.yaml", rules("[{retries: {attempts: 3, retryOn: '503'}, route: [{destination: {host: reviews}}]}]"))
     wait_until(lambda: all(fetch(mesh.port)[0] == 200 for _ in range(10)))
@@ -169,7 +169,7 @@ def test_retries_go_to_another_endpoint(mesh):
 
 
 def test_applications_may_use_the_sidecar_as_their_http_proxy(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     for host in ("reviews:9080", "reviews.default:9080", "reviews.default.svc.cluster.local:9080"):
         assert fetch(mesh.proxy_port, host=host)[0] == 200
     assert fetch(mesh.proxy_port, host="elsewhere")[0] == 502
@@ -180,8 +180,8 @@ def test_from_sidecar_to_sidecar(mesh):
     listen, port = mesh.ports.take(), mesh.services["v1"].port
     (mesh.folder / "v2.yaml").unlink()
     mesh.write("v1.yaml", workload("v1", port).replace("spec: {", f"spec: {{sidecar: {{inbound: [{{port: {port}, listen: {listen}}}]}}, "))
-    behind = mesh.envoy("reviews-v1")
-    mesh.envoy("web")
+    behind = mesh.sidecar("reviews-v1")
+    mesh.sidecar("web")
     wait_until(lambda: fetch(mesh.port)[0] == 200)
     assert fetch(mesh.port)[1]["name"] == "v1"
     assert behind.stat(f"http.inbound_127.0.0.1_{listen}.downstream_rq_2xx") >= 2
@@ -189,7 +189,7 @@ def test_from_sidecar_to_sidecar(mesh):
 
 def test_a_wrong_document_changes_nothing_for_anybody(mesh):
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
-    mesh.envoy()
+    mesh.sidecar()
     mesh.write("rules.yaml", rules("[{route: [{destination: {host: reviews, subset: v1}}], timeuot: 1s}]"))
     wait_until(lambda: "rules.yaml: document 1 (VirtualService default/reviews): spec.http[0].timeuot" in mesh.control.log())
     (mesh.folder / "v1.yaml").unlink()
@@ -207,7 +207,7 @@ def test_a_wrong_document_changes_nothing_for_anybody(mesh):
 
 
 def test_what_a_proxy_refuses_is_in_its_status_and_harms_nothing_else(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     tls = "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /no/such/file}}"
     rule = f"{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: other}}, spec: {{host: other, {tls}}}}}"
     service = "{apiVersion: v1, kind: Service, metadata: {name: other}, spec: {ports: [{name: http, port: 80}]}}"
@@ -220,7 +220,7 @@ def test_what_a_proxy_refuses_is_in_its_status_and_harms_nothing_else(mesh):
 
 
 def test_the_control_plane_may_go_and_come_again(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     mesh.control.kill()
     assert set(mesh.who(20)) == {"v1", "v2"}
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
@@ -230,7 +230,7 @@ def test_the_control_plane_may_go_and_come_again(mesh):
 
 
 def test_a_listener_goes_with_its_document_and_clusters_after_it(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     assert set(mesh.who(10)) == {"v1", "v2"}
     (mesh.folder / "reviews.yaml").unlink()
     wait_until(
@@ -241,7 +241,7 @@ def test_a_listener_goes_with_its_document_and_clusters_after_it(mesh):
 
 
 def test_it_ends_when_it_is_told_to(mesh):
-    mesh.envoy()
+    mesh.sidecar()
     mesh.control.process.send_signal(signal.SIGTERM)
     assert mesh.control.process.wait(30) == 0
 
@@ -254,14 +254,14 @@ def test_a_gateway_and_routes_of_the_gateway_api(mesh):
     to_reviews = "[{match: [{uri: {prefix: /r}}], route: [{destination: {host: reviews, subset: v2}}]}]"
     rules_at_edge = "apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: edge}"
     mesh.write("gateway.yaml", f"{gateway}\n---\n{{{rules_at_edge}, spec: {{hosts: [shop.example.com], gateways: [g], http: {to_reviews}}}}}")
-    mesh.envoy("edge")
+    mesh.sidecar("edge")
     wait_until(lambda: not refused(port))
     wait_until(lambda: fetch(port, "/r", host="shop.example.com")[1].get("name") == "v2")
     assert fetch(port, "/r", host=f"shop.example.com:{port}")[0] == 200
     assert fetch(port, "/other", host="shop.example.com")[0] == 404
     assert fetch(port, "/r", host="elsewhere.com")[0] == 404
 
-    mesh.envoy("web")
+    mesh.sidecar("web")
     versions = (
         "{apiVersion: v1, kind: Service, metadata: {name: reviews-v1}, spec: {selector: {version: v1}, ports: [{name: http, port: 80, targetPort: http}]}}"
     )
