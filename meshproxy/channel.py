@@ -48,7 +48,7 @@ class Kind(IntEnum):
     EJECTED = 17  # worker -> main -> the other workers: marshal (cluster, address text): outlier detection ejected a host
     REPLY = 18  # answer to the request with the same id
     CLUSTER = 19  # marshal (name, Cluster, ClusterLoadAssignment or None, {address text: health flags}): added, or in place of the one of that name
-    CLUSTER_REMOVED = 20  # text: its name
+    CLUSTER_REMOVED = 20  # marshal [name]
     LISTENER = 21  # marshal (key, Listener, key of the one that it replaces or 0, only filter chains differ); with its sockets
     LISTENER_REMOVED = 22  # marshal key: accept no more, tell connections to end
     LISTENER_DRAINED = 23  # marshal (key, statistics to forget or ""): what was replaced or removed has had its time, close what is left

@@ -93,7 +93,7 @@ class Dynamic:
         self._cds: Subscription | None = None
         self._lds: Subscription | None = None
         if resources.HasField("cds_config"):
-            tell = Tell(self._tell_cluster, self._tell_cluster_removed)
+            tell = Tell(self._tell_cluster, self._tell_clusters_removed)
             self.clusters = Clusters(context.clusters, discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
             self.clusters.acquire = self._acquire_for_cluster
             with errors.under("dynamic_resources.cds_config"):
@@ -186,9 +186,9 @@ class Dynamic:
         self._remember.changed(name, serialised, assignment, health)
         self._pool.broadcast(Kind.CLUSTER, marshal.dumps((name, serialised, assignment, health)))
 
-    def _tell_cluster_removed(self, name: str) -> None:
-        self._remember.removed(name)
-        self._pool.broadcast(Kind.CLUSTER_REMOVED, name.encode())
+    def _tell_clusters_removed(self, names: list[str]) -> None:
+        self._remember.removed(names)
+        self._pool.broadcast(Kind.CLUSTER_REMOVED, marshal.dumps(names))
 
     def _tell_routes(self, key: bytes, serialised: bytes) -> None:
         if serialised:

@@ -98,7 +98,7 @@ class Supervisor:
             from meshproxy.dynamic import Dynamic
             from meshproxy.xds.clusters import Tell
 
-            remember = Tell(self._cluster_changed, self._cluster_removed)
+            remember = Tell(self._cluster_changed, self._clusters_removed)
             self._dynamic = Dynamic(bootstrap, plan, self._context, self._pool, self._discovery, self._listeners, remember)
             self._server.dynamic = self._dynamic
             self._server.listeners_manager = self._listeners
@@ -266,15 +266,16 @@ class Supervisor:
 
     def _cluster_changed(self, name: str, serialised: bytes, assignment: bytes | None, health: Mapping[str, int]) -> None:
         """A cluster is new, or another version of it is in use: what was found out about the old one is void."""
-        self._cluster_removed(name)
+        self._clusters_removed([name])
         if assignment is not None:
             self._endpoints[name] = marshal.dumps((name, assignment))
         if health:
             self._health[name] = dict(health)
 
-    def _cluster_removed(self, name: str) -> None:
-        self._endpoints.pop(name, None)
-        self._health.pop(name, None)
+    def _clusters_removed(self, names: list[str]) -> None:
+        for name in names:
+            self._endpoints.pop(name, None)
+            self._health.pop(name, None)
 
     # -- the end -----------------------------------------------------------------------------------------------------------------------------------------
 

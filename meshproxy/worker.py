@@ -193,7 +193,7 @@ class Worker:
             Kind.REOPEN_LOGS: self._reopen_logs,
             Kind.EJECTED: lambda body: context.clusters.eject(*marshal.loads(body)),
             Kind.CLUSTER: self._cluster,
-            Kind.CLUSTER_REMOVED: lambda body: context.clusters.remove(body.decode()),
+            Kind.CLUSTER_REMOVED: lambda body: context.clusters.remove(*marshal.loads(body)),
             Kind.LISTENER_REMOVED: self._remove_listener,
             Kind.LISTENER_DRAINED: self._close_drained,
             Kind.ROUTES: self._routes,

@@ -241,15 +241,21 @@ class Store:
             declared.append(names)
             self._new_declarations.append((kind, prefix, names))
 
-    def remove(self, prefix: str) -> None:
-        """Forget all metrics and declarations whose names begin with `prefix`. Linear in the number of metrics: for configuration changes."""
-        gone = [name for name in self._metrics if name.startswith(prefix)]
-        for name in gone:
+    def remove(self, *prefixes: str) -> None:
+        """Forget all metrics and declarations whose names begin with one of `prefixes`, which end with dots. Linear in the number of metrics, however many
+        prefixes there are: for configuration changes."""
+        wanted = frozenset(prefixes)
+        lengths = sorted({len(prefix) for prefix in wanted})
+
+        def is_gone(name: str) -> bool:
+            return any(name[:length] in wanted for length in lengths)
+
+        for name in [name for name in self._metrics if is_gone(name)]:
             self._removed.append(self._metrics.pop(name).id)
-        for key in [key for key in self._declared if key[1].startswith(prefix)]:
+        for key in [key for key in self._declared if is_gone(key[1])]:
             del self._declared[key]
-        self._new = [metric for metric in self._new if not metric.name.startswith(prefix)]
-        self._new_declarations = [entry for entry in self._new_declarations if not entry[1].startswith(prefix)]
+        self._new = [metric for metric in self._new if not is_gone(metric.name)]
+        self._new_declarations = [entry for entry in self._new_declarations if not is_gone(entry[1])]
 
     # -- from worker to main
 

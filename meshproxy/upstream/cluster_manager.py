@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages
+from meshproxy.observe.stats import sanitise
 from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
 from meshproxy.upstream.options import STATIC
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _Cluster = messages.known("envoy.config.cluster.v3.Cluster")
+_UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _Assignment = messages.known("envoy.config.endpoint.v3.ClusterLoadAssignment")
 
 # Envoy's; those that are about merging stay at zero: nothing of that kind is delayed here.
@@ -70,6 +72,7 @@ class ClusterManager:
         self.on_eject: Callable[[str, str], None] | None = None
         self.waiting: set[str] = set()  # clusters that discovery has not heard of yet
         self._warm = asyncio.Event()
+        self._declares = True  # the statistics of clusters that nobody uses
         scope = context.stats.scope("cluster_manager.")
         scope.declare("counter", _COUNTERS)
         self.warming = scope.gauge("warming_clusters")  # main's: clusters of which it does not know the hosts yet
@@ -128,25 +131,29 @@ class ClusterManager:
 
     def inherit(self, main: ClusterManager) -> None:
         """In a worker: know every cluster that main knew when it forked. Only main declares their statistics, as only main shows them."""
+        self._declares = False
         for name, known in main._known.items():
             self._known[name] = _Known(known.serialised, known.via_api)
         self._added.n += len(main._known)
         self._active.n = len(self._known)
 
-    def remove(self, name: str) -> bool:
-        """Forget a cluster; its connections end when they are idle. False when there is none of that name."""
-        if name not in self._known:
+    def remove(self, *names: str) -> bool:
+        """Forget clusters; their connections end when they are idle. False when there is none of these names."""
+        gone = [self._known.pop(name) for name in names if name in self._known]
+        if not gone:
             return False
-        self._forget(name)
-        self._removed.n += 1
-        return True
-
-    def _forget(self, name: str) -> None:
-        known = self._known.pop(name)
+        prefixes = []
+        for known in gone:
+            self._retire(known)
+            if known.cluster is not None or self._declares:  # else there are no statistics here
+                proto = known.proto
+                prefixes.append(f"cluster.{proto.alt_stat_name or proto.name}.")
+        if prefixes:
+            self.context.stats.remove(*map(sanitise, prefixes))
+        self._removed.n += len(gone)
         self.context.changes.n += 1
-        self._retire(known)
-        self.context.stats.scope(f"cluster.{known.proto.alt_stat_name or name}.").remove()
         self._active.n = len(self._known)
+        return True
 
     def _retire(self, known: _Known) -> None:
         for timer in known.timers or ():
@@ -419,6 +426,10 @@ def _without_names(proto: Any, static: bool) -> bytes:
     kind = _Cluster()
     kind.CopyFrom(proto)
     kind.ClearField("name")
+    if kind.transport_socket.typed_config.type_url.endswith(_UPSTREAM_TLS):
+        _hide_server_names(kind.transport_socket.typed_config)
+    if kind.HasField("eds_cluster_config"):
+        kind.eds_cluster_config.ClearField("service_name")
     if kind.HasField("load_assignment"):
         assignment = kind.load_assignment
         assignment.ClearField("cluster_name")
@@ -428,6 +439,22 @@ def _without_names(proto: Any, static: bool) -> bytes:
             for endpoint in group.lb_endpoints:
                 endpoint.endpoint.ClearField("address")  # a name to resolve; only their number can be wrong
     return kind.SerializeToString(deterministic=True)
+
+
+def _hide_server_names(packed: Any) -> None:
+    """Of a packed UpstreamTlsContext: whom to ask for, and the names that its certificate must have. One takes as long to compile as the other."""
+    tls = messages.known(_UPSTREAM_TLS).FromString(packed.value)
+    if "\0" not in tls.sni:
+        tls.sni = "any" if tls.sni else ""
+    common = tls.common_tls_context
+    which = common.WhichOneof("validation_context_type")
+    context: Any = getattr(common, which) if which is not None else None
+    if which == "combined_validation_context":
+        context = context.default_validation_context
+    for one in getattr(context, "match_typed_subject_alt_names", ()):
+        if one.matcher.exact:
+            one.matcher.exact = "any"
+    packed.value = tls.SerializeToString(deterministic=True)
 
 
 def validate(proto: Any, context: Context, config: Any = None) -> None:

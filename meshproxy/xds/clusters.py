@@ -37,7 +37,7 @@ class Tell(Record):
     """How the workers hear of it."""
 
     changed: Callable[[str, bytes, bytes | None, dict[str, int]], None]  # name, Cluster, ClusterLoadAssignment, health
-    removed: Callable[[str], None]
+    removed: Callable[[list[str]], None]
 
 
 class Clusters:
@@ -85,7 +85,7 @@ class Clusters:
         gone = set(update.removed)
         if update.complete:
             gone |= {*self.active, *self.warming} - {one.name for one in update.resources}
-        removed = [name for name in sorted(gone) if self._remove(name)]
+        removed = self._remove(gone)
         if added or removed:
             self.version = update.version
         if added and not problems.problems:
@@ -168,18 +168,22 @@ class Clusters:
         if old is not None:
             old.release()
 
-    def _remove(self, name: str) -> bool:
-        """Remove a cluster; False when there is none that came by CDS."""
-        warming = self._forget_warming(name)
-        active = self.active.pop(name, None)
-        if active is None:
+    def _remove(self, names: set[str]) -> bool:
+        """Remove clusters; False when there is none that came by CDS."""
+        removed = False
+        gone = []
+        for name in sorted(names):
+            removed |= self._forget_warming(name)
             self._manager.warmed(name)
-            return warming
-        active.release()
-        self._discovery.remove(name)
-        self._manager.remove(name)
-        self._tell.removed(name)
-        return True
+            active = self.active.pop(name, None)
+            if active is not None:
+                active.release()
+                self._discovery.remove(name)
+                gone.append(name)
+        if gone:
+            self._manager.remove(*gone)
+            self._tell.removed(gone)
+        return removed or bool(gone)
 
     def _forget_warming(self, name: str) -> bool:
         warming = self.warming.pop(name, None)

@@ -182,3 +182,13 @@ def test_names_come_in_order_whatever_section_they_are_in():
     assert found == [(name, "counter") for name in sorted(names)]
     assert [name for name, _ in filter(None, store.in_order(("counter",), declared=False))] == sorted([*names[::2], "a.b.d"])
     assert list(filter(None, store.in_order(("gauge",)))) == []
+
+
+def test_many_scopes_are_forgotten_in_one_go():
+    store = Store()
+    for name in ("a", "ab", "a.b", "c"):
+        store.scope(f"cluster.{name}.").counter("hits").n += 1
+        store.declare("gauge", f"cluster.{name}.", ("size",))
+    store.remove("cluster.a.", "cluster.c.", "cluster.none.")
+    assert sorted(store.metrics) == ["cluster.ab.hits"]
+    assert list(store.names("gauge")) == ["cluster.ab.size"]
