@@ -230,7 +230,8 @@ class RequestHeadPreparer:
         self.new_id = self.ids.new
         # The short way is for connection managers whose options add nothing but constants.
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
-        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
+        adds_certificate = options.xfcc in ("append_forward", "sanitize_set")  # a header that is another one for each connection
+        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port or adds_certificate)
         self.is_plain_path = options.paths.is_plain
         self._watched = _WATCHED.union(options.internal_only)
         self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
