@@ -65,4 +65,15 @@ class Http2Stats:
 
     def settle(self) -> None:
         """Before statistics are collected: what nobody counts while it happens."""
-        self.streams_active.n = sum(len(session.streams) for session in self.sessions)
+        streams = frames = control_frames = 0
+        for session in self.sessions:
+            streams += len(session.streams)
+            transport = getattr(session.sink, "transport", None)
+            if transport is not None and not transport.get_write_buffer_size():
+                session.drained()
+            waiting = session.outbound
+            frames += waiting[0]
+            control_frames += waiting[1]
+        self.streams_active.n = streams
+        self.outbound_frames_active.n = frames
+        self.outbound_control_frames_active.n = control_frames

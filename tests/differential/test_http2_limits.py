@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import struct
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.differential.harness import (
     Hello,
     Open,
     Play,
+    Request,
     Rig,
     Rst,
     Settings,
@@ -28,6 +31,7 @@ from tests.differential.harness import (
     Sync,
     Update,
     Wait,
+    answer,
     ask,
     bootstrap,
     check_cases,
@@ -110,6 +114,24 @@ def fields(count: int, size: int = 1) -> list[str]:
     return [f"x-{number}: {'v' * size}" for number in range(count)]
 
 
+async def not_taken(rig: Rig) -> Any:
+    """A client that gives windows and then does not read: frames wait for it. How many of them depends on buffers of the kernel."""
+    gauges = "http2.outbound_frames_active", "http2.outbound_control_frames_active"
+    wire = await rig.connect()
+    await play([Hello({h2.WINDOW: 1 << 30}, manual=("window",)), Update(1 << 30), Sync()], wire, rig.signals)
+    at_rest = [(await rig.proxy.stats()).get(name, 0) for name in gauges]
+    wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    wire.transport.pause_reading()
+    await play([Open(head())], wire, rig.signals)
+    while not (waiting := (await rig.proxy.stats()).get(gauges[0], 0)):
+        await asyncio.sleep(0.005)
+    wire.transport.resume_reading()
+    await play([Ended()], wire, rig.signals)
+    while (left := [(await rig.proxy.stats()).get(name, 0) for name in gauges]) != [0, 0]:
+        await asyncio.sleep(0.005)
+    return {"at rest": at_rest, "waiting": waiting > 0, "left": left}
+
+
 async def pushed_back(rig: Rig) -> Any:
     """An upstream that reads nothing, and a client that sends as fast as it is allowed: how much it is allowed is bounded."""
     wire = await rig.connect("small_windows")
@@ -186,6 +208,7 @@ CASES = [
             up=Play([[Signal("headers"), Wait("open"), Update(100, None), Ended(), *reply()]], settings={h2.WINDOW: 0}, manual=("window",))),
     h2_case("small_windows_are_given_back", ask("POST", body=LONG, authority="h2_window.test"), on="small_windows"),
     h2_case("small_windows_are_given_back_for_answers", ask(authority="h2_window.test"), up=[Ended(), *reply(body=LONG)], on="small_windows"),
+    Case("frames_not_taken", not_taken, up=[Request(), answer("200 OK", bytes(6 << 20))]),
     Case("bounded_by_windows", pushed_back, up=Play([[Wait("never")]], settings={h2.WINDOW: 0}, manual=("window",)), skip=("log", "stats", "upstream",
             "trouble")),
     h2_case("large_frames_upstream", ask("POST", body=bytes(60_000), authority="h2a.test"), up=Play(settings={h2.FRAME_SIZE: 1 << 20})),

@@ -229,6 +229,11 @@ class Session:
         """The transport has nothing left to write."""
         self._frames = self._control_frames = 0
 
+    @property
+    def outbound(self) -> tuple[int, int]:
+        """How many frames wait to be taken by the peer, as far as is known (see `drained`); and how many of them it has provoked."""
+        return self._frames, self._control_frames
+
     def set_writable(self, writable: bool) -> None:
         """Whether the transport takes more. While it does not, data is kept by its streams."""
         self.writable = writable
