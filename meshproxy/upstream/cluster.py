@@ -322,6 +322,7 @@ class Cluster:
         assignment = endpoints.parse(proto, self)
         if self.options.type == LOGICAL_DNS and self._move_logical_host(assignment):
             return True
+        before = [] if self.options.choose_transport is None else [(host, host.metadata, host.locality_metadata) for host in self.hosts]
         result = endpoints.merge(
             self._by_priority,
             assignment,
@@ -338,6 +339,7 @@ class Cluster:
         self._adopt_policy(assignment)
         self.stats.max_host_weight.n = max((host.weight for host in self.hosts), default=1)
         self._admit(result.added)
+        self._choose_again(before)
         if result.added or result.removed:
             self.stats.membership_change.n += 1
         self._rebuild()
@@ -412,6 +414,16 @@ class Cluster:
                 self.outlier.add(host)
         if choose is None and count:
             self.stats.scope.counter("default.total_match_count", shared=True).n += count
+
+    def _choose_again(self, before: Iterable[tuple[Host, dict[str, Any] | None, dict[str, Any] | None]]) -> None:
+        """Hosts whose metadata says something else than `before` may have to be reached another way: then no request goes on over their connections."""
+        choose = self.options.choose_transport
+        for host, metadata, locality_metadata in before:
+            if choose is not None and (host.metadata != metadata or host.locality_metadata != locality_metadata):
+                chosen = choose(host.metadata, host.locality_metadata)
+                if chosen is not host.transport:
+                    host.transport = chosen
+                    drain(host)
 
     def _dismiss(self, removed: Iterable[Host]) -> None:
         for host in removed:

@@ -340,6 +340,31 @@ def test_transport_socket_matches_choose_by_metadata():
     assert cluster.context.stats.value("cluster.c.plain.total_match_count") == 2
 
 
+def test_a_host_whose_metadata_changes_is_reached_another_way():
+    """As when a workload begins, or ends, to take mutual TLS: its address stays, and no request goes on over connections of before."""
+    tls = {"name": "t", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", "sni": "x"}}
+    matches = [{"name": "secure", "match": {"mtls": True}, "transport_socket": tls}]
+    wants = {"filter_metadata": {"envoy.transport_socket_match": {"mtls": True}}}
+    cluster = up.cluster(up.static(up.group(up.endpoint(FIVE[0], metadata=wants), FIVE[1]), transport_socket_matches=matches))
+    first, second = cluster.hosts
+    pools = [Draining(), Draining()]
+    first.pools, second.pools = {"key": pools[0]}, {"key": pools[1]}
+    cluster.update_endpoints(assignment(up.group(FIVE[0], up.endpoint(FIVE[1], metadata={"filter_metadata": {"other": {"a": "b"}}}))))
+    assert cluster.hosts == [first, second]
+    assert (first.transport, second.transport, [pool.drained for pool in pools], first.pools) == (None, None, [1, 0], None)
+    cluster.update_endpoints(assignment(up.group(FIVE[0], up.endpoint(FIVE[1], metadata=wants))))
+    assert (first.transport, second.transport is not None, [pool.drained for pool in pools]) == (None, True, [1, 1])
+
+
+class Draining:
+    """A pool that notes that it was drained."""
+
+    drained = 0
+
+    def drain(self) -> None:
+        self.drained += 1
+
+
 # -- the manager
 
 
