@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from control.translate.mtls import SDS_CLUSTER
 from control.translate.resource import typed
+from meshproxy.record import Record
 
 _XDS_CLUSTER = "xds-grpc"
+_AUTHORITY_CLUSTER = "authority"
+_WORKLOAD = "meshproxy.identity.v1.Workload"
+_UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 
 
 def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True, admin_port: int = 0, sds: str = "") -> dict[str, Any]:
@@ -32,6 +37,53 @@ def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True
         },
         "static_resources": {"clusters": clusters},
     }
+
+
+class Identity(Record, frozen=True):
+    """How a sidecar of ours gets its certificate. `authority`: unix:PATH, or host:port, where `roots` (a file) says whom to trust; at most one of the files of
+    tokens is set."""
+
+    authority: str
+    roots: str = ""
+    token_file: str = ""
+    join_token_file: str = ""
+
+
+def with_identity(bootstrap: dict[str, Any], identity: Identity) -> dict[str, Any]:
+    """The bootstrap of a sidecar of ours that needs no agent. Raises ValueError for an authority that is no address."""
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    http2 = {options: typed(options, explicit_http_config={"http2_protocol_options": {}})}
+    fields = {name: value for name in ("token_file", "join_token_file") if (value := getattr(identity, name))}
+    workload = {"@type": f"type.googleapis.com/{_WORKLOAD}", "authority": _AUTHORITY_CLUSTER, **fields}
+    if identity.authority.startswith("unix:"):
+        cluster = _cluster(_AUTHORITY_CLUSTER, {"pipe": {"path": identity.authority.removeprefix("unix:")}}, http2)
+    else:
+        host, _, port = identity.authority.rpartition(":")
+        host = host.strip("[]")
+        if not host or not port.isdigit():
+            raise ValueError(f"{identity.authority}: unix:PATH or host:port is needed")
+        cluster = _cluster(_AUTHORITY_CLUSTER, {"socket_address": {"address": host, "port_value": int(port)}}, http2)
+        is_ip = _is_ip(host)
+        cluster["type"] = "STATIC" if is_ip else "STRICT_DNS"
+        if identity.roots:
+            names = [{"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}]
+            common = {"alpn_protocols": ["h2"], "validation_context": {"trusted_ca": {"filename": identity.roots}, "match_typed_subject_alt_names": names}}
+            tls = typed(_UPSTREAM_TLS, common_tls_context=common, **({} if is_ip else {"sni": host}))
+            cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
+    static = bootstrap["static_resources"]
+    return {
+        **bootstrap,
+        "bootstrap_extensions": [{"name": "meshproxy.identity", "typed_config": workload}],
+        "static_resources": {**static, "clusters": [*static["clusters"], cluster]},
+    }
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("--sotw", action="store_true", help="the state of the world instead of delta")
     bootstrap.add_argument("--admin-port", type=int, default=0)
     bootstrap.add_argument("--sds", default="", metavar="PATH", help="the Unix socket of the agent that has its certificates")
+    bootstrap.add_argument("--authority", default="", metavar="ADDRESS", help="a sidecar of ours gets its certificates itself, from unix:PATH or host:port")
+    bootstrap.add_argument("--roots", default="", metavar="FILE", help="whom to trust at host:port (`meshctl certs --bundle`)")
+    bootstrap.add_argument("--join-token-file", default="", metavar="FILE", help="what it shows the authority the first time")
+    bootstrap.add_argument("--token-file", default="", metavar="FILE", help="a service account token instead")
     _add_server(bootstrap)
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
@@ -257,5 +261,13 @@ def _bootstrap(options: argparse.Namespace) -> int:
         made = bootstrap.grpc(name, namespace or "default", host, int(port))
     else:
         made = bootstrap.envoy(name, namespace or "default", host, int(port), delta=not options.sotw, admin_port=options.admin_port, sds=options.sds)
+        if options.authority:
+            if not options.roots and not options.authority.startswith("unix:"):
+                raise UsageError("--roots is needed with host:port: whoever answers there will be trusted with a token")
+            try:
+                identity = bootstrap.Identity(options.authority, options.roots, options.token_file, options.join_token_file)
+                made = bootstrap.with_identity(made, identity)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
     print(show(made, options.output))
     return 0

@@ -29,9 +29,9 @@ def access(spec: str) -> str:
 
 
 class Mesh:
-    """`web` and `other` call `api`, each with a sidecar and an agent that has its certificate. `kinds`: of the sidecar of `api`, and of the others."""
+    """`web` and `other` call `api`, each with a sidecar. `kinds`: of the sidecar of `api`, and of the others; `identities`: flags for its bootstrap."""
 
-    def __init__(self, work: Path, agents: dict[str, str], kinds: tuple[str, str]) -> None:
+    def __init__(self, work: Path, identities: dict[str, list[str]], kinds: tuple[str, str]) -> None:
         self.work = work
         self.folder = work / "mesh"
         self.folder.mkdir()
@@ -45,11 +45,11 @@ class Mesh:
         self.control = ControlPlane(self.folder, work, flags=["--trust-domain", "mesh.test"])
         self.control.start()
         self.proxies = []
-        for name, socket in agents.items():
+        for name, flags in identities.items():
             (work / name).mkdir()
             kind = kinds[0] if name == "api" else kinds[1]
             command = [envoy_binary() or "envoy", "--disable-hot-restart"] if kind == "envoy" else None
-            bootstrap = self.control.bootstrap(name, "--sds", socket)
+            bootstrap = self.control.bootstrap(name, *flags)
             self.proxies.append(Proxy(work / name, bootstrap, "--concurrency", "1", "-l", "error", command=command))
 
     def workload(self, name: str, sidecar: str) -> str:
@@ -66,6 +66,11 @@ spec: {{serviceAccount: {name}, ports: {{http: {self.service.port if name == "ap
     def call(self, caller: str) -> tuple[int, dict]:
         return fetch(self.callers[caller])
 
+    def is_without_tls(self) -> bool:
+        """Whether a request comes through, and not by mutual TLS."""
+        status, seen = self.call("web")
+        return status == 200 and "x-forwarded-client-cert" not in seen["headers"]
+
     def plain(self) -> int:
         """The status of a request past all sidecars of callers; 0 when the connection is not taken."""
         try:
@@ -81,16 +86,25 @@ spec: {{serviceAccount: {name}, ports: {{http: {self.service.port if name == "ap
         self.ports.close()
 
 
-@pytest.mark.parametrize("kinds", [("envoy", "envoy")], ids="-".join)
+@pytest.mark.parametrize("kinds", [("envoy", "envoy"), ("ours", "envoy"), ("envoy", "ours"), ("ours", "ours")], ids="-".join)
 async def test_mutual_tls_and_access(tmp_path, kinds):
+    """Real Envoys have agents, ours get their certificates themselves."""
     async with Authority(tmp_path, 3600) as authority:
-        agents = {name: await authority.agent(spiffe.workload("mesh.test", "default", name)) for name in ("api", "web", "other")}
-        await asyncio.to_thread(_story, tmp_path / "m", agents, kinds)
+        identities = {}
+        for name in ("api", "web", "other"):
+            identity = spiffe.workload("mesh.test", "default", name)
+            if kinds[name != "api"] == "envoy":
+                identities[name] = ["--sds", await authority.agent(identity)]
+            else:
+                token = tmp_path / f"{name}.token"
+                token.write_text(authority.tokens.create(identity))
+                identities[name] = ["--authority", f"unix:{authority.front.path}", "--join-token-file", str(token)]
+        await asyncio.to_thread(_story, tmp_path / "m", identities, kinds)
 
 
-def _story(work: Path, agents: dict[str, str], kinds: tuple[str, str]) -> None:
+def _story(work: Path, identities: dict[str, list[str]], kinds: tuple[str, str]) -> None:
     work.mkdir()
-    mesh = Mesh(work, agents, kinds)
+    mesh = Mesh(work, identities, kinds)
     try:
         wait_until(lambda: mesh.call("web")[0] == 200)
         identity = mesh.call("web")[1]["headers"]["x-forwarded-client-cert"]
@@ -115,6 +129,6 @@ def _story(work: Path, agents: dict[str, str], kinds: tuple[str, str]) -> None:
         (mesh.folder / "access.yaml").unlink()
         mesh.write("strict.yaml", STRICT.replace("STRICT", "DISABLE"))
         wait_until(lambda: mesh.plain() == 200)
-        wait_until(lambda: mesh.call("web")[0] == 200 and "x-forwarded-client-cert" not in mesh.call("web")[1]["headers"])
+        wait_until(mesh.is_without_tls)
     finally:
         mesh.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -124,3 +126,31 @@ def test_the_default_folder(monkeypatch, capsys):
     assert run("certs") == 2
     assert "/nonexistent/ca" in capsys.readouterr().err
     assert not os.path.exists("/nonexistent")
+
+
+@pytest.mark.parametrize(
+    ("authority", "type", "san"),
+    [("control.example:15012", "STRICT_DNS", ("DNS", "control.example")), ("10.0.0.1:15012", "STATIC", ("IP_ADDRESS", "10.0.0.1"))],
+)
+def test_bootstraps_of_sidecars_that_get_their_identity_themselves(tmp_path, capsys, authority, type, san):
+    Authority(str(tmp_path / "ca"), "mesh.test")
+    assert run("certs", "--ca-dir", str(tmp_path / "ca"), "--bundle") == 0
+    (tmp_path / "roots.pem").write_text(capsys.readouterr().out)
+    flags = ["bootstrap", "web.shop", "--authority", authority, "--join-token-file", "/etc/token", "-o", "json"]
+    assert run(*flags) == 2  # a token is shown to nobody who was not verified
+    assert "--roots is needed" in capsys.readouterr().err
+    assert run(*flags, "--roots", str(tmp_path / "roots.pem")) == 0
+    text = capsys.readouterr().out
+    found = json.loads(text)["static_resources"]["clusters"][-1]
+    context = found["transport_socket"]["typed_config"]["common_tls_context"]
+    match = context["validation_context"]["match_typed_subject_alt_names"][0]
+    assert (found["type"], match["san_type"], match["matcher"]["exact"]) == (type, *san)
+    (tmp_path / "bootstrap.yaml").write_text(text)
+    checked = [sys.executable, "-m", "meshproxy", "-c", str(tmp_path / "bootstrap.yaml"), "--mode", "validate"]
+    assert subprocess.run(checked, check=False, timeout=60).returncode == 0
+
+
+def test_authorities_that_are_no_address(capsys):
+    for wrong in ("control.example", ":15012", "control.example:port"):
+        assert run("bootstrap", "web", "--authority", wrong, "--roots", "roots.pem") == 2
+        assert "unix:PATH or host:port is needed" in capsys.readouterr().err
