@@ -530,3 +530,84 @@ def test_a_path_that_is_none() -> None:
         items = [(b":method", b"OPTIONS"), *varied(number, pseudo_path=path)[1:]]
         side.session.feed(frames.encode(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 2 * number + 1, encoder.encode(items)))
         assert side.log.pop()[2].path == path
+
+
+class Whole(Recorder):
+    """A stream that takes responses as a whole."""
+
+    def on_whole(self, known: Any, data: bytes) -> bool:
+        assert self.remote_closed
+        self.log.append(("whole", self.id))
+        self.on_head(known, False)
+        self.on_data(data, True)
+        return True
+
+
+class Asked(Whole):
+    """One that could, and does not want to."""
+
+    def on_whole(self, known: Any, data: bytes) -> bool:
+        return False
+
+
+def responses(kind: type[Recorder], texts: list[bytes], **options: Any) -> tuple[list[Any], list[bytes], list[int]]:
+    """What is heard of a response, what is said to it, and how much of the connection's window is used, each time that a server answers by `texts`."""
+    side = Side(client=True, **options)
+    peer = Peer(side)
+    said, used = [], []
+    length, first, *later = texts
+    for _ in range(100):
+        stream = kind(side.session, side.log)
+        side.session.open(stream)
+        stream.send_headers(GET, True)
+        side.session.take()
+        try:
+            head = [*OK, (b"content-length", length)] if length else OK
+            block = frames.encode(frames.HEADERS, frames.END_HEADERS, stream.id, peer.encoder.encode(head))
+            for text in (block + first, *later):
+                side.session.feed(text.replace(b"????", stream.id.to_bytes(4, "big")))
+        except Http2Error as error:
+            side.log.append((error.code, error.stream is stream))
+            break
+        finally:
+            said.append(side.session.take())
+            used.append(side.session._consumed)
+    log = [(kind, number, more[0].items, *more[1:]) if kind == "head" else (kind, number, *more) for kind, number, *more in side.log]
+    return log, said, used
+
+
+def body(payload: bytes, flags: int = frames.END_STREAM) -> bytes:
+    """DATA of a stream that is not known yet."""
+    return frames.encode(frames.DATA, flags, int.from_bytes(b"????", "big"), payload)
+
+
+@pytest.mark.parametrize(
+    ("texts", "whole"),
+    [
+        ([b"", body(b"x" * 1000)], True),
+        ([b"1000", body(b"x" * 1000)], True),
+        ([b"999", body(b"x" * 1000)], False),
+        ([b"1001", body(b"x" * 1000)], False),
+        ([b"", body(b"")], True),
+        ([b"0", body(b"")], True),
+        ([b"", body(b"x" * 16_385)], False),
+        ([b"", body(b"x" * 16_384)], True),
+        ([b"", body(b"\3abc" + bytes(3), frames.END_STREAM | frames.PADDED)], False),
+        ([b"", body(b"abc", 0) + body(b"")], False),
+        ([b"", body(b"abc")[:-1], b"c"], False),
+        ([b"", body(b"abc")[:9], b"abc"], False),
+        ([b"", body(b"abc")[:5], body(b"abc")[5:]], False),
+        ([b"", b"", body(b"abc")], False),
+        ([b"", body(b"abc") + body(b"more")], True),
+    ],
+)
+def test_whole_responses_are_what_they_are_in_parts(texts: list[bytes], whole: bool) -> None:
+    windows = {"initial_stream_window_size": 65_535, "initial_connection_window_size": 65_535}
+    log, said, used = responses(Whole, texts, **windows)
+    assert any(entry[0] == "whole" for entry in log) == whole
+    assert responses(Asked, texts, **windows) == responses(Recorder, texts, **windows) == ([entry for entry in log if entry[0] != "whole"], said, used)
+
+
+def test_a_whole_response_beyond_its_streams_window_is_an_error() -> None:
+    log, _, _ = responses(Whole, [b"", body(b"x" * 200)], initial_stream_window_size=100)
+    assert log[-1] == (errors.FLOW_CONTROL_ERROR, False)

@@ -60,13 +60,14 @@ class MeteredSession(Session):
         self._begun = 0
         super()._request(flags, stream_id, block)
 
-    def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
+    def _fields(self, flags: int, stream_id: int, block: bytes, data: bytes = b"", position: int = 0) -> int:
         self.head_bytes = self._begun or FRAME_HEAD + len(block)
         stream = self.streams.get(stream_id & MAX_STREAM_ID)
         if stream is not None:
             stream.count_received(self.head_bytes, head=True)
             self._begun = 0
-        super()._fields(flags, stream_id, block)
+        super()._fields(flags, stream_id, block)  # without what follows, which is counted on its way
+        return position
 
     def _data(self, flags: int, stream_id: int, length: int, data: bytes) -> None:
         self._count(stream_id, FRAME_HEAD + length)

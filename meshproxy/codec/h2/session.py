@@ -463,7 +463,7 @@ class Session:
             elif stream_id == self._next_peer_id and len(self.streams) < self._most:
                 self._request(flags, stream_id, payload)
             else:
-                self._fields(flags, stream_id & MAX_STREAM_ID, payload)
+                position = self._fields(flags, stream_id & MAX_STREAM_ID, payload, data, end)
         if position < size:
             self._rest = data[position:] if position else data
 
@@ -690,25 +690,25 @@ class Session:
         else:
             stream.on_head(known, False)
 
-    def _fields(self, flags: int, stream_id: int, block: bytes) -> None:
-        """HOT: a whole header block."""
+    def _fields(self, flags: int, stream_id: int, block: bytes, data: bytes = b"", position: int = 0) -> int:
+        """HOT: a whole header block. `data` from `position` on is what follows, as far as it is here; returns how far that is done with, too."""
         stream = self.streams.get(stream_id)
         if stream is None:
             if self._opens(stream_id):
                 self._skip(self._next_peer_id, stream_id)
                 self._request(flags, stream_id, block)
-                return
+                return position
             self._refuse(stream_id)
         try:
             decoded = self.decoder.decode(block)
         except HpackError as failure:
             raise Http2Error(errors.COMPRESSION_ERROR, str(failure), "", stream=stream) from failure
         if stream is None:
-            return
+            return position
         end = flags & END_STREAM
         if stream.headed:
             self._trailers(stream, decoded, end)
-            return
+            return position
         known = decoded.known
         try:
             if known.__class__ is not fields.KnownResponse:
@@ -727,14 +727,43 @@ class Session:
                 raise MalformedError(errors.MESSAGING)
         except MalformedError as failure:
             self._malformed(stream, failure.details, failure.code)
-            return
+            return position
         if end:
             stream.remote_closed = True
             stream.on_head(known, True)
             if stream.local_closed and stream.queue is None:
                 self.forget(stream)
-        else:
-            stream.on_head(known, False)
+            return position
+        if position + 9 <= len(data):
+            # What most responses are: one DATA frame and no more, in the same read. Nothing of it is special, or the general way has to see it.
+            word, flags, next_id = unpack_head(data, position)
+            length = word >> 8
+            end = position + 9 + length
+            if flags == END_STREAM and next_id == stream_id and not word & 0xFF and end <= len(data) and self._is_plain_end(stream, length):
+                stream.remote_closed = True
+                if stream.on_whole(known, data[position + 9 : end]):
+                    self._consumed += length
+                    self._empty_frames = 0
+                    if stream.local_closed and stream.queue is None:
+                        self.forget(stream)
+                    return end
+                stream.remote_closed = False
+        stream.on_head(known, False)
+        return position
+
+    def _is_plain_end(self, stream: Http2Stream, length: int) -> bool:
+        """HOT: whether the first data of a response, and the last, is as long as it should be and lets no window fall due."""
+        left = stream.left
+        consumed = self._consumed + length
+        window = self._window
+        return (
+            stream.headed
+            and (left < 0 or left == length)
+            and length <= DEFAULT_FRAME_SIZE
+            and length <= self.stream_window
+            and consumed * 2 < window
+            and consumed + self._withheld <= window
+        )
 
     def _opens(self, stream_id: int) -> bool:
         """Whether a head on a stream that is not there opens it."""

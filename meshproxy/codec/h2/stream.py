@@ -92,7 +92,8 @@ class Http2Stream:
         if not out:
             session.sink.on_output()
         stream_id = self.id
-        out.append(pack_head(head << 8 | HEADERS, END_HEADERS, stream_id) + block + pack_head(size << 8, END_STREAM, stream_id) + data)  # DATA is 0
+        # DATA is 0. One copy instead of three.
+        out.append(b"".join((pack_head(head << 8 | HEADERS, END_HEADERS, stream_id), block, pack_head(size << 8, END_STREAM, stream_id), data)))
         self.local_closed = True
         if self.remote_closed:
             session.forget(self)
@@ -191,6 +192,10 @@ class Http2Stream:
 
     def on_head(self, known: Any, end_stream: bool) -> None:
         """The peer's head; `known`: see `fields.py`. A client's stream hears of informational heads, too."""
+
+    def on_whole(self, known: Any, data: bytes) -> bool:
+        """A client's: a final head and all of the body. False, and nothing done, if they are to come one by one, by `on_head` and `on_data`."""
+        return False
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """Body. Empty only at its end."""
