@@ -169,7 +169,7 @@ class Stream(StreamInfo):
     async def buffered_request(self, limit: int) -> bool:
         """Wait until the whole request body is here; False when it is over `limit` bytes. For filters that hold the stream in `request_headers`."""
         if self.request_ended and self._request_hold is not None:
-            return self._request_hold.size <= limit
+            return not self._request_hold.over(limit)
         assert self._request_hold is not None
         self._buffering = _Buffering(limit, asyncio.get_running_loop().create_future())
         self._request_hold.watch(self._buffering)
@@ -734,11 +734,18 @@ class _Hold:
         self.size += len(payload)
         self._queue.insert(0, (kind, payload, end_stream, position))
 
+    def over(self, limit: int) -> bool:
+        """Whether more than `limit` bytes wait. As for Envoy, what comes whole in one frame of HTTP/2 does not: it could go on at once."""
+        if self.size <= limit:
+            return False
+        kind, _, end_stream, _ = self._queue[0]
+        return kind != _DATA or not end_stream or self.stream.request.version < 20  # type: ignore[union-attr]  # it is being held
+
     def _check(self) -> None:
         buffering = self._buffering
         if buffering is None or buffering.done.done():
             return
-        if self.size > buffering.limit:
+        if self.over(buffering.limit):
             buffering.done.set_result(False)
         elif (self._queue and self._queue[-1][2]) or self.stream.request_ended:
             buffering.done.set_result(True)

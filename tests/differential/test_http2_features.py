@@ -42,6 +42,7 @@ from tests.differential.harness import (
     lines,
     listener,
     reply,
+    req,
 )
 from tests.differential.wire import play
 
@@ -214,6 +215,16 @@ CASES = [
     h2_case("reset_while_a_filter_holds", Open(head("GET", "/", "x-fault: 1")), Rst(), Sync(), ask(), on="delayed"),
     h2_case("limited", ask(), ask(), on="limited", then="leave"),
     h2_case("buffered", ask("POST", body=b"hello"), on="buffered"),
+    h2_case("buffered_too_much_in_one_frame", ask("POST", body=b"more than ten bytes"), on="buffered"),
+    h2_case("buffered_too_much_in_its_last_frame", Open(head("POST"), end=False), Data(b"some"), Sync(), Data(b"and more than ten", end=True), Ended(),
+            on="buffered"),
+    h2_case("buffered_too_much_in_its_last_frame_at_once", Open(head("POST"), end=False), Data(b"some"), Data(b"and more than ten", end=True), Ended(),
+            on="buffered"),
+    h2_case("buffered_as_much_as_may_be", ask("POST", body=b"ten bytes."), on="buffered"),
+    h2_case("buffered_too_much_with_length", ask("POST", "/", "content-length: 19", body=b"more than ten bytes"), on="buffered"),
+    Case("buffered_too_much_h1", [req("POST", "/", body=b"more than ten bytes"), Response()], on="buffered", then="closed"),
+    Case("buffered_too_much_chunked_h1", [req("POST", "/", "Transfer-Encoding: chunked") + b"13\r\nmore than ten bytes\r\n0\r\n\r\n", Response()],
+         on="buffered", then="closed"),
     h2_case("buffered_too_much", Open(head("POST"), end=False), Data(b"more than ten bytes"), Ended(), on="buffered"),
     h2_case("cors_preflight", ask("OPTIONS", "/", "origin: https://ok.test", "access-control-request-method: GET", authority="cors.test"), on="cors"),
     h2_case("cors_actual", ask("GET", "/", "origin: https://ok.test", authority="cors.test"), on="cors"),
