@@ -203,7 +203,7 @@ class Listeners:
             prefix = stat_prefix(_parse_listener(old.serialised))
             if any(stat_prefix(_parse_listener(one.serialised)) == prefix for one in self.active):
                 prefix = ""
-        self._pool.broadcast(Kind.LISTENER_DRAINED, marshal.dumps((old.key, prefix)))
+        self._pool.broadcast(Kind.LISTENER_DRAINED, marshal.dumps((old.key, prefix, len(old.serialised))))
         if prefix:
             self._stats.scope(prefix).remove()
         self._count()

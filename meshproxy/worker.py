@@ -47,6 +47,8 @@ IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
 # Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. Requests leave no cycles behind, so
 # the collector finds little; the defaults (700, 10, 10) would look seventy times more often.
 GC_THRESHOLDS = (50_000, 20, 100)
+# Bytes of configuration, as it came, that may be replaced until the collector looks at everything: what was made of it is old by then, and full of cycles.
+GC_AFTER_UPDATES = 512 << 10
 
 
 class Plan(Record):
@@ -171,6 +173,7 @@ class Worker:
             self._inbound.routes = context.routes
         self._registry = ListenerRegistry()
         self._accepting = self._left = False
+        self._replaced = 0
         self._listeners: dict[int, Listener] = {}  # by main's keys
         self._past: list[Listener] = []  # replaced or removed, and still with connections
         self._retired: dict[int, list[FilterChain]] = {}  # key of a listener -> its filter chains that take no new connections
@@ -244,10 +247,19 @@ class Worker:
 
     # -- what main says of dynamic configuration: docs/decisions/0010-updates.md
 
+    def _updated(self, size: int) -> None:
+        """So much configuration, in bytes, is in the place of other."""
+        self._replaced += size
+        if self._replaced >= GC_AFTER_UPDATES:
+            self._replaced = 0
+            self._loop.call_soon(gc.collect)
+
     def _cluster(self, body: bytes) -> None:
+        self._updated(len(body))
         self._context.clusters.take(*marshal.loads(body))
 
     def _routes(self, body: bytes) -> None:
+        self._updated(len(body))
         key, serialised = marshal.loads(body)
         if serialised:
             self._context.routes.update(key, serialised)
@@ -293,7 +305,8 @@ class Worker:
             self._retire(key, listener, [])
 
     def _close_drained(self, body: bytes) -> None:
-        key, prefix = marshal.loads(body)
+        key, prefix, size = marshal.loads(body)
+        self._updated(size)
         gone = self._retired.pop(key, [])
         for listener in (*self._past, *self._listeners.values()):
             listener.close_connections(gone)
