@@ -129,7 +129,8 @@ async def _serving(options: argparse.Namespace) -> int:
             for inner in authority.inner:
                 app.server.listen(inner)
             if options.tls_listen:
-                app.server.listen(options.tls_listen, authority.credentials())
+                tls_port = app.server.listen(options.tls_listen, authority.credentials())
+                logging.getLogger("meshctl").info("TLS on %s:%d", options.tls_listen.rpartition(":")[0], tls_port)
     except RuntimeError as error:
         raise UsageError(f"cannot listen on {options.listen}: {error}") from error
     await app.server.start()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import grpc
 import pytest
+import yaml
 
 from control.ca import certificates
 from control.ca.sds import TYPE_URL
+from control.translate import mtls
 from meshproxy.api import messages
 from meshproxy.identity.svid import read_pem
-from tests.e2e.proxy import PATIENCE, ROOT, wait_until
+from tests.e2e.proxy import PATIENCE, ROOT, Proxy, wait_until
+from tests.e2e.test_mtls import cluster
 
 pytestmark = pytest.mark.slow
 SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"
@@ -92,3 +98,28 @@ def test_from_an_empty_folder_to_a_secret(tmp_path):
         assert roots.validation_context.trusted_ca.inline_bytes.decode() == meshctl("certs", "--ca-dir", ca, "--bundle")
         assert serving.end() == 0
     assert not (tmp_path / "ca.sock").exists()
+
+
+def test_a_sidecar_joins_by_tls(tmp_path):
+    """What `meshctl bootstrap` writes is enough for a sidecar of ours: it verifies the control plane, shows its token, and has its certificate."""
+    (tmp_path / "mesh").mkdir()
+    ca, address = str(tmp_path / "ca"), tmp_path / "address"
+    flags = ["--ca-dir", ca, "--trust-domain", "mesh.test", "--tls-listen", "127.0.0.1:0"]
+    with Meshctl(tmp_path, "serve", str(tmp_path / "mesh"), "--listen", "127.0.0.1:0", "--address-path", str(address), *flags) as serving:
+        wait_until(lambda: serving.alive() and address.exists() and address.read_text())
+        tls = re.search(r"TLS on 127.0.0.1:(\d+)", serving.log.read_text())[1]
+        (tmp_path / "roots.pem").write_text(meshctl("certs", "--ca-dir", ca, "--bundle"))
+        (tmp_path / "token").write_text(meshctl("token", "create", "shop/web", "--ca-dir", ca))
+        flags = ["--authority", f"localhost:{tls}", "--roots", str(tmp_path / "roots.pem"), "--join-token-file", str(tmp_path / "token")]
+        made = yaml.safe_load(meshctl("bootstrap", "web.shop", "--server", address.read_text(), *flags))
+        # Something that needs the certificate: the sidecar is ready once it is there.
+        made["static_resources"]["clusters"].append(
+            {**cluster("api", {"pipe": {"path": "/nowhere"}}), "transport_socket": mtls.upstream("api", (), http2=False)}
+        )
+        (tmp_path / "web").mkdir()
+        with Proxy(tmp_path / "web", yaml.safe_dump(made), "--concurrency", "1") as sidecar:
+            dump = json.loads(sidecar.admin("GET", "/config_dump?resource=dynamic_active_secrets")[1])["configs"]
+        secrets = {one["name"]: one["secret"] for one in dump}
+        chain = base64.b64decode(secrets["default"]["tls_certificate"]["certificate_chain"]["inline_bytes"]).decode()
+        assert certificates.identity_of(read_pem(chain)[0]) == "spiffe://mesh.test/ns/shop/sa/web"
+        assert set(secrets) == {"default", "ROOTCA"}
