@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from control.ads.hub import Hub
 from control.ads.server import XdsServer
@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     import grpc
 
 _log = logging.getLogger("meshctl")
+Arrange = Callable[[Mapping[Any, Any]], Mapping[Any, Any]]
 LOOK_EVERY_S = 0.2
 QUIET_S = 0.05  # a change is taken when nothing more changed for so long ...
 PATIENCE_S = 0.5  # ... or when it has waited for so long
 
 
 class Mesh:
-    """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look."""
+    """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look.
 
-    def __init__(self, folder: str, trust_domain: str) -> None:
+    `arrange`: completes what the documents say, and gives the same objects for the same ones.
+    """
+
+    def __init__(self, folder: str, trust_domain: str, arrange: Arrange | None = None) -> None:
         self.trust_domain = trust_domain
+        self._arrange = arrange
         self.store = Store()
         self.folder = Folder(folder, self.store)
         self.snapshot: MeshSnapshot = build({}, None, trust_domain)
@@ -46,15 +51,24 @@ class Mesh:
         """Make a snapshot of what was read; returns whether it is another one."""
         if not self.store.settle():
             return False
-        self.snapshot = build(self.store.objects, self.snapshot, self.trust_domain)
+        objects: Mapping[Any, Any] = self.store.objects
+        if self._arrange is not None:
+            objects = self._arrange(objects)
+        self.snapshot = build(objects, self.snapshot, self.trust_domain)
         return True
 
 
 class App:
     """One running control plane."""
 
-    def __init__(self, folder: str, handlers: Sequence[grpc.GenericRpcHandler] = (), trust_domain: str = DEFAULT_TRUST_DOMAIN) -> None:
-        self.mesh = Mesh(folder, trust_domain)
+    def __init__(
+        self,
+        folder: str,
+        handlers: Sequence[grpc.GenericRpcHandler] = (),
+        trust_domain: str = DEFAULT_TRUST_DOMAIN,
+        arrange: Arrange | None = None,
+    ) -> None:
+        self.mesh = Mesh(folder, trust_domain, arrange)
         self.hub = Hub(self.mesh.snapshot)
         self.server = XdsServer(self.hub, handlers)
         self._reported: list[str] = []

@@ -18,6 +18,7 @@ from typing import Any
 
 from control.ca import commands as commands_of_authority
 from control.output import show
+from control.up import commands as commands_of_up
 from meshproxy.version import version_line
 
 DEFAULT_ADDRESS = "127.0.0.1:15010"  # the port on which Istio's control plane serves xDS in the clear
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
 
+    commands_of_up.add(commands)
     commands_of_authority.add(commands)
     return parser
 

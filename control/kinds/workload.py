@@ -9,15 +9,17 @@ spec:
   sidecar:
     inbound: [{port: 9080, listen: 19080}]
     identity: true
-        httpProxy: 15001
+    httpProxy: 15001
     outbound: [{host: ratings, port: 9080, listen: 19081}]
+
+For `meshctl up`, `run` says how to start the process; then all ports of the sidecar, and those of the process that are 0, may be left to it.
 """
 
 from __future__ import annotations
 
 from control.kinds.common import Meta, locality_of
 from control.kinds.fields import Fields
-from control.model.service import Outbound, SidecarPorts, Workload
+from control.model.service import Outbound, Run, SidecarPorts, Workload
 from control.names import is_ip, resolve_host
 
 
@@ -27,26 +29,31 @@ def parse(meta: Meta, body: Fields) -> Workload:
     address = spec.text("address", "127.0.0.1")
     if not is_ip(address):
         spec.error("address", f"{address!r} is no IP address")
-    sidecar = spec.child("sidecar")
+    sidecar, run = spec.child("sidecar"), spec.child("run")
+    lowest = 1 if run is None else 0
     return Workload(
         meta.name,
         meta.namespace,
         address,
         meta.labels,
-        spec.mapping("ports", lambda below, key: below.port(key)),
+        spec.mapping("ports", lambda below, key: below.integer(key, low=lowest, high=65535)),
         spec.text("serviceAccount", "default"),
         spec.integer("weight", 1, low=1) or 1,
         locality_of(spec.text("locality")),
         spec.boolean("healthy", True) is not False,
-        _sidecar(meta, sidecar) if sidecar is not None else None,
+        _sidecar(meta, sidecar, chosen=run is not None) if sidecar is not None else None,
+        Run(run.texts("command"), tuple(run.string_map("env").items()), run.text("workingDirectory")) if run is not None else None,
     )
 
 
-def _sidecar(meta: Meta, fields: Fields) -> SidecarPorts:
+def _sidecar(meta: Meta, fields: Fields, *, chosen: bool) -> SidecarPorts:
+    """`chosen`: where it listens for other services may be left open."""
     inbound = fields.each("inbound", lambda one: (one.port("port", required=True), one.port("listen", required=True)))
     outbound = fields.each(
         "outbound",
-        lambda one: Outbound(one.port("listen", required=True), resolve_host(one.text("host", required=True), meta.namespace), one.port("port", required=True)),
+        lambda one: Outbound(
+            one.port("listen", required=not chosen), resolve_host(one.text("host", required=True), meta.namespace), one.port("port", required=True)
+        ),
     )
     http_proxy = fields.port("httpProxy")
     taken: set[int] = set()
@@ -58,4 +65,4 @@ def _sidecar(meta: Meta, fields: Fields) -> SidecarPorts:
         if port and port in taken:
             fields.error(where, f"the sidecar listens on {port} already")
         taken.add(port)
-    return SidecarPorts(dict(inbound), http_proxy, outbound, bool(fields.boolean("identity")))
+    return SidecarPorts(dict(inbound), http_proxy, outbound, bool(fields.boolean("identity", chosen)))

@@ -88,16 +88,25 @@ class SidecarPorts:
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """A port of a sidecar on which the application reaches one port of one service."""
+    """A port of a sidecar on which the application reaches one port of one service. `listen` is 0 for one that is yet to be chosen."""
 
     listen: int
     host: str
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How to start the process of a workload. Without a `command` there is only its sidecar. `folder`: where it runs, seen from the mesh's folder."""
+
+    command: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    folder: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """A process, pod or machine that serves. `ports`: name -> number where it listens."""
+    """A process, pod or machine that serves. `ports`: name -> number where it listens, 0 for one that is chosen when it is run."""
 
     name: str
     namespace: str
@@ -109,6 +118,7 @@ class Workload:
     locality: Locality = NOWHERE
     healthy: bool = True
     sidecar: SidecarPorts | None = None
+    run: Run | None = None
 
     def port_for(self, port: Port) -> int:
         """Where this workload serves that port of a service; 0 when it does not."""

@@ -424,7 +424,7 @@ def _outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tu
     for one in workload.sidecar.outbound:
         service = config.services.get(one.host)
         port = service.port(one.port) if service is not None and visible(service, namespace) else None
-        if service is not None and port is not None:
+        if service is not None and port is not None and one.listen:
             yield one.listen, service, port
 
 

@@ -213,6 +213,14 @@ def test_what_is_for_others_is_passed_over():
             "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {sidecar: {httpProxy: 5, inbound: [{port: 1, listen: 5}]}}}",
             "spec.sidecar.httpProxy: the sidecar listens on 5 already",
         ),
+        (
+            "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {ports: {http: 0}}}",
+            "spec.ports.http: 0 is not within 1 to 65535",  # nobody chooses it, without `run`
+        ),
+        (
+            "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [a, 1]}}}",
+            "spec.run.command[1]: must be text, not 1",
+        ),
         ("a: [", ": line "),
     ],
 )

@@ -1,0 +1,77 @@
+"""What documents leave open: the ports of workloads that are run here and of their sidecars, and that mutual TLS is the rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from control.model.security import ROOT_NAMESPACE, Mtls, PeerAuthentication
+from control.model.service import Outbound, SidecarPorts, Workload
+from control.up.ports import Ports, Use
+
+_STRICT = PeerAuthentication("default", ROOT_NAMESPACE, None, Mtls.STRICT)
+_STRICT_IDENTITY = ("security.istio.io", "PeerAuthentication", ROOT_NAMESPACE, "default")
+ADMIN = "admin"
+
+
+class Arrangement:
+    """Objects of documents -> complete objects; the same ones again for the same ones, with the same ports for the same workload."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._known: dict[Any, tuple[Workload, Workload]] = {}
+
+    def __call__(self, objects: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        made = dict(objects)
+        if not any(isinstance(one, PeerAuthentication) and one.selector is None and one.namespace == ROOT_NAMESPACE for one in objects.values()):
+            made[_STRICT_IDENTITY] = _STRICT
+        known, self._known = self._known, {}
+        for identity, one in objects.items():
+            if isinstance(one, Workload) and one.run is not None:
+                pair = known.get(identity)
+                if pair is None or pair[0] is not one:
+                    pair = one, self._complete(one)
+                self._known[identity] = pair
+                made[identity] = pair[1]
+        return made
+
+    def running(self) -> list[Workload]:
+        """The complete workloads that are to be run here."""
+        return [made for _, made in self._known.values()]
+
+    def _complete(self, one: Workload) -> Workload:
+        def port(what: str, said: int = 0) -> int:
+            return said or self._ports.take(Use(one.namespace, one.name, what), one.address)
+
+        said = one.sidecar if one.sidecar is not None else SidecarPorts(identity=True)
+        numbers = {name: port(f"port {name}", number) for name, number in one.ports.items()}
+        sidecar = SidecarPorts(
+            {number: port(f"inbound {name}", said.inbound.get(number, 0)) for name, number in numbers.items()}
+            | {number: listen for number, listen in said.inbound.items() if number not in numbers.values()},
+            port("http proxy", said.http_proxy),
+            tuple(Outbound(port(f"outbound {item.host}:{item.port}", item.listen), item.host, item.port) for item in said.outbound),
+            said.identity,
+        )
+        return Workload(one.name, one.namespace, one.address, one.labels, numbers, one.service_account, one.weight, one.locality, one.healthy, sidecar, one.run)
+
+
+def environment(workload: Workload) -> dict[str, str]:
+    """What a process is told: where to listen, and how to reach others through its sidecar. What the document says goes before it."""
+    assert workload.sidecar is not None
+    assert workload.run is not None
+    local = "[::1]" if ":" in workload.address else "127.0.0.1"
+    proxy = f"http://{local}:{workload.sidecar.http_proxy}"
+    made = {"HOST": workload.address, "http_proxy": proxy, "HTTP_PROXY": proxy, "no_proxy": "127.0.0.1,localhost,::1", "PYTHONUNBUFFERED": "1"}
+    for name, number in workload.ports.items():
+        made.setdefault("PORT", str(number))
+        made[f"PORT_{_variable(name)}"] = str(number)
+    for one in workload.sidecar.outbound:
+        name = _variable(one.host.partition(".")[0])
+        made.setdefault(f"{name}_ADDRESS", f"{local}:{one.listen}")
+        made.setdefault(f"{name}_URL", f"http://{local}:{one.listen}")
+    return {**made, **dict(workload.run.environment)}
+
+
+def _variable(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())

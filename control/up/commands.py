@@ -1,0 +1,126 @@
+"""`meshctl up` and `meshctl down`. `add` puts them into a parser; imports are left to when they run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
+from control.up.state import State, default_folder, end, gone, is_alive, pause
+
+_OWN = "meshproxy"
+_PATIENCE_S = 15.0  # more than a process of the mesh is given to end
+
+
+def add(commands: Any) -> None:
+    """Add the subcommands. `commands`: what `add_subparsers` returned. Their functions raise Unusable."""
+    up = commands.add_parser("up", help="run a mesh on this machine: control plane, authority, the processes of Workloads, and their sidecars")
+    _add_folder(up)
+    up.add_argument("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="of the control plane (default: any free port)")
+    up.add_argument("--proxy", default=_OWN, metavar="ENVOY", help="an Envoy for the sidecars (default: our own)")
+    up.add_argument("--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
+    up.add_argument("--detach", action="store_true", help="return when it is up, and leave it running")
+    up.add_argument("--sidecar-log-level", default="warning", metavar="LEVEL", help="(default %(default)s)")
+    up.set_defaults(run=_up)
+
+    down = commands.add_parser("down", help="end what `up` has started")
+    _add_folder(down)
+    down.set_defaults(run=_down)
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder")
+    parser.add_argument("--state", default="", metavar="FOLDER", help="where logs, keys and what runs are kept (default: FOLDER.state)")
+
+
+def _state(options: argparse.Namespace) -> State:
+    return State(options.state or default_folder(options.folder))
+
+
+def _up(options: argparse.Namespace) -> int:
+    if options.detach:
+        return _detached(options)
+    try:
+        from control.up import mesh
+    except ModuleNotFoundError as error:
+        if error.name != "grpc":
+            raise
+        raise Unusable("gRPC is needed: pip install 'meshproxy[control]'") from error
+    from control.ca.certificates import BadCertificate
+    from control.ca.keystore import StoreError
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not os.path.isdir(options.folder):
+        raise Unusable(f"{options.folder}: no such folder")
+    proxy = _OWN if options.proxy == _OWN else shutil.which(options.proxy)
+    if proxy is None:
+        raise Unusable(f"{options.proxy}: no such program")
+    state = _state(options)
+    try:
+        if not state.lock():
+            raise Unusable(f"{options.folder} is up already, by process {state.read().get('pid')}")
+        end(state.read().get("processes", ()), _PATIENCE_S)  # of an `up` that was killed
+        chosen = mesh.Options(options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level)
+        asyncio.run(_run(chosen, state))
+    except (OSError, RuntimeError, StoreError, BadCertificate, ValueError) as error:
+        raise Unusable(str(error)) from error
+    finally:
+        state.unlock()
+    return 0
+
+
+async def _run(options: Any, state: State) -> None:
+    from control.up.mesh import LaptopMesh
+
+    running = asyncio.create_task(LaptopMesh(options, state).run(lambda text: print(text, flush=True)), name="mesh")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def _detached(options: argparse.Namespace) -> int:
+    state = _state(options)
+    state.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = state.logs / "meshctl.log"
+    command = [sys.executable, "-m", "control", "up", options.folder, "--state", str(state.path), "--listen", options.listen]
+    command += ["--proxy", options.proxy, "--trust-domain", options.trust_domain, "--sidecar-log-level", options.sidecar_log_level]
+    with path.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    while process.poll() is None:
+        said = state.read()
+        if said.get("pid") == process.pid and said.get("ready"):
+            break
+        pause()
+    if process.poll() is not None:
+        raise Unusable(f"it did not come up, see {path}:\n{path.read_text(encoding='utf-8', errors='replace')}")
+    print(path.read_text(encoding="utf-8", errors="replace"), end="")
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    state = _state(options)
+    said = state.read()
+    main = {"pid": said.get("pid", 0), "born": said.get("born", 0)}
+    processes = list(said.get("processes", ()))
+    if not is_alive(main) and not any(is_alive(one) for one in processes):
+        raise Unusable(f"{options.folder} is not up")
+    if is_alive(main):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(main["pid"], signal.SIGTERM)
+        if not gone([main], _PATIENCE_S):
+            end([main], 0.0, groups=False)
+        processes += state.read().get("processes", ())  # of one that had to be killed
+    end(processes, _PATIENCE_S)
+    state.clear()
+    print(f"{options.folder} is down")
+    return 0

@@ -1,0 +1,235 @@
+"""`meshctl up` and `down`: a whole mesh on this machine, from the example's folder."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.differential.proxy import envoy_binary
+from tests.e2e.control_plane import write
+from tests.e2e.proxy import PATIENCE, ROOT, alive, wait_until
+
+pytestmark = pytest.mark.slow
+IDENTITY = "spiffe://cluster.local/ns/default/sa/"
+
+
+class Up:
+    """`meshctl up` over a copy of a folder."""
+
+    def __init__(self, work: Path, source: Path, *flags: str) -> None:
+        self.folder = work / "mesh"
+        self.state = work / "state"
+        shutil.copytree(source, self.folder)
+        self._errors = work / "stderr"
+        command = [sys.executable, "-m", "control", "up", str(self.folder), "--state", str(self.state), *flags]
+        with self._errors.open("wb") as stderr, (work / "stdout").open("wb") as stdout:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=ROOT, start_new_session=True)
+        self.pids: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What a test that failed has left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(PATIENCE)
+
+    @property
+    def log(self) -> str:
+        return self._errors.read_text()
+
+    def said(self) -> dict:
+        """What the state folder's file says; remembers who was in it."""
+        assert self.process.poll() is None, self.log
+        path = self.state / "up.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        self.pids |= {one["pid"] for one in found.get("processes", ())}
+        return found
+
+    def wait_ready(self) -> dict:
+        return wait_until(lambda: (said := self.said()).get("ready") and said)
+
+    def pid(self, name: str) -> int:
+        return next((one["pid"] for one in self.said()["processes"] if one["name"] == name), 0)
+
+    def workload(self, name: str) -> dict:
+        return next(one for one in self.said()["workloads"] if one["name"] == name)
+
+    def get(self, at: str, **headers: str) -> tuple[int, dict]:
+        """Status and body of a request to an address."""
+        host, _, port = at.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+        try:
+            connection.request("GET", "/", headers={name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            body = response.read()
+            return response.status, json.loads(body) if body.startswith(b"{") else {}
+        finally:
+            connection.close()
+
+    def chain(self, **headers: str) -> list[dict]:
+        """Each service that a request to the front went through; empty when it did not get to the end."""
+        status, said = self.get(self.workload("front")["inbound"]["http"], **headers)
+        return unfolded(said) if status == 200 else []
+
+    def versions(self, **headers: str) -> set[str]:
+        """Which versions of the last service answer to some requests."""
+        return {chain[-1]["version"] if (chain := self.chain(**headers)) else "none" for _ in range(10)}
+
+    def down(self) -> str:
+        """`meshctl down`; afterwards nothing that was started may be left."""
+        self.said()
+        run = subprocess.run(
+            [sys.executable, "-m", "control", "down", str(self.folder), "--state", str(self.state)],
+            capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+
+def unfolded(said: dict) -> list[dict]:
+    """An answer of the front, service by service."""
+    return [said, *(unfolded(said["asked"]) if isinstance(said.get("asked"), dict) else [])]
+
+
+def refuses(up: Up, at: str) -> bool:
+    """Whether plain requests are not taken."""
+    try:
+        up.get(at)
+    except (OSError, http.client.HTTPException):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("proxy", ["meshproxy", "envoy"])
+def test_a_mesh_from_a_folder(tmp_path, proxy):
+    flags = []
+    if proxy == "envoy":
+        binary = envoy_binary()
+        if binary is None:
+            pytest.skip("no envoy binary")
+        flags = ["--proxy", str(binary)]
+    with Up(tmp_path, ROOT / "examples/mesh", *flags) as up:
+        said = up.wait_ready()
+        assert len(said["processes"]) == 8
+        assert [one["mtls"]["http"] for one in said["workloads"]] == ["PERMISSIVE", "STRICT", "STRICT", "STRICT"]
+        identities(up)
+        routes(up)
+        mistakes(up)
+        restarts(up)
+        comings_and_goings(up)
+        assert up.down().endswith("is down\n")
+        assert up.process.wait(PATIENCE) == 0
+        assert not [pid for pid in up.pids if pid and alive(pid)]
+        assert not (up.state / "up.json").exists()
+
+
+def identities(up: Up) -> None:
+    """Every hop is mutual TLS, between the identities of the documents, and nobody gets in without."""
+    front, orders, prices = wait_until(up.chain)
+    assert [front["service"], orders["service"], prices["service"]] == ["front", "orders", "prices"]
+    assert front["called_by"] == ""
+    assert f"URI={IDENTITY}front" in orders["called_by"]
+    assert f"URI={IDENTITY}orders" in prices["called_by"]
+    for name in ("orders", "prices-v1"):
+        assert refuses(up, up.workload(name)["inbound"]["http"])
+        stats = stat(up.workload(name)["admin"], r"^listener\..*ssl\.handshake$")
+        assert sum(stats) >= 1
+    host, _, port = up.workload("front")["proxy"].removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    connection.request("GET", "http://prices/")  # as the front, which no policy lets in
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+def stat(admin: str, pattern: str) -> list[int]:
+    host, _, port = admin.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    connection.request("GET", f"/stats?format=json&filter={pattern}")
+    found = json.loads(connection.getresponse().read())["stats"]
+    connection.close()
+    return [one["value"] for one in found if "value" in one]
+
+
+def routes(up: Up) -> None:
+    """What is edited is what is done, soon after."""
+    assert up.versions() == {"v1"}
+    assert up.versions(x_user="ann") == {"v2"}
+    text = (up.folder / "prices.yaml").read_text()
+    write(up.folder, "prices.yaml", text.replace("weight: 100", "weight: 1000").replace("weight: 0", "weight: 100").replace("weight: 1000", "weight: 0"))
+    wait_until(lambda: up.chain()[-1]["version"] == "v2")
+    assert up.versions() == {"v2"}
+
+
+def mistakes(up: Up) -> None:
+    """A document that is wrong is told, and harms nothing."""
+    text = (up.folder / "prices.yaml").read_text()
+    write(up.folder, "prices.yaml", text.replace("retries:", "retrys:"))
+    wait_until(lambda: "prices.yaml: document 1 (VirtualService default/prices): spec.http[1].retrys: no such field" in up.log)
+    assert up.versions() == {"v2"}
+    write(up.folder, "prices.yaml", text)
+    wait_until(lambda: "all documents are right again" in up.log)
+
+
+def restarts(up: Up) -> None:
+    """Who dies comes again: a process, and a sidecar with its identity."""
+    for name in ("orders.default", "orders.default sidecar"):
+        old = up.pid(name)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda name=name, old=old: up.pid(name) not in (0, old))
+        chain = wait_until(up.chain)
+        assert f"URI={IDENTITY}front" in chain[1]["called_by"]
+
+
+def comings_and_goings(up: Up) -> None:
+    """A Workload that is written down runs; one that is no more, does not."""
+    gone = up.pid("prices-v1.default"), up.pid("prices-v1.default sidecar")
+    write(
+        up.folder,
+        "workloads.yaml",
+        (up.folder / "workloads.yaml").read_text().replace("name: prices-v1", "name: prices-v3").replace("VERSION: v1", "VERSION: v3"),
+    )
+    wait_until(lambda: not any(map(alive, gone)))
+    text = (up.folder / "prices.yaml").read_text()
+    write(up.folder, "prices.yaml", text.replace("weight: 100", "weight: 50").replace("weight: 0", "weight: 50"))
+    wait_until(lambda: "v3" in up.versions())
+
+
+def test_it_ends_by_itself_when_told_so(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
+    with Up(tmp_path, tmp_path / "source") as up:
+        up.wait_ready()
+        assert all(alive(up.pid(name)) for name in ("a.default", "a.default sidecar"))
+        again = subprocess.run(
+            [sys.executable, "-m", "control", "up", str(up.folder), "--state", str(up.state)], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert again.returncode == 2
+        assert f"is up already, by process {up.process.pid}" in again.stderr
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(PATIENCE) == 0
+        assert not [pid for pid in up.pids if pid and alive(pid)]
+
+
+def test_what_was_left_of_one_that_was_killed(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
+    with Up(tmp_path, tmp_path / "source") as up:
+        up.wait_ready()
+        up.process.kill()
+        up.process.wait()
+        left = [pid for pid in up.pids if alive(pid)]
+        assert left
+        run = subprocess.run([sys.executable, "-m", "control", "down", str(up.folder), "--state", str(up.state)], cwd=ROOT, timeout=PATIENCE, check=False)
+        assert run.returncode == 0
+        assert not [pid for pid in left if alive(pid)]

@@ -1,0 +1,193 @@
+"""What `meshctl up` makes of documents, and its processes and state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from control import cli
+from control.kinds.store import Store
+from control.model.security import Mtls, mtls_mode
+from control.model.snapshot import build
+from control.up import process as processes
+from control.up.arrange import Arrangement, environment
+from control.up.ports import Ports, Use
+from control.up.process import Process
+from control.up.state import State, birth, end, is_alive
+
+WEB = """
+apiVersion: meshproxy/v1
+kind: Workload
+metadata: {name: web, labels: {app: web}}
+spec:
+  ports: {http: 0, admin-port: 0}
+  sidecar: {outbound: [{host: db, port: 3306}]}
+  run: {command: [serve], env: {MINE: "1", http_proxy: ""}}
+"""
+FIXED = """
+apiVersion: meshproxy/v1
+kind: Workload
+metadata: {name: fixed}
+spec: {ports: {http: 8000}, sidecar: {inbound: [{port: 8000, listen: 18000}], httpProxy: 15001, identity: false}, run: {}}
+"""
+OTHER = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: elsewhere}, spec: {ports: {http: 1}}}"
+
+
+@pytest.fixture
+def arrangement():
+    ports = Ports()
+    yield Arrangement(ports)
+    ports.close()
+
+
+def objects(*texts: str, store: Store | None = None):
+    store = store or Store()
+    store.put("a.yaml", "\n---\n".join(texts).encode())
+    store.settle()
+    assert not store.troubles
+    return store.objects
+
+
+def test_what_is_left_open_is_chosen(arrangement):
+    snapshot = build(arrangement(objects(WEB, FIXED, OTHER)))
+    web, fixed, elsewhere = (snapshot.workloads["default", name] for name in ("web", "fixed", "elsewhere"))
+    chosen = [*web.ports.values(), *web.sidecar.inbound.values(), web.sidecar.http_proxy, web.sidecar.outbound[0].listen]
+    assert len({*chosen, 0}) == 7
+    assert list(web.sidecar.inbound) == list(web.ports.values())
+    assert web.sidecar.identity
+    assert (fixed.ports, fixed.sidecar.inbound, fixed.sidecar.http_proxy, fixed.sidecar.identity) == ({"http": 8000}, {8000: 18000}, 15001, False)
+    assert elsewhere.sidecar is None
+    assert {one.name for one in arrangement.running()} == {"web", "fixed"}
+
+
+def test_ports_stay_over_edits(arrangement):
+    store = Store()
+    before = build(arrangement(objects(WEB, store=store))).workloads["default", "web"]
+    assert build(arrangement(objects(WEB, OTHER, store=store))).workloads["default", "web"] is before
+    after = build(arrangement(objects(WEB.replace("serve", "serve2"), store=store))).workloads["default", "web"]
+    assert after is not before
+    assert (after.ports, after.sidecar.http_proxy, after.sidecar.inbound) == (before.ports, before.sidecar.http_proxy, before.sidecar.inbound)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("", Mtls.STRICT),
+        ("{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: all, namespace: istio-system}, spec: {mtls: {mode: PERMISSIVE}}}", Mtls.PERMISSIVE),
+        ("{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: here}, spec: {mtls: {mode: DISABLE}}}", Mtls.DISABLE),
+    ],
+)  # fmt: skip
+def test_mutual_tls_is_the_rule(arrangement, text, mode):
+    security = build(arrangement(objects(WEB, *([text] if text else [])))).config.security
+    assert mtls_mode(security.peer_authentication, "default", {"app": "web"}, 1) is mode
+
+
+def test_what_a_process_is_told(arrangement):
+    web = build(arrangement(objects(WEB))).workloads["default", "web"]
+    told = environment(web)
+    assert told["PORT"] == told["PORT_HTTP"] == str(web.ports["http"])
+    assert told["PORT_ADMIN_PORT"] == str(web.ports["admin-port"])
+    assert told["HTTP_PROXY"] == f"http://127.0.0.1:{web.sidecar.http_proxy}"
+    assert told["DB_ADDRESS"] == f"127.0.0.1:{web.sidecar.outbound[0].listen}"
+    assert (told["MINE"], told["http_proxy"]) == ("1", "")
+
+
+def test_ports_are_held_until_they_are_let_go():
+    ports = Ports()
+    use = Use("default", "web", "port http")
+    port = ports.take(use, "127.0.0.1")
+    with socket.socket() as other, pytest.raises(OSError):
+        other.bind(("127.0.0.1", port))
+    ports.let_go(use)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+    assert ports.take(use, "127.0.0.1") == port
+    ports.forget("default", "web")
+    ports.close()
+
+
+async def test_a_process_that_ends_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "FIRST_PAUSE_S", 0.001)
+    log = tmp_path / "log"
+    third, pids, ended = asyncio.Event(), [], []
+
+    def started(pid: int) -> None:
+        pids.append(pid)
+        if len(pids) == 3:
+            third.set()
+
+    process = Process("a", [sys.executable, "-c", "print('here'); raise SystemExit(3)"], {}, str(tmp_path), str(log), started=started, ended=ended.append)
+    task = asyncio.create_task(process.run())
+    await asyncio.wait_for(third.wait(), 30)
+    task.cancel()
+    await asyncio.wait([task])
+    assert ended == pids
+    assert process.restarts == 2
+    assert log.read_text().startswith("here\nhere\n")
+    assert not any(map(birth, pids))
+
+
+async def test_what_a_process_has_started_ends_with_it(tmp_path):
+    path = tmp_path / "child"
+    started = asyncio.Event()
+    script = f"import subprocess, time; p = subprocess.Popen(['sleep', '1000']); open({str(path)!r}, 'x').write(str(p.pid) + ' '); time.sleep(1000)"
+    process = Process("a", [sys.executable, "-c", script], dict(os.environ), str(tmp_path), str(tmp_path / "log"), started=lambda pid: started.set())
+    task = asyncio.create_task(process.run())
+    await started.wait()
+    while not path.exists() or not path.read_text().endswith(" "):
+        await asyncio.sleep(0.005)
+    child = int(path.read_text())
+    task.cancel()
+    await asyncio.wait([task])
+    async with asyncio.timeout(30):
+        while birth(child):  # nobody of ours has waited for it: init does
+            await asyncio.sleep(0.005)
+
+
+async def test_a_program_that_is_not_there(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(processes, "FIRST_PAUSE_S", 1000.0)
+    task = asyncio.create_task(Process("a", ["/no/such/program"], {}, str(tmp_path), str(tmp_path / "log")).run())
+    async with asyncio.timeout(30):
+        while not caplog.messages:
+            await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert caplog.messages == ["a: /no/such/program: No such file or directory; trying again in 1000.0 s"]
+
+
+def test_only_what_was_started_is_ended(tmp_path):
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as ours, subprocess.Popen(["sleep", "1000"], start_new_session=True) as another:
+        said = {"pid": ours.pid, "born": birth(ours.pid)}
+        assert is_alive(said)
+        end([said, {"pid": another.pid, "born": birth(another.pid) - 1}], 30)  # the number is the same, the process is not
+        assert ours.wait(30) == -signal.SIGTERM
+        assert another.poll() is None
+        another.kill()
+
+
+def test_a_mesh_is_one_process(tmp_path):
+    one, other = State(str(tmp_path / "state")), State(str(tmp_path / "state"))
+    assert one.lock()
+    assert not other.lock()
+    one.write({"pid": 1})
+    assert other.read() == {"pid": 1}
+    one.unlock()
+    assert other.lock()
+    other.clear()
+    assert other.read() == {}
+    other.unlock()
+
+
+def test_mistakes_in_the_call(tmp_path, capsys):
+    assert cli.main(["down", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"meshctl: {tmp_path} is not up\n"
+    assert cli.main(["up", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"meshctl: {tmp_path / 'none'}: no such folder\n"
+    assert cli.main(["up", str(tmp_path), "--proxy", "/no/envoy"]) == 2
+    assert capsys.readouterr().err == "meshctl: /no/envoy: no such program\n"
