@@ -48,7 +48,7 @@ def arrangement():
 
 def objects(*texts: str, store: Store | None = None):
     store = store or Store()
-    store.put("a.yaml", "\n---\n".join(texts).encode())
+    store.put("a.yaml", "".join(f"{text}\n---\n" for text in texts).encode())
     store.settle()
     assert not store.troubles
     return store.objects
@@ -79,12 +79,13 @@ def test_ports_stay_over_edits(arrangement):
     ("text", "mode"),
     [
         ("", Mtls.STRICT),
-        ("{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: all, namespace: istio-system}, spec: {mtls: {mode: PERMISSIVE}}}", Mtls.PERMISSIVE),
-        ("{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: here}, spec: {mtls: {mode: DISABLE}}}", Mtls.DISABLE),
+        ("{name: all, namespace: istio-system}, spec: {mtls: {mode: PERMISSIVE}}", Mtls.PERMISSIVE),
+        ("{name: here}, spec: {mtls: {mode: DISABLE}}", Mtls.DISABLE),
     ],
-)  # fmt: skip
+)
 def test_mutual_tls_is_the_rule(arrangement, text, mode):
-    security = build(arrangement(objects(WEB, *([text] if text else [])))).config.security
+    policy = f"{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {text}}}" if text else ""
+    security = build(arrangement(objects(WEB, policy))).config.security
     assert mtls_mode(security.peer_authentication, "default", {"app": "web"}, 1) is mode
 
 
