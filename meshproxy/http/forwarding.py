@@ -160,7 +160,7 @@ class Forwarding(Tries):
             )
         if route.virtual_cluster is not None:
             route.virtual_cluster.count(stream, "upstream_rq_total")
-        if route.per_try_idle_timeout:
+        if route.per_try_idle_timeout and self.ended:  # else when the request is complete
             attempt.restart_idle_timer()
         duration = stream.locals.get("stream_duration", self.cluster.max_stream_duration)
         if duration and self._duration_timer is None:
@@ -255,6 +255,10 @@ class Forwarding(Tries):
             for attempt in self.attempts or (self,):
                 if attempt.exchange is not None and not attempt.responded:
                     attempt.start_per_try_timer()
+        if self.route.per_try_idle_timeout:
+            for attempt in self.attempts or (self,):
+                if attempt.exchange is not None:
+                    attempt.restart_idle_timer()
         if self.mirrors is not None:
             self.mirrors.finish(self.body)
 

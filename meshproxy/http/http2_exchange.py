@@ -337,7 +337,7 @@ class Http2Exchange(Http2Stream):
         if forwarding is None or stream.tunnel or chain.request_data or chain.response_data:
             return
         attempt = forwarding.winner
-        if attempt is None or forwarding.keeps_body or forwarding.tunnel or attempt._idle_timer is not None:
+        if attempt is None or forwarding.keeps_body or forwarding.tunnel or forwarding.route.per_try_idle_timeout:
             return
         exchange = attempt.exchange
         if exchange.__class__ is Http2Request and stream._request_hold is None and stream._response_hold is None:

@@ -214,7 +214,9 @@ class Tries(Attempt):
                 if host is not None:
                     host.rq_error += 1
                 return
-        if not self.stream.response_started:
+        if self.stream.response_started:
+            self._count_late(attempt)
+        else:
             self.charge(self.timeout_status, host)
         self._timed_out(details)
 

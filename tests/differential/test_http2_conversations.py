@@ -149,6 +149,9 @@ CASES: list[Case] = [
             up=[*ANSWER, Idle(0.25), Data(message(b"one")), Idle(0.25), Data(message(b"two")), Idle(0.25), Data(message(b"end")), Ended(), END]),
     h2_case("idle_timeout_of_the_route", begin("idle"), Idle(0.25), Data(message(b"one")), Idle(0.25), Data(message(b"two")), Ended(),
             up=[*ANSWER, Got(b"two"), Heard("rst_stream")]),
+    h2_case("idle_timeout_of_a_try", begin("per-try-idle"), Data(end=True), Got(b"end"), Ended(),
+            up=[*ANSWER, Ended(), Idle(0.25), Data(message(b"one")), Idle(0.25), Data(message(b"end")), Heard("rst_stream")]),
+    h2_case("idle_timeout_of_a_try_whose_request_goes_on", begin("per-try-idle"), Idle(0.6), Data(end=True), Ended(), up=[*ANSWER, Ended(), END]),
     h2_case("stream_that_lasts_too_long", begin("lasting"), Data(message(b"one")), Ended(), up=[*ANSWER, Got(b"one"), Heard("rst_stream")]),
     # ---- where somebody looks at what is said, or keeps it
     h2_case("messages_are_counted", talk(), on="counted", up=TALK),
