@@ -83,6 +83,7 @@ class Subscription:
         self._rules = rules
         self._init_timeout = init_timeout
         self._timer: asyncio.TimerHandle | None = None
+        self._checked: dict[str, int] = {}  # name -> digest of what keeps the declared constraints
         scope.declare("counter", _COUNTERS)
         scope.declare("gauge", _GAUGES)
         scope.declare("histogram", ("update_duration",))
@@ -116,7 +117,7 @@ class Subscription:
     def answered(self, update: Update) -> None:
         """Pass an answer on. Raises ConfigError when it is refused."""
         self._answer_has_come()
-        invalid = self._rules.invalid(update.resources)
+        invalid = self._invalid(update)
         problems = Collector()
         problems.problems += [problem for found in invalid.values() for problem in found]
         if invalid and self.in_parts:
@@ -134,6 +135,18 @@ class Subscription:
         self.scope.gauge("update_time").n = int(self._context.wall() * 1000)
         self.scope.gauge("version").n = xxh64_intdigest(update.version.encode())
         self._version.value = update.version
+
+    def _invalid(self, update: Update) -> dict[str, list[Problem]]:
+        """What breaks a declared constraint, by name. What was right in the last answer and is the same is not looked at again: an answer of the state of the
+        world says everything each time."""
+        digests = {one.name: xxh64_intdigest(one.message.SerializeToString(deterministic=True)) for one in update.resources if one.message is not None}
+        invalid = self._rules.invalid([one for one in update.resources if one.name in digests and self._checked.get(one.name) != digests[one.name]])
+        if update.complete:
+            self._checked.clear()
+        self._checked.update(digests)
+        for name in (*invalid, *update.removed):
+            self._checked.pop(name, None)
+        return invalid
 
     def refused(self, error: ConfigError) -> None:
         """Count and tell a refusal."""
