@@ -75,6 +75,15 @@ def note_log(site: Site, plane: Plane, *kinds: str) -> None:
             site.note(kind, list(plane.log[kind]))
 
 
+async def answered(plane: Plane, kind: str, count: int, **versions: str) -> None:
+    """Wait for the acknowledgement of these versions; in delta, where it does not name them, for so many answers."""
+    for each, version in versions.items():
+        if kind == "GRPC":
+            await plane.until_asked(each, f"ack {version}")
+        else:
+            await plane.until_asked(each, "ack", count)
+
+
 STATS = (
     "cluster_manager.cds.",
     "cluster_manager.cluster_",
@@ -102,8 +111,7 @@ async def everything(site: Site, plane: Plane, kind: str, *, separate: bool = Fa
     await plane.set("route", "r2", says("direct"))
     await site.until_get("in", "200 direct")
     site.note(await client.get())
-    for each, version in (("route", "r2"), ("endpoint", "e2")):
-        await plane.until_asked(each, f"ack {version}" if kind == "GRPC" else "ack", 1 if kind == "GRPC" else 2)
+    await answered(plane, kind, 2, route="r2", endpoint="e2")
     note_log(site, plane)
     await site.note_stats(*STATS)
     await site.note_dump("ClustersConfigDump", "EndpointsConfigDump", "ListenersConfigDump", "RoutesConfigDump")
@@ -141,6 +149,7 @@ async def refused(site: Site, plane: Plane, kind: str) -> None:
     await plane.set("cluster", "c3", static("one", "a"), static("three", "a"))
     await site.until("cluster_manager.cds.version_text", "c3")
     site.note(await site.get("in"))
+    await answered(plane, kind, 3, cluster="c3", listener="l3")
     note_log(site, plane)
     # Envoy counts an attempt twice that a watcher of a delta stream refuses.
     await site.note_stats(*(f"cluster_manager.cds.{name}" for name in ("config_reload", "update_success", "update_rejected", "version_text")))
@@ -203,6 +212,7 @@ async def removed(site: Site, plane: Plane, kind: str) -> None:
     await plane.set("cluster", "c2", eds("one"))
     await site.until("cluster_manager.active_clusters", 2)
     await plane.until_asked("endpoint", "ask e1 one" if kind == "GRPC" else "-two")
+    await answered(plane, kind, 2, cluster="c2", listener="l2")
     note_log(site, plane, "cluster", "listener")
     await site.note_stats("cluster_manager.", "listener_manager.")
     await site.note_dump("ClustersConfigDump", "ListenersConfigDump")
