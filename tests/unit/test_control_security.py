@@ -11,7 +11,6 @@ from control.model.security import Mtls, mtls_mode
 from control.translate.proxy import ProxyKey
 from control.translate.resource import LISTENER, ORDER
 from meshproxy.api import support
-from meshproxy.api.errors import INVALID
 from tests.unit.control_help import cluster, endpoints, plain, snapshot, view_of
 from tests.unit.test_control_kinds import complaints
 
@@ -200,12 +199,7 @@ def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
         for url in ORDER:
             for resource in view.all(url):
                 problems, _ = support.check(resource.message)
-                wrong = [
-                    one
-                    for one in problems
-                    if one.kind == INVALID or not one.path.endswith((".ads", "sds_config.api_config_source", "set_node_on_first_message_only"))
-                ]
-                assert not wrong, resource
+                assert not problems, resource
 
 
 @pytest.mark.parametrize(
