@@ -103,7 +103,9 @@ class AutoPool(Http2Pool):
         """Counted when the protocol is known."""
 
     def choose(self, alpn: str | None) -> Connection:
-        """The connection for the protocol that was negotiated."""
+        """The connection for the protocol that was negotiated. As for Envoy, it is one more connection than that which was dialled."""
+        self.host.cx_total += 1
+        self.stats.upstream_cx_total.n += 1
         if alpn == "h2":
             super().count_dial()
             return new_http2_connection(self)

@@ -56,7 +56,7 @@ TLS = {"transport_socket": {"name": "tls", "typed_config": {"@": "upstream_tls"}
 # When a draining connection closes after its last stream, while Envoy still reads from it, Envoy counts a protocol error.
 DRAINED = {"skip_stats": ("upstream_cx_protocol_error",)}
 # A connection whose protocol ALPN decides is counted twice by Envoy, and sessions are not resumed here.
-AUTO = {"skip_stats": ("upstream_cx_total", "ssl.session_reused")}
+AUTO = {"skip_stats": ("ssl.session_reused",)}
 CLUSTERS = [
     h2_cluster("h2a"),
     h2_cluster("one_stream", "h2a", options={"max_concurrent_streams": 1}),
@@ -105,6 +105,14 @@ HOSTS = [
             "retry_on": "5xx", "per_try_timeout": "0.2s", "num_retries": 1, "retry_back_off": {"base_interval": "0.001s"}}}}]},
 ]  # fmt: skip
 CONFIG = bootstrap(http("main", HOSTS), http("trailers", HOSTS, http_protocol_options={"enable_trailers": True}), clusters=CLUSTERS)
+
+
+async def hosts_of_auto(rig: Rig) -> list[str]:
+    """How many connections hosts count whose protocol ALPN decides."""
+    for name in ("auto_h2", "auto_h1"):
+        await rig.get(get(host=f"{name}.test"))
+    _, text = await rig.proxy.admin("GET", "/clusters")
+    return sorted(rig.normaliser.line(line) for line in text.splitlines() if line.startswith("auto_h") and "::cx_" in line)
 
 
 def gets(host: str, *paths: str) -> list[Any]:
@@ -226,6 +234,7 @@ CASES = [
     Case("auto_h2", gets("auto_h2", "/1", "/2"), **AUTO),
     Case("auto_h1", gets("auto_h1", "/1", "/2"), **AUTO),
     Case("h2_over_tls_with_one_that_cannot", get(host="tls_only_h1.test"), skip=("upstream",), note="the same frames in other bytes"),
+    Case("auto_hosts", hosts_of_auto, **AUTO),
     together("auto_h1_at_once", "auto_h1", 2, answer=[OK], **AUTO),
     together("auto_h2_one_stream", "auto_one", 2, **AUTO),
     # ---- tunnels
