@@ -236,10 +236,11 @@ CASES = [
             hello=Hello(manual=("ping",)), then="closed", up=[Signal("begun"), Ended()]),
     h2_case("keepalive_upstream_not_answered", ask(authority="h2_ping.test"), up=Play([[Heard("ping"), Ended()]], manual=("ping",))),
     h2_case("keepalive_upstream_answered", ask(authority="h2_ping.test"), up=[Heard("ping", 2), Ended(), *reply()]),
-    h2_case("upstream_idle", ask(authority="h2_idle.test"), Counted("upstream_cx_idle_timeout"), ask(authority="h2_idle.test")),
+    h2_case("upstream_idle", ask(authority="h2_idle.test"), Counted("upstream_cx_idle_timeout"), ask(authority="h2_idle.test"),
+            Counted("upstream_cx_idle_timeout", 2)),
     h2_case("upstream_max_requests", *[ask(authority="h2_max_requests.test") for _ in range(3)]),
     h2_case("upstream_max_connection_duration", ask(authority="h2_duration.test"), Counted("upstream_cx_max_duration_reached"),
-            ask(authority="h2_duration.test")),
+            ask(authority="h2_duration.test"), Counted("upstream_cx_max_duration_reached", 2)),
     # ---- upstreams that go away
     h2_case("upstream_goes_away_then_next", ask(authority="h2a.test"), Counted("upstream_cx_close_notify"), ask(authority="h2a.test"), up=Play([[Ended(),
             *reply(), GoAway(1)], [Ended(),
