@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +11,17 @@ from control.model.security import ROOT_NAMESPACE, Mtls, PeerAuthentication
 from control.model.service import Outbound, SidecarPorts, Workload
 from control.up.ports import Ports, Use
 
+_log = logging.getLogger("meshctl.up")
 _STRICT = PeerAuthentication("default", ROOT_NAMESPACE, None, Mtls.STRICT)
 _STRICT_IDENTITY = ("security.istio.io", "PeerAuthentication", ROOT_NAMESPACE, "default")
 ADMIN = "admin"
 
 
 class Arrangement:
-    """Objects of documents -> complete objects; the same ones again for the same ones, with the same ports for the same workload."""
+    """Objects of documents -> complete objects; the same ones again for the same ones, with the same ports for the same workload.
+
+    One that gets no ports is told of in the log, and not run.
+    """
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
@@ -31,7 +36,11 @@ class Arrangement:
             if isinstance(one, Workload) and one.run is not None:
                 pair = known.get(identity)
                 if pair is None or pair[0] is not one:
-                    pair = one, self._complete(one)
+                    try:
+                        pair = one, self._complete(one)
+                    except OSError as error:
+                        _log.error("%s cannot be run, it has no ports at %s: %s", identity, one.address, error.strerror)
+                        continue
                 self._known[identity] = pair
                 made[identity] = pair[1]
         return made

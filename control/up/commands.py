@@ -82,8 +82,13 @@ async def _run(options: Any, state: State) -> None:
 
     running = asyncio.create_task(LaptopMesh(options, state).run(lambda text: print(text, flush=True)), name="mesh")
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not running.cancelling():  # who asks twice does not leave anything behind either
+            running.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, running.cancel)
+        loop.add_signal_handler(number, stop)
     with contextlib.suppress(asyncio.CancelledError):
         await running
 

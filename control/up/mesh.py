@@ -87,6 +87,7 @@ class LaptopMesh:
         self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement)
         self._units: dict[tuple[str, str], _Unit] = {}
         self._changed = asyncio.Event()
+        self._followed = asyncio.Event()  # the first look is done
         self._address = ""
         self._ready = False
         self._channel: grpc.aio.Channel | None = None
@@ -142,17 +143,20 @@ class LaptopMesh:
             await asyncio.gather(*(self._units.pop(key).stop() for key in old))
             for key in old:
                 if key not in wanted:
+                    _log.info("%s.%s is no longer run", key[1], key[0])
                     self._ports.forget(*key)
             for key, workload in wanted.items():
                 unit = self._units.get(key)
                 if unit is None:
                     unit = self._units[key] = _Unit(workload, _why(workload))
+                    _log.info("running %s.%s", workload.name, workload.namespace)
                     try:
                         await self._start(unit)
                     except (OSError, ValueError) as error:
                         _log.error("%s.%s cannot be run: %s", workload.name, workload.namespace, error)
                 unit.workload = workload
             self._record()
+            self._followed.set()
 
     async def _start(self, unit: _Unit) -> None:
         one = unit.workload
@@ -224,22 +228,26 @@ class LaptopMesh:
 
     def _record(self) -> None:
         """Bring the state folder's file up to date; whoever waits for a mesh waits for it."""
-        self._state.write(
-            {
-                "pid": os.getpid(),
-                "born": birth(os.getpid()),
-                "ready": self._ready,
-                "control": self._address,
-                "first": self._first(),
-                "workloads": [self._told(unit) for unit in self._units.values()],
-                "processes": [
-                    {"name": process.name, "pid": process.pid, "born": birth(process.pid), "restarts": process.restarts}
-                    for unit in self._units.values()
-                    for process in unit.processes.values()
-                    if process.pid
-                ],
-            }
-        )
+        try:
+            self._state.write(self._said())
+        except OSError as error:
+            _log.error("%s: %s", self._state.path, error.strerror)
+
+    def _said(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "born": birth(os.getpid()),
+            "ready": self._ready,
+            "control": self._address,
+            "first": self._first(),
+            "workloads": [self._told(unit) for unit in self._units.values()],
+            "processes": [
+                {"name": process.name, "pid": process.pid, "born": birth(process.pid), "restarts": process.restarts}
+                for unit in self._units.values()
+                for process in unit.processes.values()
+                if process.pid
+            ],
+        }
 
     def _told(self, unit: _Unit) -> dict[str, Any]:
         one = unit.workload
@@ -280,15 +288,15 @@ class LaptopMesh:
     async def _announce(self, say: Callable[[str], None]) -> None:
         """Wait until everything answers, and tell where it is."""
         began = time.monotonic()
+        await self._followed.wait()
         states: dict[tuple[str, str], bool] = {}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.patience_s):
-                while not states or not all(states.values()) or self._changed.is_set():
+                while not all(states.get(key) for key in self._units):
                     await asyncio.sleep(_LOOK_EVERY_S)
                     for key, unit in list(self._units.items()):
                         if not states.get(key):
                             states[key] = await self._is_ready(unit)
-                    states = {key: ready for key, ready in states.items() if key in self._units}
         self._ready = True
         self._record()
         say(self._summary(states, time.monotonic() - began))

@@ -57,6 +57,9 @@ class Process:
                 process = self._start()
             except OSError as error:
                 _log.error("%s: %s: %s; trying again in %.1f s", self.name, error.filename or self._command[0], error.strerror, pause)
+            except ValueError as error:  # words that no process can be given
+                _log.error("%s: %s", self.name, error)
+                return
             else:
                 status = await self._wait(process)
                 if loop.time() - began >= STEADY_S:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,10 +90,7 @@ class Up:
     def down(self) -> str:
         """`meshctl down`; afterwards nothing that was started may be left."""
         self.said()
-        run = subprocess.run(
-            [sys.executable, "-m", "control", "down", str(self.folder), "--state", str(self.state)],
-            capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+        run = meshctl("down", self.folder, "--state", str(self.state))
         assert run.returncode == 0, run.stderr
         return run.stdout
 
@@ -211,9 +209,7 @@ def test_it_ends_by_itself_when_told_so(tmp_path):
     with Up(tmp_path, tmp_path / "source") as up:
         up.wait_ready()
         assert all(alive(up.pid(name)) for name in ("a.default", "a.default sidecar"))
-        again = subprocess.run(
-            [sys.executable, "-m", "control", "up", str(up.folder), "--state", str(up.state)], capture_output=True, text=True, cwd=ROOT, check=False
-        )
+        again = meshctl("up", up.folder, "--state", str(up.state))
         assert again.returncode == 2
         assert f"is up already, by process {up.process.pid}" in again.stderr
         up.process.send_signal(signal.SIGINT)
@@ -230,6 +226,37 @@ def test_what_was_left_of_one_that_was_killed(tmp_path):
         up.process.wait()
         left = [pid for pid in up.pids if alive(pid)]
         assert left
-        run = subprocess.run([sys.executable, "-m", "control", "down", str(up.folder), "--state", str(up.state)], cwd=ROOT, timeout=PATIENCE, check=False)
+        run = meshctl("down", up.folder, "--state", str(up.state))
         assert run.returncode == 0
         assert not [pid for pid in left if alive(pid)]
+
+
+def test_detached(tmp_path):
+    folder = tmp_path / "mesh"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
+    up = meshctl("up", folder, "--detach")
+    try:
+        said = json.loads((tmp_path / "mesh.state" / "up.json").read_text())
+        assert re.search(r"^a\.default +ready ", up.stdout, re.MULTILINE), up
+        assert f"meshctl proxy-status --server {said['control']}" in up.stdout
+        pids = [said["pid"], *(one["pid"] for one in said["processes"])]
+        assert len(pids) == 3
+        assert all(map(alive, pids))
+    finally:
+        down = meshctl("down", folder)
+    assert down.returncode == 0
+    assert not any(map(alive, pids))
+
+
+def test_an_address_that_is_not_ours(tmp_path):
+    run = meshctl("up", tmp_path, "--listen", "192.0.2.1:1", "--state", str(tmp_path / "state"))
+    assert run.returncode == 2
+    assert "192.0.2.1:1" in run.stderr
+    assert meshctl("down", tmp_path, "--state", str(tmp_path / "state")).returncode == 2
+
+
+def meshctl(command: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """One run of it, to its end."""
+    words = [sys.executable, "-m", "control", command, str(folder), *flags]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=False)

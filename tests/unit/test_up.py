@@ -192,3 +192,15 @@ def test_mistakes_in_the_call(tmp_path, capsys):
     assert capsys.readouterr().err == f"meshctl: {tmp_path / 'none'}: no such folder\n"
     assert cli.main(["up", str(tmp_path), "--proxy", "/no/envoy"]) == 2
     assert capsys.readouterr().err == "meshctl: /no/envoy: no such program\n"
+
+
+def test_a_workload_without_ports_is_not_run(arrangement, caplog):
+    made = arrangement(objects(WEB.replace("spec:", "spec:\n  address: 192.0.2.1"), FIXED))  # of nobody, so not ours
+    assert [one.name for one in arrangement.running()] == ["fixed"]
+    assert build(made).workloads["default", "web"].ports == {"http": 0, "admin-port": 0}
+    assert "Workload default/web cannot be run" in caplog.text
+
+
+async def test_words_that_no_process_can_be_given(tmp_path, caplog):
+    await Process("a", ["true"], {"A=B": ""}, str(tmp_path), str(tmp_path / "log")).run()
+    assert caplog.messages == ["a: illegal environment variable name"]
