@@ -68,6 +68,7 @@ def _up(options: argparse.Namespace) -> int:
         if not state.lock():
             raise Unusable(f"{options.folder} is up already, by process {state.read().get('pid')}")
         end(state.read().get("processes", ()), _PATIENCE_S)  # of an `up` that was killed
+        state.clear()
         chosen = mesh.Options(options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level)
         asyncio.run(_run(chosen, state))
     except (OSError, RuntimeError, StoreError, BadCertificate, ValueError) as error:

@@ -30,7 +30,7 @@ from control.output import table
 from control.up.arrange import ADMIN, Arrangement, environment
 from control.up.ports import Ports, Use
 from control.up.process import Process
-from control.up.state import State, birth
+from control.up.state import SOCKETS, State, birth
 from meshproxy.api import spiffe
 from meshproxy.identity.workload import Wish, WorkloadSource
 
@@ -81,9 +81,13 @@ class LaptopMesh:
         self._state = state
         self._ports = Ports()
         self._arrangement = Arrangement(self._ports)
-        self._sockets = tempfile.mkdtemp(prefix="meshctl-up-")  # paths of Unix sockets are short, and that of the state folder may not be
+        self._sockets = tempfile.mkdtemp(prefix=SOCKETS)  # paths of Unix sockets are short, and that of the state folder may not be
         self._socket = os.path.join(self._sockets, "authority")
-        self._authority = RunningAuthority(AuthorityOptions(str(state.authority), options.trust_domain, Settings(), self._socket))
+        try:
+            self._authority = RunningAuthority(AuthorityOptions(str(state.authority), options.trust_domain, Settings(), self._socket))
+        except BaseException:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            raise
         self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement)
         self._units: dict[tuple[str, str], _Unit] = {}
         self._changed = asyncio.Event()
@@ -239,6 +243,7 @@ class LaptopMesh:
             "born": birth(os.getpid()),
             "ready": self._ready,
             "control": self._address,
+            "sockets": self._sockets,
             "first": self._first(),
             "workloads": [self._told(unit) for unit in self._units.values()],
             "processes": [

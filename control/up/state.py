@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _PAUSE_S = 0.02
+SOCKETS = "meshctl-up-"  # how the folders of sockets begin
 
 
 def default_folder(mesh: str) -> str:
@@ -65,7 +67,10 @@ class State:
         return found if isinstance(found, dict) else {}
 
     def clear(self) -> None:
-        """Nothing runs."""
+        """Nothing runs. Takes away what an `up` that was killed has left elsewhere."""
+        sockets = str(self.read().get("sockets", ""))
+        if os.path.basename(sockets).startswith(SOCKETS):
+            shutil.rmtree(sockets, ignore_errors=True)
         self._file.unlink(missing_ok=True)
 
 

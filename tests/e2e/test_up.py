@@ -221,7 +221,8 @@ def test_what_was_left_of_one_that_was_killed(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
     with Up(tmp_path, tmp_path / "source") as up:
-        up.wait_ready()
+        sockets = Path(up.wait_ready()["sockets"])
+        assert sockets.is_dir()
         up.process.kill()
         up.process.wait()
         left = [pid for pid in up.pids if alive(pid)]
@@ -229,6 +230,7 @@ def test_what_was_left_of_one_that_was_killed(tmp_path):
         run = meshctl("down", up.folder, "--state", str(up.state))
         assert run.returncode == 0
         assert not [pid for pid in left if alive(pid)]
+        assert not sockets.exists()
 
 
 def test_detached(tmp_path):
