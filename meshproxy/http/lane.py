@@ -32,6 +32,7 @@ class Lane:
         "_planned",
         "body_limit",
         "chain",
+        "clock",
         "cluster",
         "grpc",
         "internal",
@@ -52,6 +53,7 @@ class Lane:
         """`version`: of HTTP downstream, 11 or 20."""
         self.grpc = grpc
         self.manager = manager
+        self.clock = manager.clock
         self.version = version
         self.route = route
         self.pool_key = cluster.pool_key(route.priority, version)
@@ -99,27 +101,28 @@ class Lane:
                 stream.leave_plan()
             stream.forward(not body, host, finalized=True)
             return
-        self.tally.sent += self.begin(stream, host, pool).ask(head, body)
+        self.tally.sent += self.begin(stream, stream.codec, stream.start, host, pool).ask(head, body)
 
-    def begin(self, stream: PlannedStream, host: Any, pool: Any) -> Any:
-        """HOT: an exchange for a request, on a ready connection of `pool`."""
+    def begin(self, stream: PlannedStream, codec: Any, now: float, host: Any, pool: Any) -> Any:
+        """HOT: an exchange for a request that comes by `codec`, on a ready connection of `pool`."""
         pool.limits.rq += 1
         host.rq_total += 1
         host.rq_active += 1
         exchange = stream.connected = pool.ready[-1].begin_planned(stream)
+        exchange.way = self, codec, now
         stream.stage = UPSTREAM
         queue = self.queue
         if queue is not None:
             if queue.handle is None:
-                queue.start(stream, stream.start)
+                queue.start(stream, now)
             else:
-                queue.started[stream] = stream.start
+                queue.started[stream] = now
         queue = self.queue_per_try
         if queue is not None:
             if queue.handle is None:
-                queue.start(stream, stream.start)
+                queue.start(stream, now)
             else:
-                queue.started[stream] = stream.start
+                queue.started[stream] = now
         tally = self.tally
         started = tally.started
         if not started:
@@ -127,19 +130,20 @@ class Lane:
         tally.started = started + 1
         return exchange
 
-    def respond(self, stream: PlannedStream, exchange: Any, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None) -> bool:
-        """HOT: a whole response. False, and nothing done, when it has to go the general way."""
+    def respond(
+        self, stream: PlannedStream, codec: Any, start: float, exchange: Any, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None
+    ) -> bool:
+        """HOT: a whole response, to the request of `codec` that came at `start`. False, and nothing done, when it has to go the general way."""
         learnt = self.responses.get(known) or self._learn(known)
         if learnt is None:
             return False
         response, times = learnt
         manager = self.manager
-        codec = stream.codec
         pool = exchange.pool
         host = pool.host
         if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)) or (trailers is not None and self.version != 20):
             return False
-        now = manager.clock()
+        now = self.clock()
         if now >= manager.next_second:
             manager.tick(now)
         queue = self.queue
@@ -160,7 +164,6 @@ class Lane:
             self.outlier.result(host, known.status)
         exchange.answered(now)  # the connection may serve the next request
         stream.stage = ANSWERED
-        start = stream.start
         milliseconds = int((now - start) * 1000)
         try:
             times[milliseconds] += 1

@@ -127,12 +127,12 @@ class ShapedPlan(Plan):
         self._parts, self._pick = _cut_fields(all_fields(outcome.finished), outcome.marks)
         self._wire, self._pick_wire = _cut_wire(outcome.wire, outcome.marks)
 
-    def block(self, encoder: Encoder, stream: PlannedStream) -> bytes:
+    def block(self, encoder: Encoder, known: ShapedRequest, request_id: bytes) -> bytes:
         """HOT: the header block that goes upstream over HTTP/2."""
         parts = encoder.parts.get(self) or encoder.encode_parts(self, self._parts)
-        values: Sequence[bytes] = stream.known.values
+        values: Sequence[bytes] = known.values
         if self.new_id is not None:
-            values = [*values, stream.request_id]
+            values = [*values, request_id]
         if self._pick is not None:
             values = self._pick(values)
         try:
@@ -142,11 +142,11 @@ class ShapedPlan(Plan):
             lengths = [encode_integer(len(value), 7, 0) for value in values]
             return b"".join(chain.from_iterable(zip(parts, lengths, values, strict=False))) + parts[-1]
 
-    def wire(self, stream: PlannedStream) -> bytes:
+    def wire(self, known: ShapedRequest, request_id: bytes) -> bytes:
         """HOT: the head that goes upstream over HTTP/1."""
-        values: Sequence[bytes] = stream.known.values
+        values: Sequence[bytes] = known.values
         if self.new_id is not None:
-            values = [*values, stream.request_id]
+            values = [*values, request_id]
         if self._pick_wire is not None:
             values = self._pick_wire(values)
         return b"".join(chain.from_iterable(zip(self._wire, values))) + self._wire[-1]  # noqa: B905  # as above

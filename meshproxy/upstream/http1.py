@@ -26,7 +26,7 @@ _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
 class Http1Connection(Connection):
     """Serves one request at a time; the sink of its parser."""
 
-    __slots__ = ("chunked", "heads", "parser", "planned", "request")
+    __slots__ = ("chunked", "heads", "parser", "planned", "request", "way")
 
     protocol: str | None = "HTTP/1.1"
     pool: Any  # Http1Pool or AutoPool
@@ -36,7 +36,8 @@ class Http1Connection(Connection):
         self.parser = ResponseParser(self, pool.h1_options)
         self.heads = self.parser.heads
         self.request: Any = None
-        self.planned: Any = None  # http.plan.PlannedStream: the request, as long as it goes by its plan
+        self.planned: Any = None  # http.planned_stream.PlannedStream: the request, as long as it goes by its plan
+        self.way: Any = None  # see `upstream.pool.PlanExchange`
         self.chunked = False  # the request's body
 
     @property
@@ -165,23 +166,24 @@ class Http1Connection(Connection):
         self.transport.write(out)
         return size
 
-    def ask_known(self, plan: Any, stream: Any) -> int:
+    def ask_known(self, plan: Any, stream: Any, known: Any, request_id: bytes, body: bytes) -> int:
         """HOT: see `upstream.pool.PlanExchange`."""
         if plan.varying:
-            out = plan.wire(stream) + stream.body
-            size = len(out) - len(stream.body)
-            stream.upstream_bytes_sent = size
-            self.transport.write(out)
-            return len(out)
-        size = plan.size
+            out = plan.wire(known, request_id)
+            size = len(out)
+        else:
+            out = plan.before if plan.new_id is None else plan.before + request_id + plan.after
+            size = plan.size
         stream.upstream_bytes_sent = size
-        out = plan.before if plan.new_id is None else plan.before + stream.request_id + plan.after
-        self.transport.write(out + stream.body if stream.body else out)
-        return size + len(stream.body)
+        if not body:
+            self.transport.write(out)
+            return size
+        self.transport.write(out + body)
+        return size + len(body)
 
     def answered(self, now: float) -> None:
         """HOT: see `upstream.pool.PlanExchange`."""
-        self.request = self.planned = None
+        self.request = self.planned = self.way = None
         self.idle_since = now
         pool = self.pool
         if pool.pending or pool.special:
@@ -191,7 +193,7 @@ class Http1Connection(Connection):
 
     def leave_plan(self, request: Any, method: bytes) -> None:
         """See `upstream.pool.PlanExchange`."""
-        self.planned = None
+        self.planned = self.way = None
         self.request = request
         self.parser.expect(method)
 
@@ -203,8 +205,10 @@ class Http1Connection(Connection):
             # HOT: a whole response with a known head.
             end = data.find(b"\r\n\r\n") + 4
             known = self.heads.get(data[:end])
-            if known is not None and len(data) - end == known.length and planned.lane.respond(planned, self, known, data[end:]):
-                return
+            if known is not None and len(data) - end == known.length:
+                lane, codec, start = self.way
+                if lane.respond(planned, codec, start, self, known, data[end:]):
+                    return
             planned.leave_plan()
         stats = self.stats
         stats.upstream_cx_rx_bytes_total.n += len(data)

@@ -287,11 +287,12 @@ class Http2Connection(Connection):
 class Http2Request(Http2Stream):
     """A request and its response: a stream of the session, and an exchange."""
 
-    __slots__ = ("_data", "_known", "connection", "planned", "pool", "request")
+    __slots__ = ("_data", "_known", "connection", "planned", "pool", "request", "way")
 
     protocol = "HTTP/2"
     held_back = False  # the request was told to wait
     upgrade: bytes | None = None  # what the stream is to become
+    way: Any  # only of planned requests: see `upstream.pool.PlanExchange`
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
         # As in Http2Stream.__init__: done for every request, and code that fills objects of one class alone is specialised by the interpreter.
@@ -400,19 +401,18 @@ class Http2Request(Http2Stream):
             self.send_block(block, True)
         return 0
 
-    def ask_known(self, plan: Any, stream: Any) -> int:
+    def ask_known(self, plan: Any, stream: Any, known: Any, request_id: bytes, body: bytes) -> int:
         """HOT"""
         encoder = self.session.encoder
         if plan.varying:
-            block = plan.block(encoder, stream)
+            block = plan.block(encoder, known, request_id)
         else:
             before, after = plan.fields or plan.make_fields(all_fields)
             block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
             if plan.new_id is not None:
-                block += _REQUEST_ID + stream.request_id
+                block += _REQUEST_ID + request_id
                 if after.pairs:
                     block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
-        body = stream.body
         stream.upstream_bytes_sent = len(block)
         if body:
             self._send(block, body)
@@ -429,18 +429,20 @@ class Http2Request(Http2Stream):
 
     def answered(self, now: float) -> None:
         """HOT"""
-        self.request = self.planned = None
+        self.request = self.planned = self.way = None
         self.connection.idle_since = now
 
     def leave_plan(self, request: Any, method: bytes) -> None:
         """See `upstream.pool.PlanExchange`."""
-        self.planned = None
+        self.planned = self.way = None
         self.request = request
 
     def _respond(self, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None) -> bool:
         """HOT: a whole response. False when it has to go the general way."""
-        planned = self.planned
-        return self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, body, trailers)
+        if not self.local_closed or self.queue is not None:
+            return False
+        lane, codec, start = self.way
+        return lane.respond(self.planned, codec, start, self, known, body, trailers)
 
     def release(self) -> None:
         """The response takes the general way: hand over what has come of it."""
@@ -486,8 +488,10 @@ class Http2Request(Http2Stream):
 
     def on_whole(self, known: Any, data: bytes) -> bool:
         """HOT"""
-        planned = self.planned
-        return planned is not None and known.kept and self.local_closed and self.queue is None and planned.lane.respond(planned, self, known, data)
+        if self.planned is None or not known.kept or not self.local_closed or self.queue is not None:
+            return False
+        lane, codec, start = self.way
+        return lane.respond(self.planned, codec, start, self, known, data)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """HOT"""

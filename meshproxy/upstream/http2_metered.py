@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers, Pair, RequestHead
 
-_NEW_ID = len(b"x-request-id") + 36
-
 
 class MeteredHttp2Connection(Http2Connection):
     """Its requests count for their streams. Tries of a request add up, as in Envoy."""
@@ -56,13 +54,9 @@ class _MeteredRequest(MeteredStream, Http2Request):
         self._count_fields(all_fields(head))
         return 0
 
-    def ask_known(self, plan: Any, stream: Any) -> int:
-        super().ask_known(plan, stream)
-        before, after = plan.fields
-        self._count_fields(before.pairs)
-        if plan.new_id is not None:
-            self._counts.upstream_decompressed_header_bytes_sent += _NEW_ID
-            self._count_fields(after.pairs)
+    def ask_known(self, plan: Any, stream: Any, known: Any, request_id: bytes, body: bytes) -> int:
+        super().ask_known(plan, stream, known, request_id, body)
+        self._count_fields(all_fields(stream.request))  # it has left its plan
         return 0
 
     def send_block(self, block: bytes, end_stream: bool) -> None:

@@ -91,6 +91,7 @@ class PlanExchange(Exchange, Protocol):
     """What `http.plan` asks of an exchange besides: its request is whole, and its counters are kept elsewhere."""
 
     planned: Any  # http.planned_stream.PlannedStream; None when the request goes the general way
+    way: Any  # its lane, its downstream exchange, and when it came; None as `planned` is
 
     def begin_planned(self, stream: Any) -> PlanExchange:
         """HOT: of a connection, which is the last one of its pool that is ready: an exchange for a planned stream."""
@@ -98,8 +99,8 @@ class PlanExchange(Exchange, Protocol):
     def ask(self, head: RequestHead, body: bytes) -> int:
         """Send a request; how many bytes that were, 0 where the connection counts what it writes."""
 
-    def ask_known(self, plan: Any, stream: Any) -> int:
-        """The same for the head that an http.plan.Plan knows, with `stream.request_id` where it has `new_id`."""
+    def ask_known(self, plan: Any, stream: Any, known: Any, request_id: bytes, body: bytes) -> int:
+        """The same for the head that an http.plan.Plan knows, with `request_id` where it has `new_id`, and for `known` where it is one that `varies`."""
 
     def answered(self, now: float) -> None:
         """The response is complete: the request is served no more."""

@@ -22,12 +22,14 @@ from tests.differential.harness import (
     file_log,
     filter_,
     get,
+    h2_case,
     h2_cluster,
     http,
     lines,
     reply,
     req,
 )
+from tests.differential.test_varying import VARYING, requests
 
 BYTES = "|".join(f"{name}=%{name}%" for name in """
 BYTES_RECEIVED BYTES_SENT UPSTREAM_WIRE_BYTES_RECEIVED UPSTREAM_HEADER_BYTES_RECEIVED UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT
@@ -42,6 +44,7 @@ HOSTS = [{"name": "a", "domains": ["a.test"], "routes": [
 ROUTER = [filter_("router", suppress_envoy_headers=True)]  # no durations
 CONFIG = bootstrap(
     http("main", HOSTS, access_log=[file_log(BYTES)], http_filters=ROUTER, http_protocol_options={"enable_trailers": True}),
+    http("unmetered", HOSTS, http_filters=ROUTER),  # but its upstreams' connections are metered all the same
     clusters=[h2_cluster("h2a"), h2_cluster("h2b"), cluster("a")],
 )
 
@@ -74,4 +77,9 @@ def mirrored() -> Case:
     return Case("mirrored", steps, Play([[Ended(), *reply()]]), skip=("stats", "upstream"))
 
 
-test_case = check_cases([*CASES, mirrored()])
+UNMETERED = [
+    h2_case(name, requests(*VARYING, indexed=False, method=method, body=body), on="unmetered", up=[Ended(), *reply()])
+    for name, method, body in (("varying_get", "GET", b""), ("varying_post", "POST", b"hello"))
+]
+
+test_case = check_cases([*CASES, *UNMETERED, mirrored()])
