@@ -39,19 +39,22 @@ class Hello:
 
 @dataclass(frozen=True)
 class Open:
-    """Client: HEADERS on a new stream, which becomes the current one. `split`: in frames of so many bytes; `block`: these bytes for a header block."""
+    """Client: HEADERS on a new stream, which becomes the current one. `split`: in frames of so many bytes; `block`: these bytes for a header block; `literal`:
+    names of fields that go into no table.
+    """
 
     fields: Fields
     end: bool = True
     stream: int | None = None
     split: int = 0
     block: bytes | None = None
+    literal: frozenset[str] = frozenset()
 
     async def run(self, wire: Wire, signals: Signals) -> None:
         end = _end(wire)
         wire.current = self.stream or end.next_id
         end.opened(wire.current)
-        end.headers(wire.current, self.fields, end=self.end, split=self.split, block=self.block)
+        end.headers(wire.current, self.fields, end=self.end, split=self.split, block=self.block, literal=self.literal)
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,12 @@ class Http2End:
         self.stream(stream)
         self.next_id = max(self.next_id, stream + 2 - (stream + 1) % 2)
 
-    def headers(self, stream: int, fields: Fields, *, end: bool, block: bytes | None = None, split: int = 0) -> None:
-        """HEADERS, and CONTINUATION frames of `split` bytes if it is given."""
+    def headers(self, stream: int, fields: Fields, *, end: bool, block: bytes | None = None, split: int = 0, literal: frozenset[str] = frozenset()) -> None:
+        """HEADERS, and CONTINUATION frames of `split` bytes if it is given. Fields of the names `literal` go into no table."""
         self.stream(stream)
-        block = self.encoder.encode([hpack.HeaderTuple(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]) if block is None else block
+        if block is None:
+            kinds = (hpack.HeaderTuple, hpack.NeverIndexedHeaderTuple)
+            block = self.encoder.encode([kinds[name in literal](name.encode("latin-1"), value.encode("latin-1")) for name, value in fields])
         pieces = [block[at : at + split] for at in range(0, len(block), split)] if split else [block]
         flags = END_STREAM if end else 0
         for number, piece in enumerate(pieces):

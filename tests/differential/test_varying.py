@@ -1,17 +1,15 @@
 """Requests over HTTP/2 whose path, request id and trace context are other ones each time: what a proxy remembers of what they have in common must never show.
 
-Each case runs with all fields as literals that go into no table, and with those that an encoder puts into its table.
+Each case runs with what differs as literals that go into no table, and with an encoder that puts everything into its table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpack.huffman import HuffmanEncoder
-from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-
 from tests.differential.harness import (
+    OK,
     Case,
     Close,
     Data,
@@ -24,7 +22,9 @@ from tests.differential.harness import (
     Reset,
     Rst,
     Script,
+    Signal,
     Until,
+    Wait,
     bootstrap,
     check_cases,
     cluster,
@@ -39,9 +39,9 @@ from tests.differential.harness import (
     reply,
 )
 from tests.differential.test_repeated import CONFIG as REPEATED
-from tests.differential.test_repeated import ERROR, JSON_LOG, THEIRS, file_log, third, vhost
+from tests.differential.test_repeated import ERROR, JSON_LOG, THEIRS, file_log, vhost
 
-TIMES = 6
+TIMES = 8  # from the fifth on, at the latest, requests have plans
 TOLD = {"then": "leave", "skip": ("client",), "note": "we say why in a GOAWAY"}
 H2 = [
     vhost("a", "cluster: h2a"),
@@ -76,22 +76,7 @@ CONFIG = bootstrap(
     layered_runtime=REPEATED["layered_runtime"],
 )
 
-_huffman = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 VARYING = ("x-request-id: {n:08d}-2222-4333-8444-555555555555", "traceparent: 00-{n:032x}-{n:016x}-01")
-
-
-def _string(text: str) -> bytes:
-    coded = _huffman.encode(text.encode("latin-1"))
-    length = len(coded)
-    if length < 127:
-        return bytes((0x80 | length,)) + coded
-    assert length < 127 + 128
-    return bytes((0xFF, length - 127)) + coded
-
-
-def literals(fields: list[tuple[str, str]]) -> bytes:
-    """A block that neither uses nor changes a table."""
-    return b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
 
 
 def requests(
@@ -102,17 +87,18 @@ def requests(
     body: bytes = b"",
     before_body: Script | None = None,
     times: int = TIMES,
-    wait: Script | None = None,
+    wait: Callable[[int], Script] = lambda _: [Ended()],
     **fields: Any,
 ) -> Script:
-    """So many requests, one after the other. In `path` and `headers`, `{n}` is the number of the request."""
+    """So many requests, one after the other. In `path` and `headers`, `{n}` is the number of the request. `wait`: what follows that request."""
+    literal = frozenset(line.partition(": ")[0] for line in (":path: " + path, *headers) if "{n" in line or line.startswith(("authorization", "cookie")))
     steps: Script = []
     for n in range(1, times + 1):
         pairs = head(method, path.format(n=n), *(line.format(n=n) for line in headers), **fields)
-        steps.append(Open(pairs, end=not body, block=None if indexed else literals(pairs)))
+        steps.append(Open(pairs, end=not body, literal=frozenset() if indexed else literal))
         if body:
             steps += [*(before_body or ()), Data(body, end=True)]
-        steps += [Ended()] if wait is None else wait
+        steps += wait(n)
     return steps
 
 
@@ -126,9 +112,14 @@ def both(
         yield h2_case(f"{name}_{way}", steps, on=on, then=then, skip=skip, note=note, **({} if play is None else {"up": play}))
 
 
-def fourth(*script: Any) -> Play:
-    """The fourth request on a HTTP/2 connection gets this, all others an answer."""
-    return each(reply(), reply(), reply(), list(script), reply())
+def late(*script: Any) -> Play:
+    """The seventh request gets this, all others an answer."""
+    return each(*[[Request(), OK]] * 6, [Request(), *script], [Request(), OK])
+
+
+def h2_late(*script: Any) -> dict[str, Play]:
+    """The same of an upstream that speaks HTTP/2."""
+    return {"h2a": each(*[[Ended(), *reply()]] * 6, list(script), reply())}
 
 
 def cases() -> Iterator[Case]:
@@ -154,13 +145,13 @@ def cases() -> Iterator[Case]:
     yield from both("many_no_route", on="main", authority="many.test", path="/zzz{n}")
     # ---- what upstreams answer
     yield from both("theirs", on="main", up=Play([[Request(), THEIRS]]))
-    yield from both("third_error", on="main", up=third(ERROR))
-    yield from both("third_closed", on="main", up=third(Close()))
-    yield from both("third_reset", on="main", up=third(Reset()))
-    yield from both("third_retried", on="main", authority="retries.test", up=third(ERROR))
-    yield from both("third_retried_reset", on="main", authority="resets.test", up=third(Reset()))
-    yield from both("third_timed_out", on="main", authority="timeout.test", up=third(Until(b"never")))
-    yield from both("post_retried", on="main", method="POST", body=b"hello", authority="retries.test", up=third(ERROR))
+    yield from both("late_error", on="main", up=late(ERROR))
+    yield from both("late_closed", on="main", up=late(Close()))
+    yield from both("late_reset", on="main", up=late(Reset()))
+    yield from both("late_retried", on="main", authority="retries.test", up=late(ERROR))
+    yield from both("late_retried_reset", on="main", authority="resets.test", up=late(Reset()))
+    yield from both("late_timed_out", on="main", authority="timeout.test", up=late(Until(b"never")))
+    yield from both("post_retried", on="main", method="POST", body=b"hello", authority="retries.test", up=late(ERROR))
     # ---- to HTTP/2 upstreams
     yield from both("h2_get")
     yield from both("h2_get_with_more", *VARYING, "user-agent: probe", "x-a: 1", "authorization: Bearer abc", "cookie: a=b")
@@ -201,16 +192,16 @@ def cases() -> Iterator[Case]:
     yield from both("h2_length_varies", *VARYING, "content-length: 5", method="POST", body=b"hello")
     yield from both("h2_expect_varies", *VARYING, "expect: 100-continue{n}")
     yield from both("h2_twice", *VARYING, "x-request-id: {n}", "x-a: {n}", "x-a: 1")
-    yield from both("h2_third_error", up={"h2a": fourth(*reply(503))})
-    yield from both("h2_third_reset", up={"h2a": fourth(Rst())})
-    yield from both("h2_third_retried", authority="retries.test", up={"h2a": fourth(*reply(503))})
-    yield from both("h2_third_retried_reset", authority="retries.test", up={"h2a": fourth(Rst())})
-    yield from both("h2_third_timed_out", authority="timeout.test", up={"h2a": fourth(Until(b"never"))})
-    yield from both("h2_third_trailers", up={"h2a": fourth(*reply(trailers=("x-t: 1",)))})
-    yield from both("h2_third_no_body", up={"h2a": fourth(*reply(204, body=None))})
-    yield from both("h2_third_apart", up={"h2a": fourth(Headers(lines(":status: 200")), Idle(0.02), Data(b"x"), Idle(0.02), Data(b"y", end=True))})
-    yield from both("h2_post_retried", method="POST", body=b"hello", authority="retries.test", up={"h2a": fourth(*reply(503))})
-    yield from both("h2_reset_by_client", times=5, up={"h2a": fourth(Until(b"never"))}, wait=[Idle(0.05), Rst(), Idle(0.05)])
+    yield from both("h2_late_error", up=h2_late(*reply(503)))
+    yield from both("h2_late_reset", up=h2_late(Rst()))
+    yield from both("h2_late_retried", authority="retries.test", up=h2_late(*reply(503)))
+    yield from both("h2_late_retried_reset", authority="retries.test", up=h2_late(Rst()))
+    yield from both("h2_late_timed_out", authority="timeout.test", up=h2_late(Until(b"never")))
+    yield from both("h2_late_trailers", up=h2_late(*reply(trailers=("x-t: 1",))))
+    yield from both("h2_late_no_body", up=h2_late(*reply(204, body=None)))
+    yield from both("h2_late_apart", up=h2_late(Headers(lines(":status: 200")), Idle(0.02), Data(b"x"), Idle(0.02), Data(b"y", end=True)))
+    yield from both("h2_post_retried", method="POST", body=b"hello", authority="retries.test", up=h2_late(*reply(503)))
+    yield from both("h2_reset_by_client", up=h2_late(Signal("asked"), Until(b"never")), wait=lambda n: [Wait("asked"), Rst()] if n == 7 else [Ended()])
     # ---- gRPC
     grpc = (*VARYING, "content-type: application/grpc", "te: trailers")
     answers = {"h2a": [Ended(), *reply(200, "content-type: application/grpc", body=message(), trailers=("grpc-status: 0",))]}
