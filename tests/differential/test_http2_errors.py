@@ -295,7 +295,7 @@ RESPONSES: dict[str, Script] = {
     "reset_refused": [Rst(h2.REFUSED_STREAM)],
     "reset_http_1_1_required": [Rst(h2.HTTP_1_1_REQUIRED)],
     "reset_no_error_after_whole_response": [*reply(), Rst(h2.NO_ERROR)],
-    "goaway_before_headers": [GoAway(0, h2.INTERNAL_ERROR), Close()],
+    "goaway_before_headers": [GoAway(0, h2.INTERNAL_ERROR), Eof()],
     "goaway_then_answer": [GoAway(1), *reply()],
     "close_before_headers": [Close()],
     "close_after_headers": [Headers(lines(":status: 200")), Data(b"part"), Wait("got"), Close()],
