@@ -15,8 +15,8 @@ from control.ca.certificates import BACKDATED_S
 from meshproxy.record import Record, replace
 
 DAY = 86400.0
-_KEPT_ROOTS = 4
-_KEPT_INTERMEDIATES = 16
+_KEPT_ROOTS = 16
+_KEPT_INTERMEDIATES = 64
 
 
 class Settings(Record, frozen=True):
