@@ -302,9 +302,9 @@ class LaptopMesh:
                     for key, unit in list(self._units.items()):
                         if not states.get(key):
                             states[key] = await self._is_ready(unit)
-        self._ready = True
-        self._record()
         say(self._summary(states, time.monotonic() - began))
+        self._ready = True  # whoever waits for this reads what has been said
+        self._record()
 
     async def _is_ready(self, unit: _Unit) -> bool:
         one = unit.workload
