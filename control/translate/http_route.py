@@ -64,9 +64,9 @@ def catches_all(rule: HttpRoute, match: RouteMatch | None) -> bool:
     return anything and (path is None or (path.kind in ("prefix", "path_prefix") and path.text == "/") or (path.kind == "regex" and path.text == ".*"))
 
 
-def default_route(cluster: str, hash: ConsistentHash | None, operation: str, *, grpc: bool = False) -> dict[str, Any]:
-    """The route to a service that no rule speaks of."""
-    action: dict[str, Any] = {"cluster": cluster, **_timeout(None, grpc), "retry_policy": _retry_policy(None, hash is not None)}
+def default_route(cluster: str, hash: ConsistentHash | None, operation: str, *, http2: bool = False, grpc: bool = False) -> dict[str, Any]:
+    """The route to a service that no rule speaks of. `http2`: that is what its port speaks; `grpc`: see `Around`."""
+    action: dict[str, Any] = {"cluster": cluster, **_timeout(None, grpc, http2), "retry_policy": _retry_policy(None, hash is not None)}
     if hash is not None:
         action["hash_policy"] = [_hash_policy(hash)]
     return {"name": "default", "match": {"prefix": "/"}, "route": action, "decorator": {"operation": operation}}
@@ -164,7 +164,8 @@ def _header(name: str, match: StringMatch) -> dict[str, Any]:
 
 
 def _action(rule: HttpRoute, made: dict[str, Any], authority: str, around: Around) -> dict[str, Any]:
-    action: dict[str, Any] = _timeout(rule.timeout_s, around.grpc)
+    http2 = any(_speaks_http2(one.destination, around) for one in rule.destinations)
+    action: dict[str, Any] = _timeout(rule.timeout_s, around.grpc, http2)
     if around.gateway_api:
         action["cluster_not_found_response_code"] = "INTERNAL_SERVER_ERROR"
     if rule.rewrite is not None:
@@ -209,12 +210,25 @@ def _action(rule: HttpRoute, made: dict[str, Any], authority: str, around: Aroun
     return action
 
 
-def _timeout(timeout_s: float | None, grpc: bool) -> dict[str, Any]:
-    """No time-out unless a rule has one; then a client's grpc-timeout counts as far as it is shorter."""
+NO_DEADLINE = {"max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}}  # but for what a request's grpc-timeout says
+
+
+def _timeout(timeout_s: float | None, grpc: bool, http2: bool) -> dict[str, Any]:
+    """No time-out unless a rule has one; then it is of the response, so that endpoints that are too slow count as failing.
+
+    Without one, gRPC's own counts where there is gRPC. `max_stream_duration` would take the place of `timeout`: the two cannot be together.
+    """
     timeout = duration(timeout_s or 0.0)
     if grpc:
         return {"max_stream_duration": {"max_stream_duration": timeout}}
-    return {"timeout": timeout, "max_grpc_timeout": timeout}
+    return {"timeout": timeout, **(NO_DEADLINE if http2 and not timeout_s else {})}
+
+
+def _speaks_http2(destination: Destination, around: Around) -> bool:
+    target = around.targets.get(destination.host)
+    service = target.service if target is not None else None
+    port = service.port(_port(destination, service, around)) if service is not None else None
+    return port is not None and port.protocol.is_http2
 
 
 def _cluster(destination: Destination, around: Around) -> str:

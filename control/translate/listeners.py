@@ -10,7 +10,7 @@ from control.model.security import AuthorizationPolicy, Mtls
 from control.names import inbound_cluster, outbound_cluster
 from control.translate import access, mtls
 from control.translate.clusters import ADS
-from control.translate.http_route import Target
+from control.translate.http_route import NO_DEADLINE, Target
 from control.translate.resource import typed
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -73,12 +73,10 @@ class Guard:
 def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard) -> dict[str, Any]:
     """Where others send requests to the application, which listens on `target`."""
     cluster = inbound_cluster(target)
-    action: dict[str, Any] = {
-        "cluster": cluster,
-        "timeout": "0s",
-        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
-    }
-    if not grpc:  # a request that the application closed an idle connection on was never seen by it
+    action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
+    if grpc:
+        action.update(NO_DEADLINE)
+    else:  # a request that the application closed an idle connection on was never seen by it
         action["retry_policy"] = {"retry_on": "reset-before-request", "num_retries": 2}
     route = {"name": "default", "match": {"prefix": "/"}, "route": action, "decorator": {"operation": operation}}
     config = {

@@ -64,7 +64,7 @@ def virtual_host(
     if not made:
         cluster = outbound_cluster(service.host, port.number)
         hash = dict(by_host[service.host].hash).get((port.number, "")) if service.host in by_host else None
-        made = [http_route.default_route(cluster, hash, f"{service.host}:{port.number}/*", grpc=caller.grpc)]
+        made = [http_route.default_route(cluster, hash, f"{service.host}:{port.number}/*", http2=port.protocol.is_http2, grpc=caller.grpc)]
     return host(name, domains, made)
 
 

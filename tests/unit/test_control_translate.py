@@ -180,6 +180,24 @@ def test_the_default_route():
     assert action["retry_policy"]["retry_host_predicate"][0]["name"] == "envoy.retry_host_predicates.previous_hosts"
 
 
+def test_a_clients_deadline_counts_where_there_is_grpc():
+    grpc = "{apiVersion: v1, kind: Service, metadata: {name: g}, spec: {ports: [{name: grpc, port: 50051}, {name: http, port: 80}]}}"
+    sidecar = "{outbound: [{host: g, port: 50051, listen: 1}, {host: g, port: 80, listen: 2}], inbound: [{port: 50051, listen: 3}, {port: 80, listen: 4}]}"
+    caller = f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: c}}, spec: {{ports: {{grpc: 50051, http: 80}}, sidecar: {sidecar}}}}}"
+    key = ProxyKey("sidecar", "c", "default")
+    view = view_of(grpc, caller, proxy=key)
+    limits = {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"}
+    assert routes(view, "g.default.svc.cluster.local:50051")[0]["route"]["max_stream_duration"] == limits
+    assert "max_stream_duration" not in routes(view, "g.default.svc.cluster.local:80")[0]["route"]
+    inbound = {port: listener(view, f"127.0.0.1_{port}")["filter_chains"][0]["filters"][-1]["typed_config"]["route_config"] for port in (3, 4)}
+    found = {port: one["virtual_hosts"][0]["routes"][0]["route"].get("max_stream_duration") for port, one in inbound.items()}
+    assert found == {3: limits, 4: None}
+    rule = istio("VirtualService", "g", "{hosts: [g], http: [{timeout: 3s, route: [{destination: {host: g}}]}]}")
+    (route,) = routes(view_of(grpc, caller, rule, proxy=key), "g.default.svc.cluster.local:50051")
+    assert route["route"]["timeout"] == "3s"
+    assert "max_stream_duration" not in route["route"]
+
+
 def test_timeouts_retries_weights_and_headers():
     (route,) = routes(
         view_of(
@@ -195,7 +213,8 @@ def test_timeouts_retries_weights_and_headers():
         )
     )
     action = route["route"]
-    assert action["timeout"] == action["max_grpc_timeout"] == "2s"
+    assert action["timeout"] == "2s"
+    assert "max_stream_duration" not in action  # it would take the place of `timeout`
     retry = action["retry_policy"]
     assert (retry["retry_on"], retry["num_retries"], retry["per_try_timeout"], retry["retriable_status_codes"]) == (
         "5xx,retriable-status-codes",
