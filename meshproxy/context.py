@@ -44,6 +44,7 @@ class Context(Record):
     node: Any = None  # envoy.config.core.v3.Node
     cells: Any = None  # net.shared.Cells: numbers that all workers share; None where there is one worker
     tls_contexts: Any = None  # see net.tls.compile_downstream; None where there is one worker
+    ticket_seed: bytes = b""  # see net.tickets; empty where no listener comes after the fork
     shared: dict[Any, Any] = field(default_factory=dict)  # objects that several filters have in common, each under a key of its own
     changes: Changes = field(default_factory=Changes)
     worker_id: int = 0

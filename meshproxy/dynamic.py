@@ -62,7 +62,7 @@ class Dynamic:
         self._rules = Rules(
             options.unsupported,
             options.reject_unknown_dynamic_fields,
-            lambda count: setattr(unknown, "n", unknown.n + count),
+            lambda: setattr(unknown, "n", unknown.n + 1),
             warn_unknown=not options.ignore_unknown_dynamic_fields,
         )
         resources = bootstrap.dynamic_resources
@@ -71,6 +71,7 @@ class Dynamic:
         local = identity.LocalIdentity(workload, context) if workload is not None else None
         cache = Cache(options.config_cache, context.loop) if options.config_cache else None
         self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap, workload).__contains__, local, cache)
+        self.generation = 0  # another one with every change of clusters or secrets
         self._first_clusters = asyncio.Event()
         self._first_listeners = asyncio.Event()
         assert plan.routes is not None
@@ -171,6 +172,11 @@ class Dynamic:
         return self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
 
     @property
+    def known_secrets(self) -> api_secrets.Secrets:
+        """Those of the bootstrap, and what has come by discovery."""
+        return self._context.secrets
+
+    @property
     def routes(self) -> list[RouteSubscription]:
         """Every route configuration that somebody needs."""
         return [one for one in self.needs.known.values() if isinstance(one, RouteSubscription)]
@@ -183,10 +189,12 @@ class Dynamic:
     # -- to the workers
 
     def _tell_cluster(self, name: str, serialised: bytes, assignment: bytes | None, health: dict[str, int]) -> None:
+        self.generation += 1
         self._remember.changed(name, serialised, assignment, health)
         self._pool.broadcast(Kind.CLUSTER, marshal.dumps((name, serialised, assignment, health)))
 
     def _tell_clusters_removed(self, names: list[str]) -> None:
+        self.generation += 1
         self._remember.removed(names)
         self._pool.broadcast(Kind.CLUSTER_REMOVED, marshal.dumps(names))
 
@@ -209,6 +217,7 @@ class Dynamic:
             self._context.stats.counter(f"runtime.{name}").n += 1
 
     def _tell_secret(self, key: bytes, serialised: bytes) -> None:
+        self.generation += 1
         inherited = self._plan.secrets
         assert inherited is not None
         if serialised:

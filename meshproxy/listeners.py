@@ -73,6 +73,7 @@ class Listeners:
         self._wall = wall
         self._drain_time = drain_time
         self._last_key = 0
+        self.generation = 0  # another one with every change
         self._settled = asyncio.Event()
 
     def add_static(self, proto: Any) -> None:
@@ -226,6 +227,7 @@ class Listeners:
         return self._stats.counter(f"listener_manager.{name}")
 
     def _count(self) -> None:
+        self.generation += 1
         if not self.warming:
             self._settled.set()
         gauge = self._stats.gauge

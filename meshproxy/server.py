@@ -15,7 +15,7 @@ from meshproxy.channel import Kind
 from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
-    from meshproxy.admin.certs import Bundle
+    from meshproxy.admin.certs import Certificates
     from meshproxy.cli import Options
     from meshproxy.logs import Handler, Levels
     from meshproxy.net.address import Address
@@ -84,7 +84,7 @@ class Server(Record):
     shut_down: Callable[[], None]
     runtime: Any = None  # api.runtime.Runtime, main's own copy
     clusters: Any = None  # upstream.cluster.ClusterManager, main's own: names, configuration, health as discovered
-    certificates: list[Bundle] = field(default_factory=list)
+    certificates: Certificates = None  # type: ignore[assignment]  # set by the supervisor
     listeners: list[Listener] = field(default_factory=list)
     listeners_manager: Any = None  # listeners.Listeners, with dynamic
     dynamic: Any = None  # dynamic.Dynamic, what came by files or a control plane; None where there is nothing of that kind

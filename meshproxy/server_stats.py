@@ -88,7 +88,7 @@ class ServerStats:
             "server.memory_heap_size": memory.get("heap_size", 0),
             "server.memory_physical_size": memory.get("total_physical_bytes", 0),
             "server.total_connections": connections,
-            "server.days_until_first_cert_expiring": days_until_first_expires(server.certificates, time.time(), _NO_CERTIFICATE),
+            "server.days_until_first_cert_expiring": days_until_first_expires(server.certificates.bundles(server), time.time(), _NO_CERTIFICATE),
             "server.workers_restarting": server.concurrency - server.workers_ready if server.initialized else 0,
             "listener_manager.total_listeners_active": active,
             "runtime.num_keys": server.runtime.size,

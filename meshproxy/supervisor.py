@@ -59,7 +59,7 @@ class Supervisor:
         self._all_ready = asyncio.Event()
         plan.tls_contexts = {} if plan.concurrency > 1 else None
         if worker.needs_discovery(bootstrap):
-            plan.routes, plan.secrets = RouteConfigs(), {}
+            plan.routes, plan.secrets, plan.ticket_seed = RouteConfigs(), {}, os.urandom(32)
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
             plan.concurrency,
@@ -83,11 +83,10 @@ class Supervisor:
             shut_down=self._exit,
             runtime=self._context.runtime,
             clusters=self._context.clusters,
-            certificates=certs.collect(bootstrap),
+            certificates=certs.Certificates(bootstrap),
             listeners=plan.listeners,
             concurrency=plan.concurrency,
         )
-        certs.show_expirations(self._server.certificates, self._context.stats)
         self._stats = ServerStats(self._server)
         self._stats.configured(plan.unknown_fields, plan.deprecated_fields)
         self._server.prepare_scrape = self._prepare_scrape

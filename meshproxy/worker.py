@@ -64,6 +64,7 @@ class Plan(Record):
     unknown_fields: int = 0  # of the bootstrap, where they are allowed
     deprecated_fields: int = 0
     tls_contexts: dict[bytes, Any] | None = None  # the contexts of listeners: workers share their session tickets
+    ticket_seed: bytes = b""  # from which the ticket keys of contexts follow that workers make themselves
     listeners: list[server.Listener] = field(default_factory=list)
     routes: RouteConfigs | None = None  # main's; None where nothing comes by discovery
     secrets: dict[bytes, bytes] | None = None  # those that came by discovery, as api.secrets.Secrets has them; None where none can
@@ -92,6 +93,7 @@ def make_context(loop: asyncio.AbstractEventLoop | None, bootstrap: Any, plan: P
     context.timers = Timers(loop, context.clock)  # type: ignore[arg-type]  # a dry run has no loop, and starts no timer
     context.cells = plan.cells
     context.tls_contexts = plan.tls_contexts
+    context.ticket_seed = plan.ticket_seed if worker_id >= 0 else b""
     if bootstrap.static_resources.secrets or plan.secrets is not None:
         with errors.under("static_resources.secrets"):
             context.secrets = secrets.Secrets(bootstrap.static_resources.secrets, plan.secrets)

@@ -1,4 +1,4 @@
-"""/certs: the certificates of the configuration, as they were read at the start; and when the first of them expires."""
+"""/certs: the certificates in use, as they were read when their configuration came; and when the first of them expires."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.admin.message import JSON, Request, Response, to_json
-from meshproxy.api import datasource, registry, secrets
+from meshproxy.api import datasource, messages, registry, secrets
 from meshproxy.api.errors import ConfigError
-from meshproxy.net import sockets
 from meshproxy.net.certificate import Certificate, pem_certificates
+from meshproxy.net.listener_stats import stat_prefix
 from meshproxy.record import Record, field
 
 if TYPE_CHECKING:
-    from meshproxy.observe.stats import Store
     from meshproxy.server import Server
 
 _DAY = 86_400
+_TLS = b"TlsContext"  # what a serialised message with such a context has in it, as the name of its type
 
 
 class Bundle(Record):
@@ -42,7 +42,7 @@ def certs(request: Request, server: Server) -> Response:
             "ca_cert": [_details(path, certificate, now) for path, certificate in bundle.authorities],
             "cert_chain": [_details(path, certificate, now) for path, certificate in bundle.chains],
         }
-        for bundle in server.certificates
+        for bundle in server.certificates.bundles(server)
     ]
     return Response(to_json({"certificates": entries}), content_type=JSON)
 
@@ -80,24 +80,65 @@ def days_until_first_expires(bundles: list[Bundle], now: float, default: int) ->
 # -- gathering -----------------------------------------------------------------------------------------------------------------------------------------------
 
 
-def collect(bootstrap: Any) -> list[Bundle]:
-    """Every TLS context of a bootstrap. It was compiled before, so what cannot be read is simply not shown."""
-    known = secrets.Secrets(bootstrap.static_resources.secrets)
-    bundles = []
-    for prefix, context in _contexts(bootstrap):
-        bundle = Bundle(prefix)
-        names, authority = secrets.names(context)
-        try:
-            secrets.inline(context, known)
-        except secrets.MissingSecret:
-            continue  # by discovery, which has not begun
-        for at, certificate in enumerate(context.tls_certificates):
-            name = names[at] if names else _unnamed("cert", certificate.certificate_chain)
-            bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name)
-        trusted = context.validation_context.trusted_ca
-        bundle.add(bundle.authorities, _read(trusted), authority or _unnamed("ca_cert", trusted))
-        bundles.append(bundle)
-    return bundles
+class Certificates:
+    """Every TLS context of the process: those of the bootstrap from the start on, those of dynamic configuration as far as it has come.
+
+    What is in use was compiled before, so what cannot be read is simply not shown.
+    """
+
+    def __init__(self, bootstrap: Any) -> None:
+        self._known = secrets.Secrets(bootstrap.static_resources.secrets)
+        self._waiting: list[tuple[str, Any]] = []  # of the bootstrap, with secrets by discovery
+        self._static: list[Bundle] = []
+        self._dynamic: dict[tuple[str, bytes, tuple[bytes, ...]], Bundle] = {}
+        self._seen: object = None
+        for prefix, context in _contexts(bootstrap):
+            if any(True for _ in secrets.discovered(context)):
+                self._waiting.append((prefix, context))
+            else:
+                self._static.append(_bundle(prefix, context, self._known))
+
+    def bundles(self, server: Server) -> list[Bundle]:
+        """All of them, now."""
+        self.refresh(server)
+        return [*self._static, *self._dynamic.values()]
+
+    def refresh(self, server: Server) -> None:
+        """Look at what has changed, and bring the gauges up to date that say when certificates expire (Unix seconds)."""
+        dynamic, manager = server.dynamic, server.listeners_manager
+        now = (dynamic.generation, manager.generation) if dynamic is not None else 0
+        if now == self._seen:
+            return
+        new = self._static if self._seen is None else []
+        self._seen = now
+        if dynamic is not None:
+            before, self._dynamic = self._dynamic, {}
+            known = dynamic.known_secrets
+            for prefix, context in (*self._waiting, *_dynamic_contexts(server)):
+                came = [known.discovered.get(secrets.key_of(reference)) for reference, _ in secrets.discovered(context)]
+                if None in came:
+                    continue  # nobody can use it yet
+                key = prefix, context.SerializeToString(deterministic=True), tuple(came)
+                self._dynamic[key] = before.get(key) or _bundle(prefix, context, known)
+            new = [*new, *self._dynamic.values()]
+        for bundle in new:
+            scope = server.stats.scope(f"{bundle.prefix}ssl.certificate.")
+            for name, not_after in bundle.expirations:
+                scope.gauge(f"{name}.expiration_unix_time_seconds").n = not_after
+
+
+def _bundle(prefix: str, context: Any, known: secrets.Secrets) -> Bundle:
+    bundle = Bundle(prefix)
+    names, authority = secrets.names(context)
+    whole = type(context)()
+    whole.CopyFrom(context)
+    secrets.inline(whole, known)
+    for at, certificate in enumerate(whole.tls_certificates):
+        name = names[at] if names else _unnamed("cert", certificate.certificate_chain)
+        bundle.add(bundle.chains, _read(certificate.certificate_chain)[:1], name)
+    trusted = whole.validation_context.trusted_ca
+    bundle.add(bundle.authorities, _read(trusted), authority or _unnamed("ca_cert", trusted))
+    return bundle
 
 
 def _unnamed(kind: str, source: Any) -> str:
@@ -105,14 +146,6 @@ def _unnamed(kind: str, source: Any) -> str:
     from hashlib import sha256
 
     return f"unnamed_{kind}_{sha256(source.inline_bytes).hexdigest()[:8]}"
-
-
-def show_expirations(bundles: list[Bundle], stats: Store) -> None:
-    """The gauges that say when certificates expire, in Unix seconds."""
-    for bundle in bundles:
-        scope = stats.scope(f"{bundle.prefix}ssl.certificate.")
-        for name, not_after in bundle.expirations:
-            scope.gauge(f"{name}.expiration_unix_time_seconds").n = not_after
 
 
 def _read(source: Any) -> list[tuple[str, Certificate]]:
@@ -127,13 +160,30 @@ def _read(source: Any) -> list[tuple[str, Certificate]]:
 def _contexts(bootstrap: Any) -> Iterator[tuple[str, Any]]:
     """Every CommonTlsContext of the listeners and clusters, with the prefix of its stats."""
     for listener in bootstrap.static_resources.listeners:
-        prefix = f"listener.{listener.stat_prefix or sockets.addresses(listener)[0].text}."
-        for chain in (*listener.filter_chains, listener.default_filter_chain):
-            yield from _inside(prefix, chain)
+        yield from _of_listener(listener)
     for cluster in bootstrap.static_resources.clusters:
-        prefix = f"cluster.{cluster.alt_stat_name or cluster.name}."
-        for holder in (cluster, *cluster.transport_socket_matches):
-            yield from _inside(prefix, holder)
+        yield from _of_cluster(cluster)
+
+
+def _dynamic_contexts(server: Server) -> Iterator[tuple[str, Any]]:
+    """The same of what came by an API."""
+    listeners = [one for one in server.listeners if one.via_api] + [one.listener for one in server.listeners_manager.draining if not one.chains]
+    for one in listeners:
+        if _TLS in one.serialised:
+            yield from _of_listener(messages.known("envoy.config.listener.v3.Listener").FromString(one.serialised))
+    for active in server.dynamic.clusters.active.values() if server.dynamic.clusters is not None else ():
+        if _TLS in active.serialised:
+            yield from _of_cluster(messages.known("envoy.config.cluster.v3.Cluster").FromString(active.serialised))
+
+
+def _of_listener(listener: Any) -> Iterator[tuple[str, Any]]:
+    for chain in (*listener.filter_chains, listener.default_filter_chain):
+        yield from _inside(stat_prefix(listener), chain)
+
+
+def _of_cluster(cluster: Any) -> Iterator[tuple[str, Any]]:
+    for holder in (cluster, *cluster.transport_socket_matches):
+        yield from _inside(f"cluster.{cluster.alt_stat_name or cluster.name}.", holder)
 
 
 def _inside(prefix: str, holder: Any) -> Iterator[tuple[str, Any]]:

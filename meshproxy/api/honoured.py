@@ -49,10 +49,10 @@ HONOURS = {
     f"{_RULES}HeaderMutation": "remove append remove_on_match",
     f"{_RULES}HeaderMutation.RemoveOnMatch": "key_matcher",
     # Of transport sockets, of static secrets that none of them may use, and of RBAC principals.
-    f"{_TLS}TlsCertificate": "certificate_chain private_key password",
+    f"{_TLS}TlsCertificate": "certificate_chain private_key password watched_directory",
     f"{_TLS}CertificateValidationContext": (
         "trusted_ca system_root_certs verify_certificate_spki verify_certificate_hash match_typed_subject_alt_names match_subject_alt_names crl"
-        " allow_expired_certificate trust_chain_verification only_verify_leaf_cert_crl"
+        " allow_expired_certificate trust_chain_verification only_verify_leaf_cert_crl watched_directory"
     ),
     f"{_TLS}CertificateValidationContext.SystemRootCerts": "",
     f"{_TLS}SubjectAltNameMatcher": "san_type matcher oid",

@@ -128,10 +128,10 @@ def compile_transport(proto: Any, scope: Scope, context: Context) -> DownstreamT
         if any(True for _ in secrets.discovered(message.common_tls_context)):
             from meshproxy.net.tls_sds import DownstreamSds  # few workers need it
 
-            return DownstreamSds(message, scope, _secrets_of(context))
+            return DownstreamSds(message, scope, _secrets_of(context), context.ticket_seed)
         with under("common_tls_context"):
             secrets.inline(message.common_tls_context, context.secrets)
-        return module.compile_downstream(message, scope, context.tls_contexts)
+        return module.compile_downstream(message, scope, context.tls_contexts, context.ticket_seed)
 
 
 def _secrets_of(context: Context) -> secrets.Secrets:

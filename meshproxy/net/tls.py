@@ -235,11 +235,12 @@ class UpstreamTls(_Tls):
         self.stats.count_handshake(ssl_object, flight.group, flight.signature or usual_signature(certificate), presented=True)
 
 
-def compile_downstream(proto: Any, scope: Scope, shared: dict[bytes, ssl.SSLContext] | None = None) -> DownstreamTls:
+def compile_downstream(proto: Any, scope: Scope, shared: dict[bytes, ssl.SSLContext] | None = None, ticket_seed: bytes = b"") -> DownstreamTls:
     """From `DownstreamTlsContext`; `scope` is the listener's. Reads the certificates. Raises ConfigError.
 
     An SSL context that is in `shared` is taken from there, others are added. The keys of session tickets are random and those of a context, and Python's ssl
-    cannot set them: so that any worker resumes a session that another began, main fills `shared` and workers inherit it with the fork.
+    cannot set them: so that any worker resumes a session that another began, main fills `shared` and workers inherit it with the fork. With `ticket_seed`
+    nothing is added, and what was not inherited gets keys that follow from it, see net.tickets.
     """
     with under("common_tls_context"):
         common = compile_common(proto.common_tls_context, server_side=True)
@@ -259,7 +260,7 @@ def compile_downstream(proto: Any, scope: Scope, shared: dict[bytes, ssl.SSLCont
         fail("disable_stateful_session_resumption", "it is only honoured together with tls_minimum_protocol_version TLSv1_3", UNSUPPORTED)
     tls = DownstreamTls(common, TlsStats(scope, server_side=True), None)  # type: ignore[arg-type]  # set in the next line
     with under("common_tls_context"):
-        tls.context = _ServerContexts(tls, proto, common, {} if shared is None else shared, scope.prefix).first
+        tls.context = _ServerContexts(tls, proto, common, {} if shared is None else shared, ticket_seed, scope.prefix).first
     return tls
 
 
@@ -283,11 +284,12 @@ class _ServerContexts:
     key type, when the client names nothing or `full_scan_certs_on_sni_mismatch` is set).
     """
 
-    def __init__(self, tls: DownstreamTls, proto: Any, common: Common, shared: dict[bytes, ssl.SSLContext], prefix: str) -> None:
+    def __init__(self, tls: DownstreamTls, proto: Any, common: Common, shared: dict[bytes, ssl.SSLContext], seed: bytes, prefix: str) -> None:
         self._tls = tls
         self._proto = proto
         self._common = common
         self._shared = shared
+        self._seed = seed
         material = common.material
         parts = [prefix.encode(), proto.SerializeToString(deterministic=True), material.trusted, material.crl]
         # Of one listener and of equal contents, and nothing less: what a session was allowed to do, it may do again.
@@ -322,7 +324,13 @@ class _ServerContexts:
             key.update(repr(certificates).encode())
             context = self._shared.get(key.digest())
             if context is None:
-                context = self._shared[key.digest()] = self._make(certificates)
+                context = self._make(certificates)
+                if self._seed:
+                    from meshproxy.net import tickets
+
+                    tickets.share(context, self._seed, key.digest())
+                else:
+                    self._shared[key.digest()] = context
             context.owner = self._tls  # type: ignore[attr-defined]
             self._memo[certificates] = context
         return context

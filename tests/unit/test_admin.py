@@ -13,6 +13,7 @@ from envoy.config.bootstrap.v3 import bootstrap_pb2
 
 from meshproxy import logs
 from meshproxy.admin import endpoints
+from meshproxy.admin.certs import Certificates
 from meshproxy.admin.message import HTML, JSON, Request, Response, parse_query
 from meshproxy.api import bootstrap as bootstraps
 from meshproxy.api.runtime import Runtime
@@ -79,6 +80,7 @@ def server():
         workers=Workers(),
         shut_down=lambda: server.workers.told.append("end"),
         runtime=Runtime.from_proto(bootstrap.layered_runtime),
+        certificates=Certificates(type(bootstrap)()),
         concurrency=2,
     )
     server.initialized = True

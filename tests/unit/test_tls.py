@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
-from meshproxy.net import tls
+from meshproxy.net import tickets, tls
 from meshproxy.net.tls_stats import failure_text
 from meshproxy.net.tls_verify import dns_match
 from meshproxy.observe.stats import Store
@@ -286,6 +286,38 @@ def test_sessions_are_resumed_by_any_worker():
     assert resumed.shake() == (None, None)
     assert resumed.server.session_reused
     assert store.value("listener.l.ssl.session_reused") == 1
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_sessions_are_resumed_by_workers_that_made_their_contexts_themselves(version):
+    """What comes after the fork: the keys of tickets follow from a seed that all have."""
+    config = message(DOWNSTREAM, downstream_tls())
+    store, seed = Store(), b"s" * tickets.SEED_SIZE
+    first, second = (tls.compile_downstream(config, store.scope("listener.l."), None, seed) for _ in range(2))
+    assert first.context is not second.context
+    stranger = tls.compile_downstream(config, store.scope("listener.l."), None, b"t" * tickets.SEED_SIZE)
+    elsewhere = tls.compile_downstream(config, store.scope("listener.m."), None, seed)
+    if not tickets.keys_of(first.context):
+        pytest.skip("this Python's OpenSSL cannot be called: workers do not share the keys of tickets")
+    client = client_context()
+    client.minimum_version = client.maximum_version = getattr(ssl.TLSVersion, version)
+    begun = Pair(client, first.context)
+    assert begun.shake() == (None, None)
+    begun.server.write(b"x")
+    assert begun.client.read(1) == b"x"  # with TLS 1.3 tickets come after the handshake
+    for server, reused in ((second, True), (stranger, False), (elsewhere, False)):
+        resumed = Pair(client, server.context, session=begun.client.session)
+        assert resumed.shake() == (None, None)
+        assert resumed.server.session_reused is reused
+
+
+def test_keys_of_tickets_are_of_their_context():
+    contexts = [ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(3)]
+    if not all(tickets.share(context, b"s" * tickets.SEED_SIZE, identity) for context, identity in zip(contexts, (b"a", b"a", b"b"), strict=True)):
+        pytest.skip("this Python's OpenSSL cannot be called")
+    one, same, other = map(tickets.keys_of, contexts)
+    assert one == same != other
+    assert len(one) == 80
 
 
 @pytest.mark.parametrize("other", ["listener", "certificate", "authority"])
