@@ -12,7 +12,9 @@ CLUSTER_DOMAIN = "cluster.local"
 MESH = "mesh"  # stands for all sidecars where documents name gateways
 HTTP_PROXY_ROUTES = "http_proxy"  # the route configuration of listeners that applications use as their HTTP proxy
 BLACK_HOLE = "BlackHoleCluster"
+PASSTHROUGH = "PassthroughCluster"
 BLOCK_ALL = "block_all"
+ALLOW_ANY = "allow_any"
 
 
 def service_host(name: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> str:

@@ -9,6 +9,7 @@ from control.model.service import EndpointSlice, Port, Resolution, Service, Slic
 from control.names import service_host
 
 _SERVICE_NAME = "kubernetes.io/service-name"
+_EXPORT_TO = "networking.istio.io/exportTo"
 
 
 def parse_service(meta: Meta, body: Fields) -> Service:
@@ -29,8 +30,13 @@ def parse_service(meta: Meta, body: Fields) -> Service:
     selector = spec.string_map("selector") or None
     host = service_host(meta.name, meta.namespace)
     if kind == "ExternalName":
-        return Service(host, meta.namespace, ports, (), Resolution.DNS, None, (Workload(meta.name, meta.namespace, external),))
-    return Service(host, meta.namespace, ports, tuple(one for one in addresses if one != "None"), Resolution.ENDPOINTS, selector)
+        return Service(host, meta.namespace, ports, (), Resolution.DNS, None, (Workload(meta.name, meta.namespace, external),), _export_to(meta))
+    return Service(host, meta.namespace, ports, tuple(one for one in addresses if one != "None"), Resolution.ENDPOINTS, selector, (), _export_to(meta))
+
+
+def _export_to(meta: Meta) -> tuple[str, ...]:
+    """Which namespaces see a Service: Istio has an annotation for it, with commas between them."""
+    return tuple(one for part in meta.annotations.get(_EXPORT_TO, "*").split(",") if (one := part.strip())) or ("*",)
 
 
 def _service_port(fields: Fields) -> Port | None:

@@ -187,3 +187,9 @@ class RouteRules:
     gateways: tuple[str, ...] = (MESH,)  # `mesh`, or `namespace/name`
     section: str = ""  # only for the gateways' server of this name
     export_to: tuple[str, ...] = ("*",)
+
+    def destinations(self) -> set[str]:
+        """All hosts that requests and connections are sent to."""
+        found = {one.destination.host for rule in self.http for one in rule.destinations}
+        found |= {one.destination.host for rule in self.http for one in rule.mirrors}
+        return found | {one.destination.host for route in self.tcp for one in route.destinations}

@@ -73,17 +73,31 @@ class Endpoint:
         return not wanted or wanted.items() <= dict(self.labels).items()
 
 
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """How a sidecar serves a port: `endpoint` is where the application listens, with the workload's own address for "" and a path for port 0.
+
+    `bind` "": at the workload's address. `endpoint` None: the same port there.
+    """
+
+    port: int
+    protocol: Protocol
+    bind: str = ""
+    endpoint: tuple[str, int] | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SidecarPorts:
     """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one.
 
-    `identity`: it has certificates of the mesh.
+    `identity`: it has certificates of the mesh. `ingress`: of `inbound`, what a Sidecar says about it.
     """
 
     inbound: Mapping[int, int] = field(default_factory=dict)
     http_proxy: int = 0
     outbound: tuple[Outbound, ...] = ()
     identity: bool = False
+    ingress: Mapping[int, Ingress] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

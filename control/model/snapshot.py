@@ -12,6 +12,7 @@ from control.model.gateway import Gateway
 from control.model.routing import RouteRules
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
+from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
 from control.model.traffic import DestinationRule
 from control.names import MESH, host_matches, service_host
 
@@ -54,6 +55,7 @@ class Config:
     route_rules: tuple[RouteRules, ...]
     destination_rules: tuple[DestinationRule, ...]
     gateways: tuple[Gateway, ...]
+    sidecars: tuple[Sidecar, ...]
     security: Security
     resolved: Endpoints
     source_labels: frozenset[str]
@@ -83,6 +85,41 @@ class Config:
             return (chosen[0],)
         together = [one for one in chosen if one.gateway_api]
         return tuple([one for one in together if one.export_to == (namespace,)] or together)
+
+    def sidecar_for(self, namespace: str, labels: Mapping[str, str]) -> Sidecar | None:
+        """Which Sidecar holds for a proxy."""
+        return sidecar_for(self.sidecars, namespace, labels)
+
+    def within(self, namespace: str, imports: Imports) -> Config:
+        """What of this sidecars of a namespace see that import so much: no more than is exported to them.
+
+        Where rules that they import send requests comes along, as in Istio. What a workload says of itself (access, gateways) is not part of it.
+        """
+        imports = imports.within(namespace)
+        rules = tuple(one for one in self.route_rules if is_for(one, MESH) and visible(one, namespace) and imports.rules(one.namespace, one.hosts))
+        wanted = {host for one in rules for host in one.destinations()}
+        services = {host: one for host, one in self.services.items() if visible(one, namespace) and (host in wanted or imports.service(one.namespace, host))}
+        policies = tuple(
+            one
+            for one in self.destination_rules
+            if visible(one, namespace) and (one.host in services or (one.host.startswith("*") and any(host_matches(one.host, host) for host in services)))
+        )
+        identities = {host: found for host, found in self.security.identities.items() if host in services}
+        resolved = {key: found for key, found in self.resolved.items() if key[0] in services}
+        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), resolved)
+
+
+def same_config(one: Config, other: Config) -> bool:
+    """Whether two say the same, of the same objects."""
+    return (
+        one.route_rules == other.route_rules
+        and one.destination_rules == other.destination_rules
+        and one.services == other.services
+        and one.gateways == other.gateways
+        and one.sidecars == other.sidecars
+        and one.security == other.security
+        and one.resolved == other.resolved
+    )
 
 
 def is_for(rules: RouteRules, gateway: str) -> bool:
@@ -127,6 +164,7 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     rules: list[RouteRules] = []
     destination_rules: list[DestinationRule] = []
     gateways: list[Gateway] = []
+    sidecars: list[Sidecar] = []
     peers: list[PeerAuthentication] = []
     access: list[AuthorizationPolicy] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
@@ -142,18 +180,22 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
             destination_rules.append(one)
         elif isinstance(one, Gateway):
             gateways.append(one)
+        elif isinstance(one, Sidecar):
+            sidecars.append(one)
         elif isinstance(one, PeerAuthentication):
             peers.append(one)
         elif isinstance(one, AuthorizationPolicy):
             access.append(one)
+    if sidecars:
+        workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
     finder = _Finder(workloads, tuple(peers))
     endpoints = _endpoints(services, finder, slices, before.endpoints if before is not None else {})
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
     identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
     security = Security(trust_domain, tuple(peers), tuple(access), identities)
-    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), security, resolved)
+    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, resolved)
     if before is not None:
-        if _same_config(config, before.config):
+        if same_config(config, before.config):
             config = before.config
         if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is found for key, found in endpoints.items()):
             endpoints = before.endpoints
@@ -165,6 +207,7 @@ def _config(
     rules: tuple[RouteRules, ...],
     destination_rules: tuple[DestinationRule, ...],
     gateways: tuple[Gateway, ...],
+    sidecars: tuple[Sidecar, ...],
     security: Security,
     resolved: Endpoints,
 ) -> Config:
@@ -175,22 +218,12 @@ def _config(
         rules,
         destination_rules,
         gateways,
+        sidecars,
         security,
         resolved,
         frozenset(labels),
         _ByHost((rule.host, rule) for rule in destination_rules),
         _ByHost((host, one) for one in rules for host in one.hosts),
-    )
-
-
-def _same_config(one: Config, other: Config) -> bool:
-    return (
-        one.route_rules == other.route_rules
-        and one.destination_rules == other.destination_rules
-        and one.services == other.services
-        and one.gateways == other.gateways
-        and one.security == other.security
-        and one.resolved == other.resolved
     )
 
 

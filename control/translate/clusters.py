@@ -9,7 +9,7 @@ from typing import Any
 
 from control.model.service import Endpoint, Port, Resolution, Service
 from control.model.traffic import ConnectionPool, LoadBalancer, OutlierDetection, TlsSettings, TrafficPolicy
-from control.names import inbound_cluster, is_ip, outbound_cluster
+from control.names import BLACK_HOLE, PASSTHROUGH, inbound_cluster, is_ip, outbound_cluster
 from control.translate import mtls
 from control.translate.endpoints import load_assignment
 from control.translate.resource import duration, typed
@@ -66,9 +66,29 @@ def _service_metadata(service: Service) -> dict[str, str]:
     return {"host": service.host, "name": service.host.partition(".")[0], "namespace": service.namespace}
 
 
-def inbound(port: int, address: str, http2: bool) -> dict[str, Any]:
-    """The cluster by which a sidecar reaches the application beside it."""
+def black_hole() -> dict[str, Any]:
+    """The cluster of what may not be reached: nobody is behind it."""
+    return {"name": BLACK_HOLE, "type": "STATIC", "connect_timeout": duration(_CONNECT_TIMEOUT_S)}
+
+
+def passthrough() -> dict[str, Any]:
+    """The cluster of what is not in the mesh and may be reached: at the address to which a captured connection was sent, or else that a request names as its
+    host, as applications do that use the sidecar as their HTTP proxy."""
+    return {
+        "name": PASSTHROUGH,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": duration(_CONNECT_TIMEOUT_S),
+        "circuit_breakers": _thresholds({}),
+        "original_dst_lb_config": {"use_http_header": True, "http_header_name": ":authority"},
+    }
+
+
+def inbound(port: int, endpoint: tuple[str, int], http2: bool) -> dict[str, Any]:
+    """The cluster by which a sidecar reaches the application beside it, at an address and port, or at a path and 0."""
     name = inbound_cluster(port)
+    host, number = endpoint
+    address = {"socket_address": {"address": host, "port_value": number}} if number else {"pipe": {"path": host}}
     cluster: dict[str, Any] = {
         "name": name,
         "type": "STATIC",
@@ -76,7 +96,7 @@ def inbound(port: int, address: str, http2: bool) -> dict[str, Any]:
         "circuit_breakers": _thresholds({}),
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}]}],
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
         },
     }
     if http2:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from control.model.routing import HttpRoute, RouteMatch, RouteRules, TcpRoute
+from control.model.routing import RouteMatch, RouteRules, TcpRoute
 from control.model.service import Port, Service
-from control.names import BLOCK_ALL, MESH, outbound_cluster, short_hosts
+from control.names import ALLOW_ANY, BLOCK_ALL, MESH, PASSTHROUGH, outbound_cluster, short_hosts
 from control.translate import http_route
 from control.translate.http_route import Around, Target
 
@@ -132,18 +132,7 @@ def tcp_route(rules: Iterable[RouteRules], port: int, caller: Caller) -> TcpRout
 
 def mentioned(rules: Iterable[RouteRules]) -> set[str]:
     """All hosts that requests are sent to."""
-    found: set[str] = set()
-    for one in rules:
-        for rule in one.http:
-            found.update(_hosts(rule))
-        for route in one.tcp:
-            found.update(destination.destination.host for destination in route.destinations)
-    return found
-
-
-def _hosts(rule: HttpRoute) -> Iterable[str]:
-    yield from (one.destination.host for one in rule.destinations)
-    yield from (one.destination.host for one in rule.mirrors)
+    return {host for one in rules for host in one.destinations()}
 
 
 def domains(service: Service, port: int, namespace: str, *, bare: bool) -> list[str]:
@@ -155,3 +144,14 @@ def domains(service: Service, port: int, namespace: str, *, bare: bool) -> list[
 def block_all() -> dict[str, Any]:
     """The virtual host of whatever is not in the mesh."""
     return {"name": BLOCK_ALL, "domains": ["*"], "routes": [{"name": BLOCK_ALL, "match": {"prefix": "/"}, "direct_response": {"status": 502}}]}
+
+
+def allow_any() -> dict[str, Any]:
+    """The same where it may be reached all the same."""
+    action = {"cluster": PASSTHROUGH, "timeout": "0s"}
+    return {
+        "name": ALLOW_ANY,
+        "domains": ["*"],
+        "routes": [{"name": ALLOW_ANY, "match": {"prefix": "/"}, "route": action}],
+        "include_request_attempt_count": True,
+    }

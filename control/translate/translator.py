@@ -6,6 +6,7 @@ get the same object, and a snapshot that changed little costs little. What was n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -15,9 +16,10 @@ from control.model.protocols import protocol_of_port
 from control.model.routing import RouteRules
 from control.model.security import mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
-from control.model.snapshot import Config, MeshSnapshot, is_for, visible
+from control.model.sidecar import Imports, Unknown
+from control.model.snapshot import Config, Endpoints, MeshSnapshot, is_for, same_config, visible
 from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TrafficPolicy
-from control.names import HTTP_PROXY_ROUTES, MESH, host_matches, inbound_cluster, outbound_cluster, short_hosts
+from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, host_matches, inbound_cluster, outbound_cluster, short_hosts
 from control.translate import clusters, listeners, routes
 from control.translate.endpoints import depends_on_locality, load_assignment
 from control.translate.http_route import Target
@@ -74,6 +76,7 @@ class _Scope(NamedTuple):
     labels: tuple[tuple[str, str], ...]
     grpc: bool
     identity: bool  # they have certificates of the mesh
+    unknown: Unknown | None  # what becomes of requests to what is not in the mesh, if that is said
 
     @property
     def caller(self) -> Caller:
@@ -101,12 +104,15 @@ class Translator:
         self._snapshot: MeshSnapshot | None = None
         self._old: dict[Any, Any] = {}
         self._new: dict[Any, Any] = {}
+        self._seen_before: dict[tuple[str, Imports], tuple[Config, Config]] = {}
+        self._seen: dict[tuple[str, Imports], tuple[Config, Config]] = {}
 
     def view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
         """What `proxy` gets; the same object as long as neither of the two changes."""
         if snapshot is not self._snapshot:
             self._snapshot = snapshot
             self._old, self._new = self._new, {}
+            self._seen_before, self._seen = self._seen, {}
         return self._once((_Same(snapshot), proxy), lambda: self._view(proxy, snapshot))
 
     def _once(self, key: Any, make: Callable[[], _T]) -> _T:
@@ -125,30 +131,49 @@ class Translator:
 
     # --- a proxy
 
+    def _within(self, whole: Config, namespace: str, imports: Imports) -> Config:
+        """What is seen of a configuration. It is the same object as before if what differs is not seen: then nothing is made anew for who sees so much."""
+        key = namespace, imports
+        found = self._seen.get(key)
+        if found is None:
+            found = self._seen_before.get(key)
+            if found is None or found[0] is not whole:
+                made = whole.within(namespace, imports)
+                found = whole, found[1] if found is not None and same_config(found[1], made) else made
+            self._seen[key] = found
+        return found[1]
+
     def _view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
-        config = snapshot.config
+        whole = snapshot.config
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity and proxy.kind != GRPC
+        gateways = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
+        sidecar = whole.sidecar_for(proxy.namespace, labels) if not gateways else None  # gateways see everything, as in Istio
+        config = self._within(whole, proxy.namespace, sidecar.imports) if sidecar is not None and sidecar.imports is not None else whole
         scope = _Scope(
-            proxy.namespace, tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)), proxy.kind == GRPC, identity
+            proxy.namespace,
+            tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)),
+            proxy.kind == GRPC,
+            identity,
+            sidecar.unknown if sidecar is not None else None,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        gateways = tuple(one for one in config.gateways if one.is_on(proxy.namespace, labels))
-        own = (_Same(config), scope, workload, gateways)
+        own = (_Same(whole), _Same(config), scope, workload, gateways)
+        clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
         parts = {
             CLUSTER: (
-                self._once((CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity), lambda: self._clusters(config, scope)),
-                self._once((CLUSTER, *own), lambda: self._inbound_clusters(config, workload)),
+                self._once(clusters_key, lambda: self._clusters(config, scope)),
+                self._once((CLUSTER, _Same(whole), workload), lambda: self._inbound_clusters(whole, workload)),
             ),
-            ENDPOINTS: (self._endpoint_set(snapshot, scope, here),),
+            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here),),
         }
         if scope.grpc:
             parts[LISTENER] = (self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(config, scope, workload, gateways)),)
-            parts[ROUTES] = (self._once((ROUTES, *own), lambda: self._routes(config, scope, workload, gateways)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, gateways)),)
+            parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, gateways), lambda: self._routes(config, scope, workload, gateways)),)
         return View(parts)
 
     # --- what all proxies of a scope share
@@ -160,7 +185,12 @@ class Translator:
         uses = self._uses(config, scope.namespace)
         if not scope.identity:  # who has no certificates cannot call what wants them: better no cluster than a plain one
             uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != "ISTIO_MUTUAL")
-        return ResourceSet(self._cluster(config, use, scope) for use in uses)
+        made = [self._cluster(config, use, scope) for use in uses]
+        if scope.unknown is Unknown.ALLOW_ANY:
+            made.append(self._resource(CLUSTER, PASSTHROUGH, clusters.passthrough))
+        elif scope.unknown is Unknown.REGISTRY_ONLY:
+            made.append(self._resource(CLUSTER, BLACK_HOLE, clusters.black_hole))
+        return ResourceSet(made)
 
     def _cluster(self, config: Config, use: _Use, scope: _Scope) -> Resource:
         endpoints = config.resolved.get((use.service.host, use.port.number)) if use.service.resolution is not Resolution.ENDPOINTS else None
@@ -174,19 +204,19 @@ class Translator:
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
         return self._once((Subset, _Same(endpoints), subset), lambda: tuple(one for one in endpoints if one.has_labels(subset.labels)))
 
-    def _endpoint_set(self, snapshot: MeshSnapshot, scope: _Scope, here: Locality) -> ResourceSet:
-        config, namespace = snapshot.config, scope.namespace
+    def _endpoint_set(self, snapshot: MeshSnapshot, config: Config, scope: _Scope, here: Locality) -> ResourceSet:
+        namespace = scope.namespace
         local = self._once(
             (depends_on_locality, _Same(config), namespace), lambda: any(depends_on_locality(use.policy) for use in self._uses(config, namespace))
         )
         key = (ENDPOINTS, _Same(config), _Same(snapshot.endpoints), namespace, here if local else NOWHERE)
-        return self._once(key, lambda: ResourceSet(self._load_assignments(snapshot, namespace, here)))
+        return self._once(key, lambda: ResourceSet(self._load_assignments(self._uses(config, namespace), snapshot.endpoints, here)))
 
-    def _load_assignments(self, snapshot: MeshSnapshot, namespace: str, here: Locality) -> Iterator[Resource]:
-        for use in self._uses(snapshot.config, namespace):
+    def _load_assignments(self, uses: Iterable[_Use], everything: Endpoints, here: Locality) -> Iterator[Resource]:
+        for use in uses:
             if use.service.resolution is not Resolution.ENDPOINTS:
                 continue
-            endpoints = snapshot.endpoints[use.service.host, use.port.number]
+            endpoints = everything[use.service.host, use.port.number]
             if use.subset is not None:
                 endpoints = self._of_subset(endpoints, use.subset)
             local = depends_on_locality(use.policy)
@@ -215,7 +245,7 @@ class Translator:
 
     # --- a gateway
 
-    def _gateway_listeners(self, config: Config, gateways: tuple[Gateway, ...]) -> list[Resource]:
+    def _gateway_listeners(self, config: Config, gateways: tuple[Gateway, ...], namespace: str) -> list[Resource]:
         """One listener a port; for plain connections the first rule that concerns it."""
         made: dict[int, Resource] = {}
         for gateway in gateways:
@@ -227,7 +257,7 @@ class Translator:
                     made[server.port] = self._resource(LISTENER, name, listeners.gateway_http, _EVERYWHERE, server.port, f"http.{server.port}")
                     continue
                 caller = Caller((gateway.namespace, (), False, gateway.key))
-                route = routes.tcp_route((one for one in config.route_rules if is_for(one, gateway.key)), server.port, caller)
+                route = routes.tcp_route((one for one in config.route_rules if is_for(one, gateway.key) and visible(one, namespace)), server.port, caller)
                 if route is not None:
                     targets = tuple(_targets(config, gateway.namespace, "", (one.destination.host for one in route.destinations)))
                     made[server.port] = self._resource(LISTENER, name, listeners.gateway_tcp, _EVERYWHERE, server.port, route, targets)
@@ -238,7 +268,7 @@ class Translator:
         for port in sorted({server.port for gateway in gateways for server in gateway.servers if server.protocol.is_http}):
             name = f"http.{port}"
             hosts = []
-            for host, entries in _gateway_hosts(config, gateways, port).items():
+            for host, entries in _gateway_hosts(config, gateways, port, scope.namespace).items():
                 targets = dict(_targets(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
                 found = []
                 for gateway, rules in entries:
@@ -257,27 +287,37 @@ class Translator:
         made = []
         for target in workload.sidecar.inbound:
             _, port = _served(config, workload, target)
-            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, workload.address, port.protocol.is_http2))
+            ingress = workload.sidecar.ingress.get(target)
+            host, number = ingress.endpoint if ingress is not None and ingress.endpoint is not None else ("", target)
+            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, (host or workload.address, number), port.protocol.is_http2))
         return ResourceSet(made)
 
-    def _listeners(self, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
-        made = self._gateway_listeners(config, gateways)
+    def _listeners(self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
+        """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls."""
+        made = self._gateway_listeners(whole, gateways, scope.namespace)
         if workload is not None and workload.sidecar is not None:
-            made += self._sidecar_listeners(config, scope, workload, workload.sidecar)
+            made += self._inbound_listeners(whole, workload, workload.sidecar)
+            made += self._outbound_listeners(config, scope, workload, workload.sidecar)
         return ResourceSet(made)
 
-    def _sidecar_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
+    def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
         made = []
         for target, listen in sidecar.inbound.items():
             host, port = _served(config, workload, target)
             guard = _guard(config, workload, target)
-            name = listeners.name(workload.address, listen)
+            ingress = sidecar.ingress.get(target)
+            bind = ingress.bind if ingress is not None and ingress.bind else workload.address
+            name = listeners.name(bind, listen)
             if port.protocol.is_http:
                 operation = f"{host}:{port.number}/*"
-                arguments = (workload.address, listen, target, operation, port.protocol.is_http2, guard)
+                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard)
                 made.append(self._resource(LISTENER, name, listeners.inbound_http, *arguments))
             else:
-                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, workload.address, listen, target, guard))
+                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard))
+        return made
+
+    def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
+        made = []
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
@@ -309,20 +349,26 @@ def _domain_rank(host: str) -> tuple[int, int]:
     return int(host.startswith("*")), -len(host)
 
 
-def _gateway_hosts(config: Config, gateways: tuple[Gateway, ...], port: int) -> dict[str, list[tuple[str, RouteRules]]]:
-    """What is said at one port of a gateway: host -> (gateway, rules)."""
+def _gateway_hosts(config: Config, gateways: tuple[Gateway, ...], port: int, namespace: str) -> dict[str, list[tuple[str, RouteRules]]]:
+    """What is said at one port of a gateway that runs in `namespace`: host -> (gateway, rules)."""
     found: dict[str, list[tuple[str, RouteRules]]] = {}
     for gateway in gateways:
         for server in gateway.servers:
             if server.port != port or not server.protocol.is_http:
                 continue
             for rules in config.route_rules:
-                if not rules.http or not is_for(rules, gateway.key) or rules.section not in ("", server.name) or (rules.ports and port not in rules.ports):
+                if (
+                    not rules.http
+                    or not is_for(rules, gateway.key)
+                    or not visible(rules, namespace)
+                    or rules.section not in ("", server.name)
+                    or (rules.ports and port not in rules.ports)
+                ):
                     continue
                 for host in rules.hosts:
-                    for namespace, pattern in server.hosts:
+                    for where, pattern in server.hosts:
                         both = _both(host, pattern)
-                        if both and namespace in ("*", rules.namespace) and (gateway.key, rules) not in found.setdefault(both, []):
+                        if both and where in ("*", rules.namespace) and (gateway.key, rules) not in found.setdefault(both, []):
                             found[both].append((gateway.key, rules))
     return {host: entries for host, entries in sorted(found.items(), key=lambda item: (_domain_rank(item[0]), item[0])) if entries}
 
@@ -399,7 +445,13 @@ def _target(config: Config, namespace: str, host: str) -> Target:
 
 
 def _served(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
-    """Which service a port of a workload belongs to: its host (or the workload's name) and port."""
+    """Which service a port of a workload belongs to: its host (or the workload's name) and port. Of the protocol a Sidecar's ingress knows best."""
+    host, port = _service_of(config, workload, target)
+    ingress = workload.sidecar.ingress.get(target) if workload.sidecar is not None else None
+    return host, port if ingress is None else dataclasses.replace(port, protocol=ingress.protocol)
+
+
+def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
     for service in config.services.values():
         if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
             for port in service.ports:
@@ -450,4 +502,5 @@ def _http_proxy(config: Config, scope: _Scope) -> Resource:
             if made:
                 taken.update(domains)
                 hosts.append(routes.host(f"{host}:80", domains, made))
-    return make(ROUTES, HTTP_PROXY_ROUTES, routes.configuration(HTTP_PROXY_ROUTES, [*hosts, routes.block_all()]))
+    others = routes.allow_any() if scope.unknown is Unknown.ALLOW_ANY else routes.block_all()
+    return make(ROUTES, HTTP_PROXY_ROUTES, routes.configuration(HTTP_PROXY_ROUTES, [*hosts, others]))

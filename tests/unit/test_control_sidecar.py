@@ -1,0 +1,285 @@
+"""Istio's Sidecar and `exportTo`: which proxy gets what of the mesh."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from control.kinds.store import Store
+from control.model.snapshot import build
+from control.translate.proxy import ProxyKey
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from control.translate.translator import Translator
+from tests.unit.control_help import GRPC_CLIENT, WEB, cluster, endpoints, listener, plain, snapshot
+
+PROXY_WEB = ProxyKey("sidecar", "web", "shop")
+HEAD = "apiVersion: networking.istio.io/v1\nkind: {}\nmetadata: {{name: {}, namespace: {}}}\nspec: {}\n"
+
+
+def service(name: str, namespace: str, annotation: str = "") -> str:
+    annotations = f", annotations: {{networking.istio.io/exportTo: '{annotation}'}}" if annotation else ""
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: {namespace}{annotations}}}
+spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: meshproxy/v1
+kind: Workload
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
+spec: {{ports: {{http: 8080}}, sidecar: {{inbound: [{{port: 8080, listen: 18080}}], httpProxy: 15001}}}}
+"""
+
+
+def istio(kind: str, spec: str, name: str = "default", namespace: str = "shop") -> str:
+    return HEAD.format(kind, name, namespace, textwrap.dedent(spec).strip())
+
+
+def sidecar(spec: str, name: str = "default", namespace: str = "shop") -> str:
+    return istio("Sidecar", spec, name, namespace)
+
+
+TEAPOT = "fault: {abort: {httpStatus: 418, percentage: {value: 100}}}, route: [{destination: {host: pay.bank.svc.cluster.local}}]"
+WORLD = [service("web", "shop"), service("cart", "shop"), service("pay", "bank"), service("vault", "bank", ".")]
+
+
+def seen(*texts: str, proxy: ProxyKey = PROXY_WEB, url: str = CLUSTER) -> set[str]:
+    """`name.namespace` of the services whose outbound clusters, or whose endpoints, a proxy has."""
+    return seen_in(Translator().view(proxy, snapshot(*WORLD, *texts)), url)
+
+
+def seen_in(view, url: str = CLUSTER) -> set[str]:
+    return {one.name.split("|")[3].removesuffix(".svc.cluster.local") for one in view.all(url) if one.name.startswith("outbound|")}
+
+
+def domains(*texts: str, proxy: ProxyKey = PROXY_WEB) -> set[str]:
+    hosts = plain(Translator().view(proxy, snapshot(*WORLD, *texts)), ROUTES, "http_proxy")["virtual_hosts"]
+    return {domain for host in hosts for domain in host["domains"]}
+
+
+# --- egress
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [
+        ("[./*]", {"web.shop", "cart.shop"}),
+        ("['*/*']", {"web.shop", "cart.shop", "pay.bank"}),
+        ("['~/*']", set()),
+        ("[bank/*]", {"pay.bank"}),
+        ("[./cart.shop.svc.cluster.local, bank/*]", {"cart.shop", "pay.bank"}),
+        ("['*/*.bank.svc.cluster.local']", {"pay.bank"}),
+        ("[shop/pay.bank.svc.cluster.local]", set()),  # it is not in that namespace
+        ("['*/pay.bank.svc.cluster.local']", {"pay.bank"}),
+        ("[bank/vault.bank.svc.cluster.local]", set()),  # it is not exported
+    ],
+)
+def test_egress_hosts(hosts, expected):
+    text = sidecar(f"{{egress: [{{hosts: {hosts}}}]}}")
+    assert seen(text) == expected
+    assert seen(text, url=ENDPOINTS) == expected
+    assert {one.removesuffix(".svc.cluster.local") for one in domains(text) if one.endswith(".svc.cluster.local")} == expected
+
+
+def test_several_egress_listeners_add_up():
+    assert seen(sidecar("{egress: [{hosts: [./cart.shop.svc.cluster.local]}, {hosts: [bank/*]}]}")) == {"cart.shop", "pay.bank"}
+
+
+def test_a_sidecar_without_egress_sees_everything():
+    assert seen(sidecar("{}")) == {"web.shop", "cart.shop", "pay.bank"}
+
+
+def test_grpc_clients_are_scoped_too():
+    client = ProxyKey("grpc", "client", "shop")
+    view = Translator().view(client, snapshot(*WORLD, sidecar("{egress: [{hosts: [bank/*]}]}")))
+    assert {one.name for one in view.all(LISTENER)} == {f"pay.bank{rest}:80" for rest in ("", ".svc", ".svc.cluster.local")}
+
+
+@pytest.mark.parametrize(
+    ("sidecars", "expected"),
+    [
+        ([("root", "istio-system", "", "./*")], {"web.shop", "cart.shop"}),  # the mesh's own: `.` is the proxy's namespace
+        ([("root", "istio-system", "", "./*"), ("all", "shop", "", "bank/*")], {"pay.bank"}),
+        ([("all", "shop", "", "bank/*"), ("some", "shop", "web", "./*")], {"web.shop", "cart.shop"}),
+        ([("all", "shop", "", "bank/*"), ("some", "shop", "cart", "./*")], {"pay.bank"}),
+        ([("other", "bank", "web", "~/*")], {"web.shop", "cart.shop", "pay.bank"}),
+        ([("root", "istio-system", "web", "~/*")], {"web.shop", "cart.shop", "pay.bank"}),  # a selector is for its own namespace
+        ([("b", "shop", "web", "~/*"), ("a", "shop", "web", "bank/*")], {"pay.bank"}),  # of equals the first by name
+    ],
+)
+def test_precedence(sidecars, expected):
+    texts = []
+    for name, namespace, app, hosts in sidecars:
+        selector = f"workloadSelector: {{labels: {{app: {app}}}}}, " if app else ""
+        texts.append(sidecar(f"{{{selector}egress: [{{hosts: ['{hosts}']}}]}}", name, namespace))
+    assert seen(*texts) == expected
+
+
+def test_gateways_see_everything():
+    gateway = istio("Gateway", "{selector: {app: web}, servers: [{port: {number: 8000, name: http, protocol: HTTP}, hosts: ['*']}]}")
+    assert seen(gateway, sidecar("{egress: [{hosts: ['~/*']}]}")) == {"web.shop", "cart.shop", "pay.bank"}
+
+
+def test_where_imported_rules_lead_comes_along():
+    """As in Istio: who may see the rules of a host reaches their destinations, without naming them; but not what is not exported."""
+    to = "route: [{destination: {host: pay.bank.svc.cluster.local}, weight: 1}, {destination: {host: vault.bank.svc.cluster.local}, weight: 1}]"
+    rules = istio("VirtualService", f"{{hosts: [cart], http: [{{{to}, mirror: {{host: web}}}}]}}", "cart")
+    assert seen(rules, sidecar("{egress: [{hosts: [./cart.shop.svc.cluster.local]}]}")) == {"cart.shop", "pay.bank", "web.shop"}
+    assert seen(rules, sidecar("{egress: [{hosts: [./web.shop.svc.cluster.local]}]}")) == {"web.shop"}
+
+
+def test_rules_of_others_are_not_seen_where_only_the_service_is():
+    """A VirtualService is imported by its own namespace."""
+    rules = istio("VirtualService", f"{{hosts: [pay.bank.svc.cluster.local], http: [{{{TEAPOT}}}]}}", "teapot")
+    made = Translator().view(PROXY_WEB, snapshot(*WORLD, rules, sidecar("{egress: [{hosts: [bank/*]}]}")))
+    assert "418" not in str(plain(made, ROUTES, "http_proxy"))
+    made = Translator().view(PROXY_WEB, snapshot(*WORLD, rules, sidecar("{egress: [{hosts: [bank/*, ./*]}]}")))
+    assert "418" in str(plain(made, ROUTES, "http_proxy"))
+
+
+def test_subsets_and_policies_stay_those_of_the_mesh():
+    rule = istio("DestinationRule", "{host: pay.bank.svc.cluster.local, subsets: [{name: v1, labels: {app: pay}}]}", "pay", "bank")
+    made = Translator().view(PROXY_WEB, snapshot(*WORLD, rule, sidecar("{egress: [{hosts: [bank/*]}]}")))
+    assert len(endpoints(made, "outbound|80|v1|pay.bank.svc.cluster.local")["endpoints"]) == 1
+
+
+# --- what is not in the mesh
+
+
+@pytest.mark.parametrize(("mode", "name"), [("ALLOW_ANY", "PassthroughCluster"), ("REGISTRY_ONLY", "BlackHoleCluster")])
+def test_outbound_traffic_policy(mode, name):
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, sidecar(f"{{outboundTrafficPolicy: {{mode: {mode}}}}}")))
+    assert {"PassthroughCluster", "BlackHoleCluster"} & {one.name for one in view.all(CLUSTER)} == {name}
+    last = plain(view, ROUTES, "http_proxy")["virtual_hosts"][-1]
+    assert last["domains"] == ["*"]
+    if mode == "ALLOW_ANY":
+        assert last["routes"][0]["route"]["cluster"] == name
+        assert cluster(view, name)["type"] == "ORIGINAL_DST"
+    else:
+        assert last["routes"][0]["direct_response"] == {"status": 502}
+        assert "load_assignment" not in cluster(view, name)
+
+
+def test_without_a_policy_only_the_mesh_is_reached():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD))
+    assert plain(view, ROUTES, "http_proxy")["virtual_hosts"][-1]["name"] == "block_all"
+
+
+# --- ingress
+
+INGRESS = "{{workloadSelector: {{labels: {{app: web}}}}, ingress: [{{port: {{number: {}, protocol: {}, name: x}}, {}}}]}}"
+
+
+def test_ingress_leads_the_port_elsewhere():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, sidecar(INGRESS.format(8080, "HTTP2", "defaultEndpoint: '127.0.0.1:9000'"))))
+    made = cluster(view, "inbound|8080||")
+    assert made["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9000}
+    assert "http2_protocol_options" in str(made["typed_extension_protocol_options"])
+    assert listener(view, "127.0.0.1_18080")["traffic_direction"] == "INBOUND"  # where traffic to 8080 goes, as the workload says
+
+
+def test_ingress_on_a_port_of_its_own_is_where_callers_go():
+    """A Unix socket is behind it, so that the sidecar can have the port itself; and what is not among the ingress is not served."""
+    text = sidecar(INGRESS.format(9080, "HTTP", "bind: 0.0.0.0, defaultEndpoint: 'unix:///run/web.sock'"))
+    target = service("web", "shop").replace("port: 80}", "port: 80, targetPort: 9080}")
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD[1:], target, text))
+    assert {one.name for one in view.all(LISTENER)} == {"0.0.0.0_9080", "127.0.0.1_15001"}
+    address = cluster(view, "inbound|9080||")["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+    assert address == {"pipe": {"path": "/run/web.sock"}}
+    behind = endpoints(view, "outbound|80||web.shop.svc.cluster.local")["endpoints"][0]["lb_endpoints"][0]
+    assert behind["endpoint"]["address"]["socket_address"]["port_value"] == 9080
+
+
+def test_ingress_never_calls_itself():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, sidecar(INGRESS.format(9080, "HTTP", "defaultEndpoint: '127.0.0.1:9080'"))))
+    assert {one.name for one in view.all(LISTENER)} == {"127.0.0.1_15001"}
+
+
+# --- exportTo
+
+
+def test_export_to_of_a_service():
+    assert "vault.bank" not in seen()
+    assert "vault.bank" in seen(proxy=ProxyKey("sidecar", "pay", "bank"))
+    assert "vault.bank" in seen_in(Translator().view(PROXY_WEB, snapshot(*WORLD[:3], service("vault", "bank", "other, shop"))))
+    assert "vault.bank" not in seen_in(Translator().view(ProxyKey("sidecar", "pay", "bank"), snapshot(*WORLD[:3], service("vault", "bank", "~"))))
+
+
+def test_export_to_of_rules():
+    teapot = "{hosts: [pay.bank.svc.cluster.local], exportTo: [%s], http: [{%s}]}"
+    for where, applies in ((".", False), ("shop", True), ("'*'", True), ("other", False)):
+        made = Translator().view(PROXY_WEB, snapshot(*WORLD, istio("VirtualService", teapot % (where, TEAPOT), "teapot", "bank")))
+        assert ("418" in str(plain(made, ROUTES, "http_proxy"))) is applies
+        rule = istio("DestinationRule", f"{{host: pay.bank.svc.cluster.local, exportTo: [{where}], subsets: [{{name: v1}}]}}", "pay", "bank")
+        names = {one.name for one in Translator().view(PROXY_WEB, snapshot(*WORLD, rule)).all(CLUSTER)}
+        assert ("outbound|80|v1|pay.bank.svc.cluster.local" in names) is applies
+
+
+def test_export_to_of_rules_for_gateways():
+    """What counts is where the gateway's proxies run."""
+    gateway = istio("Gateway", "{selector: {app: web}, servers: [{port: {number: 8000, name: http, protocol: HTTP}, hosts: ['*/*']}]}")
+    rules = "{hosts: [a.test], gateways: [shop/default], exportTo: [%s], http: [{route: [{destination: {host: pay}}]}]}"
+    for where, applies in ((".", False), ("shop", True)):
+        made = Translator().view(PROXY_WEB, snapshot(*WORLD, gateway, istio("VirtualService", rules % where, "a", "bank")))
+        assert ("a.test" in str(plain(made, ROUTES, "http.8000"))) is applies
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ("{egress: [{hosts: [reviews]}]}", "spec.egress[0].hosts[0]"),
+        ("{egress: [{hosts: [./reviews]}]}", "spec.egress[0].hosts[0]"),
+        ("{egress: [{hosts: ['./*x.y']}]}", "spec.egress[0].hosts[0]"),
+        ("{egress: [{hosts: ['sh*p/*']}]}", "spec.egress[0].hosts[0]"),
+        ("{egress: [{}]}", "spec.egress[0].hosts"),
+        ("{egress: [{hosts: [./*], port: {number: 1, protocol: HTTP, name: a}}]}", "spec.egress[0].port"),
+        ("{outboundTrafficPolicy: {mode: SOME}}", "spec.outboundTrafficPolicy.mode"),
+        ("{ingress: [{port: {number: 1, protocol: X, name: a}}]}", "spec.ingress[0].port.protocol"),
+        ("{ingress: [{port: {number: 1, protocol: TCP, name: a}, defaultEndpoint: '10.0.0.1:80'}]}", "spec.ingress[0].defaultEndpoint"),
+        ("{ingress: [{port: {number: 1, protocol: TCP, name: a}}, {port: {number: 1, protocol: TCP, name: b}}]}", "spec.ingress[1].port.number"),
+        ("{inboundConnectionPool: {}}", "spec.inboundConnectionPool"),
+    ],
+)
+def test_mistakes_have_their_path(spec, path):
+    store = Store()
+    store.put("a", sidecar(spec).encode())
+    store.settle()
+    assert [one.problem.path for one in store.troubles] == [path]
+
+
+# --- sharing
+
+
+def test_proxies_that_see_the_same_share_it():
+    translator = Translator()
+    made = snapshot(*WORLD, sidecar("{workloadSelector: {labels: {app: web}}, egress: [{hosts: [bank/*]}]}", "web"),
+                    sidecar("{egress: [{hosts: [bank/*]}]}"))  # fmt: skip
+    web, cart = (translator.view(ProxyKey("sidecar", name, "shop"), made) for name in ("web", "cart"))
+    assert web.parts(CLUSTER)[0] is cart.parts(CLUSTER)[0]
+    assert web.parts(ENDPOINTS)[0] is cart.parts(ENDPOINTS)[0]
+    whole = translator.view(ProxyKey("sidecar", "pay", "bank"), made)
+    name = "outbound|80||pay.bank.svc.cluster.local"
+    assert whole.get(CLUSTER, name) is web.get(CLUSTER, name)  # serialised once for all
+
+
+def test_what_is_not_seen_makes_nothing_anew():
+    translator, store = Translator(), Store()
+    texts = [*WORLD, sidecar("{egress: [{hosts: [bank/*]}]}")]
+    first = snapshot(*texts, store=store)
+    before = translator.view(PROXY_WEB, first)
+    store.put("new.yaml", service("more", "shop").encode())
+    store.settle()
+    second = build(store.objects, first)
+    assert second.config is not first.config
+    after = translator.view(PROXY_WEB, second)
+    assert after.parts(CLUSTER)[0] is before.parts(CLUSTER)[0]
+    assert after.parts(ROUTES)[0] is before.parts(ROUTES)[0]
+
+
+def test_without_any_sidecar_nothing_is_different():
+    for proxy in (WEB, GRPC_CLIENT):
+        assert seen(proxy=proxy) == {"web.shop", "cart.shop", "pay.bank"}
