@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -36,12 +37,44 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+# Responses are made when they are sent: this bounds what is in memory while everybody connects at once.
+_AT_ONCE = 16
+_TURN_S = 0.25
+
+
+class Turns:
+    """At most `count` may be at something at a time. Who takes longer than `limit_s` counts no more: who does not read holds up nobody for long."""
+
+    def __init__(self, count: int, limit_s: float) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._limit_s = limit_s
+
+    @contextlib.asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Wait for a turn, and have it until the end of the block."""
+        await self._free.acquire()
+        over = False
+
+        def give_back() -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(self._limit_s, give_back)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_back()
+
 
 class XdsServer:
     """The gRPC server over a hub. `handlers` are further services on the same port."""
 
     def __init__(self, hub: Hub, handlers: Sequence[grpc.GenericRpcHandler] = ()) -> None:
         self._hub = hub
+        self._turns = Turns(_AT_ONCE, _TURN_S)
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers((*self._handlers(), *handlers))
 
@@ -55,8 +88,10 @@ class XdsServer:
         """Serve."""
         await self._server.start()
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """End all streams. Proxies go on with what they have and look for another server."""
+    async def stop(self, grace_s: float = 0.5) -> None:
+        """End all streams, in order if they can within `grace_s`. Proxies go on with what they have and look for another server."""
+        for connection in self._hub.connections:
+            connection.close()
         await self._server.stop(grace_s)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -81,8 +116,10 @@ class XdsServer:
             reader = asyncio.create_task(_read(connection, requests), name=f"xds stream {connection.number}")
             try:
                 while await connection.wait():
-                    for response in connection.responses():
-                        await context.write(response)
+                    async with self._turns.take():
+                        for response in connection.responses():
+                            await context.write(response)
+                            del response  # hundreds of streams would each keep the last megabyte that they sent
                 if reader.done():
                     await _end(reader, context)
             finally:
