@@ -26,7 +26,7 @@ def main() -> int:
     options = _parse()
     if options.list:
         for scenario in SCENARIOS:
-            print(f"{scenario.name:<10} {scenario.title}")
+            print(f"{scenario.name:<14} {scenario.title}")
         return 0
     # Ended from outside, leave the `with` blocks, which end what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -22,6 +22,9 @@ _SHOWN = (
     "loaded_alone",
     "loaded_pss_anon",
     "grown",
+    "push_s",
+    "peak_alone",
+    "acked_s",
 )
 _MOST = 3  # metrics in one picture
 _COLOURS = {"meshproxy": "#2563eb", "envoy": "#ae3ec9", "nginx": "#2f9e44", "haproxy": "#e8590c"}

@@ -52,6 +52,12 @@ METRICS = {
     "loaded_pss_anon": Metric("loaded: Pss_Anon MB"),
     "grown": Metric("grown by MB", ",.2f"),
     "loaded_anonymous": Metric("loaded: Anonymous MB, summed"),
+    "push_s": Metric("full push s"),
+    "push_cpu_s": Metric("full push CPU s"),
+    "push_mb": Metric("full push MB sent", ",.0f"),
+    "peak_alone": Metric("most PSS as if alone MB", ",.0f"),
+    "acked_s": Metric("edit to last ACK s, slowest", ".2f"),
+    "edit_cpu_s": Metric("CPU s an edit", ".2f"),
 }
 
 METHOD = """\

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import callgrind, h2_sender, load, measure, processes, proxies
 from benchmarks.backend import BULK_BYTES, Backend, find_nginx
 from benchmarks.errors import BenchmarkError, Missing
+from benchmarks.mesh.scale import scale
 from benchmarks.proxies import Chain, Proxy
 from benchmarks.scenarios import ENVOY, Case, How, Scenario
 from benchmarks.sender import SenderError
@@ -335,4 +336,5 @@ _MEASURES: dict[How, Callable[[Run], Any]] = {
     How.IDLE: _idle_connections,
     How.START: _start,
     How.MEMORY: _idle_and_loaded,
+    How.MESH_SCALE: scale,
 }

@@ -25,6 +25,7 @@ class How(Enum):
     IDLE = auto()  # each alone: what idle connections add
     START = auto()  # started again and again, each time alone: ready time and memory
     MEMORY = auto()  # each alone: idle, then under load
+    MESH_SCALE = auto()  # the control plane with many light clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +310,21 @@ SCENARIOS = (
             Bar(f"{metric.removesuffix('_us')}, {label}, against envoy", metric, f"{OURS}, {label}", f"{ENVOY}, {label}", at_most=1.0)
             for label in ("minimal", "mesh set")
             for metric in ("p50_us", "p99_us")
+        ),
+    ),
+    Scenario(
+        "mesh-scale",
+        "The control plane with 500 proxies",
+        "1,000 services of 10 endpoints; 500 light clients (delta ADS) connect at once, then one endpoint changes ten times. The control plane on one core, the"
+        " clients on another; CPU and memory are the control plane's.",
+        How.MESH_SCALE,
+        (Case(Spec()),),
+        (OURS,),
+        bars=(
+            Bar("full push after all connect, s", "push_s", at_most=20),
+            Bar("memory of the control plane, MB", "peak_alone", at_most=400),
+            Bar("one endpoint changes: all have acknowledged it, s, slowest", "acked_s", at_most=1),
+            Bar("one endpoint changes: CPU of the control plane, s", "edit_cpu_s", at_most=1),
         ),
     ),
 )
