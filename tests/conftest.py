@@ -1,8 +1,12 @@
-"""Options that all tests share."""
+"""What all tests share: options, settings, and the one more try of tests that drive real processes."""
 
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +18,7 @@ settings.load_profile("meshproxy")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--subject", choices=("ours", "envoy"), default="ours", help="differential tests: compare Envoy with us, or with itself (harness check)")
+    parser.addoption("--one-try", action="store_true", help="a test that fails has failed, also one that drives real processes")
     parser.addoption("--show", action="store_true", help="differential tests: print what Envoy did in each case")
 
 
@@ -24,3 +29,89 @@ def _loggers_as_new():
         logger = logging.getLogger(name)
         logger.propagate, logger.disabled = True, False
         logger.setLevel(logging.NOTSET)
+
+
+# ---- one more try ------------------------------------------------------------------------------------------------------------------------------------------
+
+# Tests of these folders drive real processes over real sockets. Such a test may fail once, for a machine that stood still in the wrong moment; it is run once
+# more then, and whoever reads the summary is told, with all of the first failure. Many such tests are no bad luck: more than _UNSTEADY_LIMIT fail the run.
+_DRIVES_PROCESSES = frozenset(("attack", "differential", "e2e", "interop"))
+_UNSTEADY_LIMIT = 5
+_HERE = Path(__file__).parent
+_TIMER_AGAIN_S = 5.0
+_TIMER = pytest.StashKey[object]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Beyond the limit the run has failed: more tries would only make a broken build take twice as long.
+    if config.pluginmanager.hasplugin("rerunfailures") and config.option.max_suite_reruns is None:
+        config.option.max_suite_reruns = 2 * _UNSTEADY_LIMIT
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--one-try") or config.option.usepdb or not config.pluginmanager.hasplugin("rerunfailures"):
+        return
+    for item in items:
+        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _DRIVES_PROCESSES:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def _is_second_try(item: pytest.Item) -> bool:
+    return getattr(item, "execution_count", 1) > 1
+
+
+@pytest.fixture
+def second_try(request: pytest.FixtureRequest) -> bool:
+    """Whether the test has failed before in this run: what it shares with others is to be made anew."""
+    return _is_second_try(request.node)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    item.stash[_TIMER] = settings
+    result = yield
+    if settings.method == "signal":  # again and again: an asyncio task in which it is raised keeps the first one for itself
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, _TIMER_AGAIN_S)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A failure stops pytest-timeout's timer.
+    if _is_second_try(item) and _TIMER in item.stash:
+        item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[_TIMER])
+
+
+def _unsteady(reporter: pytest.TerminalReporter) -> dict[str, list[pytest.TestReport]]:
+    """The tests that passed when they were run again, by name: how they had failed before, in a phase or in several."""
+    failed = {report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])}
+    found: dict[str, list[pytest.TestReport]] = {}
+    for report in reporter.stats.get("rerun", []):
+        if report.nodeid not in failed:
+            found.setdefault(report.nodeid, []).append(report)
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and session.exitstatus == pytest.ExitCode.OK and len(_unsteady(reporter)) > _UNSTEADY_LIMIT:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    unsteady = _unsteady(terminalreporter)
+    if not unsteady:
+        return
+    terminalreporter.section("unsteady", red=True, bold=True)
+    for report in (report for reports in unsteady.values() for report in reports):
+        terminalreporter.write_sep("_", f"first failure of {report.nodeid} ({report.when})", red=True)
+        terminalreporter.line(report.longreprtext)
+        for title, content in report.sections:
+            terminalreporter.write_sep("-", title)
+            terminalreporter.line(content)
+    for name in unsteady:
+        terminalreporter.line(f"UNSTEADY {name}", red=True)
+    verdict = f"the run fails: {_UNSTEADY_LIMIT} may" if len(unsteady) > _UNSTEADY_LIMIT else "each is a defect, of the test or of the product"
+    terminalreporter.line(f"{len(unsteady)} passed only when run again; {verdict}", red=True)

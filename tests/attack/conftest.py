@@ -32,8 +32,10 @@ async def process(request: pytest.FixtureRequest, pki_folder: Path) -> AsyncIter
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def target(process: Target) -> AsyncIterator[Target]:
+async def target(process: Target, second_try: bool) -> AsyncIterator[Target]:
     """The process, from calm to calm, with the neighbour at work. What the neighbour noticed, and what is left of the attack, fails the test."""
+    if second_try:
+        await process.renew()
     await process.begin()
     yield process
     await process.end()

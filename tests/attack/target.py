@@ -110,10 +110,12 @@ class Neighbour:
     async def leave(self) -> None:
         """Ask once more, after whatever happened, and go. Raises what went wrong."""
         self._leaving = True
-        if self._task is not None:
-            await self._task
-            await self.ask()
-        self._writer.close()
+        try:
+            if self._task is not None:
+                await self._task
+                await self.ask()
+        finally:
+            self._writer.close()
 
     async def _run(self) -> None:
         while not self._leaving:
@@ -149,6 +151,12 @@ class Target(Rig):
         self.main = self.proxy.process.pid
         self.workers = children(self.main)
         self._said = ""
+
+    async def renew(self) -> None:
+        """Start anew, with nothing left of what was."""
+        await self.stop()
+        self.__init__(self.config, self.pki)
+        await self.start()
 
     # -- a test
 

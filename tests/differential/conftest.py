@@ -12,7 +12,7 @@ import pytest
 from tests.differential import pki, proxy
 from tests.differential.rig import Pair
 
-_VERDICTS: Counter[str] = Counter()
+_VERDICT = "against Envoy"
 
 
 # Cases in which we are known to differ from Envoy, one test id a line: each is a defect that is still to be mended. They run, are counted and shown as
@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "pair" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.differential)
+            item.user_properties.append((_VERDICT, ""))
         name = item.nodeid.removeprefix("tests/differential/")
         if name in _KNOWN:
             item.add_marker(pytest.mark.xfail(reason="a known difference from Envoy, listed in tests/differential/known_differences.txt", strict=False))
@@ -59,27 +60,31 @@ def pair(request: pytest.FixtureRequest, loop, pki_folder) -> Iterator[Pair]:
     pair.stop()
 
 
+@pytest.fixture(autouse=True)
+def _pair_as_new(request: pytest.FixtureRequest, second_try: bool) -> None:
+    """A case that is run again finds proxies that know nothing of its first try."""
+    if second_try and "pair" in request.fixturenames:
+        request.getfixturevalue("pair").renew()
+
+
 @pytest.fixture
-def verdict() -> Callable[[str], None]:
-    """Counts what became of a case, for the summary."""
-
-    def count(kind: str) -> None:
-        _VERDICTS[kind] += 1
-
-    return count
+def verdict(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes down what became of a case, for the summary: in the test's report, as other processes than the one that sums up may run it."""
+    return lambda kind: record_property(_VERDICT, kind)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    report = yield
-    if "pair" in getattr(item, "fixturenames", ()) and (report.failed or (report.skipped and hasattr(report, "wasxfail"))):
-        _VERDICTS["different"] += 1
-    return report
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    if total := sum(_VERDICTS.values()):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    verdicts: dict[str, str] = {}  # by test: a case counts once, however many reports it has
+    for kind in ("passed", "xpassed", "xfailed", "failed", "error"):
+        for report in terminalreporter.stats.get(kind, []):
+            said = [str(value) for name, value in report.user_properties if name == _VERDICT]
+            if said and kind not in {"passed", "xpassed"}:
+                verdicts[report.nodeid] = "different"
+            elif said and said[-1]:
+                verdicts[report.nodeid] = said[-1]
+    if verdicts:
+        count = Counter(verdicts.values())
         terminalreporter.section("differential")
         terminalreporter.line(
-            f"{total} cases against Envoy: {_VERDICTS['equal']} equal, {_VERDICTS['stricter']} stricter by decision, {_VERDICTS['different']} different",
+            f"{len(verdicts)} cases against Envoy: {count['equal']} equal, {count['stricter']} stricter by decision, {count['different']} different",
         )

@@ -382,6 +382,15 @@ class Pair:
         for rig in (self.oracle, self.subject):
             await rig.stop()
 
+    def renew(self) -> None:
+        """Start both anew, with nothing left of what was."""
+        self.stop()
+        for task in asyncio.all_tasks(self.loop):  # of a case that was broken off
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.oracle, self.subject = self._make()
+        self.start()
+
     def check(self, case: Case) -> str:
         """Run the case on both; raise AssertionError with a diff where they differ. Returns "equal" or "stricter"."""
         oracle, subject = self.loop.run_until_complete(self._run(case))
@@ -390,9 +399,7 @@ class Pair:
         if not self.oracle.proxy.alive() or not self.subject.proxy.alive():
             dead = self.oracle if not self.oracle.proxy.alive() else self.subject
             message = f"{dead.label} died: {dead.proxy.stderr()}"
-            self.stop()
-            self.oracle, self.subject = self._make()
-            self.start()
+            self.renew()
             raise AssertionError(message)
         if oracle.fate.startswith("unclear"):
             oracle.trouble.append(oracle.fate)
