@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Iterator
 
 from control.ads.session import Session
+from control.model.security import spiffe_id
 from control.model.snapshot import MeshSnapshot
 from control.translate.proxy import ProxyKey, of_node
+from control.translate.resource import SECRET
 from control.translate.translator import Translator
 
 
@@ -20,6 +22,7 @@ class Connection:
         self.number = number
         self.key: ProxyKey | None = None
         self.peer = ""
+        self.proven: frozenset[str] | None = None  # SPIFFE IDs, see `peers.proven`
         self._hub = hub
         self._snapshot: MeshSnapshot | None = None
         self._wake = asyncio.Event()
@@ -57,8 +60,16 @@ class Connection:
         snapshot = self._hub.snapshot
         if snapshot is not self._snapshot:
             self._snapshot = snapshot
-            self.session.update(self._hub.translator.view(self.key, snapshot))
+            view = self._hub.translator.view(self.key, snapshot)
+            self.session.update(view if self._is_entitled(snapshot, self.key) else view.without(SECRET))
         yield from self.session.responses()
+
+    def _is_entitled(self, snapshot: MeshSnapshot, key: ProxyKey) -> bool:
+        """Whether it may have the secrets of the workload that it says it is."""
+        workload = snapshot.workloads.get((key.namespace, key.name))
+        if self.proven is None or workload is None:
+            return self.proven is None
+        return spiffe_id(snapshot.config.security.trust_domain, workload.namespace, workload.service_account) in self.proven
 
 
 class Hub:

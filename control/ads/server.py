@@ -14,6 +14,7 @@ import grpc.aio
 from control.ads.hub import Connection, Hub
 from control.ads.session import ProtocolError
 from control.ads.status import client_status
+from control.peers import proven
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from meshproxy.api import messages
 
@@ -113,6 +114,7 @@ class XdsServer:
         async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
             connection = self._hub.open(delta=delta, only=only)
             connection.peer = context.peer()
+            connection.proven = proven(connection.peer, context.auth_context())
             reader = asyncio.create_task(_read(connection, requests), name=f"xds stream {connection.number}")
             try:
                 while await connection.wait():

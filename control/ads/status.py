@@ -7,7 +7,7 @@ from typing import Any
 
 from control.ads.hub import Connection
 from control.ads.session import State, Subscription
-from control.translate.resource import ORDER
+from control.translate.resource import ORDER, SECRET
 from meshproxy.api import messages
 
 _S = "envoy.service.status.v3."
@@ -40,7 +40,8 @@ def _add(config: Any, state: Subscription, contents: bool) -> None:
         for resource in part.values():
             if state.wants(resource.name):
                 entry = _entry(config, state, resource.name, resource.version)
-                entry.xds_config.ParseFromString(resource.any)
+                if state.url != SECRET:  # whoever asks is told that they are there, and no more
+                    entry.xds_config.ParseFromString(resource.any)
 
 
 def _entry(config: Any, state: Subscription, name: str, version: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from control.ca.attestation import Attestor, AttestorUnavailable, Caller, PeerCr
 from control.ca.authority import Authority, CannotSign, Denied, Issued
 from control.ca.csr import BadRequest, parse_csr
 from control.ca.keystore import StoreError
+from control.peers import is_private
 from meshproxy.api import identity_protos
 from meshproxy.api.renewal import CHAIN_HEADER, SIGNATURE_HEADER
 
@@ -112,12 +113,6 @@ class CertificateService:
     def _bundle_changed(self) -> None:
         for changed in self._watchers:
             changed.set()
-
-
-def is_private(peer: str, auth_context: Mapping[str, Any]) -> bool:
-    """Whether nobody but the two ends can read a call: it came by TLS, or did not leave the machine. `peer`: as gRPC calls it."""
-    security = auth_context.get("transport_security_type", [b""])[0]
-    return security == b"ssl" or peer.startswith(("unix:", "unix-abstract:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
 
 
 def _handler(method: str, kind: Any, function: Any, request: str) -> grpc.GenericRpcHandler:

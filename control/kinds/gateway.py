@@ -4,35 +4,65 @@ from __future__ import annotations
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
-from control.model.gateway import Gateway, GatewayServer
+from control.model.gateway import PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.protocols import protocol_of
 from control.model.service import Protocol
 
 _PROTOCOLS = ("HTTP", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "MONGO")
 _TLS = ("HTTPS", "TLS")
+_MODES = ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", PASSTHROUGH, "AUTO_PASSTHROUGH")
+_VERSIONS = {"TLS_AUTO": "", "TLSV1_0": "TLSv1_0", "TLSV1_1": "TLSv1_1", "TLSV1_2": "TLSv1_2", "TLSV1_3": "TLSv1_3"}
+# What Istio takes, of what BoringSSL knows.
+CIPHER_SUITES = tuple(
+    "ECDHE-ECDSA-AES128-GCM-SHA256 ECDHE-RSA-AES128-GCM-SHA256 ECDHE-ECDSA-AES256-GCM-SHA384 ECDHE-RSA-AES256-GCM-SHA384 ECDHE-ECDSA-CHACHA20-POLY1305 "
+    "ECDHE-RSA-CHACHA20-POLY1305 ECDHE-ECDSA-AES128-SHA ECDHE-RSA-AES128-SHA ECDHE-ECDSA-AES256-SHA ECDHE-RSA-AES256-SHA AES128-GCM-SHA256 "
+    "AES256-GCM-SHA384 AES128-SHA AES256-SHA".split()
+)
 
 
 def parse(meta: Meta, body: Fields) -> Gateway:
     """`spec` of a Gateway."""
     spec = body.need("spec")
     servers = spec.each("servers", lambda fields: _server(meta, fields), required=True)
-    seen: set[int] = set()
+    seen: dict[int, GatewayServer] = {}
     for index, server in enumerate(servers):
-        if server.port in seen and not server.protocol.is_http:
+        first = seen.setdefault(server.port, server)
+        if first is not server and not share_a_port(first, server):
             spec.error(f"servers[{index}].port.number", f"there is a server on {server.port} already")
-        seen.add(server.port)
     return Gateway(meta.name, meta.namespace, spec.string_map("selector"), servers)
 
 
+def share_a_port(one: GatewayServer, other: GatewayServer) -> bool:
+    """Whether connections can be told apart: by their requests, or by the names in their ClientHello."""
+    if one.tls is None or other.tls is None:
+        return one.tls is other.tls and one.protocol.is_http and other.protocol.is_http
+    if not one.tls.is_terminated and not other.tls.is_terminated:
+        return True  # the names are those of routes
+    mine, theirs = set(one.server_names or "*"), set(other.server_names or "*")
+    return not mine & theirs
+
+
 def _server(meta: Meta, fields: Fields) -> GatewayServer:
-    fields.not_honoured("bind", "defaultEndpoint", "tls")
+    fields.not_honoured("bind", "defaultEndpoint")
     port = fields.need("port")
     port.not_honoured("targetPort")
     word = port.text("protocol", required=True).upper()
-    if word in _TLS:
-        port.error("protocol", f"{word} is not served yet", "unsupported")
-    elif word not in _PROTOCOLS:
+    if word not in _PROTOCOLS + _TLS:
         port.error("protocol", f"{word!r} is not one of {', '.join(_PROTOCOLS + _TLS)}")
+    tls = fields.child("tls")
+    redirect = bool(tls.boolean("httpsRedirect")) if tls is not None else False
+    made = None
+    if word in _TLS:
+        made = _tls(tls) if tls is not None else None
+        if tls is None:
+            fields.error("tls", f"is needed for {word}")
+        elif redirect:
+            tls.error("httpsRedirect", f"is for plain HTTP, not for {word}")
+    elif tls is not None and tls.names() and tls.names() != ["httpsRedirect"]:
+        tls.rest()
+        tls.error("", f"{word} is without TLS; the protocol must be HTTPS or TLS")
+    elif redirect and not word.startswith(("HTTP", "GRPC")):
+        fields.error("tls.httpsRedirect", f"is for HTTP, not for {word}")
     hosts = []
     for index, host in enumerate(fields.texts("hosts", required=True)):
         namespace, slash, name = host.rpartition("/")
@@ -41,4 +71,41 @@ def _server(meta: Meta, fields: Fields) -> GatewayServer:
         hosts.append(({"": "*", ".": meta.namespace}.get(namespace, namespace), name))
     name = port.text("name", required=True)
     fields.text("name")
-    return GatewayServer(name, port.port("number", required=True), protocol_of(word) or Protocol.TCP, tuple(hosts))
+    protocol = Protocol.HTTP if word == "HTTPS" and made is not None and made.is_terminated else protocol_of(word) or Protocol.TCP
+    return GatewayServer(name, port.port("number", required=True), protocol, tuple(hosts), made, redirect)
+
+
+def _tls(fields: Fields) -> ServerTls:
+    own = "certificates come from Secrets: use credentialName"
+    fields.not_honoured("serverCertificate", "privateKey", "caCertificates", "tlsCertificates", "caCrl", why=own)
+    fields.not_honoured("insecureSkipVerify")
+    mode = fields.text("mode", PASSTHROUGH, choices=_MODES)
+    if mode == "AUTO_PASSTHROUGH":
+        fields.error("mode", "AUTO_PASSTHROUGH joins clusters on several networks, which meshctl does not serve", "unsupported")
+    fields.one_of("credentialName", "credentialNames")
+    credentials = fields.texts("credentialNames") or tuple(filter(None, [fields.text("credentialName")]))
+    ca = fields.text("caCertCredentialName")
+    for name in (*credentials, ca):
+        if "://" in name or "/" in name:
+            fields.error("credentialName", f"{name!r}: only names of Secrets are served", "unsupported")
+    if mode in ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL") and not credentials:
+        fields.error("credentialName", f"is needed for {mode}")
+    if len(credentials) > 2:
+        fields.error("credentialNames", "at most two, one with RSA and one with ECDSA")
+    suites = fields.texts("cipherSuites")
+    for index, suite in enumerate(suites):
+        if suite not in CIPHER_SUITES:
+            fields.error(f"cipherSuites[{index}]", f"{suite!r} is not one of {', '.join(CIPHER_SUITES)}")
+    low = _VERSIONS[fields.text("minProtocolVersion", "TLS_AUTO", choices=_VERSIONS)]
+    high = _VERSIONS[fields.text("maxProtocolVersion", "TLS_AUTO", choices=_VERSIONS)]
+    if low and high and low > high:
+        fields.error("maxProtocolVersion", "is older than minProtocolVersion")
+    names = fields.texts("subjectAltNames")
+    spki, hashes = fields.texts("verifyCertificateSpki"), fields.texts("verifyCertificateHash")
+    if mode not in ("MUTUAL", "OPTIONAL_MUTUAL"):
+        for field, there in (("subjectAltNames", names), ("verifyCertificateSpki", spki), ("verifyCertificateHash", hashes), ("caCertCredentialName", ca)):
+            if there:
+                fields.error(field, f"is about certificates of clients, which {mode} does not ask for", "unsupported")
+    return ServerTls(
+        mode, tuple(SecretRef(name) for name in credentials), SecretRef(ca) if ca else None, names, spki, hashes, low, high, tuple(dict.fromkeys(suites))
+    )

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.kinds.gateway import share_a_port
 from control.kinds.virtual_service import check_regex
-from control.model.gateway import Gateway, GatewayServer
+from control.model.gateway import GATEWAY_API, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.routing import (
     NO_HEADERS,
     Destination,
@@ -28,10 +29,12 @@ from control.model.routing import (
 from control.model.service import Protocol
 from control.names import MESH, service_host
 
-GROUP = "gateway.networking.k8s.io"
+GROUP = GATEWAY_API
 GATEWAY_NAME = f"{GROUP}/gateway-name"  # the label of workloads that serve a Gateway
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 _RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled"
+_KINDS_OF = {"HTTP": ("HTTPRoute", "GRPCRoute"), "HTTPS": ("HTTPRoute", "GRPCRoute"), "TLS": ("TLSRoute", "TCPRoute"), "TCP": ("TCPRoute",)}
+_TERMINATE_MODE = "gateway.istio.io/tls-terminate-mode"  # an option of Istio's
 _INVALID_BACKEND = DirectResponse(500)
 
 
@@ -41,42 +44,92 @@ def parse_gateway(meta: Meta, body: Fields) -> Gateway:
     spec.not_honoured("addresses", "backendTLS", "infrastructure", "allowedListeners", "tls")
     spec.text("gatewayClassName", required=True)
     servers = spec.each("listeners", lambda fields: _listener(meta, fields), required=True)
+    for index, server in enumerate(servers):
+        if any(server.name == other.name for other in servers[:index]):
+            spec.error(f"listeners[{index}].name", f"there are two listeners {server.name!r}")
+        if any(server.port == other.port and not share_a_port(other, server) for other in servers[:index]):
+            spec.error(f"listeners[{index}].port", f"there is a listener on {server.port} that connections could not be told apart from")
     return Gateway(meta.name, meta.namespace, {GATEWAY_NAME: meta.name}, servers, anywhere=False)
 
 
 def _listener(meta: Meta, fields: Fields) -> GatewayServer:
-    fields.not_honoured("tls")
     word = fields.text("protocol", required=True, choices=("HTTP", "HTTPS", "TLS", "TCP", "UDP"))
-    if word not in ("HTTP", ""):
-        fields.error("protocol", f"{word} is not served yet", "unsupported")
-    namespace = meta.namespace
+    if word == "UDP":
+        fields.error("protocol", f"{word} is not served", "unsupported")
+    tls = fields.child("tls")
+    made = None
+    if word in ("HTTPS", "TLS"):
+        made = _listener_tls(meta, tls, word) if tls is not None else None
+        if tls is None:
+            fields.error("tls", f"is needed for {word}")
+    elif tls is not None:
+        tls.rest()
+        fields.error("tls", f"{word} is without TLS")
+    namespace, kinds = meta.namespace, list(_KINDS_OF.get(word, ()))
     allowed = fields.child("allowedRoutes")
     if allowed is not None:
-        allowed.not_honoured("kinds")
+        if "kinds" in allowed:
+            kinds = [kind for kind in allowed.each("kinds", _route_kind) if kind in kinds]
+            if not kinds:
+                allowed.error("kinds", f"none of them can be routes of {word}")
         namespaces = allowed.child("namespaces")
         if namespaces is not None:
             namespaces.not_honoured("selector")
             if namespaces.text("from", "Same", choices=("All", "Same", "None")) == "All":
                 namespace = "*"
     host = fields.text("hostname") or "*"
-    return GatewayServer(fields.text("name", required=True), fields.port("port", required=True), Protocol.HTTP, ((namespace, host),))
+    protocol = Protocol.HTTP if word in ("HTTP", "HTTPS") else Protocol.TCP
+    name = fields.text("name", required=True)
+    return GatewayServer(name, fields.port("port", required=True), protocol, ((namespace, host),), made, kinds=tuple(kinds))
+
+
+def _route_kind(fields: Fields) -> str:
+    group, kind = fields.text("group", GROUP), fields.text("kind", required=True)
+    return kind if group == GROUP else ""
+
+
+def _listener_tls(meta: Meta, fields: Fields, protocol: str) -> ServerTls:
+    fields.not_honoured("frontendValidation")
+    mode = fields.text("mode", "Terminate", choices=("Terminate", "Passthrough"))
+    references = fields.each("certificateRefs", lambda one: _certificate(meta, one))
+    options = fields.child("options")
+    kind = "SIMPLE"
+    if options is not None:
+        kind = options.text(_TERMINATE_MODE, kind, choices=("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"))
+    if mode == "Passthrough":
+        if protocol == "HTTPS":
+            fields.error("mode", "Passthrough is for listeners of TLS")
+        return ServerTls(PASSTHROUGH)
+    if not references and kind != "ISTIO_MUTUAL":
+        fields.error("certificateRefs", "is needed to end TLS here")
+    if len(references) > 2:
+        fields.error("certificateRefs", "at most two, one with RSA and one with ECDSA", "unsupported")
+    return ServerTls(kind, references)
+
+
+def _certificate(meta: Meta, fields: Fields) -> SecretRef:
+    group, kind = fields.text("group"), fields.text("kind", "Secret")
+    if (group, kind) != ("", "Secret"):
+        fields.error("kind", f"{kind} of {group or 'core'} is no certificate that meshctl serves", "unsupported")
+    return SecretRef(fields.text("name", required=True), fields.text("namespace", meta.namespace))
 
 
 def parse_http_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
     """`spec` of an HTTPRoute."""
-    return _Route(meta, _http_match).parse(body.need("spec"))
+    return _Route(meta, "HTTPRoute", _http_match).parse(body.need("spec"))
 
 
 def parse_grpc_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
     """`spec` of a GRPCRoute."""
-    return _Route(meta, _grpc_match).parse(body.need("spec"))
+    return _Route(meta, "GRPCRoute", _grpc_match).parse(body.need("spec"))
 
 
 class _Route:
     """Parses one document. `match` reads one of its matches."""
 
-    def __init__(self, meta: Meta, match: Callable[[Fields], RouteMatch]) -> None:
+    def __init__(self, meta: Meta, kind: str, match: Callable[[Fields], RouteMatch]) -> None:
         self._meta = meta
+        self._kind = kind
         self._match = match
 
     def parse(self, spec: Fields) -> tuple[RouteRules, ...]:
@@ -100,7 +153,8 @@ class _Route:
             return RouteRules(meta.name, meta.namespace, (host,), rules, ports=ports, gateway_api=True, gateways=(MESH,), export_to=export_to)
         if (group, kind) == (GROUP, "Gateway"):
             gateways = (f"{namespace}/{name}",)
-            return RouteRules(meta.name, meta.namespace, hostnames or ("*",), rules, ports=ports, gateway_api=True, gateways=gateways, section=section)
+            hosts = hostnames or ("*",)
+            return RouteRules(meta.name, meta.namespace, hosts, rules, ports=ports, gateway_api=True, gateways=gateways, section=section, kind=self._kind)
         fields.error("kind", f"{kind} of {group or 'core'} is no parent that meshctl serves", "unsupported")
         return None
 

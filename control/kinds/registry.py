@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from control.kinds import destination_rule, gateway, gateway_api, kubernetes, security, service_entry, sidecar, virtual_service, workload
+from control.kinds import destination_rule, gateway, gateway_api, kubernetes, secret, security, service_entry, sidecar, virtual_service, workload
 from control.kinds.common import Meta, Parser
 from control.kinds.fields import Fields
 from meshproxy.api.errors import Problem
@@ -20,6 +20,8 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_CORE, "Service"): (("v1",), kubernetes.parse_service),
     (_CORE, "Endpoints"): (("v1",), kubernetes.parse_endpoints),
     (_CORE, "Pod"): (("v1",), kubernetes.parse_pod),
+    (_CORE, "Secret"): (("v1",), secret.parse_secret),
+    (_CORE, "ConfigMap"): (("v1",), secret.parse_config_map),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), kubernetes.parse_endpoint_slice),
     (_ISTIO_NETWORKING, "VirtualService"): (("v1", "v1beta1", "v1alpha3"), virtual_service.parse),
     (_ISTIO_NETWORKING, "DestinationRule"): (("v1", "v1beta1", "v1alpha3"), destination_rule.parse),
@@ -32,12 +34,13 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),
     (gateway_api.GROUP, "HTTPRoute"): (("v1", "v1beta1"), gateway_api.parse_http_route),
     (gateway_api.GROUP, "GRPCRoute"): (("v1", "v1alpha2"), gateway_api.parse_grpc_route),
+    (gateway_api.GROUP, "ReferenceGrant"): (("v1", "v1beta1", "v1alpha2"), secret.parse_reference_grant),
     (OWN, "Workload"): (("v1",), workload.parse),
 }
 
 # What stands beside those in the folders of mesh users, and is for others. An empty kind is every kind of the group.
 _FOR_OTHERS = {
-    *((_CORE, kind) for kind in ("ConfigMap", "LimitRange", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "Secret")),
+    *((_CORE, kind) for kind in ("LimitRange", "Namespace", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota")),
     (_CORE, "ServiceAccount"),
     ("apps", ""),
     ("autoscaling", ""),

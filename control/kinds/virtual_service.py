@@ -24,9 +24,10 @@ from control.model.routing import (
     RouteRules,
     StringMatch,
     TcpRoute,
+    TlsRoute,
     WeightedDestination,
 )
-from control.names import MESH, resolve_host
+from control.names import MESH, host_matches, resolve_host
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.regex import compile_captures
 
@@ -50,19 +51,20 @@ class _VirtualService:
         self._namespace = meta.namespace
 
     def parse(self, spec: Fields) -> RouteRules:
-        spec.not_honoured("tls")
         hosts = spec.texts("hosts", required=True)
         gateways = self._gateways(spec) or (MESH,)
         http = spec.each("http", self._http)
         tcp = spec.each("tcp", self._tcp)
-        if not http and not tcp:
-            spec.error("", "one of http, tcp is needed")
+        tls = tuple(route for some in spec.each("tls", lambda fields: self._tls(fields, hosts)) for route in some)
+        if not http and not tcp and not tls and not spec.problems:
+            spec.error("", "one of http, tls, tcp is needed")
         return RouteRules(
             self._meta.name,
             self._namespace,
             tuple(resolve_host(host, self._namespace) for host in hosts),
             http,
             tcp,
+            tls,
             gateways=gateways,
             export_to=export_to(spec),
         )
@@ -145,14 +147,34 @@ class _VirtualService:
 
     def _tcp(self, fields: Fields) -> TcpRoute:
         destinations = fields.each("route", self._destination, required=True)
-        for index, destination in enumerate(destinations):
-            if destination.request_headers is not NO_HEADERS or destination.response_headers is not NO_HEADERS:
-                fields.error(f"route[{index}].headers", "connections of plain TCP have no headers")
+        self._check_plain(fields, destinations)
         matches = fields.each("match", self._tcp_match)
         if len(matches) > 1:
             fields.error("match[1]", "more than one match of a TCP route is not served yet", "unsupported")
         port, labels, namespace, gateways = matches[0] if matches else (0, {}, "", ())
         return TcpRoute(destinations, port, labels, namespace, gateways)
+
+    def _tls(self, fields: Fields, hosts: tuple[str, ...]) -> tuple[TlsRoute, ...]:
+        """One route for each of the matches."""
+        destinations = fields.each("route", self._destination, required=True)
+        self._check_plain(fields, destinations)
+        return fields.each("match", lambda below: self._tls_match(below, destinations, hosts), required=True)
+
+    def _tls_match(self, fields: Fields, destinations: tuple[WeightedDestination, ...], hosts: tuple[str, ...]) -> TlsRoute:
+        fields.not_honoured("destinationSubnets", "sourceSubnet")
+        names = fields.texts("sniHosts", required=True)
+        for index, name in enumerate(names):
+            if not any(host == name or host_matches(host, name) for host in hosts):
+                fields.error(f"sniHosts[{index}]", f"{name!r} is not within any of the hosts of this VirtualService")
+        port, labels, namespace, gateways = fields.port("port"), fields.string_map("sourceLabels"), fields.text("sourceNamespace"), self._gateways(fields)
+        return TlsRoute(destinations, names, port, labels, namespace, gateways)
+
+    def _check_plain(self, fields: Fields, destinations: tuple[WeightedDestination, ...]) -> None:
+        for index, destination in enumerate(destinations):
+            if destination.request_headers is not NO_HEADERS or destination.response_headers is not NO_HEADERS:
+                fields.error(f"route[{index}].headers", "connections that are no HTTP have no headers")
+        if len(destinations) > 1 and not any(destination.weight for destination in destinations):
+            fields.error("route", "of several destinations, one at least needs a weight")
 
     def _tcp_match(self, fields: Fields) -> tuple[int, dict[str, str], str, tuple[str, ...]]:
         fields.not_honoured("destinationSubnets", "sourceSubnet")

@@ -4,18 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from control.model.service import Protocol
+
+GATEWAY_API = "gateway.networking.k8s.io"
+PASSTHROUGH = "PASSTHROUGH"
+ISTIO_MUTUAL = "ISTIO_MUTUAL"
+
+
+class SecretRef(NamedTuple):
+    """A Secret as a gateway names it. Without a namespace, it is in that of the workload that serves the gateway."""
+
+    name: str
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerTls:
+    """TLS of a server. `mode` is SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL or PASSTHROUGH; all but the last end it here.
+
+    `credentials`: certificates to show; `ca`: whom clients' certificates must be from, None for the authorities that are with the first of `credentials`.
+    Versions are Envoy's names of them, "" for its own default.
+    """
+
+    mode: str
+    credentials: tuple[SecretRef, ...] = ()
+    ca: SecretRef | None = None
+    subject_alt_names: tuple[str, ...] = ()
+    spki: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
+    min_version: str = ""
+    max_version: str = ""
+    cipher_suites: tuple[str, ...] = ()
+
+    @property
+    def is_terminated(self) -> bool:
+        return self.mode != PASSTHROUGH
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether certificates of clients are looked at."""
+        return self.mode in ("MUTUAL", "OPTIONAL_MUTUAL")
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayServer:
-    """A port on which a gateway listens. `hosts` are those that it serves: names, `*.suffix` or `*`, each with the namespace of the rules that may say so."""
+    """A port on which a gateway listens. `hosts` are those that it serves: names, `*.suffix` or `*`, each with the namespace of the rules that may say so.
+
+    `https_redirect`: plain requests are sent to https. `kinds`: of the rules that may say so, as far as the Gateway API limits them.
+    """
 
     name: str
     port: int
     protocol: Protocol
     hosts: tuple[tuple[str, str], ...] = (("*", "*"),)
+    tls: ServerTls | None = None
+    https_redirect: bool = False
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """What clients must say in their ClientHello; nothing when any will do."""
+        names = sorted({host for _, host in self.hosts})
+        return () if "*" in names else tuple(names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -171,6 +171,18 @@ class TcpRoute:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TlsRoute:
+    """Connections whose ClientHello names one of `sni_hosts` go to these, as they are."""
+
+    destinations: tuple[WeightedDestination, ...]
+    sni_hosts: tuple[str, ...]
+    port: int = 0
+    source_labels: Mapping[str, str] = field(default_factory=dict)
+    source_namespace: str = ""
+    gateways: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RouteRules:
     """What a VirtualService or a route of the Gateway API says about requests to `hosts`.
 
@@ -182,14 +194,17 @@ class RouteRules:
     hosts: tuple[str, ...]
     http: tuple[HttpRoute, ...] = ()
     tcp: tuple[TcpRoute, ...] = ()
+    tls: tuple[TlsRoute, ...] = ()
     ports: tuple[int, ...] = ()
     gateway_api: bool = False
     gateways: tuple[str, ...] = (MESH,)  # `mesh`, or `namespace/name`
     section: str = ""  # only for the gateways' server of this name
+    kind: str = ""  # of the document, where gateways limit that
     export_to: tuple[str, ...] = ("*",)
 
     def destinations(self) -> set[str]:
         """All hosts that requests and connections are sent to."""
         found = {one.destination.host for rule in self.http for one in rule.destinations}
         found |= {one.destination.host for rule in self.http for one in rule.mirrors}
+        found |= {one.destination.host for by_name in self.tls for one in by_name.destinations}
         return found | {one.destination.host for route in self.tcp for one in route.destinations}

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
+from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
@@ -44,6 +45,21 @@ class Security:
     identities: Mapping[str, tuple[str, ...]]
 
 
+Key = tuple[str, str]  # namespace and name
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What documents refer to by name. `credentials` say what Secrets are good for, and not what is in them, so that a new certificate changes nothing here."""
+
+    credentials: Mapping[Key, Credential]
+    ca_bundles: Mapping[Key, CaBundle]
+    grants: tuple[ReferenceGrant, ...]
+
+
+_NO_REFERENCES = References({}, {}, ())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Config:
     """All but where things run. The same object again as long as no document of it changes, so that what is made of it can be kept.
@@ -57,6 +73,7 @@ class Config:
     gateways: tuple[Gateway, ...]
     sidecars: tuple[Sidecar, ...]
     security: Security
+    references: References
     resolved: Endpoints
     source_labels: frozenset[str]
     _rules: _ByHost[DestinationRule]
@@ -106,7 +123,7 @@ class Config:
         )
         identities = {host: found for host, found in self.security.identities.items() if host in services}
         resolved = {key: found for key, found in self.resolved.items() if key[0] in services}
-        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), resolved)
+        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), _NO_REFERENCES, resolved)
 
 
 def same_config(one: Config, other: Config) -> bool:
@@ -118,6 +135,7 @@ def same_config(one: Config, other: Config) -> bool:
         and one.gateways == other.gateways
         and one.sidecars == other.sidecars
         and one.security == other.security
+        and one.references == other.references
         and one.resolved == other.resolved
     )
 
@@ -152,8 +170,9 @@ class MeshSnapshot:
     """Everything at one time. `endpoints`: by host and port number of a service."""
 
     config: Config
-    workloads: Mapping[tuple[str, str], Workload]
+    workloads: Mapping[Key, Workload]
     endpoints: Endpoints
+    secrets: Mapping[Key, Secret]
 
 
 def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> MeshSnapshot:
@@ -167,6 +186,9 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     sidecars: list[Sidecar] = []
     peers: list[PeerAuthentication] = []
     access: list[AuthorizationPolicy] = []
+    secrets: dict[Key, Secret] = {}
+    bundles: dict[Key, CaBundle] = {}
+    grants: list[ReferenceGrant] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
@@ -186,6 +208,13 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
             peers.append(one)
         elif isinstance(one, AuthorizationPolicy):
             access.append(one)
+        elif isinstance(one, Secret):
+            secrets[one.namespace, one.name] = one
+        elif isinstance(one, CaBundle):
+            bundles[one.namespace, one.name] = one
+        elif isinstance(one, ReferenceGrant):
+            grants.append(one)
+    references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, bundles, tuple(grants))
     if sidecars:
         workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
     finder = _Finder(workloads, tuple(peers))
@@ -193,13 +222,15 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
     identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
     security = Security(trust_domain, tuple(peers), tuple(access), identities)
-    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, resolved)
+    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config
         if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is found for key, found in endpoints.items()):
             endpoints = before.endpoints
-    return MeshSnapshot(config, workloads, endpoints)
+        if secrets == before.secrets:
+            return MeshSnapshot(config, workloads, endpoints, before.secrets)
+    return MeshSnapshot(config, workloads, endpoints, secrets)
 
 
 def _config(
@@ -209,6 +240,7 @@ def _config(
     gateways: tuple[Gateway, ...],
     sidecars: tuple[Sidecar, ...],
     security: Security,
+    references: References,
     resolved: Endpoints,
 ) -> Config:
     labels = {label for one in rules for route in one.http for match in route.matches for label in match.source_labels}
@@ -220,6 +252,7 @@ def _config(
         gateways,
         sidecars,
         security,
+        references,
         resolved,
         frozenset(labels),
         _ByHost((rule.host, rule) for rule in destination_rules),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from control.model.routing import TcpRoute
+from control.model.gateway import ISTIO_MUTUAL, ServerTls
 from control.model.security import AuthorizationPolicy, Mtls
 from control.names import inbound_cluster, outbound_cluster
-from control.translate import access, mtls
+from control.translate import access, mtls, tls
 from control.translate.clusters import ADS
-from control.translate.http_route import NO_DEADLINE, Target
+from control.translate.http_route import NO_DEADLINE
 from control.translate.resource import typed
 
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -36,29 +36,70 @@ def outbound_http(host: str, port: int, routes: str) -> dict[str, Any]:
     return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds))
 
 
-def outbound_tcp(host: str, port: int, service: str, service_port: int, route: TcpRoute | None) -> dict[str, Any]:
-    """Where an application opens connections to a port of a service."""
-    targets = route.destinations if route is not None else ()
-    clusters = [(outbound_cluster(one.destination.host, one.destination.port or service_port, one.destination.subset), one.weight) for one in targets]
-    own = outbound_cluster(service, service_port)
-    return _listener("OUTBOUND", host, port, _tcp_to(own, clusters or [(own, 0)]))
+Clusters = tuple[tuple[str, int], ...]  # names and weights
 
 
-def gateway_http(host: str, port: int, routes: str) -> dict[str, Any]:
-    """Where a gateway takes requests from outside: what clients say of where they come from is not believed."""
-    rds = {"config_source": ADS, "route_config_name": routes}
-    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True))
+def outbound_tcp(
+    host: str, port: int, service: str, service_port: int, by_name: tuple[tuple[tuple[str, ...], Clusters], ...], rest: Clusters
+) -> dict[str, Any]:
+    """Where an application opens connections to a port of a service. `by_name`: where those go whose ClientHello says one of some names; `rest`: the others."""
+    prefix = outbound_cluster(service, service_port)
+    chains: list[dict[str, Any]] = []
+    for names, clusters in by_name:
+        match = {} if "*" in names else {"filter_chain_match": {"server_names": list(names)}}
+        chains.append({**match, "filters": [_tcp_to(prefix, list(clusters))]})
+    if rest:
+        chains.append({"filters": [_tcp_to(prefix, list(rest))]})
+    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "OUTBOUND", "filter_chains": chains}
+    if any("filter_chain_match" in chain for chain in chains):
+        made["listener_filters"] = [_TLS_INSPECTOR]
+    return made
 
 
-def gateway_tcp(host: str, port: int, route: TcpRoute, targets: tuple[tuple[str, Target], ...]) -> dict[str, Any]:
-    """Where a gateway takes plain connections; `targets` are the services that `route` names."""
-    by_host = dict(targets)
-    clusters = []
-    for one in route.destinations:
-        service = by_host[one.destination.host].service
-        number = one.destination.port or (service.ports[0].number if service is not None and len(service.ports) == 1 else port)
-        clusters.append((outbound_cluster(one.destination.host, number, one.destination.subset), one.weight))
-    return _listener("OUTBOUND", host, port, _tcp_to(f"outbound_{host}_{port}", clusters))
+class GatewayChain(NamedTuple):
+    """One filter chain of a gateway: clients who say one of `names` (any, without some) get to `routes`, or, as plain connections, to `clusters` by weight.
+
+    `secrets`: names over SDS of the certificates for `tls`, and last of the authorities if it asks clients for theirs.
+    """
+
+    names: tuple[str, ...] = ()
+    tls: ServerTls | None = None
+    secrets: tuple[str, ...] = ()
+    trust_domain: str = ""
+    routes: str = ""
+    clusters: Clusters = ()
+
+
+def gateway(host: str, port: int, chains: tuple[GatewayChain, ...]) -> dict[str, Any]:
+    """Where a gateway listens for the outside: what clients say of where they come from is not believed."""
+    made: dict[str, Any] = {
+        "name": name(host, port),
+        "address": address(host, port),
+        "traffic_direction": "OUTBOUND",
+        "filter_chains": [_gateway_chain(host, port, chain) for chain in chains],
+    }
+    if any(chain.names for chain in chains):
+        made["listener_filters"] = [_TLS_INSPECTOR]
+    return made
+
+
+def _gateway_chain(host: str, port: int, chain: GatewayChain) -> dict[str, Any]:
+    stat_prefix = f"outbound_{host}_{port}"
+    if chain.routes:
+        rds = {"config_source": ADS, "route_config_name": chain.routes}
+        details: dict[str, Any] = {}
+        if chain.tls is not None and (chain.tls.asks_clients or chain.tls.mode == ISTIO_MUTUAL):
+            shown = {"subject": True, "cert": True, "dns": True, "uri": True}
+            details = {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": shown}
+        last = _manager(stat_prefix, [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True, **details)
+    else:
+        last = _tcp_to(stat_prefix, list(chain.clusters))
+    made: dict[str, Any] = {"filters": [last]}
+    if chain.names:
+        made["filter_chain_match"] = {"server_names": list(chain.names)}
+    if chain.tls is not None:
+        made["transport_socket"] = mtls.downstream(chain.trust_domain) if chain.tls.mode == ISTIO_MUTUAL else tls.downstream(chain.tls, chain.secrets)
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ CLUSTER = f"{TYPE_PREFIX}envoy.config.cluster.v3.Cluster"
 ENDPOINTS = f"{TYPE_PREFIX}envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = f"{TYPE_PREFIX}envoy.config.listener.v3.Listener"
 ROUTES = f"{TYPE_PREFIX}envoy.config.route.v3.RouteConfiguration"
+SECRET = f"{TYPE_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
 # Whatever is referred to comes before what refers to it.
-ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
+ORDER = (CLUSTER, ENDPOINTS, SECRET, LISTENER, ROUTES)
 
 
 class Resource:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from control.model.routing import RouteMatch, RouteRules, TcpRoute
+from control.model.routing import RouteMatch, RouteRules, TcpRoute, TlsRoute
 from control.model.service import Port, Service
 from control.names import ALLOW_ANY, BLOCK_ALL, MESH, PASSTHROUGH, outbound_cluster, short_hosts
 from control.translate import http_route
@@ -105,7 +106,7 @@ def rule_routes(rules: RouteRules, port: int, targets: dict[str, Target], caller
     for rule in rules.http:
         matches: list[RouteMatch | None] = [None] if not rule.matches else []
         for match in rule.matches:
-            if _concerns(match, port, rules, caller):
+            if concerns(match, port, rules, caller):
                 matches.append(match)
                 if http_route.catches_all(rule, match):
                     break
@@ -115,7 +116,8 @@ def rule_routes(rules: RouteRules, port: int, targets: dict[str, Target], caller
     return made
 
 
-def _concerns(match: RouteMatch | TcpRoute, port: int, rules: RouteRules, caller: Caller) -> bool:
+def concerns(match: RouteMatch | TcpRoute | TlsRoute, port: int, rules: RouteRules, caller: Caller) -> bool:
+    """Whether a caller gets, for a port, what stands under a match."""
     if match.port and match.port != port:
         return False
     if caller.gateway not in (match.gateways or rules.gateways):
@@ -127,7 +129,31 @@ def _concerns(match: RouteMatch | TcpRoute, port: int, rules: RouteRules, caller
 
 def tcp_route(rules: Iterable[RouteRules], port: int, caller: Caller) -> TcpRoute | None:
     """What is said about plain connections to a port; None: nothing."""
-    return next((route for one in rules for route in one.tcp if _concerns(route, port, one, caller)), None)
+    return next((route for one in rules for route in one.tcp if concerns(route, port, one, caller)), None)
+
+
+def tls_routes(rules: Iterable[RouteRules], port: int, caller: Caller) -> tuple[TlsRoute, ...]:
+    """What is said about connections to a port by the names in their ClientHello; of two routes for a name, the first has it."""
+    made = []
+    taken: set[str] = set()
+    for one in rules:
+        for route in one.tls:
+            names = tuple(name for name in route.sni_hosts if name not in taken)
+            if names and concerns(route, port, one, caller):
+                taken.update(names)
+                made.append(replace(route, sni_hosts=names))
+    return tuple(made)
+
+
+def tcp_clusters(route: TcpRoute | TlsRoute, port: int, targets: Mapping[str, Target]) -> tuple[tuple[str, int], ...]:
+    """(cluster, weight) of each destination."""
+    made = []
+    for one in route.destinations:
+        target = targets.get(one.destination.host)
+        service = target.service if target is not None else None
+        number = one.destination.port or (service.ports[0].number if service is not None and len(service.ports) == 1 else port)
+        made.append((outbound_cluster(one.destination.host, number, one.destination.subset), one.weight))
+    return tuple(made)
 
 
 def mentioned(rules: Iterable[RouteRules]) -> set[str]:

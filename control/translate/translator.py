@@ -13,19 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
-from control.model.routing import RouteRules
 from control.model.security import mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
-from control.model.snapshot import Config, Endpoints, MeshSnapshot, is_for, same_config, visible
+from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
 from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TrafficPolicy
-from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, host_matches, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, listeners, routes
+from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, inbound_cluster, outbound_cluster, short_hosts
+from control.translate import clusters, gateways, listeners, routes, tls
 from control.translate.endpoints import depends_on_locality, load_assignment
+from control.translate.gateways import Serving
 from control.translate.http_route import Target
-from control.translate.listeners import Guard
+from control.translate.listeners import Clusters, Guard
 from control.translate.proxy import GRPC, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, Resource, ResourceSet, make
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
 
 _T = TypeVar("_T")
@@ -43,6 +43,10 @@ class View:
     def parts(self, url: str) -> tuple[ResourceSet, ...]:
         """The sets of one type; empty for a type that we do not serve."""
         return self._parts.get(url, ())
+
+    def without(self, url: str) -> View:
+        """The same without one type."""
+        return View({one: parts for one, parts in self._parts.items() if one != url})
 
     def get(self, url: str, name: str) -> Resource | None:
         """One resource."""
@@ -148,8 +152,8 @@ class Translator:
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity and proxy.kind != GRPC
-        gateways = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
-        sidecar = whole.sidecar_for(proxy.namespace, labels) if not gateways else None  # gateways see everything, as in Istio
+        served = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
+        sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
         config = self._within(whole, proxy.namespace, sidecar.imports) if sidecar is not None and sidecar.imports is not None else whole
         scope = _Scope(
             proxy.namespace,
@@ -159,7 +163,7 @@ class Translator:
             sidecar.unknown if sidecar is not None else None,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        own = (_Same(whole), _Same(config), scope, workload, gateways)
+        own = (_Same(whole), _Same(config), scope, workload, served)
         clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
         parts = {
             CLUSTER: (
@@ -172,8 +176,13 @@ class Translator:
             parts[LISTENER] = (self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, gateways)),)
-            parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, gateways), lambda: self._routes(config, scope, workload, gateways)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served)),)
+            parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
+            own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
+            entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
+            if entitled:
+                key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
+                parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)),)
         return View(parts)
 
     # --- what all proxies of a scope share
@@ -245,39 +254,50 @@ class Translator:
 
     # --- a gateway
 
-    def _gateway_listeners(self, config: Config, gateways: tuple[Gateway, ...], namespace: str) -> list[Resource]:
-        """One listener a port; for plain connections the first rule that concerns it."""
-        made: dict[int, Resource] = {}
-        for gateway in gateways:
-            for server in gateway.servers:
-                if server.port in made:
-                    continue
-                name = listeners.name(_EVERYWHERE, server.port)
-                if server.protocol.is_http:
-                    made[server.port] = self._resource(LISTENER, name, listeners.gateway_http, _EVERYWHERE, server.port, f"http.{server.port}")
-                    continue
-                caller = Caller((gateway.namespace, (), False, gateway.key))
-                route = routes.tcp_route((one for one in config.route_rules if is_for(one, gateway.key) and visible(one, namespace)), server.port, caller)
-                if route is not None:
-                    targets = tuple(_targets(config, gateway.namespace, "", (one.destination.host for one in route.destinations)))
-                    made[server.port] = self._resource(LISTENER, name, listeners.gateway_tcp, _EVERYWHERE, server.port, route, targets)
-        return list(made.values())
+    def _servings(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> dict[int, list[Serving]]:
+        key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
+        return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
 
-    def _gateway_routes(self, config: Config, scope: _Scope, gateways: tuple[Gateway, ...]) -> list[Resource]:
+    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
+        """One listener a port."""
         made = []
-        for port in sorted({server.port for gateway in gateways for server in gateway.servers if server.protocol.is_http}):
-            name = f"http.{port}"
-            hosts = []
-            for host, entries in _gateway_hosts(config, gateways, port, scope.namespace).items():
-                targets = dict(_targets(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
-                found = []
-                for gateway, rules in entries:
-                    if not rules.gateway_api:
-                        found += routes.rule_routes(rules, port, targets, Caller((scope.namespace, (), False, gateway)))
-                found += routes.together((rules for _, rules in entries if rules.gateway_api), port, targets, scope.caller)
-                hosts.append(routes.host(f"{host}:{port}", [host], found))
-            made.append(make(ROUTES, name, {**routes.configuration(name, hosts), "ignore_port_in_host_matching": True}))
+        for port, servings in self._servings(config, scope, served).items():
+            targets = dict(_targets(config, scope.namespace, "", gateways.mentioned(config, servings)))
+            chains = gateways.chains(config, servings, targets)
+            if chains:
+                name = listeners.name(_EVERYWHERE, port)
+                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains))
         return made
+
+    def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
+        together: dict[str, list[Serving]] = {}
+        for servings in self._servings(config, scope, served).values():
+            for one in servings:
+                if one.server.protocol.is_http:
+                    together.setdefault(one.route_name, []).append(one)
+        return [self._gateway_route(config, scope, name, servings) for name, servings in sorted(together.items())]
+
+    def _gateway_route(self, config: Config, scope: _Scope, name: str, servings: list[Serving]) -> Resource:
+        port = servings[0].server.port
+        hosts = []
+        for host, entries in gateways.hosts(config, servings).items():
+            targets = dict(_targets(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
+            found = []
+            for serving, rules in entries:
+                if not rules.gateway_api:
+                    found += routes.rule_routes(rules, port, targets, serving.caller)
+            found += routes.together((rules for _, rules in entries if rules.gateway_api), port, targets, scope.caller)
+            made = routes.host(f"{host}:{port}", [host], found)
+            if gateways.is_redirected(host, servings):
+                made["require_tls"] = "ALL"
+            hosts.append(made)
+        return make(ROUTES, name, {**routes.configuration(name, hosts), "ignore_port_in_host_matching": True})
+
+    def _gateway_secrets(self, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+        """Certificates and authorities, for the workload alone that documents say serves the gateways."""
+        servings = [one for some in self._servings(snapshot.config, scope, served).values() for one in some]
+        found = gateways.secrets(snapshot.config, servings, snapshot.secrets)
+        return ResourceSet(self._resource(SECRET, name, tls.secret, name, one, authorities) for name, one, authorities in found)
 
     # --- a sidecar
 
@@ -292,9 +312,9 @@ class Translator:
             made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, (host or workload.address, number), port.protocol.is_http2))
         return ResourceSet(made)
 
-    def _listeners(self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
+    def _listeners(self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...]) -> ResourceSet:
         """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls."""
-        made = self._gateway_listeners(whole, gateways, scope.namespace)
+        made = self._gateway_listeners(whole, scope, served)
         if workload is not None and workload.sidecar is not None:
             made += self._inbound_listeners(whole, workload, workload.sidecar)
             made += self._outbound_listeners(config, scope, workload, workload.sidecar)
@@ -327,12 +347,22 @@ class Translator:
             if port.protocol.is_http:
                 made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}"))
             else:
-                route = routes.tcp_route(config.routes_for(service.host, port.number, scope.namespace), port.number, scope.caller)
-                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, route))
+                by_name, rest = self._outbound_tcp(config, scope, service, port.number)
+                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, by_name, rest))
         return made
 
-    def _routes(self, config: Config, scope: _Scope, workload: Workload | None, gateways: tuple[Gateway, ...]) -> ResourceSet:
-        made = {one.name: one for one in self._gateway_routes(config, scope, gateways)}
+    def _outbound_tcp(self, config: Config, scope: _Scope, service: Service, port: int) -> tuple[tuple[tuple[tuple[str, ...], Clusters], ...], Clusters]:
+        """Where connections go by the names in their ClientHello, and where the others go: to the service itself, if there are no rules."""
+        rules = config.routes_for(service.host, port, scope.namespace)
+        targets = dict(_targets(config, scope.namespace, service.host, routes.mentioned(rules)))
+        by_name = tuple((one.sni_hosts, routes.tcp_clusters(one, port, targets)) for one in routes.tls_routes(rules, port, scope.caller))
+        route = routes.tcp_route(rules, port, scope.caller)
+        if route is not None and not any("*" in names for names, _ in by_name):
+            return by_name, routes.tcp_clusters(route, port, targets)
+        return by_name, () if by_name else ((outbound_cluster(service.host, port), 0),)
+
+    def _routes(self, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...]) -> ResourceSet:
+        made = {one.name: one for one in self._gateway_routes(config, scope, served)}
         if workload is None or workload.sidecar is None:
             return ResourceSet(made.values())
         for _, service, port in _outbound(config, scope.namespace, workload):
@@ -342,42 +372,6 @@ class Translator:
         if workload.sidecar.http_proxy:
             made[HTTP_PROXY_ROUTES] = self._once((HTTP_PROXY_ROUTES, _Same(config), scope), lambda: _http_proxy(config, scope))
         return ResourceSet(made.values())
-
-
-def _domain_rank(host: str) -> tuple[int, int]:
-    """Exact names before patterns, longer patterns before shorter ones."""
-    return int(host.startswith("*")), -len(host)
-
-
-def _gateway_hosts(config: Config, gateways: tuple[Gateway, ...], port: int, namespace: str) -> dict[str, list[tuple[str, RouteRules]]]:
-    """What is said at one port of a gateway that runs in `namespace`: host -> (gateway, rules)."""
-    found: dict[str, list[tuple[str, RouteRules]]] = {}
-    for gateway in gateways:
-        for server in gateway.servers:
-            if server.port != port or not server.protocol.is_http:
-                continue
-            for rules in config.route_rules:
-                if (
-                    not rules.http
-                    or not is_for(rules, gateway.key)
-                    or not visible(rules, namespace)
-                    or rules.section not in ("", server.name)
-                    or (rules.ports and port not in rules.ports)
-                ):
-                    continue
-                for host in rules.hosts:
-                    for where, pattern in server.hosts:
-                        both = _both(host, pattern)
-                        if both and where in ("*", rules.namespace) and (gateway.key, rules) not in found.setdefault(both, []):
-                            found[both].append((gateway.key, rules))
-    return {host: entries for host, entries in sorted(found.items(), key=lambda item: (_domain_rank(item[0]), item[0])) if entries}
-
-
-def _both(host: str, pattern: str) -> str:
-    """What two names or patterns of hosts have in common, "" for nothing."""
-    if host_matches(pattern, host) or pattern == host:
-        return host
-    return pattern if host_matches(host, pattern) else ""
 
 
 def _uses(config: Config, namespace: str) -> Iterator[_Use]:

@@ -23,7 +23,7 @@ _WORDS = """
     mirror mirrors rewrite uri redirect directResponse body string bytes corsPolicy allowOrigins exact prefix regex trafficPolicy loadBalancer simple
     consistentHash httpCookie connectionPool tcp outlierDetection portLevelSettings subsets ports endpoints address addresses resolution selector
     workloadSelector clusterIP targetPort protocol conditions targetRef containers podIP sidecar inbound outbound listen httpProxy locality items
-    localityLbSetting distribute from to
+    localityLbSetting distribute from to servers mode credentialName httpsRedirect sniHosts listeners certificateRefs data type
 """.split()
 _SCALARS = st.one_of(
     st.none(),
@@ -117,6 +117,30 @@ _RIGHT = [
         "apiVersion": "networking.istio.io/v1",
         "kind": "Gateway",
         "spec": {"selector": {"a": "b"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]},
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Gateway",
+        "spec": {
+            "selector": {"a": "b"},
+            "servers": [
+                {"port": {"number": 443, "name": "tls", "protocol": "TLS"}, "hosts": ["a.b"], "tls": {"mode": "PASSTHROUGH"}},
+                {
+                    "port": {"number": 444, "name": "https", "protocol": "HTTPS"},
+                    "hosts": ["a.b"],
+                    "tls": {"mode": "ISTIO_MUTUAL", "minProtocolVersion": "TLSV1_2"},
+                },
+            ],
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "spec": {
+            "hosts": ["a.b"],
+            "gateways": ["default/a"],
+            "tls": [{"match": [{"sniHosts": ["a.b"], "port": 443}], "route": [{"destination": {"host": "a", "port": {"number": 80}}, "weight": 1}]}],
+        },
     },
     {"apiVersion": "meshproxy/v1", "kind": "Workload", "spec": {"ports": {"web": 1}, "sidecar": {"inbound": [{"port": 1, "listen": 2}]}}},
 ]

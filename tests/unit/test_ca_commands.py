@@ -15,7 +15,7 @@ from control.ca.authority import Authority
 from control.ca.commands import certs_table, duration
 from control.ca.csr import parse_csr
 from control.ca.running import tokens_of
-from control.ca.service import is_private
+from control.peers import is_private
 from tests.unit.ca_help import WEB, csr, key_pem
 
 

@@ -191,10 +191,3 @@ def test_a_gateway_does_not_believe_what_clients_say_of_their_addresses():
 def test_rules_for_a_gateway_are_not_for_sidecars():
     assert routes(view_of(http_gateway('["*"]'), virtual_service("[reviews]")))[0]["name"] == "default"
     assert routes(view_of(virtual_service("[reviews]", "[g, mesh]")))[0].get("name") is None
-
-
-def test_gateways_that_are_not_served_are_refused():
-    assert complaints(gateway("[{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE}}]")) == [
-        "spec.servers[0].port.protocol: HTTPS is not served yet",
-        "spec.servers[0].tls: meshctl does not honour this field",
-    ]

@@ -1,0 +1,219 @@
+"""What gateways listen for and serve: which rules meet on which server, filter chains, virtual hosts, and the secrets that they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from control.model.gateway import GATEWAY_API, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.routing import RouteRules, TcpRoute
+from control.model.secret import Referent, Referrer, Secret, is_granted
+from control.model.snapshot import Config, Key, is_for, visible
+from control.names import host_matches
+from control.translate import routes
+from control.translate.http_route import Target
+from control.translate.listeners import GatewayChain
+from control.translate.routes import Caller
+
+CA_SUFFIX = "-cacert"  # of the Secret beside a certificate's that has the authorities, and of their name over SDS
+
+
+class Serving(NamedTuple):
+    """A server of a gateway, as a workload in `namespace` serves it."""
+
+    gateway: Gateway
+    server: GatewayServer
+    namespace: str
+
+    @property
+    def route_name(self) -> str:
+        """Its route configuration: all plain servers of a port share one."""
+        server = self.server
+        if server.tls is None:
+            return f"http.{server.port}"
+        return f"https.{server.port}.{server.name}.{self.gateway.name}.{self.gateway.namespace}"
+
+    @property
+    def caller(self) -> Caller:
+        return Caller((self.namespace, (), False, self.gateway.key))
+
+    def takes(self, rules: RouteRules) -> bool:
+        """Whether rules may say something here."""
+        server = self.server
+        if not is_for(rules, self.gateway.key) or rules.section not in ("", server.name) or (rules.ports and server.port not in rules.ports):
+            return False
+        return visible(rules, self.namespace) and (not rules.kind or rules.kind in server.kinds)
+
+    def hosts(self, rules: RouteRules) -> Iterator[str]:
+        """The names that the server and the rules have in common."""
+        for host in rules.hosts:
+            for namespace, pattern in self.server.hosts:
+                both = _both(host, pattern)
+                if both and namespace in ("*", rules.namespace):
+                    yield both
+
+
+def by_port(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, identity: bool) -> dict[int, list[Serving]]:
+    """The servers of each port that can be served together. Of those that cannot, the first gateway's counts; those whose certificates are missing do not."""
+    found: dict[int, list[Serving]] = {}
+    for gateway in gateways:
+        for server in gateway.servers:
+            if server.tls is not None and not _has_certificates(config, gateway, server.tls, namespace, identity):
+                continue
+            there = found.setdefault(server.port, [])
+            first = there[0].server if there else server
+            plain = server.tls is None
+            if (first.tls is None) is plain and (not there or not plain or (first.protocol.is_http and server.protocol.is_http)):
+                there.append(Serving(gateway, server, namespace))
+    return {port: servings for port, servings in found.items() if servings}
+
+
+# --- listeners
+
+
+def chains(config: Config, servings: list[Serving], targets: Mapping[str, Target]) -> tuple[GatewayChain, ...]:
+    """The filter chains of a port; no name leads to two of them, since Envoy would refuse the listener as a whole."""
+    made: list[GatewayChain] = []
+    taken: set[str] = set()
+    if servings[0].server.tls is None and servings[0].server.protocol.is_http:
+        return (GatewayChain(routes=servings[0].route_name),)
+    for serving in servings:
+        for chain in _chains(config, serving, targets):
+            names = tuple(name for name in chain.names or ("",) if name not in taken)
+            if names:
+                taken.update(names)
+                made.append(chain._replace(names=() if names == ("",) else names))
+    return tuple(made)
+
+
+def _chains(config: Config, serving: Serving, targets: Mapping[str, Target]) -> Iterator[GatewayChain]:
+    server, tls = serving.server, serving.server.tls
+    rules = [one for one in config.route_rules if serving.takes(one) and any(serving.hosts(one))]
+    if tls is not None and not tls.is_terminated:
+        for one in rules:
+            for route in one.tls:
+                if routes.concerns(route, server.port, one, serving.caller):
+                    names = tuple(both for name in route.sni_hosts for _, pattern in server.hosts if (both := _both(name, pattern)))
+                    if names:
+                        yield GatewayChain(() if "*" in names else tuple(dict.fromkeys(names)), clusters=routes.tcp_clusters(route, server.port, targets))
+        return
+    names = server.server_names if tls is not None else ()
+    secrets = _names(serving)
+    if server.protocol.is_http:
+        yield GatewayChain(names, tls, secrets, config.security.trust_domain, serving.route_name)
+        return
+    plain = _plain_route(rules, serving)
+    if plain is not None:
+        yield GatewayChain(names, tls, secrets, config.security.trust_domain, clusters=routes.tcp_clusters(plain, server.port, targets))
+
+
+def _plain_route(rules: Iterable[RouteRules], serving: Serving) -> TcpRoute | None:
+    """Where connections go whose TLS, if any, has ended here."""
+    rules = list(rules)
+    route = routes.tcp_route(rules, serving.server.port, serving.caller)
+    if route is None and serving.server.tls is not None:
+        route = next((TcpRoute(one.destinations) for some in rules if some.gateway_api for one in some.tls), None)
+    return route
+
+
+def mentioned(config: Config, servings: Iterable[Serving]) -> set[str]:
+    """All hosts that connections or requests are sent to."""
+    return routes.mentioned(one for serving in servings for one in config.route_rules if serving.takes(one))
+
+
+# --- routes
+
+
+def hosts(config: Config, servings: Iterable[Serving]) -> dict[str, list[tuple[Serving, RouteRules]]]:
+    """What is said about requests, by host: exact names first."""
+    found: dict[str, list[tuple[Serving, RouteRules]]] = {}
+    for serving in servings:
+        for rules in config.route_rules:
+            if rules.http and serving.takes(rules):
+                for host in serving.hosts(rules):
+                    entries = found.setdefault(host, [])
+                    if not any(one.gateway is serving.gateway and other is rules for one, other in entries):
+                        entries.append((serving, rules))
+        if serving.server.https_redirect:
+            for _, host in serving.server.hosts:
+                found.setdefault(host, [])
+    return dict(sorted(found.items(), key=lambda item: (_rank(item[0]), item[0])))
+
+
+def is_redirected(host: str, servings: Iterable[Serving]) -> bool:
+    """Whether plain requests to a host are sent to https."""
+    return any(serving.server.https_redirect and any(_both(host, pattern) == host for _, pattern in serving.server.hosts) for serving in servings)
+
+
+def _rank(host: str) -> tuple[int, int]:
+    """Exact names before patterns, longer patterns before shorter ones."""
+    return int(host.startswith("*")), -len(host)
+
+
+def _both(host: str, pattern: str) -> str:
+    """What two names or patterns of hosts have in common, "" for nothing."""
+    if host_matches(pattern, host) or pattern == host:
+        return host
+    return pattern if host_matches(host, pattern) else ""
+
+
+# --- secrets
+
+
+def _name(gateway: Gateway, ref: SecretRef) -> str:
+    """As Istio calls secrets over SDS."""
+    return f"kubernetes-gateway://{ref.namespace}/{ref.name}" if ref.namespace else f"kubernetes://{ref.name}"
+
+
+def _names(serving: Serving) -> tuple[str, ...]:
+    """Of the certificates, and last of the authorities, if clients show theirs."""
+    tls = serving.server.tls
+    if tls is None or tls.mode == ISTIO_MUTUAL:
+        return ()
+    names = [_name(serving.gateway, ref) for ref in tls.credentials]
+    if tls.asks_clients:
+        names.append(_name(serving.gateway, tls.ca) if tls.ca is not None else names[0] + CA_SUFFIX)
+    return tuple(names)
+
+
+def _key(ref: SecretRef, namespace: str) -> Key:
+    return ref.namespace or namespace, ref.name
+
+
+def _has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespace: str, identity: bool) -> bool:
+    """Whether all that a server shows and asks for is there, and may be referred to from where the gateway is."""
+    if not tls.is_terminated:
+        return True
+    if tls.mode == ISTIO_MUTUAL:
+        return identity
+    known = config.references.credentials
+    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
+    for ref in tls.credentials:
+        key = _key(ref, namespace)
+        if ref.namespace and not is_granted(config.references.grants, who, Referent("", "Secret", *key)):
+            return False
+        if key not in known or not known[key].is_certificate:
+            return False
+    return not tls.asks_clients or _ca_key(config, tls, namespace) is not None
+
+
+def _ca_key(config: Config, tls: ServerTls, namespace: str) -> Key | None:
+    """The Secret that has the authorities of clients."""
+    known = config.references.credentials
+    where, name = _key(tls.ca or tls.credentials[0], namespace)
+    candidates = [(where, name)] if tls.ca is not None else [(where, name + CA_SUFFIX), (where, name)]
+    return next((key for key in candidates if key in known and known[key].is_ca), None)
+
+
+def secrets(config: Config, servings: Iterable[Serving], known: Mapping[Key, Secret]) -> Iterator[tuple[str, Secret, bool]]:
+    """(name over SDS, what it is, whether its authorities are meant) of all that these servers need."""
+    for serving in servings:
+        tls = serving.server.tls
+        if tls is None or not tls.is_terminated or tls.mode == ISTIO_MUTUAL:
+            continue
+        names = _names(serving)
+        for name, ref in zip(names, tls.credentials, strict=False):
+            yield name, known[_key(ref, serving.namespace)], False
+        key = _ca_key(config, tls, serving.namespace) if tls.asks_clients else None
+        if key is not None:
+            yield names[-1], known[key], True

@@ -1,0 +1,169 @@
+"""Gateways with TLS, ours and real Envoys: what documents and their Secrets say is what clients from outside meet."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from meshproxy.net.certificate import Certificate
+from tests.differential.pki import Authority
+from tests.differential.proxy import envoy_binary
+from tests.e2e.control_plane import fetch
+from tests.e2e.proxy import PATIENCE, refused, wait_until
+from tests.e2e.test_control_traffic import Mesh
+
+pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("pki")
+    ca = Authority(folder, "ca")
+    for name in ("a", "b", "new", "client"):
+        ca.issue(name, f"{name}.test")
+    Authority(folder, "rogue-ca").issue("rogue", "client.test")
+    return folder
+
+
+@pytest.fixture(params=["envoy", "ours"])
+def mesh(request, tmp_path):
+    made = Mesh(tmp_path, request.param)
+    made.write("edge.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {istio: edge}}}")
+    yield made
+    made.close()
+
+
+def secret(pki: Path, name: str, which: str, ca: bool = False) -> str:
+    data = {"tls.crt": f"{which}.pem", "tls.key": f"{which}.key", **({"ca.crt": "ca.pem"} if ca else {})}
+    encoded = {key: base64.b64encode((pki / file).read_bytes()).decode() for key, file in data.items()}
+    return json.dumps({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": name}, "data": encoded})
+
+
+def gateway(*servers: str) -> str:
+    head = "apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: g}"
+    return f"{{{head}, spec: {{selector: {{istio: edge}}, servers: [{', '.join(servers)}]}}}}"
+
+
+def server(port: int, tls: str, host: str, protocol: str = "HTTPS") -> str:
+    return f"{{port: {{number: {port}, name: s-{host.partition('.')[0]}, protocol: {protocol}}}, hosts: [{host}], tls: {tls}}}"
+
+
+def virtual_service(rest: str) -> str:
+    return f"{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: edge}}, spec: {{hosts: ['*.test'], gateways: [g], {rest}}}}}"
+
+
+TO_V1 = virtual_service("http: [{route: [{destination: {host: reviews, subset: v1}}]}]")
+
+
+def connect(port: int, name: str, pki: Path, client: str = "") -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
+    context.check_hostname = False
+    context.set_alpn_protocols(["http/1.1"])
+    if client:
+        context.load_cert_chain(pki / f"{client}.pem", pki / f"{client}.key")
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), PATIENCE), server_hostname=name)
+
+
+def ask(port: int, name: str, pki: Path, client: str = "") -> tuple[str, int, dict]:
+    """(name in the certificate, status, body) of a request; all are empty when there is no answer."""
+    try:
+        with connect(port, name, pki, client) as tls:
+            shown = Certificate(tls.getpeercert(True)).dns_sans[0]
+            connection = http.client.HTTPConnection(name)
+            connection.sock = tls
+            connection.request("GET", "/")
+            response = connection.getresponse()
+            body = response.read()
+            return shown, response.status, json.loads(body) if body.startswith(b"{") else {}
+    except (OSError, http.client.HTTPException):
+        return "", 0, {}
+
+
+def test_certificates_by_server_name_and_new_ones_without_a_new_listener(mesh, pki):
+    port, plain = mesh.ports.take(), mesh.ports.take()
+    redirect = f"{{port: {{number: {plain}, name: http, protocol: HTTP}}, hosts: ['*.test'], tls: {{httpsRedirect: true}}}}"
+    names = [server(port, f"{{mode: SIMPLE, credentialName: {one}}}", f"{one}.test") for one in ("a", "b", "missing")]
+    mesh.write("gateway.yaml", f"{gateway(*names, redirect)}\n---\n{TO_V1}")
+    mesh.write("a.yaml", secret(pki, "a", "a"))
+    mesh.write("b.yaml", secret(pki, "b", "b"))
+    edge = mesh.sidecar("edge")
+    wait_until(lambda: ask(port, "a.test", pki)[1] == 200)
+    assert ask(port, "a.test", pki)[::2][0] == "a.test"
+    shown, status, seen = ask(port, "b.test", pki)
+    assert (shown, status, seen["name"], seen["headers"]["x-forwarded-proto"]) == ("b.test", 200, "v1", "https")
+    assert ask(port, "missing.test", pki) == ("", 0, {})  # its Secret is not there; the others are served
+    assert fetch(plain, host="a.test")[0] == 301
+
+    mesh.write("a.yaml", secret(pki, "a", "new"))
+    wait_until(lambda: ask(port, "a.test", pki)[0] == "new.test")
+    mesh.write("a.yaml", secret(pki, "a", "new").replace("tls.key", "tls.kye"))
+    wait_until(lambda: "a.yaml: document 1 (Secret default/a): data[tls.key]" in mesh.control.log())
+    mesh.write("missing.yaml", secret(pki, "missing", "new"))
+    wait_until(lambda: ask(port, "missing.test", pki)[1] == 200)
+    assert ask(port, "a.test", pki)[0] == "new.test"  # the last one that was right
+    assert ask(port, "b.test", pki)[:2] == ("b.test", 200)
+    assert edge.stat("listener_manager.listener_create_failure") == 0
+    assert (pki / "a.key").read_text() not in mesh.control.log()
+    assert "PRIVATE" not in json.dumps(mesh.control.ask("proxy-config", "listeners", "edge.default"))
+
+
+def test_clients_with_certificates(mesh, pki):
+    port = mesh.ports.take()
+    mesh.write("gateway.yaml", f"{gateway(server(port, '{mode: MUTUAL, credentialName: a, subjectAltNames: [client.test]}', 'a.test'))}\n---\n{TO_V1}")
+    mesh.write("a.yaml", secret(pki, "a", "a", ca=True))
+    mesh.sidecar("edge")
+    wait_until(lambda: ask(port, "a.test", pki, "client")[1] == 200)
+    assert "DNS=client.test" in ask(port, "a.test", pki, "client")[2]["headers"]["x-forwarded-client-cert"]
+    assert ask(port, "a.test", pki)[1] == 0
+    assert ask(port, "a.test", pki, "rogue")[1] == 0
+    assert ask(port, "a.test", pki, "b")[1] == 0  # of the same authority, with another name
+
+    mesh.write("gateway.yaml", f"{gateway(server(port, '{mode: OPTIONAL_MUTUAL, credentialName: a}', 'a.test'))}\n---\n{TO_V1}")
+    wait_until(lambda: ask(port, "a.test", pki)[1] == 200)
+    assert ask(port, "a.test", pki, "b")[1] == 200
+    assert ask(port, "a.test", pki, "rogue")[1] == 0
+
+
+def test_tls_that_is_passed_on(mesh, pki):
+    """A second gateway ends TLS; the first only looks at the server names."""
+    port, inner = mesh.ports.take(), mesh.ports.take()
+    mesh.write("inner.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: inner, labels: {app: inner}}}")
+    service = f"{{apiVersion: v1, kind: Service, metadata: {{name: inner}}, spec: {{selector: {{app: inner}}, ports: [{{name: tls, port: {inner}}}]}}}}"
+    ends = gateway(server(inner, "{mode: SIMPLE, credentialName: a}", "a.test")).replace("name: g}", "name: ends}").replace("istio: edge", "app: inner")
+    passes = gateway(server(port, "{mode: PASSTHROUGH}", "'*.test'", "TLS"))
+    by_name = virtual_service("tls: [{match: [{sniHosts: [a.test]}], route: [{destination: {host: inner}}]}]")
+    at_the_end = TO_V1.replace("name: edge", "name: at-the-end").replace("[g]", "[ends]")
+    mesh.write("gateway.yaml", "\n---\n".join([service, ends, passes, by_name, at_the_end, secret(pki, "a", "a")]))
+    mesh.sidecar("inner")
+    mesh.sidecar("edge")
+    wait_until(lambda: ask(port, "a.test", pki)[1] == 200)
+    assert ask(port, "a.test", pki)[0] == "a.test"
+    assert ask(port, "b.test", pki)[1] == 0
+
+
+def test_listeners_and_routes_of_the_gateway_api(mesh, pki):
+    port = mesh.ports.take()
+    mesh.write("edge.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {gateway.networking.k8s.io/gateway-name: g}}}")
+
+    def api(kind: str, name: str, spec: str, namespace: str = "default") -> str:
+        return f"{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
+
+    tls = "{certificateRefs: [{name: a, namespace: vault}]}"
+    listeners = f"[{{name: a, port: {port}, protocol: HTTPS, hostname: a.test, tls: {tls}}}]"
+    route = api("HTTPRoute", "r", "{parentRefs: [{name: g}], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}")
+    there = secret(pki, "a", "a").replace('"name": "a"', '"name": "a", "namespace": "vault"')
+    mesh.write("gateway.yaml", "\n---\n".join([api("Gateway", "g", f"{{gatewayClassName: mesh, listeners: {listeners}}}"), route, there]))
+    mesh.sidecar("edge")
+    assert refused(port)  # nothing is granted
+    origin = "{group: gateway.networking.k8s.io, kind: Gateway, namespace: default}"
+    mesh.write("grant.yaml", api("ReferenceGrant", "x", f"{{from: [{origin}], to: [{{group: '', kind: Secret}}]}}", "vault"))
+    wait_until(lambda: ask(port, "a.test", pki)[1] == 200)
+    assert ask(port, "a.test", pki)[0] == "a.test"
+    (mesh.folder / "grant.yaml").unlink()
+    wait_until(lambda: refused(port))

@@ -1,0 +1,330 @@
+"""Gateways with TLS: servers and listeners of both APIs, the Secrets that they name, and who gets those."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from control.ads.hub import Hub
+from control.kinds.store import Store
+from control.peers import proven
+from control.translate.proxy import ProxyKey
+from control.translate.resource import LISTENER, ORDER, ROUTES, SECRET
+from control.translate.translator import Translator
+from meshproxy.api import convert, messages, support
+from tests.differential.pki import Authority
+from tests.unit.control_help import MESH, istio, listener, plain, snapshot
+from tests.unit.test_control_kinds import complaints
+
+EDGE = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {istio: edge}}}"
+KEY = ProxyKey("sidecar", "edge", "default")
+SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {ports: [{name: tls, port: 443}]}}"
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory) -> dict[str, str]:
+    folder: Path = tmp_path_factory.mktemp("pki")
+    ca = Authority(folder, "ca")
+    ca.issue("a", "a.test")
+    ca.issue("b", "b.test")
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def secret(name: str, kind: str = "kubernetes.io/tls", namespace: str = "default", **data: str) -> str:
+    """`data`: field names with `_` for `.`."""
+    encoded = {key.replace("_", "."): base64.b64encode(value.encode()).decode() for key, value in data.items()}
+    return json.dumps({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name, "namespace": namespace}, "data": encoded})
+
+
+def certificate(pki, name: str, which: str = "a", **more: str) -> str:
+    return secret(name, tls_crt=pki[f"{which}.pem"], tls_key=pki[f"{which}.key"], **more)
+
+
+def gateway(*servers: str, name: str = "g") -> str:
+    return istio("Gateway", name, f"selector: {{istio: edge}}\nservers: [{', '.join(servers)}]")
+
+
+def https(tls: str, hosts: str = "['*']", port: int = 8443, protocol: str = "HTTPS", name: str = "https") -> str:
+    return f"{{port: {{number: {port}, name: {name}, protocol: {protocol}}}, hosts: {hosts}, tls: {tls}}}"
+
+
+TO_REVIEWS = istio("VirtualService", "v", "hosts: ['*']\ngateways: [g]\nhttp: [{route: [{destination: {host: reviews}}]}]")
+
+
+def view(*texts: str, proxy: ProxyKey = KEY):
+    made = Translator().view(proxy, snapshot(MESH, EDGE, *texts))
+    for url in ORDER:
+        for one in made.all(url):
+            problems, _ = support.check(one.message)
+            assert not problems, (one, problems)
+    return made
+
+
+def chains(*texts: str, port: int = 8443):
+    return listener(view(*texts), f"0.0.0.0_{port}")["filter_chains"]
+
+
+def tls_of(chain):
+    return chain["transport_socket"]["typed_config"]
+
+
+# --- Istio's Gateway
+
+
+def test_simple(pki):
+    made = view(gateway(https("{mode: SIMPLE, credentialName: shop, minProtocolVersion: TLSV1_3}", "[a.test]")), TO_REVIEWS, certificate(pki, "shop"))
+    (chain,) = listener(made, "0.0.0.0_8443")["filter_chains"]
+    assert chain["filter_chain_match"] == {"server_names": ["a.test"]}
+    tls = tls_of(chain)
+    assert tls["require_client_certificate"] is False
+    common = tls["common_tls_context"]
+    assert common["alpn_protocols"] == ["h2", "http/1.1"]
+    assert common["tls_certificate_sds_secret_configs"] == [{"name": "kubernetes://shop", "sds_config": {"ads": {}, "resource_api_version": "V3"}}]
+    assert common["tls_params"] == {"tls_minimum_protocol_version": "TLSv1_3"}
+    manager = chain["filters"][0]["typed_config"]
+    assert manager["rds"]["route_config_name"] == "https.8443.https.g.default"
+    (host,) = plain(made, ROUTES, "https.8443.https.g.default")["virtual_hosts"]
+    assert host["domains"] == ["a.test"]
+    shown = plain(made, SECRET, "kubernetes://shop")["tls_certificate"]
+    assert (shown["certificate_chain"]["inline_string"], shown["private_key"]["inline_string"]) == (pki["a.pem"], pki["a.key"])
+
+
+@pytest.mark.parametrize("mode", ["MUTUAL", "OPTIONAL_MUTUAL"])
+def test_mutual(pki, mode):
+    server = https(f"{{mode: {mode}, credentialName: shop, subjectAltNames: [web.test], cipherSuites: [ECDHE-ECDSA-AES128-GCM-SHA256]}}")
+    made = view(gateway(server), TO_REVIEWS, certificate(pki, "shop", ca_crt=pki["ca.pem"]))
+    (chain,) = listener(made, "0.0.0.0_8443")["filter_chains"]
+    assert "filter_chain_match" not in chain
+    tls = tls_of(chain)
+    assert tls["require_client_certificate"] is (mode == "MUTUAL")
+    validation = tls["common_tls_context"]["combined_validation_context"]
+    assert validation["validation_context_sds_secret_config"]["name"] == "kubernetes://shop-cacert"
+    names = validation["default_validation_context"]["match_typed_subject_alt_names"]
+    assert {one["san_type"] for one in names} == {"DNS", "URI"}
+    assert plain(made, SECRET, "kubernetes://shop-cacert")["validation_context"] == {"trusted_ca": {"inline_string": pki["ca.pem"]}}
+    assert chain["filters"][0]["typed_config"]["forward_client_cert_details"] == "SANITIZE_SET"
+
+
+def test_the_authorities_may_be_in_a_secret_of_their_own(pki):
+    server = gateway(https("{mode: MUTUAL, credentialName: shop}"))
+    generic = secret("shop", "Opaque", cert=pki["a.pem"], key=pki["a.key"])
+    made = view(server, TO_REVIEWS, generic, secret("shop-cacert", "Opaque", cacert=pki["ca.pem"]))
+    assert {one.name for one in made.all(SECRET)} == {"kubernetes://shop", "kubernetes://shop-cacert"}
+    other = gateway(https("{mode: MUTUAL, credentialName: shop, caCertCredentialName: theirs}"))
+    made = view(other, TO_REVIEWS, generic, secret("theirs", "Opaque", cacert=pki["ca.pem"]))
+    assert {one.name for one in made.all(SECRET)} == {"kubernetes://shop", "kubernetes://theirs"}
+
+
+def test_a_server_without_its_secret_is_not_served_and_harms_no_other(pki):
+    servers = gateway(https("{mode: SIMPLE, credentialName: shop}", "[a.test]"), https("{mode: SIMPLE, credentialName: missing}", "[b.test]", name="b"))
+    (chain,) = chains(servers, TO_REVIEWS, certificate(pki, "shop"))
+    assert chain["filter_chain_match"] == {"server_names": ["a.test"]}
+    mutual = gateway(https("{mode: MUTUAL, credentialName: shop}"))
+    assert view(mutual, TO_REVIEWS, certificate(pki, "shop")).get(LISTENER, "0.0.0.0_8443") is None  # no authorities
+
+
+def test_no_name_leads_to_two_chains(pki):
+    one = gateway(https("{mode: SIMPLE, credentialName: shop}", "[a.test, '*.c.test']"), name="g")
+    other = gateway(https("{mode: SIMPLE, credentialName: shop}", "[a.test, b.test]"), name="h")
+    made = chains(one, other, TO_REVIEWS, certificate(pki, "shop"))
+    assert [chain["filter_chain_match"]["server_names"] for chain in made] == [["*.c.test", "a.test"], ["b.test"]]
+
+
+def test_mutual_tls_of_the_mesh():
+    server = gateway(https("{mode: ISTIO_MUTUAL}"))
+    assert view(server, TO_REVIEWS).get(LISTENER, "0.0.0.0_8443") is None  # this workload has no certificate of the mesh
+    with_identity = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {istio: edge}}, spec: {sidecar: {identity: true}}}"
+    made = Translator().view(KEY, snapshot(MESH, with_identity, server, TO_REVIEWS))
+    tls = tls_of(listener(made, "0.0.0.0_8443")["filter_chains"][0])
+    assert [one["name"] for one in tls["common_tls_context"]["tls_certificate_sds_secret_configs"]] == ["default"]
+    assert tls["require_client_certificate"] is True
+
+
+def test_tls_that_is_passed_on_by_its_server_name():
+    rules = istio(
+        "VirtualService",
+        "v",
+        """
+        hosts: ["*.test"]
+        gateways: [g]
+        tls:
+        - {match: [{sniHosts: [a.test]}, {port: 1, sniHosts: [never.test]}], route: [{destination: {host: db}}]}
+        - match: [{sniHosts: [a.test, b.test]}]
+          route: [{destination: {host: db}, weight: 1}, {destination: {host: reviews, port: {number: 9080}}, weight: 3}]
+        """,
+    )
+    made = view(SERVICE.replace("db", "db2"), gateway(https("{mode: PASSTHROUGH}", "['*.test']", protocol="TLS")), rules)
+    first, second = listener(made, "0.0.0.0_8443")["filter_chains"]
+    assert first["filter_chain_match"] == {"server_names": ["a.test"]}
+    assert "transport_socket" not in first
+    assert first["filters"][0]["typed_config"]["cluster"] == "outbound|3306||db.default.svc.cluster.local"
+    assert second["filter_chain_match"] == {"server_names": ["b.test"]}
+    assert [one["weight"] for one in second["filters"][0]["typed_config"]["weighted_clusters"]["clusters"]] == [1, 3]
+    assert listener(made, "0.0.0.0_8443")["listener_filters"][0]["name"] == "envoy.filters.listener.tls_inspector"
+
+
+def test_tls_ended_for_plain_connections(pki):
+    rules = istio("VirtualService", "v", "hosts: ['*']\ngateways: [g]\ntcp: [{route: [{destination: {host: db}}]}]")
+    (chain,) = chains(gateway(https("{mode: SIMPLE, credentialName: shop}", protocol="TLS")), rules, certificate(pki, "shop"))
+    assert chain["filters"][0]["typed_config"]["cluster"] == "outbound|3306||db.default.svc.cluster.local"
+    assert "transport_socket" in chain
+
+
+def test_redirects_to_https(pki):
+    plain_server = "{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['a.test', 'other/b.test'], tls: {httpsRedirect: true}}"
+    rules = TO_REVIEWS.replace("'*'", "a.test")
+    made = view(gateway(plain_server), rules)
+    found = {host["domains"][0]: host["require_tls"] for host in plain(made, ROUTES, "http.8080")["virtual_hosts"]}
+    assert found == {"a.test": "ALL", "b.test": "ALL"}  # also where there are no rules
+
+
+def test_sidecars_route_by_server_name_too():
+    rules = istio("VirtualService", "v", "hosts: [db, a.test]\ntls: [{match: [{sniHosts: [a.test]}], route: [{destination: {host: reviews}}]}]")
+    made = Translator().view(ProxyKey("sidecar", "web", "default"), snapshot(MESH, rules))
+    (chain,) = listener(made, "127.0.0.1_13306")["filter_chains"]
+    assert chain["filter_chain_match"] == {"server_names": ["a.test"]}
+    rules += "tcp: [{route: [{destination: {host: db}}]}]"
+    made = Translator().view(ProxyKey("sidecar", "web", "default"), snapshot(MESH, rules.replace("tcp:", "  tcp:")))
+    assert len(listener(made, "127.0.0.1_13306")["filter_chains"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (gateway(https("{mode: SIMPLE}")), "spec.servers[0].tls.credentialName: is needed for SIMPLE"),
+        (gateway(https("{mode: AUTO_PASSTHROUGH}")), "spec.servers[0].tls.mode: AUTO_PASSTHROUGH joins clusters on several networks"),
+        (gateway(https("{mode: SIMPLE, serverCertificate: /a}")), "spec.servers[0].tls.serverCertificate: certificates come from Secrets"),
+        (gateway(https("{mode: SIMPLE, credentialName: a, cipherSuites: [RC4]}")), "spec.servers[0].tls.cipherSuites[0]: 'RC4' is not one of"),
+        (gateway(https("{mode: SIMPLE, credentialName: a, subjectAltNames: [b]}")), "spec.servers[0].tls.subjectAltNames: is about certificates of clients"),
+        (gateway(https("{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2}")), "spec.servers[0].tls.maxProtocol"),
+        (gateway(https("{mode: SIMPLE, credentialName: a}", protocol="HTTP")), "spec.servers[0].tls: HTTP is without TLS"),
+        (gateway("{port: {number: 1, name: a, protocol: HTTPS}, hosts: ['*']}"), "spec.servers[0].tls: is needed for HTTPS"),
+        (gateway(https("{mode: PASSTHROUGH}"), https("{mode: SIMPLE, credentialName: a}", name="b")), "spec.servers[1].port.number: there is a server on 8443"),
+        (secret("a", tls_crt="x"), "data[tls.key]: is needed in a Secret of type kubernetes.io/tls"),
+        (secret("a", tls_crt="x", tls_key="y"), "data[tls.crt]: no certificates in PEM"),
+        (secret("a", "Opaque", cacert="x"), "data[cacert]: no certificates in PEM"),
+        ("{apiVersion: v1, kind: Secret, metadata: {name: a}, data: {tls.crt: '-', tls.key: 'Cg=='}}", "data[tls.crt]: must be base64 of PEM"),
+        (
+            istio("VirtualService", "v", "hosts: [a.test]\ntls: [{match: [{sniHosts: [b.test]}], route: [{destination: {host: b}}]}]"),
+            "spec.tls[0].match[0].sniHosts[0]",
+        ),
+    ],
+)
+def test_mistakes(text, complaint):
+    found = complaints(text)
+    assert any(one.startswith(complaint) for one in found), found
+
+
+def test_a_key_of_another_certificate(pki):
+    text = secret("a", tls_crt=pki["a.pem"], tls_key=pki["b.key"])
+    assert complaints(text) == ["data[tls.key]: is not the key of tls.crt"]
+
+
+def test_secrets_for_others_are_passed_over():
+    store = Store()
+    store.put("a", secret("a", "Opaque", password="x").encode())
+    store.settle()
+    assert (store.troubles, store.objects) == ([], {})
+
+
+# --- the Gateway API
+
+
+def api(kind: str, name: str, spec: str, namespace: str = "default") -> str:
+    return f"{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}, namespace: {namespace}}}, spec: {spec}}}"
+
+
+def api_gateway(listeners: str) -> str:
+    return api("Gateway", "g", f"{{gatewayClassName: mesh, listeners: {listeners}}}")
+
+
+API_EDGE = EDGE.replace("istio: edge", "gateway.networking.k8s.io/gateway-name: g")
+ROUTE = api("HTTPRoute", "r", "{parentRefs: [{name: g}], hostnames: [a.test], rules: [{backendRefs: [{name: reviews, port: 9080}]}]}")
+
+
+def api_view(*texts: str):
+    made = Translator().view(KEY, snapshot(MESH, API_EDGE, *texts))
+    for url in ORDER:
+        for one in made.all(url):
+            assert not support.check(one.message)[0], one
+    return made
+
+
+def test_listeners_that_end_tls(pki):
+    two = api_gateway(
+        "[{name: a, port: 8443, protocol: HTTPS, hostname: a.test, tls: {certificateRefs: [{name: shop}]}},"
+        " {name: b, port: 8443, protocol: HTTPS, hostname: b.test, tls: {certificateRefs: [{name: missing}]}}]"
+    )
+    made = api_view(two, ROUTE, certificate(pki, "shop"))
+    (chain,) = listener(made, "0.0.0.0_8443")["filter_chains"]
+    assert chain["filter_chain_match"] == {"server_names": ["a.test"]}
+    assert [one["name"] for one in tls_of(chain)["common_tls_context"]["tls_certificate_sds_secret_configs"]] == ["kubernetes-gateway://default/shop"]
+    (host,) = plain(made, ROUTES, "https.8443.a.g.default")["virtual_hosts"]
+    assert host["domains"] == ["a.test"]
+    assert [one.name for one in made.all(SECRET)] == ["kubernetes-gateway://default/shop"]
+
+
+def test_a_secret_of_another_namespace_needs_a_grant(pki):
+    one = api_gateway("[{name: a, port: 8443, protocol: HTTPS, tls: {certificateRefs: [{name: shop, namespace: vault}]}}]")
+    there = secret("shop", namespace="vault", tls_crt=pki["a.pem"], tls_key=pki["a.key"])
+    assert api_view(one, ROUTE, there).get(LISTENER, "0.0.0.0_8443") is None
+    origin = "{group: gateway.networking.k8s.io, kind: Gateway, namespace: default}"
+    grant = api("ReferenceGrant", "x", f"{{from: [{origin}], to: [{{group: '', kind: Secret, name: shop}}]}}", "vault")
+    made = api_view(one, ROUTE, there, grant)
+    assert [one.name for one in made.all(SECRET)] == ["kubernetes-gateway://vault/shop"]
+    assert made.get(LISTENER, "0.0.0.0_8443") is not None
+    assert api_view(one, ROUTE, there, grant.replace("name: shop", "name: other")).get(LISTENER, "0.0.0.0_8443") is None
+
+
+def test_kinds_of_routes_that_a_listener_takes():
+    grpc_only = "[{name: a, port: 8080, protocol: HTTP, allowedRoutes: {kinds: [{kind: GRPCRoute}]}}]"
+    assert not plain(api_view(api_gateway(grpc_only), ROUTE), ROUTES, "http.8080").get("virtual_hosts")
+    assert plain(api_view(api_gateway(grpc_only.replace("GRPC", "HTTP")), ROUTE), ROUTES, "http.8080")["virtual_hosts"]
+
+
+# --- who gets them
+
+
+def test_nobody_else_gets_secrets(pki):
+    texts = (gateway(https("{mode: SIMPLE, credentialName: shop}")), TO_REVIEWS, certificate(pki, "shop"))
+    assert list(view(*texts).all(SECRET))
+    for other in (ProxyKey("sidecar", "web", "default"), ProxyKey("sidecar", "edge", "other")):
+        assert not list(view(*texts, proxy=other).all(SECRET))
+    liar = ProxyKey("sidecar", "stranger", "default", (("istio", "edge"),))
+    assert not list(view(*texts, proxy=liar).all(SECRET))
+
+
+@pytest.mark.parametrize(
+    ("peer", "names", "served"),
+    [
+        ("ipv4:127.0.0.1:5000", (), True),
+        ("unix:", (), True),
+        ("ipv4:192.0.2.1:5000", (), False),
+        ("ipv4:192.0.2.1:5000", (b"spiffe://cluster.local/ns/default/sa/default",), True),
+        ("ipv4:192.0.2.1:5000", (b"spiffe://cluster.local/ns/default/sa/other", b"a.test"), False),
+    ],
+)
+def test_whom_the_control_plane_believes(pki, peer, names, served):
+    hub = Hub(snapshot(MESH, EDGE, gateway(https("{mode: SIMPLE, credentialName: shop}")), TO_REVIEWS, certificate(pki, "shop")))
+    connection = hub.open(delta=False)
+    connection.proven = proven(peer, {"x509_subject_alternative_name": names})
+    request = {"node": {"id": "edge.default"}, "type_url": SECRET, "resource_names": ["kubernetes://shop"]}
+    connection.receive(convert.to_message(request, messages.known("envoy.service.discovery.v3.DiscoveryRequest")).SerializeToString())
+    responses = [messages.known("envoy.service.discovery.v3.DiscoveryResponse").FromString(one) for one in connection.responses()]
+    assert [len(one.resources) for one in responses] == ([1] if served else [])
+
+
+def test_a_new_certificate_changes_nothing_but_the_secret(pki):
+    store, translator = Store(), Translator()
+    texts = (MESH, EDGE, gateway(https("{mode: SIMPLE, credentialName: shop}")), TO_REVIEWS)
+    first = snapshot(*texts, certificate(pki, "shop"), store=store)
+    before = translator.view(KEY, first)
+    second = snapshot(*texts, certificate(pki, "shop", "b"), before=first, store=store)
+    assert second.config is first.config
+    after = translator.view(KEY, second)
+    for url in ORDER:
+        changed = [one.name for new, old in zip(after.parts(url), before.parts(url), strict=True) for one in new.since(old).changed]
+        assert changed == (["kubernetes://shop"] if url == SECRET else [])
