@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
-# How fast an example runs says something about the machine, not about us.
-settings.register_profile("meshproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast an example runs says something about the machine, not about us. Each run tries the same examples, so that what it says is about the change;
+# `--hypothesis-profile=explore` looks for new ones, and remembers in .hypothesis/ what failed.
+settings.register_profile("meshproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None)
+settings.register_profile("explore", settings.get_profile("meshproxy"), derandomize=False, database=DirectoryBasedExampleDatabase(".hypothesis/examples"))
 settings.load_profile("meshproxy")
 
 
