@@ -68,9 +68,9 @@ def _pair_as_new(request: pytest.FixtureRequest, second_try: bool) -> None:
 
 
 @pytest.fixture
-def verdict(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+def verdict(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Takes down what became of a case, for the summary: in the test's report, as other processes than the one that sums up may run it."""
-    return lambda kind: record_property(_VERDICT, kind)
+    return lambda kind: request.node.user_properties.append((_VERDICT, kind))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
