@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from control.ads.hub import Hub
-from control.ads.server import XdsServer
+from control.ads.server import Identify, XdsServer
 from control.kinds.store import Store, Trouble
 from control.model.security import DEFAULT_TRUST_DOMAIN
 from control.model.snapshot import MeshSnapshot, build
@@ -67,10 +67,11 @@ class App:
         handlers: Sequence[grpc.GenericRpcHandler] = (),
         trust_domain: str = DEFAULT_TRUST_DOMAIN,
         arrange: Arrange | None = None,
+        identify: Identify | None = None,
     ) -> None:
         self.mesh = Mesh(folder, trust_domain, arrange)
         self.hub = Hub(self.mesh.snapshot)
-        self.server = XdsServer(self.hub, handlers)
+        self.server = XdsServer(self.hub, handlers, identify)
         self._reported: list[str] = []
 
     def load(self) -> None:

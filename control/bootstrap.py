@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Sequence
 from typing import Any
 
+from control.names import is_ip
+from control.translate import mtls
 from control.translate.mtls import SDS_CLUSTER
 from control.translate.resource import typed
 from meshproxy.record import Record
@@ -13,15 +15,28 @@ _XDS_CLUSTER = "xds-grpc"
 _AUTHORITY_CLUSTER = "authority"
 _WORKLOAD = "meshproxy.identity.v1.Workload"
 _UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_HTTP2 = {_OPTIONS: typed(_OPTIONS, explicit_http_config={"http2_protocol_options": {}})}
+_HTTP2_ALIVE = {_OPTIONS: typed(_OPTIONS, explicit_http_config={"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}})}
 
 
-def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True, admin_port: int = 0, sds: str = "") -> dict[str, Any]:
-    """For Envoy and for our own sidecar: clusters and listeners by ADS, and, with `sds`, certificates from the Unix socket of an agent."""
-    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {options: typed(options, explicit_http_config={"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}})}
-    clusters = [_cluster(_XDS_CLUSTER, {"socket_address": {"address": host, "port_value": port}}, http2)]
+def envoy(
+    name: str,
+    namespace: str,
+    servers: Sequence[tuple[str, int]],
+    *,
+    delta: bool = True,
+    admin_port: int = 0,
+    sds: str = "",
+    secure: Secure | None = None,
+) -> dict[str, Any]:
+    """For Envoy and for our own sidecar: clusters and listeners by ADS from any of `servers`, and, with `sds`, certificates from an agent's Unix socket."""
+    clusters = [_xds_cluster(servers, secure)]
     if sds:
-        clusters.append(_cluster(SDS_CLUSTER, {"pipe": {"path": sds}}, http2))
+        clusters.append(_cluster(SDS_CLUSTER, {"pipe": {"path": sds}}, _HTTP2))
+    service: dict[str, Any] = {"envoy_grpc": {"cluster_name": _XDS_CLUSTER}}
+    if secure is not None and secure.token:
+        service["initial_metadata"] = [{"key": "authorization", "value": f"Bearer {secure.token}"}]
     return {
         "node": {"id": f"{name}.{namespace}", "cluster": f"{name}.{namespace}"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin_port}}},
@@ -30,13 +45,39 @@ def envoy(name: str, namespace: str, host: str, port: int, *, delta: bool = True
                 "api_type": "DELTA_GRPC" if delta else "GRPC",
                 "transport_api_version": "V3",
                 "set_node_on_first_message_only": True,
-                "grpc_services": [{"envoy_grpc": {"cluster_name": _XDS_CLUSTER}}],
+                "grpc_services": [service],
             },
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
         "static_resources": {"clusters": clusters},
     }
+
+
+def _xds_cluster(servers: Sequence[tuple[str, int]], secure: Secure | None) -> dict[str, Any]:
+    """All control planes are equal: a proxy takes any, and another one when that is gone."""
+    cluster = _cluster(_XDS_CLUSTER, {}, _HTTP2_ALIVE)
+    endpoints = [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}} for host, port in servers]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+    if not all(is_ip(host) for host, _ in servers):
+        cluster["type"] = "STRICT_DNS"
+    if secure is not None:
+        hosts = list(dict.fromkeys(host for host, _ in servers))
+        names = [_name_of(host) for host in hosts]
+        if secure.roots:
+            common: dict[str, Any] = {"validation_context": {"trusted_ca": {"filename": secure.roots}, "match_typed_subject_alt_names": names}}
+        else:
+            common = mtls.secrets(names)
+        dns = [host for host in hosts if not is_ip(host)]
+        cluster["transport_socket"] = _tls({"alpn_protocols": ["h2"], **common}, dns[0] if dns else "")
+    return cluster
+
+
+class Secure(Record, frozen=True):
+    """How control planes are reached by TLS: with a certificate of the mesh, or else with `token`, where `roots` (a file) says whom to trust with it."""
+
+    token: str = ""
+    roots: str = ""
 
 
 class Identity(Record, frozen=True):
@@ -51,25 +92,20 @@ class Identity(Record, frozen=True):
 
 def with_identity(bootstrap: dict[str, Any], identity: Identity) -> dict[str, Any]:
     """The bootstrap of a sidecar of ours that needs no agent. Raises ValueError for an authority that is no address."""
-    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    http2 = {options: typed(options, explicit_http_config={"http2_protocol_options": {}})}
     fields = {name: value for name in ("token_file", "join_token_file") if (value := getattr(identity, name))}
     workload = {"@type": f"type.googleapis.com/{_WORKLOAD}", "authority": _AUTHORITY_CLUSTER, **fields}
     if identity.authority.startswith("unix:"):
-        cluster = _cluster(_AUTHORITY_CLUSTER, {"pipe": {"path": identity.authority.removeprefix("unix:")}}, http2)
+        cluster = _cluster(_AUTHORITY_CLUSTER, {"pipe": {"path": identity.authority.removeprefix("unix:")}}, _HTTP2)
     else:
         host, _, port = identity.authority.rpartition(":")
         host = host.strip("[]")
         if not host or not port.isdigit():
             raise ValueError(f"{identity.authority}: unix:PATH or host:port is needed")
-        cluster = _cluster(_AUTHORITY_CLUSTER, {"socket_address": {"address": host, "port_value": int(port)}}, http2)
-        is_ip = _is_ip(host)
-        cluster["type"] = "STATIC" if is_ip else "STRICT_DNS"
+        cluster = _cluster(_AUTHORITY_CLUSTER, {"socket_address": {"address": host, "port_value": int(port)}}, _HTTP2)
+        cluster["type"] = "STATIC" if is_ip(host) else "STRICT_DNS"
         if identity.roots:
-            names = [{"san_type": "IP_ADDRESS" if is_ip else "DNS", "matcher": {"exact": host}}]
-            common = {"alpn_protocols": ["h2"], "validation_context": {"trusted_ca": {"filename": identity.roots}, "match_typed_subject_alt_names": names}}
-            tls = typed(_UPSTREAM_TLS, common_tls_context=common, **({} if is_ip else {"sni": host}))
-            cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
+            trust = {"trusted_ca": {"filename": identity.roots}, "match_typed_subject_alt_names": [_name_of(host)]}
+            cluster["transport_socket"] = _tls({"alpn_protocols": ["h2"], "validation_context": trust}, "" if is_ip(host) else host)
     static = bootstrap["static_resources"]
     return {
         **bootstrap,
@@ -78,12 +114,14 @@ def with_identity(bootstrap: dict[str, Any], identity: Identity) -> dict[str, An
     }
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _name_of(host: str) -> dict[str, Any]:
+    """SubjectAltNameMatcher."""
+    return {"san_type": "IP_ADDRESS" if is_ip(host) else "DNS", "matcher": {"exact": host}}
+
+
+def _tls(common: dict[str, Any], sni: str) -> dict[str, Any]:
+    """The transport socket; Envoy says no server name for an address."""
+    return {"name": "envoy.transport_sockets.tls", "typed_config": typed(_UPSTREAM_TLS, common_tls_context=common, **({"sni": sni} if sni else {}))}
 
 
 def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +134,10 @@ def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
-def grpc(name: str, namespace: str, host: str, port: int) -> dict[str, Any]:
-    """The file that GRPC_XDS_BOOTSTRAP names."""
-    return {
-        "xds_servers": [{"server_uri": f"{host}:{port}", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}],
-        "node": {"id": f"{name}.{namespace}", "metadata": {"GENERATOR": "grpc", "NAME": name, "NAMESPACE": namespace}},
-    }
+def grpc(name: str, namespace: str, servers: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """The file that GRPC_XDS_BOOTSTRAP names. A client goes to the first server that answers."""
+    made = [
+        {"server_uri": f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        for host, port in servers
+    ]
+    return {"xds_servers": made, "node": {"id": f"{name}.{namespace}", "metadata": {"GENERATOR": "grpc", "NAME": name, "NAMESPACE": namespace}}}

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from control.ca import commands as commands_of_authority
+from control.names import is_local
 from control.output import show
 from control.up import commands as commands_of_up
 from meshproxy.version import version_line
@@ -51,13 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve xDS from a folder, which is watched")
     serve.add_argument("folder")
     serve.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where proxies connect (default {DEFAULT_ADDRESS}); port 0 takes any")
+    serve.add_argument("--allow-plaintext", action="store_true", help="--listen may be an address that other machines reach: whoever does reads the whole mesh")
     serve.add_argument("--address-path", metavar="FILE", help="write the address into this file when it is served")
     serve.add_argument("--ca-dir", metavar="FOLDER", help="be the mesh's authority, too, with keys in this folder (made on first run)")
     serve.add_argument("--trust-domain", default=commands_of_authority.DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
     serve.add_argument("--ca-socket", default="", metavar="PATH", help="a Unix socket whose callers are known by their user")
     serve.add_argument("--ca-user", action="append", default=[], metavar="UID=NAMESPACE/SERVICEACCOUNT", help="who a user is on that socket; repeat it")
     serve.add_argument("--certificate-life", type=commands_of_authority.duration, default=86400.0, metavar="TIME", help="of workloads (default 24h)")
-    serve.add_argument("--tls-listen", metavar="ADDRESS", help="where proxies connect by TLS, to a certificate of the authority (Istio: port 15012)")
+    serve.add_argument(
+        "--tls-listen",
+        default="",
+        metavar="ADDRESS",
+        help="TLS with a certificate of the authority: certificates, and xDS for callers with a token (Istio: 15012)",
+    )
+    serve.add_argument("--mtls-listen", default="", metavar="ADDRESS", help="the same for callers with a certificate of the mesh: xDS, and renewal")
     serve.add_argument("--tls-name", action="append", default=[], metavar="NAME", help="a DNS name or IP address of that certificate; repeat it")
     serve.add_argument("--kubernetes", default="", metavar="URL", help="of an API server that says whose service account tokens are")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -90,8 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("--authority", default="", metavar="ADDRESS", help="a sidecar of ours gets its certificates itself, from unix:PATH or host:port")
     bootstrap.add_argument("--roots", default="", metavar="FILE", help="whom to trust at host:port (`meshctl certs --bundle`)")
     bootstrap.add_argument("--join-token-file", default="", metavar="FILE", help="what it shows the authority the first time")
-    bootstrap.add_argument("--token-file", default="", metavar="FILE", help="a service account token instead")
-    _add_server(bootstrap)
+    bootstrap.add_argument(
+        "--token-file", default="", metavar="FILE", help="a service account token instead; without --sds and --authority, what it shows for xDS"
+    )
+    bootstrap.add_argument("--tls", action="store_true", help="TLS also to a control plane of this machine; to others it is the rule")
+    bootstrap.add_argument("--allow-plaintext", action="store_true", help="no TLS to control planes of other machines")
+    _add_server(bootstrap, several=True)
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
 
@@ -100,8 +112,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where the control plane serves (default {DEFAULT_ADDRESS})")
+def _add_server(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    where = f"where the control plane serves (default: that of --folder, of what is up here, or {DEFAULT_ADDRESS})"
+    if several:
+        parser.add_argument("--server", action="append", metavar="ADDRESS", help=f"{where}; repeat it for replicas")
+    else:
+        parser.add_argument("--server", metavar="ADDRESS", help=where)
+    parser.add_argument("--folder", default="", help="that `meshctl up` runs, or its state folder: its control plane is asked")
+
+
+def _server(options: argparse.Namespace) -> str:
+    """The address of the control plane that is meant. Raises UsageError."""
+    from control.up.state import running
+
+    if options.server:
+        return str(options.server)
+    if options.folder:
+        found = running(options.folder)
+        if not found:
+            raise UsageError(f"{options.folder} is not up")
+        return found
+    here = {found for path in (".", *sorted(pathlib.Path().glob("*.state"))) if (found := running(str(path)))}
+    if len(here) > 1:
+        raise UsageError("several meshes are up here: say which with --folder or --server")
+    return here.pop() if here else DEFAULT_ADDRESS
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -119,22 +153,30 @@ def _serve(options: argparse.Namespace) -> int:
 async def _serving(options: argparse.Namespace) -> int:
     app_module = _needs_grpc()
     authority = _authority(options)
-    app = app_module.App(options.folder, authority.handlers() if authority is not None else (), options.trust_domain)
+    if authority is not None:
+        app = app_module.App(options.folder, authority.handlers(), options.trust_domain, identify=authority.admission)
+    else:
+        app = app_module.App(options.folder, (), options.trust_domain)
     try:
         app.load()
     except OSError as error:
         raise UsageError(f"{options.folder}: {error.strerror}") from error
     host, _, _ = options.listen.rpartition(":")
+    _check_plaintext(options)
+    log = logging.getLogger("meshctl")
+    where = options.listen
     try:
-        port = app.server.listen(options.listen)
+        port = app.server.listen(where)
         if authority is not None:
             for inner in authority.inner:
                 app.server.listen(inner)
-            if options.tls_listen:
-                tls_port = app.server.listen(options.tls_listen, authority.credentials())
-                logging.getLogger("meshctl").info("TLS on %s:%d", options.tls_listen.rpartition(":")[0], tls_port)
+            for address, mutual in ((options.tls_listen, False), (options.mtls_listen, True)):
+                if address:
+                    where = address
+                    bound = app.server.listen(where, authority.credentials(mutual=mutual))
+                    log.info("%s on %s:%d", "mutual TLS" if mutual else "TLS", where.rpartition(":")[0], bound)
     except RuntimeError as error:
-        raise UsageError(f"cannot listen on {options.listen}: {error}") from error
+        raise UsageError(f"cannot listen on {where}: {error}") from error
     await app.server.start()
     if authority is not None:
         await authority.start()
@@ -158,11 +200,20 @@ async def _serving(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_plaintext(options: argparse.Namespace) -> None:
+    """xDS in the clear, to whoever asks, is for one machine. Raises UsageError."""
+    if not is_local(options.listen.rpartition(":")[0] if not options.listen.startswith("unix") else options.listen) and not options.allow_plaintext:
+        raise UsageError(
+            f"--listen {options.listen}: other machines would get the mesh's configuration in the clear, without saying who they are; "
+            "use --mtls-listen for them, or --allow-plaintext if that is meant"
+        )
+
+
 def _authority(options: argparse.Namespace) -> Any:
     """The RunningAuthority that is asked for, or None."""
     if not options.ca_dir:
-        if options.tls_listen or options.ca_socket:
-            raise UsageError("--tls-listen and --ca-socket need --ca-dir")
+        if options.tls_listen or options.mtls_listen or options.ca_socket:
+            raise UsageError("--tls-listen, --mtls-listen and --ca-socket need --ca-dir")
         return None
     from control.ca.certificates import BadCertificate
     from control.ca.keystore import StoreError
@@ -232,7 +283,7 @@ def _proxy_status(options: argparse.Namespace) -> int:
     from control import query
 
     try:
-        proxies = query.proxy_status(query.ask(options.server, contents=False))
+        proxies = query.proxy_status(query.ask(_server(options), contents=False))
     except query.QueryError as error:
         raise UsageError(str(error)) from error
     print(query.status_table(proxies) if options.output == "table" else show(proxies, options.output))
@@ -243,7 +294,7 @@ def _proxy_config(options: argparse.Namespace) -> int:
     from control import query
 
     try:
-        response = query.ask(options.server, proxy=options.proxy, contents=True)
+        response = query.ask(_server(options), proxy=options.proxy, contents=True)
         found = query.resources(response, query.TYPES[options.kind], options.proxy)
     except query.QueryError as error:
         raise UsageError(str(error)) from error
@@ -257,13 +308,15 @@ def _bootstrap(options: argparse.Namespace) -> int:
     from control import bootstrap
 
     name, _, namespace = options.proxy.partition(".")
-    host, _, port = options.server.rpartition(":")
-    if not port.isdigit():
-        raise UsageError(f"--server {options.server}: host:port is needed")
+    servers = [_host_and_port(one) for one in options.server or [_server(options)]]
+    beyond = next((host for host, _ in servers if not is_local(host)), "") if not options.allow_plaintext else ""
     if options.target == "grpc":
-        made = bootstrap.grpc(name, namespace or "default", host, int(port))
+        if options.tls or beyond:
+            raise UsageError("gRPC clients without a sidecar have no certificates of the mesh yet; --allow-plaintext goes without TLS")
+        made = bootstrap.grpc(name, namespace or "default", servers)
     else:
-        made = bootstrap.envoy(name, namespace or "default", host, int(port), delta=not options.sotw, admin_port=options.admin_port, sds=options.sds)
+        secure = _secure(options, beyond) if options.tls or beyond else None
+        made = bootstrap.envoy(name, namespace or "default", servers, delta=not options.sotw, admin_port=options.admin_port, sds=options.sds, secure=secure)
         if options.authority:
             if not options.roots and not options.authority.startswith("unix:"):
                 raise UsageError("--roots is needed with host:port: whoever answers there will be trusted with a token")
@@ -274,3 +327,27 @@ def _bootstrap(options: argparse.Namespace) -> int:
                 raise UsageError(str(error)) from error
     print(show(made, options.output))
     return 0
+
+
+def _secure(options: argparse.Namespace, beyond: str) -> Any:
+    """How a proxy shows who it is: by its certificate, or by a token. Raises UsageError."""
+    from control.bootstrap import Secure
+
+    if options.sds or options.authority:
+        return Secure()
+    if not options.token_file or not options.roots:
+        why = f"{beyond} is another machine, where" if beyond else "by TLS"
+        raise UsageError(
+            f"{why} a proxy must say who it is: by the certificate of --sds or --authority, or by --token-file with --roots; --allow-plaintext goes without"
+        )
+    try:
+        return Secure(pathlib.Path(options.token_file).read_text(encoding="ascii").strip(), options.roots)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{options.token_file}: {error}") from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--server {address}: host:port is needed")
+    return host.strip("[]"), int(port)

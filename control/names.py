@@ -66,3 +66,11 @@ def is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_local(host: str) -> bool:
+    """Whether only processes of this machine reach what listens at a host (or at a Unix socket, `unix:PATH`)."""
+    if host.startswith(("unix:", "unix-abstract:")) or host == "localhost":
+        return True
+    text = host.strip("[]")
+    return is_ip(text) and ipaddress.ip_address(text).is_loopback

@@ -12,16 +12,25 @@ from control.model.snapshot import MeshSnapshot
 from control.translate.proxy import ProxyKey, of_node
 from control.translate.resource import SECRET
 from control.translate.translator import Translator
+from meshproxy.api.spiffe import SpiffeId
+
+
+class NotPermitted(Exception):
+    """The client says that it is the proxy of somebody else."""
 
 
 class Connection:
-    """One stream. It is told that there is something new and comes for it when it can send: however much changes meanwhile, one push is pending."""
+    """One stream; `identity` is whose it is, if that was proved.
+
+    It is told that there is something new and comes for it when it can send: however much changes meanwhile, one push is pending.
+    """
 
     def __init__(self, hub: Hub, session: Session, number: int) -> None:
         self.session = session
         self.number = number
         self.key: ProxyKey | None = None
         self.peer = ""
+        self.identity: SpiffeId | None = None
         self.proven: frozenset[str] | None = None  # SPIFFE IDs, see `peers.proven`
         self._hub = hub
         self._snapshot: MeshSnapshot | None = None
@@ -32,11 +41,23 @@ class Connection:
         return f"<Connection {self.number} {self.key}>"
 
     def receive(self, data: bytes) -> None:
-        """A request of the client. Raises ProtocolError."""
+        """A request of the client. Raises ProtocolError and NotPermitted."""
         self.session.receive(data)
         if self.key is None:
-            self.key = of_node(self.session.node)
+            key = of_node(self.session.node)
+            self._check(key)
+            self.key = key
         self.wake()
+
+    def _check(self, key: ProxyKey) -> None:
+        """Configuration is for the workload of the same identity; of a workload that nobody has described only the namespace can be compared."""
+        if self.identity is None:
+            return
+        workload = self._hub.snapshot.workloads.get((key.namespace, key.name))
+        wanted = f"/ns/{key.namespace}/sa/"
+        if self.identity.path != f"{wanted}{workload.service_account}" if workload is not None else not self.identity.path.startswith(wanted):
+            account = workload.service_account if workload is not None else "any"
+            raise NotPermitted(f"{self.identity} may not have the configuration of {key}, whose service account is {account} of {key.namespace}")
 
     def wake(self) -> None:
         """There may be something to send."""

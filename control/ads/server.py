@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from control.ads.hub import Connection, Hub
+from control.ads.hub import Connection, Hub, NotPermitted
 from control.ads.session import ProtocolError
 from control.ads.status import client_status
 from control.peers import proven
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from meshproxy.api import messages
+from meshproxy.api.spiffe import SpiffeId
+
+# Who calls by TLS; it ends calls of nobody that it knows.
+Identify = Callable[[grpc.aio.ServicerContext], Awaitable[SpiffeId]]
 
 _log = logging.getLogger("meshctl.ads")
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
@@ -71,11 +75,15 @@ class Turns:
 
 
 class XdsServer:
-    """The gRPC server over a hub. `handlers` are further services on the same port."""
+    """The gRPC server over a hub. `handlers` are further services on the same ports.
 
-    def __init__(self, hub: Hub, handlers: Sequence[grpc.GenericRpcHandler] = ()) -> None:
+    Who calls in the clear is believed, since that is for one machine; by TLS, one must be somebody whom `identify` knows, and gets one's own configuration.
+    """
+
+    def __init__(self, hub: Hub, handlers: Sequence[grpc.GenericRpcHandler] = (), identify: Identify | None = None) -> None:
         self._hub = hub
         self._turns = Turns(_AT_ONCE, _TURN_S)
+        self._identify = identify
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers((*self._handlers(), *handlers))
 
@@ -112,9 +120,10 @@ class XdsServer:
 
     def _stream(self, *, delta: bool, only: str = "") -> grpc.RpcMethodHandler:
         async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            identity = await self._caller(context)
             connection = self._hub.open(delta=delta, only=only)
-            connection.peer = context.peer()
-            connection.proven = proven(connection.peer, context.auth_context())
+            connection.identity, connection.peer = identity, context.peer()
+            connection.proven = frozenset([str(identity)]) if identity is not None else proven(connection.peer, context.auth_context())
             reader = asyncio.create_task(_read(connection, requests), name=f"xds stream {connection.number}")
             try:
                 while await connection.wait():
@@ -131,6 +140,15 @@ class XdsServer:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
+    async def _caller(self, context: grpc.aio.ServicerContext) -> SpiffeId | None:
+        """Who calls, None for somebody of this machine. Ends calls of nobody."""
+        if not _by_tls(context):
+            return None
+        if self._identify is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "nobody can be known here without an authority")
+            raise AssertionError
+        return await self._identify(context)
+
     # --- CSDS
 
     async def _fetch_status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -141,6 +159,8 @@ class XdsServer:
             yield await self._status(data, context)
 
     async def _status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        if _by_tls(context):  # it tells what all proxies have
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "status is told on this machine only, in the clear")
         try:
             request = messages.known("envoy.service.status.v3.ClientStatusRequest").FromString(data)
             matches = _node_matcher(request)
@@ -166,11 +186,16 @@ async def _read(connection: Connection, requests: AsyncIterator[bytes]) -> None:
 async def _end(reader: asyncio.Task[None], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
     try:
         await reader
-    except ProtocolError as error:
+    except (ProtocolError, NotPermitted) as error:
         _log.warning("a stream of %s is ended: %s", context.peer(), error)
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        code = grpc.StatusCode.PERMISSION_DENIED if isinstance(error, NotPermitted) else grpc.StatusCode.INVALID_ARGUMENT
+        await context.abort(code, str(error))
     except asyncio.CancelledError:  # the client went away
         pass
+
+
+def _by_tls(context: grpc.aio.ServicerContext) -> bool:
+    return b"ssl" in context.auth_context().get("transport_security_type", ())
 
 
 def _service(name: str, methods: dict[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:

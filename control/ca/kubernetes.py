@@ -84,10 +84,14 @@ class KubernetesTokens:
         """The identity of the service account."""
         for token in caller.tokens:
             if not token.startswith(PREFIX):
-                if len(token) > _MAX_TOKEN:
-                    raise Rejected("the token is too long")
-                return (self._identity(await self._server.review(token, self._audiences)),)
+                return (await self.identity(token),)
         return None
+
+    async def identity(self, token: str) -> SpiffeId:
+        """Whose token it is. Raises Rejected and AttestorUnavailable."""
+        if len(token) > _MAX_TOKEN:
+            raise Rejected("the token is too long")
+        return self._identity(await self._server.review(token, self._audiences))
 
     def _identity(self, status: dict[str, Any]) -> SpiffeId:
         if status.get("authenticated") is not True:

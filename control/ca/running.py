@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from control.ca.admission import Admission
 from control.ca.attestation import Attestor, Renewals, UnixPeers
 from control.ca.authority import Authority
 from control.ca.kubernetes import ApiServer, KubernetesTokens
@@ -43,15 +44,18 @@ class Options(Record, frozen=True):
 
 
 class RunningAuthority:
-    """See above. Raises StoreError and BadCertificate as Authority does, ValueError for bad options. `peers`: who the processes of this machine are."""
+    """See above. Raises StoreError and BadCertificate as Authority does, ValueError for bad options. `peers`: who the processes of this machine are;
+    `admission`: who calls other services of the same gRPC server by TLS."""
 
     def __init__(self, options: Options) -> None:
         self.authority = Authority(options.folder, options.trust_domain, options.settings)
         self.tokens = tokens_of(options.folder)
         self.peers = UnixPeers()
         attestors: list[Attestor] = [self.tokens, Renewals(options.trust_domain, self.authority.bundle)]
-        if options.kubernetes:
-            attestors.append(KubernetesTokens(options.trust_domain, ApiServer(options.kubernetes)))
+        accounts = KubernetesTokens(options.trust_domain, ApiServer(options.kubernetes)) if options.kubernetes else None
+        if accounts is not None:
+            attestors.append(accounts)
+        self.admission = Admission(options.trust_domain, accounts)
         self._front = UnixFront(options.socket) if options.socket else None
         if self._front is not None:
             attestors.append(self.peers)

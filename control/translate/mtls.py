@@ -57,9 +57,12 @@ def permissive_match() -> dict[str, Any]:
 
 
 def _common(alpn: list[str], names: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"alpn_protocols": alpn, "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}, **secrets(names)}
+
+
+def secrets(names: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a CommonTlsContext: the proxy's own certificate, and the roots of the mesh for peers that have one of `names` (SubjectAltNameMatchers)."""
     return {
-        "alpn_protocols": alpn,
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
         "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": _SDS}],
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": names},

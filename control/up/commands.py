@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
+from control.names import is_local
 from control.up.state import State, default_folder, end, gone, is_alive, pause
 
 _OWN = "meshproxy"
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     up = commands.add_parser("up", help="run a mesh on this machine: control plane, authority, the processes of Workloads, and their sidecars")
     _add_folder(up)
     up.add_argument("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="of the control plane (default: any free port)")
+    up.add_argument("--allow-plaintext", action="store_true", help="--listen may be an address that other machines reach: whoever does reads the whole mesh")
     up.add_argument("--proxy", default=_OWN, metavar="ENVOY", help="an Envoy for the sidecars (default: our own)")
     up.add_argument("--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
     up.add_argument("--detach", action="store_true", help="return when it is up, and leave it running")
@@ -60,6 +62,8 @@ def _up(options: argparse.Namespace) -> int:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if not os.path.isdir(options.folder):
         raise Unusable(f"{options.folder}: no such folder")
+    if not is_local(options.listen.rpartition(":")[0]) and not options.allow_plaintext:
+        raise Unusable(f"--listen {options.listen}: other machines would read the mesh's configuration; use --allow-plaintext if that is meant")
     proxy = _OWN if options.proxy == _OWN else shutil.which(options.proxy)
     if proxy is None:
         raise Unusable(f"{options.proxy}: no such program")
@@ -100,6 +104,7 @@ def _detached(options: argparse.Namespace) -> int:
     path = state.logs / "meshctl.log"
     command = [sys.executable, "-m", "control", "up", options.folder, "--state", str(state.path), "--listen", options.listen]
     command += ["--proxy", options.proxy, "--trust-domain", options.trust_domain, "--sidecar-log-level", options.sidecar_log_level]
+    command += ["--allow-plaintext"] if options.allow_plaintext else []
     with path.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     while process.poll() is None:

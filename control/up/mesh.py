@@ -30,7 +30,7 @@ from control.output import table
 from control.up.arrange import ADMIN, Arrangement, environment
 from control.up.ports import Ports, Use
 from control.up.process import Process
-from control.up.state import SOCKETS, State, birth
+from control.up.state import SOCKETS, State, birth, default_folder
 from meshproxy.api import spiffe
 from meshproxy.identity.workload import Wish, WorkloadSource
 
@@ -189,7 +189,7 @@ class LaptopMesh:
             unit.agent = await self._agent(identity, sds)
         host, _, port = self._address.rpartition(":")
         admin = self._ports.take(_admin(one), _LOOPBACK)
-        made = bootstrap.envoy(one.name, one.namespace, host.strip("[]"), int(port), admin_port=admin, sds=sds)
+        made = bootstrap.envoy(one.name, one.namespace, [(host.strip("[]"), int(port))], admin_port=admin, sds=sds)
         if own and one.sidecar.identity:
             made = bootstrap.with_identity(made, bootstrap.Identity(f"unix:{self._socket}"))
         path = self._state.sidecars / f"{name}.json"
@@ -326,7 +326,8 @@ class LaptopMesh:
         first = self._first()
         if first:
             lines.append(f"first request    {first}")
-        lines.append(f"control plane    meshctl proxy-status --server {self._address}")
+        folder = self._options.folder
+        lines.append(f"control plane    meshctl proxy-status --folder {folder if str(self._state.path) == default_folder(folder) else self._state.path}")
         lines.append(f"logs             {self._state.logs}")
         lines.append(f"the end          meshctl down {self._options.folder}, or Ctrl-C")
         return "\n".join(lines)

@@ -74,6 +74,15 @@ class State:
         self._file.unlink(missing_ok=True)
 
 
+def running(folder: str) -> str:
+    """The address of the control plane of a mesh that is up, by its folder or its state folder; "" for one that is not."""
+    for path in (default_folder(folder), folder):
+        said = State(path).read()
+        if said and is_alive({"pid": said.get("pid", 0), "born": said.get("born", 0)}):
+            return str(said.get("control", ""))
+    return ""
+
+
 def birth(pid: int) -> int:
     """When a process was started, in ticks since the machine was, which with its id tells it from all others; 0 for none, and for one that has ended."""
     try:

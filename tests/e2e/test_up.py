@@ -241,7 +241,12 @@ def test_detached(tmp_path):
     try:
         said = json.loads((tmp_path / "mesh.state" / "up.json").read_text())
         assert re.search(r"^a\.default +ready ", up.stdout, re.MULTILINE), up
-        assert f"meshctl proxy-status --server {said['control']}" in up.stdout
+        assert f"meshctl proxy-status --folder {folder}\n" in up.stdout
+        status = (sys.executable, "-m", "control", "proxy-status", "-o", "json")
+        for where, flags in ((folder, ()), (tmp_path, ()), (ROOT, ("--folder", folder)), (ROOT, ("--folder", f"{folder}.state"))):
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            run = subprocess.run([*status, *map(str, flags)], cwd=where, env=environment, capture_output=True, text=True, check=True)
+            assert [one["name"] for one in json.loads(run.stdout)] == ["a.default"]
         pids = [said["pid"], *(one["pid"] for one in said["processes"])]
         assert len(pids) == 3
         assert all(map(alive, pids))
@@ -253,6 +258,9 @@ def test_detached(tmp_path):
 
 def test_an_address_that_is_not_ours(tmp_path):
     run = meshctl("up", tmp_path, "--listen", "192.0.2.1:1", "--state", str(tmp_path / "state"))
+    assert run.returncode == 2
+    assert "--allow-plaintext" in run.stderr  # it would be open to others
+    run = meshctl("up", tmp_path, "--listen", "192.0.2.1:1", "--state", str(tmp_path / "state"), "--allow-plaintext")
     assert run.returncode == 2
     assert "192.0.2.1:1" in run.stderr
     assert meshctl("down", tmp_path, "--state", str(tmp_path / "state")).returncode == 2
