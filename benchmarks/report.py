@@ -58,6 +58,14 @@ METRICS = {
     "peak_alone": Metric("most PSS as if alone MB", ",.0f"),
     "acked_s": Metric("edit to last ACK s, slowest", ".2f"),
     "edit_cpu_s": Metric("CPU s an edit", ".2f"),
+    "updates": Metric("updates a second", ",.2f"),
+    "cpu_share": Metric("CPU, share of a core", ",.2f"),
+    "requests": Metric("requests", ",.0f"),
+    "failed": Metric("failed", ",.0f"),
+    "certificates": Metric("certificates, at least", ",.0f"),
+    "handshakes": Metric("handshakes", ",.0f"),
+    "away_s": Metric("control plane away s", ",.0f"),
+    "followed_s": Metric("edit followed after its return s", ".1f"),
 }
 
 METHOD = """\

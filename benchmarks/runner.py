@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import callgrind, h2_sender, load, measure, processes, proxies
 from benchmarks.backend import BULK_BYTES, Backend, find_nginx
 from benchmarks.errors import BenchmarkError, Missing
+from benchmarks.mesh import faultless
 from benchmarks.mesh.scale import scale
+from benchmarks.mesh.updates import updates
 from benchmarks.proxies import Chain, Proxy
 from benchmarks.scenarios import ENVOY, Case, How, Scenario
 from benchmarks.sender import SenderError
@@ -337,4 +339,7 @@ _MEASURES: dict[How, Callable[[Run], Any]] = {
     How.START: _start,
     How.MEMORY: _idle_and_loaded,
     How.MESH_SCALE: scale,
+    How.MESH_UPDATES: updates,
+    How.MESH_ROTATION: faultless.rotation,
+    How.MESH_ALONE: faultless.alone,
 }

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from benchmarks.configs import Spec
 from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, VARYING_LITERALS_H2, Load
+from benchmarks.mesh import BOTH_OURS, CLUSTERS_CHANGE, ENDPOINTS_CHANGE, FROM_ENVOY, QUIET, TO_ENVOY
 from benchmarks.proxies import HOST
 
 OURS, ENVOY, NGINX, HAPROXY = "meshproxy", "envoy", "nginx", "haproxy"
@@ -26,6 +27,9 @@ class How(Enum):
     START = auto()  # started again and again, each time alone: ready time and memory
     MEMORY = auto()  # each alone: idle, then under load
     MESH_SCALE = auto()  # the control plane with many light clients
+    MESH_UPDATES = auto()  # a fixed rate, with updates and without
+    MESH_ROTATION = auto()  # requests that may not fail while certificates change
+    MESH_ALONE = auto()  # requests that may not fail while there is no control plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,10 @@ def _memory(case: str, pss: float, anonymous: float, *, stretch: bool = False) -
     )
 
 
+def _failed(label: str) -> Bar:
+    return Bar(f"requests that failed, {label}", "failed", f"{OURS}, {label}", at_most=0)
+
+
 _HTTP2 = Spec(http2=True)
 _HOST = "host-$r.mesh.test"
 _ITEM = "/items/$n"
@@ -97,6 +105,7 @@ _PREFIX = f"/service-$r{_ITEM}"
 _CLOSING = Load(headers=(f"Host: {HOST}", "Connection: close"))
 _LITERALS, _INDEXED = "literals", "indexed"
 _FULL, _RESUMED = "full handshake", "resumed"
+_PAIRS = tuple(Case(Spec(), label=label) for label in (BOTH_OURS, TO_ENVOY, FROM_ENVOY))
 _SMALL, _LARGE = "small configuration", "1,000 clusters"
 _TEN_HOSTS, _MANY_HOSTS, _TEN_PREFIXES, _MANY_PREFIXES = "10 hosts", "10,000 hosts", "10 prefixes", "10,000 prefixes"
 
@@ -326,6 +335,43 @@ SCENARIOS = (
             Bar("one endpoint changes: all have acknowledged it, s, slowest", "acked_s", at_most=1),
             Bar("one endpoint changes: CPU of the control plane, s", "edit_cpu_s", at_most=1),
         ),
+    ),
+    Scenario(
+        "mesh-updates",
+        "Latency under updates of 1,000 clusters",
+        "2,000 requests a second, open loop, through one of 1,000 EDS clusters, while all others get new endpoints every second, or are replaced, and while"
+        " nothing changes. The proxy, main and worker, on one core.",
+        How.MESH_UPDATES,
+        tuple(Case(Spec(), label=label) for label in (QUIET, ENDPOINTS_CHANGE, CLUSTERS_CHANGE)),
+        seconds=5,
+        rounds=5,
+        bars=tuple(
+            Bar(f"p99, {label}, to {QUIET}", "p99_us", f"{OURS}, {label}", f"{OURS}, {QUIET}", at_most=1.2) for label in (ENDPOINTS_CHANGE, CLUSTERS_CHANGE)
+        ),
+    ),
+    Scenario(
+        "mesh-rotation",
+        "Certificates that are renewed every ten seconds",
+        "Mutual TLS between sidecars, new connections all the time, 100 requests a second of each pair for five minutes, nothing is tried again; `certificates`"
+        " counts those that both sides have used at least.",
+        How.MESH_ROTATION,
+        _PAIRS,
+        (OURS,),
+        seconds=300,
+        rounds=1,
+        bars=tuple(_failed(case.label) for case in _PAIRS)
+        + tuple(Bar(f"certificates used, {case.label}", "certificates", f"{OURS}, {case.label}", at_least=25) for case in _PAIRS),
+    ),
+    Scenario(
+        "mesh-alone",
+        "Ten minutes without a control plane",
+        "The same load; the control plane is killed, and comes back after ten minutes with an edit to tell.",
+        How.MESH_ALONE,
+        _PAIRS,
+        (OURS,),
+        seconds=600,
+        rounds=1,
+        bars=tuple(_failed(case.label) for case in _PAIRS),
     ),
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

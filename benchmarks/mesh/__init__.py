@@ -3,3 +3,6 @@
 `documents.py` makes the folders; `plane.py` starts `meshctl` over them; `clients.py` (a process) is many light xDS clients at once; `traffic.py` (a process)
 is steady requests, of which every one is counted. Each of `scale`, `updates`, `edit` and `faultless` is a measurement; `runner` starts them.
 """
+
+BOTH_OURS, TO_ENVOY, FROM_ENVOY = "both ours", "ours to envoy", "envoy to ours"  # pairs of sidecars, the client's first
+QUIET, ENDPOINTS_CHANGE, CLUSTERS_CHANGE = "quiet", "endpoints change", "clusters change"

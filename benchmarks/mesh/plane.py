@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,11 @@ class Plane:
 
     def stop(self) -> None:
         """End it."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """It is gone from one moment to the next."""
+        os.kill(self.process.pid, signal.SIGKILL)
         self.process.stop()
 
     def pids(self) -> list[int]:

@@ -1,0 +1,225 @@
+"""What nobody may notice: certificates that change every ten seconds, and a control plane that is away. Real sidecars, ours and Envoys, under steady load."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from benchmarks import processes, proxies
+from benchmarks.backend import Backend
+from benchmarks.errors import Missing
+from benchmarks.mesh import BOTH_OURS, FROM_ENVOY, TO_ENVOY, documents
+from benchmarks.mesh.documents import PORT
+from benchmarks.mesh.plane import Helper, Plane, meshctl, need_grpc, wait
+from benchmarks.processes import Process
+
+if TYPE_CHECKING:
+    from benchmarks.runner import Run
+
+LIFE_S = 20  # of certificates: they are renewed at half of it
+RATE, CONNECTIONS = 100, 4  # requests a second of each pair, and connections from the client
+_REQUESTS_A_CONNECTION = 20  # between sidecars: every certificate is used in new handshakes
+_QUICK_S = 10.0
+_PATIENCE_S = 60.0
+_LOOK_S = 1.0
+
+
+def rotation(run: Run) -> None:
+    """Certificates change all the time."""
+    seconds = _QUICK_S if run.result.quick else run.seconds
+    with _Mesh(run, LIFE_S // 4 if run.result.quick else LIFE_S) as mesh, Helper("benchmarks.mesh.traffic", run.folder, [processes.LOAD_CPU]) as load:
+        mesh.send(load)
+        seen: dict[str, set[str]] = {name: set() for name in mesh.sidecars}
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+            for name, sidecar in mesh.sidecars.items():
+                seen[name] |= sidecar.serials()
+        mesh.report(load, lambda client, server: {"certificates": min(len(seen[client]), len(seen[server])), "handshakes": mesh.handshakes(server)})
+
+
+def alone(run: Run) -> None:
+    """The control plane is killed, and comes back to sidecars that go on where they were."""
+    seconds = _QUICK_S if run.result.quick else run.seconds
+    with _Mesh(run, 24 * 3600) as mesh, Helper("benchmarks.mesh.traffic", run.folder, [processes.LOAD_CPU]) as load:
+        mesh.send(load)
+        mesh.plane.kill()
+        start = time.monotonic()
+        time.sleep(seconds)
+        away = time.monotonic() - start
+        documents.write(mesh.plane.folder, "rules.yaml", *mesh.rules("back"))
+        mesh.plane.start()
+        back = time.monotonic()
+        wait(lambda: mesh.all_say("back"), _PATIENCE_S, "an edit reaches all sidecars once the control plane is back")
+        followed = time.monotonic() - back
+        mesh.report(load, lambda client, server: {"away_s": away, "followed_s": followed, "handshakes": mesh.handshakes(server)})
+
+
+class _Mesh:
+    """Two services, one behind each kind of sidecar, and a caller of each kind. A context manager that ends everything."""
+
+    def __init__(self, run: Run, life_s: int) -> None:
+        need_grpc()
+        self._run = run
+        self._stack = ExitStack()
+        self.sidecars: dict[str, _Sidecar] = {}
+        try:
+            self._envoy: str | None = proxies.ENVOY.find()
+        except Missing as error:
+            self._envoy = None
+            run.warn(f"SKIPPED: {error}")
+        try:
+            self._start(run.folder, life_s)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, work: Path, life_s: int) -> None:
+        port = self._stack.enter_context(Backend(work / "backend")).port
+        self._folder = work / "mesh"
+        self._folder.mkdir()
+        self._listen = {name: processes.free_port() for name in ("api", "api2", BOTH_OURS, TO_ENVOY, FROM_ENVOY)}
+        for name in ("api", "api2"):
+            sidecar = {"identity": True, "inbound": [{"port": port, "listen": self._listen[name]}]}
+            documents.write(self._folder, f"{name}.yaml", *self._service(name), documents.workload(name, {"http": port}, sidecar))
+        for name, ways in (("web", {BOTH_OURS: "api", TO_ENVOY: "api2"}), ("web2", {FROM_ENVOY: "api"})):
+            outbound = [{"host": host, "port": PORT, "listen": self._listen[label]} for label, host in ways.items()]
+            documents.write(self._folder, f"{name}.yaml", documents.workload(name, {"http": port}, {"identity": True, "outbound": outbound}))
+        strict = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": {"name": "all"}, "spec": {"mtls": {"mode": "STRICT"}}}
+        documents.write(self._folder, "strict.yaml", strict)
+        documents.write(self._folder, "rules.yaml", *self.rules("first"))
+        self._ca, self._socket = work / "ca", work / "ca.sock"
+        flags = ["--ca-dir", str(self._ca), "--ca-socket", str(self._socket), "--certificate-life", f"{life_s}s", "--log-level", "warning"]
+        self.plane = self._stack.enter_context(Plane(self._folder, work, processes.CPUS, *flags))
+        self._sidecar("api", None)
+        self._sidecar("web", None)
+        if self._envoy is not None:
+            self._sidecar("api2", self._envoy)
+            self._sidecar("web2", self._envoy)
+
+    def _service(self, name: str) -> list[dict[str, Any]]:
+        pool = {"http": {"maxRequestsPerConnection": _REQUESTS_A_CONNECTION}}
+        rule = {"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": name}}
+        return [documents.service(name, {"app": name}), {**rule, "spec": {"host": name, "trafficPolicy": {"connectionPool": pool}}}]
+
+    def rules(self, version: str) -> list[dict[str, Any]]:
+        """Rules by which answers say which version of the rules they come by. Nothing is tried again: each failure is seen."""
+        headers = {"response": {"set": {"x-version": version}}}
+        return [
+            documents.rule(name, [{"route": [{"destination": {"host": name}}], "headers": headers, "retries": {"attempts": 0}}]) for name in ("api", "api2")
+        ]
+
+    def _sidecar(self, name: str, envoy: str | None) -> None:
+        folder = self._run.folder / name
+        folder.mkdir()
+        token = folder / "token"
+        token.write_text(meshctl("token", "create", f"default/{name}", "--ca-dir", str(self._ca)))
+        own = ["--authority", f"unix:{self._socket}", "--join-token-file", str(token)]
+        if envoy is not None:
+            path = folder / "sds.sock"
+            command = [sys.executable, "-m", "control", "agent", "--socket", str(path), *own]
+            agent = self._stack.enter_context(Process(command, folder / "agent.log", processes.CPUS))
+            processes.wait_until(path.exists, agent, _PATIENCE_S, "the agent")
+            own = ["--sds", str(path)]
+        bootstrap = yaml.safe_load(meshctl("bootstrap", name, "--server", self.plane.address, *own))
+        self.sidecars[name] = self._stack.enter_context(_Sidecar(folder, bootstrap, envoy))
+
+    # --- load
+
+    def targets(self) -> dict[str, int]:
+        """Where clients send, by pair."""
+        labels = [BOTH_OURS, *([TO_ENVOY, FROM_ENVOY] if self._envoy is not None else [])]
+        return {label: self._listen[label] for label in labels}
+
+    def all_say(self, version: str) -> bool:
+        """Whether requests come through by these rules everywhere."""
+        return all(_header(port) == version for port in self.targets().values())
+
+    def send(self, load: Helper) -> None:
+        """Begin, once requests come through."""
+        wait(lambda: self.all_say("first"), _PATIENCE_S, "requests come through all sidecars", 0.1)
+        load.tell(targets=self.targets(), rate=RATE, connections=CONNECTIONS)
+        load.hear(_PATIENCE_S)
+
+    def report(self, load: Helper, more: Callable[[str, str], dict[str, float]]) -> None:
+        """End the load, and add what became of it; `more` says what else there is to say of a (client, server)."""
+        load.tell()
+        outcome = load.hear(_PATIENCE_S)
+        pairs = {BOTH_OURS: ("web", "api"), TO_ENVOY: ("web", "api2"), FROM_ENVOY: ("web2", "api")}
+        for line, case, _ in self._run.lines():
+            found = outcome.get(case.label)
+            if found is None:
+                continue
+            failed = sum(found["failed"].values())
+            if failed:
+                self._run.result.note(f"{line}: {failed} requests failed: {found['failed']}")
+            self._run.result.add(line, requests=found["served"] + failed, failed=failed, **more(*pairs[case.label]))
+
+    def handshakes(self, name: str) -> float:
+        """TLS handshakes that a server's sidecar has completed."""
+        return float(sum(self.sidecars[name].stats(r"^listener\..*\.ssl\.handshake$").values()))
+
+
+class _Sidecar:
+    """One proxy; a context manager that ends it. It is ready."""
+
+    def __init__(self, folder: Path, bootstrap: dict[str, Any], envoy: str | None) -> None:
+        self._port = processes.free_port()
+        bootstrap["admin"]["address"]["socket_address"]["port_value"] = self._port
+        path = folder / "bootstrap.json"
+        path.write_text(json.dumps(bootstrap))
+        program = [envoy, "--disable-hot-restart"] if envoy is not None else [sys.executable, "-m", "meshproxy"]
+        self._process = Process([*program, "-c", str(path), "--concurrency", "1", "-l", "error"], folder / "output", processes.CPUS)
+        try:
+            processes.wait_until(self._is_ready, self._process, _PATIENCE_S, f"the sidecar of {folder.name}")
+        except BaseException:
+            self._process.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._get("/ready").startswith(b"LIVE")
+        except OSError:
+            return False
+
+    def _get(self, target: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{target}", timeout=10) as response:
+            return bytes(response.read())
+
+    def serials(self) -> set[str]:
+        """Of the leaves that it uses now."""
+        found = json.loads(self._get("/certs"))["certificates"]
+        return {chain["serial_number"] for one in found for chain in one["cert_chain"][:1]}
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        """Counters and gauges whose name matches."""
+        return {one["name"]: one["value"] for one in json.loads(self._get(f"/stats?format=json&filter={pattern}"))["stats"] if "value" in one}
+
+
+def _header(port: int) -> str:
+    """Which version of the rules answers; empty as long as nothing does."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
+            return str(response.headers.get("x-version", ""))
+    except OSError:
+        return ""
