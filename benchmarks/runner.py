@@ -17,6 +17,7 @@ from benchmarks import callgrind, h2_sender, load, measure, processes, proxies
 from benchmarks.backend import BULK_BYTES, Backend, find_nginx
 from benchmarks.errors import BenchmarkError, Missing
 from benchmarks.mesh import faultless
+from benchmarks.mesh.edit import edit
 from benchmarks.mesh.scale import scale
 from benchmarks.mesh.updates import updates
 from benchmarks.proxies import Chain, Proxy
@@ -340,6 +341,7 @@ _MEASURES: dict[How, Callable[[Run], Any]] = {
     How.MEMORY: _idle_and_loaded,
     How.MESH_SCALE: scale,
     How.MESH_UPDATES: updates,
+    How.MESH_EDIT: edit,
     How.MESH_ROTATION: faultless.rotation,
     How.MESH_ALONE: faultless.alone,
 }

@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from benchmarks.configs import Spec
 from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, VARYING_LITERALS_H2, Load
-from benchmarks.mesh import BOTH_OURS, CLUSTERS_CHANGE, ENDPOINTS_CHANGE, FROM_ENVOY, QUIET, TO_ENVOY
+from benchmarks.mesh import BOTH_OURS, CLUSTERS_CHANGE, EDITS, ENDPOINTS_CHANGE, FROM_ENVOY, QUIET, TO_ENVOY, UP
 from benchmarks.proxies import HOST
 
 OURS, ENVOY, NGINX, HAPROXY = "meshproxy", "envoy", "nginx", "haproxy"
@@ -28,6 +28,7 @@ class How(Enum):
     MEMORY = auto()  # each alone: idle, then under load
     MESH_SCALE = auto()  # the control plane with many light clients
     MESH_UPDATES = auto()  # a fixed rate, with updates and without
+    MESH_EDIT = auto()  # from a file to requests
     MESH_ROTATION = auto()  # requests that may not fail while certificates change
     MESH_ALONE = auto()  # requests that may not fail while there is no control plane
 
@@ -347,6 +348,19 @@ SCENARIOS = (
         rounds=5,
         bars=tuple(
             Bar(f"p99, {label}, to {QUIET}", "p99_us", f"{OURS}, {label}", f"{OURS}, {QUIET}", at_most=1.2) for label in (ENDPOINTS_CHANGE, CLUSTERS_CHANGE)
+        ),
+    ),
+    Scenario(
+        "mesh-edit",
+        "From an edit to other behaviour",
+        "A rule is edited thirty times; what is measured is when the answers of each of ten sidecars are different. And `meshctl up` of examples/mesh (four"
+        " services, eight processes), until a request has gone through all of it.",
+        How.MESH_EDIT,
+        (Case(Spec(), label=EDITS), Case(Spec(), label=UP)),
+        (OURS,),
+        bars=(
+            Bar("p99 from an edit to other answers, s", "followed_p99_s", f"{OURS}, {EDITS}", at_most=1),
+            Bar("meshctl up to its first request, s", "first_request_s", f"{OURS}, {UP}", at_most=5),
         ),
     ),
     Scenario(

@@ -6,3 +6,4 @@ is steady requests, of which every one is counted. Each of `scale`, `updates`, `
 
 BOTH_OURS, TO_ENVOY, FROM_ENVOY = "both ours", "ours to envoy", "envoy to ours"  # pairs of sidecars, the client's first
 QUIET, ENDPOINTS_CHANGE, CLUSTERS_CHANGE = "quiet", "endpoints change", "clusters change"
+EDITS, UP = "an edit", "meshctl up"

@@ -40,13 +40,13 @@ def addresses(index: int, count: int = 10) -> list[str]:
     return [f"10.{index >> 8}.{index & 255}.{host}" for host in range(1, count + 1)]
 
 
-def workload(name: str, ports: Mapping[str, int], sidecar: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
+def workload(name: str, ports: Mapping[str, int], sidecar: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A Workload whose label `app` is its name."""
     return {
         "apiVersion": "meshproxy/v1",
         "kind": "Workload",
         "metadata": {"name": name, "labels": {"app": name}},
-        "spec": {"serviceAccount": name, "ports": dict(ports), "sidecar": dict(sidecar), **spec},
+        "spec": {"serviceAccount": name, "ports": dict(ports), **({"sidecar": dict(sidecar)} if sidecar else {})},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import urllib.request
@@ -19,6 +18,7 @@ from benchmarks.errors import Missing
 from benchmarks.mesh import BOTH_OURS, FROM_ENVOY, TO_ENVOY, documents
 from benchmarks.mesh.documents import PORT
 from benchmarks.mesh.plane import Helper, Plane, meshctl, need_grpc, wait
+from benchmarks.mesh.sidecar import Sidecar
 from benchmarks.processes import Process
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _Mesh:
         need_grpc()
         self._run = run
         self._stack = ExitStack()
-        self.sidecars: dict[str, _Sidecar] = {}
+        self.sidecars: dict[str, Sidecar] = {}
         try:
             self._envoy: str | None = proxies.ENVOY.find()
         except Missing as error:
@@ -136,7 +136,7 @@ class _Mesh:
             processes.wait_until(path.exists, agent, _PATIENCE_S, "the agent")
             own = ["--sds", str(path)]
         bootstrap = yaml.safe_load(meshctl("bootstrap", name, "--server", self.plane.address, *own))
-        self.sidecars[name] = self._stack.enter_context(_Sidecar(folder, bootstrap, envoy))
+        self.sidecars[name] = self._stack.enter_context(Sidecar(folder, bootstrap, envoy))
 
     # --- load
 
@@ -172,48 +172,6 @@ class _Mesh:
     def handshakes(self, name: str) -> float:
         """TLS handshakes that a server's sidecar has completed."""
         return float(sum(self.sidecars[name].stats(r"^listener\..*\.ssl\.handshake$").values()))
-
-
-class _Sidecar:
-    """One proxy; a context manager that ends it. It is ready."""
-
-    def __init__(self, folder: Path, bootstrap: dict[str, Any], envoy: str | None) -> None:
-        self._port = processes.free_port()
-        bootstrap["admin"]["address"]["socket_address"]["port_value"] = self._port
-        path = folder / "bootstrap.json"
-        path.write_text(json.dumps(bootstrap))
-        program = [envoy, "--disable-hot-restart"] if envoy is not None else [sys.executable, "-m", "meshproxy"]
-        self._process = Process([*program, "-c", str(path), "--concurrency", "1", "-l", "error"], folder / "output", processes.CPUS)
-        try:
-            processes.wait_until(self._is_ready, self._process, _PATIENCE_S, f"the sidecar of {folder.name}")
-        except BaseException:
-            self._process.stop()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stop()
-
-    def _is_ready(self) -> bool:
-        try:
-            return self._get("/ready").startswith(b"LIVE")
-        except OSError:
-            return False
-
-    def _get(self, target: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{target}", timeout=10) as response:
-            return bytes(response.read())
-
-    def serials(self) -> set[str]:
-        """Of the leaves that it uses now."""
-        found = json.loads(self._get("/certs"))["certificates"]
-        return {chain["serial_number"] for one in found for chain in one["cert_chain"][:1]}
-
-    def stats(self, pattern: str) -> dict[str, int]:
-        """Counters and gauges whose name matches."""
-        return {one["name"]: one["value"] for one in json.loads(self._get(f"/stats?format=json&filter={pattern}"))["stats"] if "value" in one}
 
 
 def _header(port: int) -> str:
