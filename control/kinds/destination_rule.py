@@ -91,9 +91,13 @@ def _load_balancer(policy: Fields) -> LoadBalancer | None:
 def _locality(fields: Fields | None) -> LocalitySettings | None:
     if fields is None:
         return None
-    fields.not_honoured("failoverPriority")
-    fields.one_of("distribute", "failover")
-    return LocalitySettings(fields.boolean("enabled", True) is not False, fields.each("distribute", _distribute), fields.each("failover", _failover))
+    fields.one_of("distribute", "failover", "failoverPriority")
+    priority = fields.texts("failoverPriority")
+    for index, label in enumerate(priority):
+        if label.count("=") > 1 or label.startswith("="):
+            fields.error(f"failoverPriority[{index}]", f"{label!r} is neither a label nor label=value")
+    enabled = fields.boolean("enabled", True) is not False
+    return LocalitySettings(enabled, fields.each("distribute", _distribute), fields.each("failover", _failover), priority)
 
 
 def _distribute(fields: Fields) -> tuple[str, dict[str, int]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.kinds.gateway import share_a_port
 from control.kinds.virtual_service import check_regex
+from control.model.backend_tls import BackendTls
 from control.model.gateway import GATEWAY_API, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.routing import (
     NO_HEADERS,
@@ -24,6 +26,8 @@ from control.model.routing import (
     RouteMatch,
     RouteRules,
     StringMatch,
+    TcpRoute,
+    TlsRoute,
     WeightedDestination,
 )
 from control.model.service import Protocol
@@ -114,6 +118,42 @@ def _certificate(meta: Meta, fields: Fields) -> SecretRef:
     return SecretRef(fields.text("name", required=True), fields.text("namespace", meta.namespace))
 
 
+def parse_backend_tls(meta: Meta, body: Fields) -> BackendTls:
+    """`spec` of a BackendTLSPolicy."""
+    spec = body.need("spec")
+    spec.not_honoured("options")
+    targets = spec.each("targetRefs", lambda one: _target(meta, one), required=True)
+    validation = spec.need("validation")
+    which = validation.one_of("caCertificateRefs", "wellKnownCACertificates", required=True)
+    validation.text("wellKnownCACertificates", choices=("System",))
+    bundles = validation.each("caCertificateRefs", _config_map)
+    if which == "caCertificateRefs" and not bundles:
+        validation.error("caCertificateRefs", "must not be empty")
+    hostname = validation.text("hostname", required=True)
+    names = validation.each("subjectAltNames", _subject_alt_name)
+    return BackendTls(meta.name, meta.namespace, targets, hostname, names, bundles)
+
+
+def _target(meta: Meta, fields: Fields) -> tuple[str, str]:
+    group, kind = fields.text("group"), fields.text("kind", required=True)
+    if (group, kind) != ("", "Service"):
+        fields.error("kind", f"{kind} of {group or 'core'} is nothing that meshctl serves policies for", "unsupported")
+    return service_host(fields.text("name", required=True), meta.namespace), fields.text("sectionName")
+
+
+def _config_map(fields: Fields) -> str:
+    group, kind = fields.text("group"), fields.text("kind", required=True)
+    if (group, kind) != ("", "ConfigMap"):
+        fields.error("kind", f"{kind} of {group or 'core'}: only ConfigMaps are served", "unsupported")
+    return fields.text("name", required=True)
+
+
+def _subject_alt_name(fields: Fields) -> str:
+    kind = fields.text("type", required=True, choices=("Hostname", "URI"))
+    hostname, uri = fields.text("hostname", required=kind == "Hostname"), fields.text("uri", required=kind == "URI")
+    return hostname or uri
+
+
 def parse_http_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
     """`spec` of an HTTPRoute."""
     return _Route(meta, "HTTPRoute", _http_match).parse(body.need("spec"))
@@ -124,39 +164,64 @@ def parse_grpc_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
     return _Route(meta, "GRPCRoute", _grpc_match).parse(body.need("spec"))
 
 
-class _Route:
-    """Parses one document. `match` reads one of its matches."""
+def parse_tcp_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
+    """`spec` of a TCPRoute."""
+    return _Route(meta, "TCPRoute").parse(body.need("spec"))
 
-    def __init__(self, meta: Meta, kind: str, match: Callable[[Fields], RouteMatch]) -> None:
+
+def parse_tls_route(meta: Meta, body: Fields) -> tuple[RouteRules, ...]:
+    """`spec` of a TLSRoute."""
+    return _Route(meta, "TLSRoute").parse(body.need("spec"))
+
+
+class _Route:
+    """Parses one document. `match` reads one of its matches, if it is about requests."""
+
+    def __init__(self, meta: Meta, kind: str, match: Callable[[Fields], RouteMatch] | None = None) -> None:
         self._meta = meta
         self._kind = kind
         self._match = match
 
     def parse(self, spec: Fields) -> tuple[RouteRules, ...]:
         """One set of rules for each parent."""
-        hostnames = spec.texts("hostnames")
-        rules = spec.each("rules", self._rule) or (HttpRoute(direct_response=_INVALID_BACKEND),)
-        return spec.each("parentRefs", lambda fields: self._parent(fields, hostnames, rules), required=True)
+        http: tuple[HttpRoute, ...] = ()
+        tcp: tuple[TcpRoute, ...] = ()
+        tls: tuple[TlsRoute, ...] = ()
+        hostnames = spec.texts("hostnames") if self._kind != "TCPRoute" else ()
+        if self._match is not None:
+            http = spec.each("rules", self._rule) or (HttpRoute(direct_response=_INVALID_BACKEND),)
+        elif self._kind == "TLSRoute":
+            tls = tuple(TlsRoute(some, hostnames or ("*",)) for some in spec.each("rules", self._connections, required=True) if some)
+        else:
+            tcp = tuple(TcpRoute(some) for some in spec.each("rules", self._connections, required=True) if some)
+        made = RouteRules(self._meta.name, self._meta.namespace, hostnames or ("*",), http, tcp, tls, gateway_api=True, kind=self._kind)
+        return spec.each("parentRefs", lambda fields: self._parent(fields, made), required=True)
 
-    def _parent(self, fields: Fields, hostnames: tuple[str, ...], rules: tuple[HttpRoute, ...]) -> RouteRules | None:
+    def _parent(self, fields: Fields, rules: RouteRules) -> RouteRules | None:
         group, kind = fields.text("group", GROUP), fields.text("kind", "Gateway")  # an empty group is the core's
         name, namespace, port = fields.text("name", required=True), fields.text("namespace", self._meta.namespace), fields.port("port")
         section = fields.text("sectionName")
         ports = (port,) if port else ()
-        meta = self._meta
         if (group, kind) == ("", "Service"):
             if section:
                 fields.error("sectionName", "ports of services are chosen by `port`", "unsupported")
             # A route beside its service is for every caller; one elsewhere is for the callers of its own namespace.
-            export_to = ("*",) if namespace == meta.namespace else (meta.namespace,)
-            host = service_host(name, namespace)
-            return RouteRules(meta.name, meta.namespace, (host,), rules, ports=ports, gateway_api=True, gateways=(MESH,), export_to=export_to)
+            export_to = ("*",) if namespace == self._meta.namespace else (self._meta.namespace,)
+            return replace(rules, hosts=(service_host(name, namespace),), ports=ports, gateways=(MESH,), export_to=export_to)
         if (group, kind) == (GROUP, "Gateway"):
-            gateways = (f"{namespace}/{name}",)
-            hosts = hostnames or ("*",)
-            return RouteRules(meta.name, meta.namespace, hosts, rules, ports=ports, gateway_api=True, gateways=gateways, section=section, kind=self._kind)
+            return replace(rules, ports=ports, gateways=(f"{namespace}/{name}",), section=section)
         fields.error("kind", f"{kind} of {group or 'core'} is no parent that meshctl serves", "unsupported")
         return None
+
+    def _connections(self, fields: Fields) -> tuple[WeightedDestination, ...]:
+        """Where a rule of TCPRoute or TLSRoute sends them; nothing when that is nowhere."""
+        fields.text("name")
+        fields.not_honoured("filters", "matches")
+        return tuple(one for one in fields.each("backendRefs", self._plain_backend, required=True) if one.weight)
+
+    def _plain_backend(self, fields: Fields) -> WeightedDestination:
+        weight = fields.integer("weight", 1, high=1_000_000)
+        return WeightedDestination(self._target(fields), 1 if weight is None else weight)
 
     def _rule(self, fields: Fields) -> HttpRoute:
         fields.not_honoured("sessionPersistence")
@@ -169,7 +234,7 @@ class _Route:
         usable = any(one.weight for one in backends)
         return HttpRoute(
             name=fields.text("name"),
-            matches=fields.each("matches", self._match),
+            matches=fields.each("matches", self._match) if self._match is not None else (),
             destinations=backends if usable and redirect is None else (),
             redirect=redirect,
             direct_response=None if usable or redirect is not None else _INVALID_BACKEND,
@@ -192,10 +257,9 @@ class _Route:
         group, kind = fields.text("group"), fields.text("kind", "Service")
         if (group, kind) != ("", "Service"):
             fields.error("kind", f"{kind} of {group or 'core'} is no backend that meshctl serves", "unsupported")
-        namespace = fields.text("namespace", self._meta.namespace)
-        if namespace != self._meta.namespace:
-            fields.error("namespace", "backends of other namespaces need a ReferenceGrant, which is not served yet", "unsupported")
-        return Destination(service_host(fields.text("name", required=True), namespace), "", fields.port("port", required=True))
+        name, namespace = fields.text("name", required=True), fields.text("namespace", self._meta.namespace)
+        foreign = (namespace, name) if namespace != self._meta.namespace else None
+        return Destination(service_host(name, namespace), "", fields.port("port", required=True), foreign)
 
     # --- filters
 

@@ -34,6 +34,9 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),
     (gateway_api.GROUP, "HTTPRoute"): (("v1", "v1beta1"), gateway_api.parse_http_route),
     (gateway_api.GROUP, "GRPCRoute"): (("v1", "v1alpha2"), gateway_api.parse_grpc_route),
+    (gateway_api.GROUP, "TCPRoute"): (("v1", "v1alpha2"), gateway_api.parse_tcp_route),
+    (gateway_api.GROUP, "TLSRoute"): (("v1", "v1alpha3", "v1alpha2"), gateway_api.parse_tls_route),
+    (gateway_api.GROUP, "BackendTLSPolicy"): (("v1", "v1alpha3"), gateway_api.parse_backend_tls),
     (gateway_api.GROUP, "ReferenceGrant"): (("v1", "v1beta1", "v1alpha2"), secret.parse_reference_grant),
     (OWN, "Workload"): (("v1",), workload.parse),
 }

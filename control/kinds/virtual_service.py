@@ -51,11 +51,16 @@ class _VirtualService:
         self._namespace = meta.namespace
 
     def parse(self, spec: Fields) -> RouteRules:
-        hosts = spec.texts("hosts", required=True)
-        gateways = self._gateways(spec) or (MESH,)
+        hosts = spec.texts("hosts")
+        if not hosts:  # others delegate to it
+            spec.not_honoured("gateways", "tcp", "tls", why="hosts are needed, except of a VirtualService that others delegate HTTP to")
+        gateways = (self._gateways(spec) or (MESH,)) if hosts else ()
         http = spec.each("http", self._http)
-        tcp = spec.each("tcp", self._tcp)
-        tls = tuple(route for some in spec.each("tls", lambda fields: self._tls(fields, hosts)) for route in some)
+        for index, route in enumerate(http if not hosts else ()):
+            if route.delegate is not None:
+                spec.error(f"http[{index}].delegate", "a delegate cannot delegate further")
+        tcp = spec.each("tcp", self._tcp) if hosts else ()
+        tls = tuple(route for some in spec.each("tls", lambda fields: self._tls(fields, hosts)) for route in some) if hosts else ()
         if not http and not tcp and not tls and not spec.problems:
             spec.error("", "one of http, tls, tcp is needed")
         return RouteRules(
@@ -76,8 +81,8 @@ class _VirtualService:
     # --- HTTP
 
     def _http(self, fields: Fields) -> HttpRoute:
-        fields.not_honoured("delegate", why="routes cannot be delegated yet")
-        fields.one_of("route", "redirect", "directResponse", required=True)
+        fields.one_of("route", "redirect", "directResponse", "delegate", required=True)
+        delegate = fields.child("delegate")
         destinations = fields.each("route", self._destination)
         if len(destinations) > 1 and not any(destination.weight for destination in destinations):
             fields.error("route", "of several destinations, one at least needs a weight")
@@ -103,6 +108,7 @@ class _VirtualService:
             cors=_cors(cors) if cors is not None else None,
             request_headers=request,
             response_headers=response,
+            delegate=(delegate.text("namespace", self._namespace), delegate.text("name", required=True)) if delegate is not None else None,
         )
 
     def _match(self, fields: Fields) -> RouteMatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from control.names import MESH
@@ -58,11 +58,15 @@ NO_HEADERS = HeaderOperations()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Destination:
-    """A service, one of its subsets, and a port; port 0 is the only one, or that of the request."""
+    """A service, one of its subsets, and a port; port 0 is the only one, or that of the request. Without a host, it is none that there is.
+
+    `foreign`: namespace and name of a Service that the rules may only refer to if it is granted there.
+    """
 
     host: str
     subset: str = ""
     port: int = 0
+    foreign: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +146,7 @@ class Cors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HttpRoute:
-    """One rule: where any of `matches` holds (all requests when there are none), do this."""
+    """One rule: where any of `matches` holds (all requests when there are none), do this. `delegate`: namespace and name of the rules that say what to do."""
 
     name: str = ""
     matches: tuple[RouteMatch, ...] = ()
@@ -157,6 +161,7 @@ class HttpRoute:
     cors: Cors | None = None
     request_headers: HeaderOperations = NO_HEADERS
     response_headers: HeaderOperations = NO_HEADERS
+    delegate: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +191,7 @@ class TlsRoute:
 class RouteRules:
     """What a VirtualService or a route of the Gateway API says about requests to `hosts`.
 
+    Without hosts, others may delegate to it.
     `ports` limits it to some ports of the service (a parentRef's port); `gateway_api` are the semantics of that API where they differ from Istio's.
     """
 
@@ -204,7 +210,12 @@ class RouteRules:
 
     def destinations(self) -> set[str]:
         """All hosts that requests and connections are sent to."""
-        found = {one.destination.host for rule in self.http for one in rule.destinations}
-        found |= {one.destination.host for rule in self.http for one in rule.mirrors}
-        found |= {one.destination.host for by_name in self.tls for one in by_name.destinations}
-        return found | {one.destination.host for route in self.tcp for one in route.destinations}
+        return {one.host for one in self.all_destinations() if one.host}
+
+    def all_destinations(self) -> Iterator[Destination]:
+        """Where requests and connections are sent."""
+        for rule in self.http:
+            yield from (one.destination for one in rule.destinations)
+            yield from (one.destination for one in rule.mirrors)
+        for some in [*(one.destinations for one in self.tcp), *(one.destinations for one in self.tls)]:
+            yield from (one.destination for one in some)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from control.model.traffic import TlsSettings
+
 
 class Protocol(Enum):
     """What is spoken on a port."""
@@ -160,6 +162,7 @@ class Service:
     selector: Mapping[str, str] | None = None
     static: tuple[Workload, ...] = ()
     export_to: tuple[str, ...] = ("*",)
+    backend_tls: tuple[tuple[int, TlsSettings], ...] = ()  # what callers of a port are asked for
 
     def port(self, number: int) -> Port | None:
         return next((port for port in self.ports if port.number == number), None)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from control.model.backend_tls import BackendTls, with_backend_tls
+from control.model.delegation import in_effect
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
 from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
@@ -53,11 +55,10 @@ class References:
     """What documents refer to by name. `credentials` say what Secrets are good for, and not what is in them, so that a new certificate changes nothing here."""
 
     credentials: Mapping[Key, Credential]
-    ca_bundles: Mapping[Key, CaBundle]
     grants: tuple[ReferenceGrant, ...]
 
 
-_NO_REFERENCES = References({}, {}, ())
+_NO_REFERENCES = References({}, ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +190,7 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     secrets: dict[Key, Secret] = {}
     bundles: dict[Key, CaBundle] = {}
     grants: list[ReferenceGrant] = []
+    backend_tls: list[BackendTls] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
@@ -214,7 +216,11 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
             bundles[one.namespace, one.name] = one
         elif isinstance(one, ReferenceGrant):
             grants.append(one)
-    references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, bundles, tuple(grants))
+        elif isinstance(one, BackendTls):
+            backend_tls.append(one)
+    if backend_tls:
+        services = with_backend_tls(services, backend_tls, bundles)
+    references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, tuple(grants))
     if sidecars:
         workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
     finder = _Finder(workloads, tuple(peers))
@@ -222,7 +228,7 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
     identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
     security = Security(trust_domain, tuple(peers), tuple(access), identities)
-    config = _config(services, tuple(rules), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, references, resolved)
+    config = _config(services, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config

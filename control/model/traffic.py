@@ -34,12 +34,14 @@ class LoadBalancer:
 class LocalitySettings:
     """Where requests go, seen from where they come from.
 
-    `distribute`: (from, {to: weight}) with localities that may end in `*`. `failover`: (from region, to region). With neither, nearest first.
+    `distribute`: (from, {to: weight}) with localities that may end in `*`. `failover`: (from region, to region). `priority`: labels, or `label=value`, in
+    which endpoints should be like the caller, the most important first. With none of them, nearest first.
     """
 
     enabled: bool = True
     distribute: tuple[tuple[str, Mapping[str, int]], ...] = ()
     failover: tuple[tuple[str, str], ...] = ()
+    priority: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +78,22 @@ class OutlierDetection:
     min_health_percent: int = 0
 
 
+REFUSED = "REFUSED"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TlsSettings:
-    """TLS that callers originate. `mode` is DISABLE, SIMPLE or ISTIO_MUTUAL."""
+    """TLS that callers originate. `mode` is DISABLE, SIMPLE, ISTIO_MUTUAL or REFUSED, which is none that could be trusted.
+
+    `ca_pem` are authorities to trust in place of those of the file `ca_certificates`.
+    """
 
     mode: str
     sni: str = ""
     ca_certificates: str = ""
     subject_alt_names: tuple[str, ...] = ()
     insecure_skip_verify: bool = False
+    ca_pem: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -210,7 +210,7 @@ def _tls(cluster: dict[str, Any], tls: TlsSettings | None, port: Port) -> None:
         return
     validation: dict[str, Any] = {}
     if not tls.insecure_skip_verify:
-        validation["trusted_ca"] = {"filename": tls.ca_certificates or _SYSTEM_CAS}
+        validation["trusted_ca"] = {"inline_string": tls.ca_pem} if tls.ca_pem else {"filename": tls.ca_certificates or _SYSTEM_CAS}
         if tls.subject_alt_names:
             validation["match_typed_subject_alt_names"] = [
                 {"san_type": kind, "matcher": {"exact": name}} for name in tls.subject_alt_names for kind in ("DNS", "URI")

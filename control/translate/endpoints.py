@@ -10,15 +10,33 @@ from control.model.service import NOWHERE, Endpoint, Locality
 from control.model.traffic import LocalitySettings, TrafficPolicy
 from control.translate import mtls
 
+Labels = tuple[tuple[str, str], ...]
 _NO_SETTINGS = LocalitySettings()
 
 
-def load_assignment(name: str, endpoints: Iterable[Endpoint], policy: TrafficPolicy | None = None, here: Locality | None = None) -> dict[str, Any]:
+def load_assignment(
+    name: str, endpoints: Iterable[Endpoint], policy: TrafficPolicy | None = None, here: Locality | None = None, labels: Labels = ()
+) -> dict[str, Any]:
     """The endpoints of a cluster, by locality.
 
     As in Istio: with `distribute`, localities weigh what it says for callers `here`. Otherwise, where outlier detection tells which endpoints fail, the
-    nearest are used first (same zone part, zone, region, then the rest). Otherwise a locality weighs as much as its endpoints.
+    nearest are used first (same zone part, zone, region, then the rest), or those that are most like the caller in its `labels`. Otherwise a locality weighs
+    as much as its endpoints.
     """
+    settings = (policy.load_balancer.locality if policy is not None and policy.load_balancer is not None else None) or _NO_SETTINGS
+    if settings.priority and settings.enabled and policy is not None and policy.outlier_detection is not None:
+        return {"cluster_name": name, "endpoints": _most_alike(endpoints, settings.priority, with_place(labels, here or NOWHERE))}
+    made = _by_locality(endpoints)
+    if policy is not None and here is not None and here != NOWHERE and settings.enabled:
+        weights = _distribution(settings, here)
+        if weights is not None:
+            made = _distribute(made, weights)
+        elif policy.outlier_detection is not None:
+            _prioritise(made, settings, here)
+    return {"cluster_name": name, "endpoints": [group for _, group in made]}
+
+
+def _by_locality(endpoints: Iterable[Endpoint]) -> list[tuple[Locality, dict[str, Any]]]:
     groups: dict[Locality, list[Endpoint]] = defaultdict(list)
     for one in endpoints:
         groups[one.locality].append(one)
@@ -31,14 +49,36 @@ def load_assignment(name: str, endpoints: Iterable[Endpoint], policy: TrafficPol
             "load_balancing_weight": min(sum(one.weight for one in groups[locality]), 2**32 - 1),
         }
         made.append((locality, group))
-    settings = (policy.load_balancer.locality if policy is not None and policy.load_balancer is not None else None) or _NO_SETTINGS
-    if policy is not None and here is not None and here != NOWHERE and settings.enabled:
-        weights = _distribution(settings, here)
-        if weights is not None:
-            made = _distribute(made, weights)
-        elif policy.outlier_detection is not None:
-            _prioritise(made, settings, here)
-    return {"cluster_name": name, "endpoints": [group for _, group in made]}
+    return made
+
+
+def with_place(labels: Labels, place: Locality) -> dict[str, str]:
+    """Labels with those that Kubernetes has for places, where they do not say it themselves."""
+    parts = {"topology.kubernetes.io/region": place.region, "topology.kubernetes.io/zone": place.zone, "topology.istio.io/subzone": place.sub_zone}
+    return {**{key: value for key, value in parts.items() if value}, **dict(labels)}
+
+
+def _most_alike(endpoints: Iterable[Endpoint], priority: tuple[str, ...], caller: dict[str, str]) -> list[dict[str, Any]]:
+    """Endpoints count as far as they are like the caller before the first label in which they are not; numbered without gaps."""
+    wanted = [(key, value if equals else caller.get(key)) for key, equals, value in (one.partition("=") for one in priority)]
+    ranked: dict[int, list[Endpoint]] = defaultdict(list)
+    for one in endpoints:
+        has = with_place(one.labels, one.locality)
+        alike = next((index for index, (key, value) in enumerate(wanted) if has.get(key) != value), len(wanted))
+        ranked[len(wanted) - alike].append(one)
+    made = []
+    for number, rank in enumerate(sorted(ranked)):
+        for _, group in _by_locality(ranked[rank]):
+            made.append({**group, **({"priority": number} if number else {})})
+    return made
+
+
+def priority_labels(policy: TrafficPolicy) -> frozenset[str]:
+    """The labels of callers that a load assignment depends on."""
+    settings = policy.load_balancer.locality if policy.load_balancer is not None else None
+    if settings is None or policy.outlier_detection is None:
+        return frozenset()
+    return frozenset(one for one in settings.priority if "=" not in one)
 
 
 def depends_on_locality(policy: TrafficPolicy) -> bool:

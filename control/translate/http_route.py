@@ -14,6 +14,7 @@ from control.model.traffic import ConsistentHash
 from control.names import outbound_cluster
 from control.translate.resource import duration, typed
 
+UNKNOWN_SERVICE = "UnknownService"  # the cluster, which is never there, of what is none
 FAULT_FILTER = "envoy.filters.http.fault"
 CORS_FILTER = "envoy.filters.http.cors"
 _DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
@@ -233,7 +234,7 @@ def _speaks_http2(destination: Destination, around: Around) -> bool:
 
 def _cluster(destination: Destination, around: Around) -> str:
     if not destination.host:
-        return "UnknownService"
+        return UNKNOWN_SERVICE
     service = around.targets[destination.host].service
     return outbound_cluster(destination.host, _port(destination, service, around), destination.subset)
 

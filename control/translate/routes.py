@@ -10,7 +10,7 @@ from control.model.routing import RouteMatch, RouteRules, TcpRoute, TlsRoute
 from control.model.service import Port, Service
 from control.names import ALLOW_ANY, BLOCK_ALL, MESH, PASSTHROUGH, outbound_cluster, short_hosts
 from control.translate import http_route
-from control.translate.http_route import Around, Target
+from control.translate.http_route import UNKNOWN_SERVICE, Around, Target
 
 MAX_DIRECT_RESPONSE = 1 << 20
 Labels = tuple[tuple[str, str], ...]
@@ -149,6 +149,9 @@ def tcp_clusters(route: TcpRoute | TlsRoute, port: int, targets: Mapping[str, Ta
     """(cluster, weight) of each destination."""
     made = []
     for one in route.destinations:
+        if not one.destination.host:
+            made.append((UNKNOWN_SERVICE, one.weight))
+            continue
         target = targets.get(one.destination.host)
         service = target.service if target is not None else None
         number = one.destination.port or (service.ports[0].number if service is not None and len(service.ports) == 1 else port)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from control.model.gateway import Gateway
@@ -17,10 +18,10 @@ from control.model.security import mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
-from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TrafficPolicy
+from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, inbound_cluster, outbound_cluster, short_hosts
 from control.translate import clusters, gateways, listeners, routes, tls
-from control.translate.endpoints import depends_on_locality, load_assignment
+from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.http_route import Target
 from control.translate.listeners import Clusters, Guard
@@ -170,7 +171,7 @@ class Translator:
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
                 self._once((CLUSTER, _Same(whole), workload), lambda: self._inbound_clusters(whole, workload)),
             ),
-            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here),),
+            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels),),
         }
         if scope.grpc:
             parts[LISTENER] = (self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),)
@@ -194,6 +195,7 @@ class Translator:
         uses = self._uses(config, scope.namespace)
         if not scope.identity:  # who has no certificates cannot call what wants them: better no cluster than a plain one
             uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != "ISTIO_MUTUAL")
+        uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != REFUSED)
         made = [self._cluster(config, use, scope) for use in uses]
         if scope.unknown is Unknown.ALLOW_ANY:
             made.append(self._resource(CLUSTER, PASSTHROUGH, clusters.passthrough))
@@ -213,15 +215,20 @@ class Translator:
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
         return self._once((Subset, _Same(endpoints), subset), lambda: tuple(one for one in endpoints if one.has_labels(subset.labels)))
 
-    def _endpoint_set(self, snapshot: MeshSnapshot, config: Config, scope: _Scope, here: Locality) -> ResourceSet:
+    def _endpoint_set(self, snapshot: MeshSnapshot, config: Config, scope: _Scope, here: Locality, labels: Mapping[str, str]) -> ResourceSet:
         namespace = scope.namespace
-        local = self._once(
-            (depends_on_locality, _Same(config), namespace), lambda: any(depends_on_locality(use.policy) for use in self._uses(config, namespace))
+        local, names = self._once(
+            (depends_on_locality, _Same(config), namespace),
+            lambda: (
+                any(depends_on_locality(use.policy) for use in self._uses(config, namespace)),
+                frozenset(name for use in self._uses(config, namespace) for name in priority_labels(use.policy)),
+            ),
         )
-        key = (ENDPOINTS, _Same(config), _Same(snapshot.endpoints), namespace, here if local else NOWHERE)
-        return self._once(key, lambda: ResourceSet(self._load_assignments(self._uses(config, namespace), snapshot.endpoints, here)))
+        place = (here, tuple(sorted((key, value) for key, value in labels.items() if key in names))) if local else (NOWHERE, ())
+        key = (ENDPOINTS, _Same(config), _Same(snapshot.endpoints), namespace, place)
+        return self._once(key, lambda: ResourceSet(self._load_assignments(self._uses(config, namespace), snapshot.endpoints, *place)))
 
-    def _load_assignments(self, uses: Iterable[_Use], everything: Endpoints, here: Locality) -> Iterator[Resource]:
+    def _load_assignments(self, uses: Iterable[_Use], everything: Endpoints, here: Locality, labels: Labels) -> Iterator[Resource]:
         for use in uses:
             if use.service.resolution is not Resolution.ENDPOINTS:
                 continue
@@ -229,7 +236,9 @@ class Translator:
             if use.subset is not None:
                 endpoints = self._of_subset(endpoints, use.subset)
             local = depends_on_locality(use.policy)
-            arguments = (use.cluster, _Same(endpoints), use.policy, here) if local else (use.cluster, _Same(endpoints))
+            asked = priority_labels(use.policy)
+            own = tuple(label for label in labels if label[0] in asked)
+            arguments = (use.cluster, _Same(endpoints), use.policy, here, own) if local else (use.cluster, _Same(endpoints))
             yield self._resource(ENDPOINTS, use.cluster, load_assignment, *arguments)
 
     # --- a gRPC client
@@ -383,17 +392,24 @@ def _uses(config: Config, namespace: str) -> Iterator[_Use]:
 
 def _service_uses(service: Service, rule: DestinationRule | None) -> Iterator[_Use]:
     base = rule.policy if rule is not None and rule.policy is not None else NO_POLICY
+    asked = dict(service.backend_tls)
     for port in service.ports:
-        yield _Use(service, port, None, base.for_port(port.number), rule)
+        yield _Use(service, port, None, _with_tls(base.for_port(port.number), asked.get(port.number)), rule)
         for subset in rule.subsets if rule is not None else ():
             policy = _merged(subset.policy, base) if subset.policy is not None else base
-            yield _Use(service, port, subset, policy.for_port(port.number), rule)
+            yield _Use(service, port, subset, _with_tls(policy.for_port(port.number), asked.get(port.number)), rule)
 
 
 @functools.lru_cache(10_000)
 def _merged(policy: TrafficPolicy, base: TrafficPolicy) -> TrafficPolicy:
     """The same object for the same two, since what is made of it is remembered by it."""
     return policy.over(base)
+
+
+@functools.lru_cache(10_000)
+def _with_tls(policy: TrafficPolicy, tls: TlsSettings | None) -> TrafficPolicy:
+    """What a service asks callers for, unless their own rules say otherwise."""
+    return policy if tls is None or policy.tls is not None else replace(policy, tls=tls)
 
 
 @functools.lru_cache(10_000)

@@ -167,3 +167,40 @@ def test_listeners_and_routes_of_the_gateway_api(mesh, pki):
     assert ask(port, "a.test", pki)[0] == "a.test"
     (mesh.folder / "grant.yaml").unlink()
     wait_until(lambda: refused(port))
+
+
+def test_tls_towards_a_backend_and_connections_by_route(mesh, pki):
+    """Requests come plain and go on by TLS, as the backend asks; connections go on as they are."""
+    port, raw, inner = mesh.ports.take(), mesh.ports.take(), mesh.ports.take()
+    mesh.write("edge.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {gateway.networking.k8s.io/gateway-name: g}}}")
+    mesh.write("inner.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: inner, labels: {app: inner}}}")
+    service = f"{{apiVersion: v1, kind: Service, metadata: {{name: inner}}, spec: {{selector: {{app: inner}}, ports: [{{name: http, port: {inner}}}]}}}}"
+    ends = gateway(server(inner, "{mode: SIMPLE, credentialName: a}", "a.test")).replace("name: g}", "name: ends}").replace("istio: edge", "app: inner")
+    at_the_end = TO_V1.replace("name: edge", "name: at-the-end").replace("[g]", "[ends]").replace("'*.test'", "'*'")
+    mesh.write("inner-gateway.yaml", "\n---\n".join([service, ends.replace("hosts: [a.test]", "hosts: ['*']"), at_the_end, secret(pki, "a", "a")]))
+
+    def api(kind: str, name: str, spec: str) -> str:
+        return f"{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}}}, spec: {spec}}}"
+
+    listeners = f"[{{name: http, port: {port}, protocol: HTTP}}, {{name: raw, port: {raw}, protocol: TCP}}]"
+    backend = f"rules: [{{backendRefs: [{{name: inner, port: {inner}}}]}}]"
+    routes = [
+        api("HTTPRoute", "r", f"{{parentRefs: [{{name: g, sectionName: http}}], {backend}}}"),
+        api("TCPRoute", "t", f"{{parentRefs: [{{name: g, sectionName: raw}}], {backend}}}"),
+    ]
+    mesh.write("gateway.yaml", "\n---\n".join([api("Gateway", "g", f"{{gatewayClassName: mesh, listeners: {listeners}}}"), *routes]))
+    validation = "{hostname: %s.test, caCertificateRefs: [{group: '', kind: ConfigMap, name: roots}]}"
+    policy = api("BackendTLSPolicy", "p", f"{{targetRefs: [{{group: '', kind: Service, name: inner}}], validation: {validation}}}")
+    mesh.write("policy.yaml", policy % "a")
+    mesh.sidecar("inner")
+    mesh.sidecar("edge")
+    wait_until(lambda: not refused(port))
+    assert fetch(port)[0] == 500  # without its authorities nobody is trusted
+    roots = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "roots"}, "data": {"ca.crt": (pki / "ca.pem").read_text()}}
+    mesh.write("roots.yaml", json.dumps(roots))
+    wait_until(lambda: fetch(port)[0] == 200)
+    assert fetch(port)[1]["name"] == "v1"
+    mesh.write("policy.yaml", policy % "b")
+    wait_until(lambda: fetch(port)[0] == 503)  # the certificate has another name
+    (mesh.folder / "policy.yaml").unlink()
+    wait_until(lambda: ask(raw, "a.test", pki)[1] == 200)

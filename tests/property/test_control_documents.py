@@ -24,6 +24,7 @@ _WORDS = """
     consistentHash httpCookie connectionPool tcp outlierDetection portLevelSettings subsets ports endpoints address addresses resolution selector
     workloadSelector clusterIP targetPort protocol conditions targetRef containers podIP sidecar inbound outbound listen httpProxy locality items
     localityLbSetting distribute from to servers mode credentialName httpsRedirect sniHosts listeners certificateRefs data type
+    delegate failoverPriority caCertificateRefs subjectAltNames hostname targetRefs validation hostnames
 """.split()
 _SCALARS = st.one_of(
     st.none(),
@@ -142,6 +143,25 @@ _RIGHT = [
             "tls": [{"match": [{"sniHosts": ["a.b"], "port": 443}], "route": [{"destination": {"host": "a", "port": {"number": 80}}, "weight": 1}]}],
         },
     },
+    {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "TLSRoute",
+        "spec": {"parentRefs": [{"name": "a"}], "hostnames": ["a.b"], "rules": [{"backendRefs": [{"name": "a", "port": 80, "namespace": "c"}]}]},
+    },
+    {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "BackendTLSPolicy",
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "a"}],
+            "validation": {"hostname": "a.b", "wellKnownCACertificates": "System", "subjectAltNames": [{"type": "Hostname", "hostname": "c.d"}]},
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "spec": {"hosts": ["a"], "http": [{"match": [{"uri": {"prefix": "/"}}], "timeout": "1s", "delegate": {"name": "b"}}]},
+    },
+    {"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": {"http": [{"route": [{"destination": {"host": "a"}}]}]}},
     {"apiVersion": "meshproxy/v1", "kind": "Workload", "spec": {"ports": {"web": 1}, "sidecar": {"inbound": [{"port": 1, "listen": 2}]}}},
 ]
 

@@ -232,7 +232,7 @@ def test_mistakes_are_named_by_their_path(text, complaint):
 
 def test_messages_name_file_document_and_field():
     store = load(SERVICE + "---\n" + VIRTUAL.replace("hosts", "host"), name="mesh/reviews.yaml")
-    assert "mesh/reviews.yaml: document 2 (VirtualService default/reviews): spec.hosts: is needed" in map(str, store.troubles)
+    assert "mesh/reviews.yaml: document 2 (VirtualService default/reviews): spec.host: no such field; did you mean 'hosts'?" in map(str, store.troubles)
     assert len(store.objects) == 1
 
 
