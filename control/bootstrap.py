@@ -30,23 +30,20 @@ def envoy(
     sds: str = "",
     secure: Secure | None = None,
 ) -> dict[str, Any]:
-    """For Envoy and for our own sidecar: clusters and listeners by ADS from any of `servers`, and, with `sds`, certificates from an agent's Unix socket."""
+    """For Envoy and for our own sidecar: clusters, listeners and load reports by any of `servers`, and with `sds` certificates from an agent's Unix socket."""
     clusters = [_xds_cluster(servers, secure)]
     if sds:
         clusters.append(_cluster(SDS_CLUSTER, {"pipe": {"path": sds}}, _HTTP2))
     service: dict[str, Any] = {"envoy_grpc": {"cluster_name": _XDS_CLUSTER}}
     if secure is not None and secure.token:
         service["initial_metadata"] = [{"key": "authorization", "value": f"Bearer {secure.token}"}]
+    control_plane = {"transport_api_version": "V3", "grpc_services": [service]}
     return {
         "node": {"id": f"{name}.{namespace}", "cluster": f"{name}.{namespace}"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin_port}}},
+        "cluster_manager": {"load_stats_config": control_plane | {"api_type": "GRPC"}},
         "dynamic_resources": {
-            "ads_config": {
-                "api_type": "DELTA_GRPC" if delta else "GRPC",
-                "transport_api_version": "V3",
-                "set_node_on_first_message_only": True,
-                "grpc_services": [service],
-            },
+            "ads_config": control_plane | {"api_type": "DELTA_GRPC" if delta else "GRPC", "set_node_on_first_message_only": True},
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },

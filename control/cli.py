@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_proxy_status)
 
     config = commands.add_parser("proxy-config", help="what one proxy has")
-    config.add_argument("kind", choices=("clusters", "endpoints", "listeners", "routes"))
+    config.add_argument("kind", choices=("clusters", "endpoints", "listeners", "routes", "loads"))
     config.add_argument("proxy", help="name.namespace, as proxy-status shows it")
     config.add_argument("--name", default="", help="only the resource of this name")
     _add_server(config)
@@ -299,7 +299,7 @@ def _proxy_config(options: argparse.Namespace) -> int:
     except query.QueryError as error:
         raise UsageError(str(error)) from error
     if options.name:
-        found = [one for one in found if options.name == (one.cluster_name if options.kind == "endpoints" else one.name)]
+        found = [one for one in found if options.name == (one.cluster_name if options.kind in ("endpoints", "loads") else one.name)]
     print(query.resource_table(options.kind, found) if options.output == "table" else show([query.plain(one) for one in found], options.output))
     return 0
 

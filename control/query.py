@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf import json_format
 
+from control.ads.loads import URL as LOADS
 from control.ads.status import WHOLE
 from control.output import table
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
@@ -15,7 +16,7 @@ from meshproxy.api import messages
 
 _METHOD = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
 _COLUMNS = {CLUSTER: "CDS", LISTENER: "LDS", ENDPOINTS: "EDS", ROUTES: "RDS"}
-TYPES = {"clusters": CLUSTER, "endpoints": ENDPOINTS, "listeners": LISTENER, "routes": ROUTES}
+TYPES = {"clusters": CLUSTER, "endpoints": ENDPOINTS, "listeners": LISTENER, "routes": ROUTES, "loads": LOADS}
 
 
 class QueryError(Exception):
@@ -86,11 +87,12 @@ def resources(response: Any, url: str, proxy: str) -> list[Any]:
     """The resources of one type that a proxy has, as messages. Raises QueryError when it is not connected."""
     if not response.config:
         raise QueryError(f"no proxy {proxy!r} is connected")
-    found = []
+    found: list[Any] = []
     for entry in response.config[0].generic_xds_configs:
-        if entry.type_url == url and entry.name != WHOLE:
+        if entry.type_url == url and (entry.name != WHOLE or url == LOADS):
             cls = messages.known(messages.full_name(url))
-            found.append(cls.FromString(entry.xds_config.value))
+            message = cls.FromString(entry.xds_config.value)
+            found += message.cluster_stats if url == LOADS else [message]
     return found
 
 
@@ -148,10 +150,24 @@ def _target(route: Any) -> str:
     return str(action.cluster)
 
 
+def _loads(one: Any) -> list[tuple[str, ...]]:
+    rows = [
+        (_address(item.address), *_requests(item), group.locality.zone or "-", one.cluster_name)
+        for group in one.upstream_locality_stats
+        for item in group.upstream_endpoint_stats
+    ]
+    return rows + ([("(dropped)", str(one.total_dropped_requests), "-", "-", "-", one.cluster_name)] if one.total_dropped_requests else [])
+
+
+def _requests(item: Any) -> tuple[str, str, str]:
+    return str(item.total_issued_requests), str(item.total_error_requests), str(item.total_requests_in_progress)
+
+
 _HEADS = {
+    "loads": ("ENDPOINT", "REQUESTS", "ERRORS", "UNDER WAY", "ZONE", "CLUSTER"),
     "clusters": ("SERVICE", "PORT", "SUBSET", "DIRECTION", "TYPE", "BALANCER"),
     "endpoints": ("ENDPOINT", "STATUS", "PRIORITY", "CLUSTER"),
     "listeners": ("NAME", "ADDRESS", "FILTERS"),
     "routes": ("NAME", "VIRTUAL HOST", "MATCH", "TARGET"),
 }
-_ROWS = {"clusters": _clusters, "endpoints": _endpoints, "listeners": _listeners, "routes": _routes}
+_ROWS = {"loads": _loads, "clusters": _clusters, "endpoints": _endpoints, "listeners": _listeners, "routes": _routes}

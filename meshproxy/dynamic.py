@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import marshal
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from meshproxy.http import route_configs
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
 from meshproxy.upstream.cluster_manager import Validator
+from meshproxy.upstream.loads import Loads
 from meshproxy.upstream.options import EDS
 from meshproxy.xds import identity, sources
 from meshproxy.xds.cache import Cache
@@ -27,6 +29,7 @@ from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
 from meshproxy.xds.listeners import ListenerUpdates
+from meshproxy.xds.loads import LoadReporter
 from meshproxy.xds.needs import Needs
 from meshproxy.xds.resources import CLUSTER, LISTENER, WILDCARD
 from meshproxy.xds.routes import Routes, RouteSubscription
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from meshproxy.upstream.discovery import Discovery
     from meshproxy.workers import Pool
     from meshproxy.xds.subscription import Subscription
+
+LOADS_DEADLINE = 1.0  # seconds that a load report waits for the workers
 
 
 class Dynamic:
@@ -89,6 +94,15 @@ class Dynamic:
                 with errors.under(f"layered_runtime.layers[{at}].rtds_layer.rtds_config"):
                     self._layers.append(RuntimeLayer(layer, self._sources, context, self._tell_layer, first.set))
                 self._first_layers.append(first)
+        self._loads: LoadReporter | None = None
+        self._own_loads = Loads(context.clusters)
+        self._reported: Counter[str] = Counter()  # clusters with an lrs_server, by the number of their versions
+        is_static = _static_clusters(bootstrap, workload).__contains__
+        if bootstrap.cluster_manager.HasField("load_stats_config"):
+            with errors.under("cluster_manager.load_stats_config"):
+                self._loads = LoadReporter(Api(bootstrap.cluster_manager.load_stats_config, is_static), context, self._gather_loads)
+        elif (api := _control_plane(resources)) is not None:
+            self._loads = LoadReporter(Api(api, is_static), context, self._gather_loads, self._reported.__contains__)
         self.clusters: Clusters | None = None
         self.listeners: ListenerUpdates | None = None
         self._cds: Subscription | None = None
@@ -110,6 +124,8 @@ class Dynamic:
         """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
         if self._sources.ads is not None:
             self._sources.ads.start()
+        if self._loads is not None and self._bootstrap.cluster_manager.HasField("load_stats_config"):
+            self._loads.start()
         for layer in self._layers:
             layer.subscription.start()
         for first in self._first_layers:
@@ -141,6 +157,8 @@ class Dynamic:
 
     def close(self) -> None:
         """Watch nothing any more."""
+        if self._loads is not None:
+            self._loads.close()
         self._sources.close()
 
     # -- checks, in surroundings of their own
@@ -169,7 +187,24 @@ class Dynamic:
         return self.needs.acquire([*self._routes.wanted(listener), *self._secrets.wanted(listener)], ready)
 
     def _acquire_for_cluster(self, cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
-        return self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
+        release = self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
+        if not cluster.HasField("lrs_server") or self._loads is None:
+            return release
+        self._reported[cluster.name] += 1
+        self._loads.start()
+        return lambda: self._let_go(cluster.name, release)
+
+    def _let_go(self, name: str, release: Callable[[], None]) -> None:
+        """A version of a cluster with an lrs_server is gone."""
+        self._reported[name] -= 1
+        if not self._reported[name]:
+            del self._reported[name]
+        release()
+
+    async def _gather_loads(self) -> list[dict[str, Any]]:
+        """What all processes have counted since the last time (upstream.loads)."""
+        answers = await self._pool.gather(Kind.COLLECT, b"loads", timeout=LOADS_DEADLINE)
+        return [self._own_loads.take(), *map(marshal.loads, answers)]
 
     @property
     def known_secrets(self) -> api_secrets.Secrets:
@@ -247,6 +282,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     if has_ads:
         with problems.under("dynamic_resources.ads_config"):
             Api(resources.ads_config, is_static)
+    if bootstrap.cluster_manager.HasField("load_stats_config"):
+        with problems.under("cluster_manager.load_stats_config"):
+            Api(bootstrap.cluster_manager.load_stats_config, is_static)
     for name in ("cds_config", "lds_config"):
         if resources.HasField(name):
             check(f"dynamic_resources.{name}", getattr(resources, name))
@@ -263,6 +301,14 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
         for at, holder in enumerate(getattr(bootstrap.static_resources, kind)):
             for reference, _ in api_secrets.references(holder):
                 check(f"static_resources.{kind}[{at}]: {reference.name}: sds_config", reference.sds_config)
+
+
+def _control_plane(resources: Any) -> Any:
+    """The ApiConfigSource that clusters come from: what `lrs_server: self` means. None where there is none."""
+    source = resources.cds_config
+    if source.WhichOneof("config_source_specifier") == "api_config_source":
+        return source.api_config_source
+    return resources.ads_config if source.HasField("ads") else None
 
 
 def _static_clusters(bootstrap: Any, workload: Any) -> set[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from meshproxy.logs import Handler, Levels
     from meshproxy.net.filter_chain import FilterChain
     from meshproxy.net.shared import Cells
+    from meshproxy.upstream.loads import Loads
 
 log = logging.getLogger("meshproxy.main")
 
@@ -135,6 +136,7 @@ def needs_discovery(bootstrap: Any) -> bool:
     """Whether a bootstrap asks for anything that is not in it."""
     return (
         bootstrap.HasField("dynamic_resources")
+        or bootstrap.cluster_manager.HasField("load_stats_config")
         or len(bootstrap.bootstrap_extensions) > 0  # the only one that there is gets secrets
         or any(layer.HasField("rtds_layer") for layer in bootstrap.layered_runtime.layers)
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
@@ -176,6 +178,7 @@ class Worker:
         self._registry = ListenerRegistry()
         self._accepting = self._left = False
         self._replaced = 0
+        self._loads: Loads | None = None  # made when main first asks
         self._listeners: dict[int, Listener] = {}  # by main's keys
         self._past: list[Listener] = []  # replaced or removed, and still with connections
         self._retired: dict[int, list[FilterChain]] = {}  # key of a listener -> its filter chains that take no new connections
@@ -384,6 +387,12 @@ class Worker:
             from meshproxy.upstream import status
 
             return status.snapshot(self._context.clusters)
+        if what == "loads":
+            if self._loads is None:
+                from meshproxy.upstream.loads import Loads
+
+                self._loads = Loads(self._context.clusters)
+            return self._loads.take()
         if what == "memory":
             from meshproxy.admin.info import memory_of_self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+# Read when grpc is imported, by whichever test is the first to do so: its threads do not survive the fork of a proxy, nor do they have to.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # How fast an example runs says something about the machine, not about us. Each run tries the same examples, so that what it says is about the change;
 # `--hypothesis-profile=explore` looks for new ones, and remembers in .hypothesis/ what failed.
 settings.register_profile("meshproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
+from control.ads.loads import Loads
 from control.ads.session import Session
 from control.model.security import spiffe_id
 from control.model.snapshot import MeshSnapshot
@@ -100,6 +101,7 @@ class Hub:
         self.snapshot = snapshot
         self.translator = Translator()
         self.connections: set[Connection] = set()
+        self.loads = Loads()
         self._numbers = itertools.count(1)
 
     def open(self, *, delta: bool, only: str = "") -> Connection:

@@ -1,4 +1,4 @@
-"""xDS over gRPC: ADS, one service for each type, and CSDS, all with serialised messages: what is shared by proxies is never parsed or built again here."""
+"""xDS over gRPC: ADS, one service for each type, LRS, and CSDS, all with serialised messages: what is shared by proxies is never parsed or built again here."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ Identify = Callable[[grpc.aio.ServicerContext], Awaitable[SpiffeId]]
 
 _log = logging.getLogger("meshctl.ads")
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_LRS = "envoy.service.load_stats.v3.LoadReportingService"
 _CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 _SERVICES = (
     ("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters", CLUSTER),
@@ -107,6 +108,7 @@ class XdsServer:
         made = [_service(_ADS, {"StreamAggregatedResources": self._stream(delta=False), "DeltaAggregatedResources": self._stream(delta=True)})]
         for service, kind, url in _SERVICES:
             made.append(_service(service, {f"Stream{kind}": self._stream(delta=False, only=url), f"Delta{kind}": self._stream(delta=True, only=url)}))
+        made.append(_service(_LRS, {"StreamLoadStats": grpc.stream_stream_rpc_method_handler(self._load_stats)}))
         made.append(
             _service(
                 _CSDS,
@@ -149,6 +151,19 @@ class XdsServer:
             raise AssertionError
         return await self._identify(context)
 
+    async def _load_stats(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        await self._caller(context)
+        stream = self._hub.loads.open()
+        try:
+            async for data in requests:
+                answer = stream.receive(data)
+                if answer is not None:
+                    yield answer
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self._hub.loads.close(stream)
+
     # --- CSDS
 
     async def _fetch_status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -166,7 +181,7 @@ class XdsServer:
             matches = _node_matcher(request)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        response = client_status(self._hub.connections, matches, not request.exclude_resource_contents)
+        response = client_status(self._hub.connections, matches, not request.exclude_resource_contents, self._hub.loads)
         return bytes(response.SerializeToString())
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from control.ads.hub import Connection
+from control.ads.loads import URL as LOADS
+from control.ads.loads import Loads
 from control.ads.session import State, Subscription
 from control.translate.resource import ORDER, SECRET
 from meshproxy.api import messages
@@ -16,8 +18,9 @@ _CONFIG_STATUS = {State.NOT_SENT: "NOT_SENT", State.SYNCED: "SYNCED", State.STAL
 WHOLE = "*"
 
 
-def client_status(connections: Iterable[Connection], matches: Callable[[str], bool], contents: bool) -> Any:
-    """ClientStatusResponse of the proxies whose node id `matches`. Without `contents`, one entry for each type that they subscribed to."""
+def client_status(connections: Iterable[Connection], matches: Callable[[str], bool], contents: bool, loads: Loads | None = None) -> Any:
+    """ClientStatusResponse of the proxies whose node id `matches`. Without `contents`, one entry for each type that they subscribed to; with it also one for
+    what they reported of their load, as a LoadStatsRequest."""
     response = messages.known(f"{_S}ClientStatusResponse")()
     for connection in sorted(connections, key=lambda one: one.number):
         node = connection.session.node
@@ -29,6 +32,9 @@ def client_status(connections: Iterable[Connection], matches: Callable[[str], bo
         for url in (*ORDER, *(url for url in subscriptions if url not in ORDER)):
             if url in subscriptions:
                 _add(config, subscriptions[url], contents)
+        for total in loads.of(node.id) if contents and loads is not None else ():
+            entry = config.generic_xds_configs.add(type_url=LOADS, name=WHOLE)
+            entry.xds_config.Pack(total)
     return response
 
 

@@ -161,7 +161,7 @@ class Attempt:
         if failure:
             self.stream.upstream_failure = failure
         if reason is pools.OVERFLOW and self.pool is not None and self.pool.limits.rq < self.pool.limits.max_rq:
-            self.stream.host = None  # it did not get as far as a connection of the host
+            self.host = self.stream.host = None  # it did not get as far as a connection of the host
         self.owner.on_attempt_failed(self, reason, failure or "")
         self.stream.codec.flush()
 

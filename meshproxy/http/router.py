@@ -149,9 +149,11 @@ class Router:
 
     def _dropped(self, stream: Stream, cluster: Cluster, what: str) -> Reply:
         Forwarding(self, stream, stream.route, cluster).charge(503, None)
+        cluster.rq_dropped += 1
         if what == "maintenance":
             cluster.stats.upstream_rq_maintenance_mode.n += 1
             return replies.MAINTENANCE if not self.suppress else replies.MAINTENANCE_PLAIN
+        cluster.rq_drop_overload += 1
         return replies.DROP_OVERLOAD if what == "drop_overload" else replies.UNCONDITIONAL_DROP_OVERLOAD
 
     def timeout_queue(self, seconds: float) -> TimeoutQueue:

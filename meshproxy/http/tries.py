@@ -121,6 +121,7 @@ class Tries(Attempt):
         self._remove(attempt)
         if self._others_in_flight():
             return
+        cluster.rq_dropped += reason is pools.OVERFLOW
         suffix = f"|{details}" if details else ""
         began = "after" if begun else "before"
         self.fail(

@@ -54,6 +54,7 @@ class Cluster:
     Hot: `pick(LbContext | None) -> Host | None`, `limits[priority]`, `stats`. `needs_context`: whether `pick` makes any use of its argument.
     `observes_latency`: whether `observe(host, seconds)` wants to hear of response times. `outlier` is None unless passive health checks are configured.
     `drops(random)` is None unless requests may have to be dropped; else it returns None, "maintenance", "drop_overload" or "unconditional".
+    `rq_dropped`, `rq_drop_overload`: requests that were refused by a limit or dropped, and those of them by the endpoints' policy, for load reports.
     """
 
     __slots__ = (
@@ -62,10 +63,10 @@ class Cluster:
         "_by_priority",
         "_close_on_change",
         "_dry_run",
+        "_h2_options",
         "_ignores_health_on_removal",
         "_local_locality",
         "_locality_weights",
-        "_h2_options",
         "_metadata",
         "_original_dst",
         "_pool_kind",
@@ -102,6 +103,8 @@ class Cluster:
         "pick",
         "preconnect_ratio",
         "proto",
+        "rq_drop_overload",
+        "rq_dropped",
         "stats",
         "tcp_pool_idle_timeout",
         "transport",
@@ -161,6 +164,7 @@ class Cluster:
         self._original_dst: OriginalDst | None = None
         self.host_sets: Sequence[HostSet] = ()
         self.drops: Drops | None = None
+        self.rq_dropped = self.rq_drop_overload = 0
         with problems.under("load_assignment"):
             self._start(proto)
         problems.raise_any()
@@ -430,6 +434,11 @@ class Cluster:
             if self.outlier is not None:
                 self.outlier.remove(host)
             drain(host)
+
+    @property
+    def drop_category(self) -> str:
+        """Why requests are dropped, in the words of whoever gave the endpoints."""
+        return self._assignment_policy.drop_category
 
     def _adopt_policy(self, assignment: Assignment) -> None:
         self._locality_weights = assignment.locality_weights

@@ -303,6 +303,11 @@ class ClusterManager:
         known = self._known.get(name)
         return None if known is None else known.cluster.proto if known.cluster is not None else known.proto
 
+    def serialised(self, name: str) -> bytes:
+        """The same as it is kept; empty when there is no such cluster."""
+        known = self._known.get(name)
+        return known.serialised if known is not None else b""
+
     def compiled(self) -> Iterator[Cluster]:
         """The clusters that have been used."""
         for known in list(self._known.values()):

@@ -33,7 +33,7 @@ HONOURS = {
         " typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl dns_lookup_family"
         " typed_dns_resolver_config wait_for_warm_on_init outlier_detection cleanup_interval upstream_bind_config ring_hash_lb_config"
         " preconnect_policy maglev_lb_config original_dst_lb_config least_request_lb_config round_robin_lb_config common_lb_config transport_socket metadata"
-        " protocol_selection upstream_connection_options ignore_health_on_host_removal load_balancing_policy"
+        " protocol_selection upstream_connection_options ignore_health_on_host_removal load_balancing_policy lrs_server"
     ),
     _CLUSTER + ".CustomClusterType": "name typed_config",
     _CLUSTER + ".EdsClusterConfig": "eds_config service_name",
@@ -134,6 +134,8 @@ def discovery_options(proto: Any) -> ClusterOptions:
 
 
 def _discovery(proto: Any, options: ClusterOptions) -> None:
+    if proto.HasField("lrs_server") and proto.lrs_server.WhichOneof("config_source_specifier") != "self":
+        errors.fail("lrs_server", "load is only reported to where the cluster comes from (self)", UNSUPPORTED)
     if proto.WhichOneof("cluster_discovery_type") == "cluster_type":
         with errors.under("cluster_type.typed_config"):
             registry.module(registry.type_url(proto.cluster_type.typed_config), "cluster type")

@@ -2,5 +2,6 @@
 
 `sources.py` turns a ConfigSource into a subscription (`subscription.py`): to a file (`files.py`), or to a stream of a control plane (`client.py`, over the
 protocol in `session.py`, which is sans-IO). `clusters.py`, `endpoints.py`, `listeners.py`, `routes.py` and `secrets.py` are what subscribes: they know what
-was accepted, warm what must not be used yet (`needs.py`), and tell the workers through `meshproxy.dynamic`, which puts it all together.
+was accepted, warm what must not be used yet (`needs.py`), and tell the workers through `meshproxy.dynamic`, which puts it all together. `loads.py` reports
+load to a control plane.
 """

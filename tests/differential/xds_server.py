@@ -35,11 +35,13 @@ class ControlPlane:
         self.lives: dict[str, float] = {}
         self.port = 0
         self.streams = 0
+        self.handlers: list[Any] = []  # of other services
         self._changed = asyncio.Condition()
         self._server: Any = None
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
+        self._server.add_generic_rpc_handlers(self.handlers)
         aggregated = {"StreamAggregatedResources": self._sotw, "DeltaAggregatedResources": self._delta}
         self._serve("envoy.service.discovery.v3.AggregatedDiscoveryService", aggregated)
         for service, kind in (("cluster", "Clusters"), ("listener", "Listeners"), ("route", "Routes"), ("endpoint", "Endpoints"), ("secret", "Secrets")):

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from control import cli, query
+from control.ads import loads
 from control.ads.hub import Hub
+from control.ads.session import ProtocolError
 from control.ads.status import client_status
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from meshproxy.api import bootstrap as bootstraps
@@ -135,6 +137,49 @@ def test_proxy_config(hub):
     assert query.resources(response, ENDPOINTS, "web.default") == []
     with pytest.raises(query.QueryError):
         query.resources(messages.known("envoy.service.status.v3.ClientStatusResponse")(), CLUSTER, "nobody")
+
+
+def report(cluster, **numbers):
+    """A LoadStatsRequest: of each endpoint (by its port) requests begun, failed, under way."""
+    request = messages.known("envoy.service.load_stats.v3.LoadStatsRequest")()
+    request.node.id = "web.default"
+    stats = request.cluster_stats.add(cluster_name=cluster, total_dropped_requests=numbers.pop("dropped", 0))
+    stats.load_report_interval.seconds = 10
+    for zone, ports in numbers.items():
+        group = stats.upstream_locality_stats.add()
+        group.locality.zone = zone
+        for port, (issued, error, active) in ports.items():
+            one = group.upstream_endpoint_stats.add(total_issued_requests=issued, total_error_requests=error, total_requests_in_progress=active)
+            one.address.socket_address.address = "10.0.0.1"
+            one.address.socket_address.port_value = port
+    return request.SerializeToString()
+
+
+def test_loads_of_a_proxy(hub):
+    stream = hub.loads.open()
+    hello = messages.known("envoy.service.load_stats.v3.LoadStatsRequest")()
+    hello.node.id = "web.default"
+    answer = messages.known("envoy.service.load_stats.v3.LoadStatsResponse").FromString(stream.receive(hello.SerializeToString()))
+    assert answer.send_all_clusters
+    assert answer.report_endpoint_granularity
+    assert answer.load_reporting_interval.seconds == loads.INTERVAL_S
+    assert stream.receive(report("unused", dropped=0)) is None
+    assert stream.receive(report("db", z1={80: (3, 1, 1), 81: (1, 0, 0)}, z2={82: (1, 0, 1)}, dropped=2)) is None
+    stream.receive(report("db", z1={80: (2, 1, 0)}, dropped=1))
+    response = client_status(hub.connections, lambda _: True, True, hub.loads)
+    found = query.resources(response, loads.URL, "web.default")
+    assert query.resource_table("loads", found).splitlines() == [
+        "ENDPOINT      REQUESTS   ERRORS   UNDER WAY   ZONE   CLUSTER",
+        "10.0.0.1:80   5          2        0           z1     db",
+        "10.0.0.1:81   1          0        0           z1     db",
+        "10.0.0.1:82   1          0        0           z2     db",
+        "(dropped)     3          -        -           -      db",
+    ]
+    assert [one.load_report_interval.seconds for one in found] == [20]
+    with pytest.raises(ProtocolError):
+        stream.receive(b"\xff")
+    hub.loads.close(stream)
+    assert query.resources(client_status(hub.connections, lambda _: True, True, hub.loads), loads.URL, "web.default") == []
 
 
 def test_endpoints_of_a_proxy():
