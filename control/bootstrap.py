@@ -54,7 +54,7 @@ def envoy(
 def _xds_cluster(servers: Sequence[tuple[str, int]], secure: Secure | None) -> dict[str, Any]:
     """All control planes are equal: a proxy takes any, and another one when that is gone."""
     cluster = _cluster(_XDS_CLUSTER, {}, _HTTP2_ALIVE)
-    endpoints = [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}} for host, port in servers]
+    endpoints = [{"endpoint": {"address": _address(*one)}} for one in servers]
     cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
     if not all(is_ip(host) for host, _ in servers):
         cluster["type"] = "STRICT_DNS"
@@ -78,10 +78,10 @@ class Secure(Record, frozen=True):
 
 
 class Identity(Record, frozen=True):
-    """How a sidecar of ours gets its certificate. `authority`: unix:PATH, or host:port, where `roots` (a file) says whom to trust; at most one of the files of
-    tokens is set."""
+    """How a sidecar of ours gets its certificate. `authorities`: unix:PATH, or any of some host:port, where `roots` (a file) says whom to trust; at most one of
+    the files of tokens is set."""
 
-    authority: str
+    authorities: Sequence[str]
     roots: str = ""
     token_file: str = ""
     join_token_file: str = ""
@@ -91,24 +91,38 @@ def with_identity(bootstrap: dict[str, Any], identity: Identity) -> dict[str, An
     """The bootstrap of a sidecar of ours that needs no agent. Raises ValueError for an authority that is no address."""
     fields = {name: value for name in ("token_file", "join_token_file") if (value := getattr(identity, name))}
     workload = {"@type": f"type.googleapis.com/{_WORKLOAD}", "authority": _AUTHORITY_CLUSTER, **fields}
-    if identity.authority.startswith("unix:"):
-        cluster = _cluster(_AUTHORITY_CLUSTER, {"pipe": {"path": identity.authority.removeprefix("unix:")}}, _HTTP2)
-    else:
-        host, _, port = identity.authority.rpartition(":")
-        host = host.strip("[]")
-        if not host or not port.isdigit():
-            raise ValueError(f"{identity.authority}: unix:PATH or host:port is needed")
-        cluster = _cluster(_AUTHORITY_CLUSTER, {"socket_address": {"address": host, "port_value": int(port)}}, _HTTP2)
-        cluster["type"] = "STATIC" if is_ip(host) else "STRICT_DNS"
-        if identity.roots:
-            trust = {"trusted_ca": {"filename": identity.roots}, "match_typed_subject_alt_names": [_name_of(host)]}
-            cluster["transport_socket"] = _tls({"alpn_protocols": ["h2"], "validation_context": trust}, "" if is_ip(host) else host)
+    cluster = _cluster(_AUTHORITY_CLUSTER, {}, _HTTP2)
+    places = [_place(one) for one in identity.authorities]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": _address(*one)}} for one in places]}]
+    hosts = list(dict.fromkeys(host for host, port in places if port))
+    if hosts and len(hosts) != len({host for host, _ in places}):
+        raise ValueError("an authority is reached by a Unix socket, or by host:port, not both")
+    dns = [host for host in hosts if not is_ip(host)]
+    cluster["type"] = "STRICT_DNS" if dns else "STATIC"
+    if hosts and identity.roots:
+        trust = {"trusted_ca": {"filename": identity.roots}, "match_typed_subject_alt_names": [_name_of(host) for host in hosts]}
+        cluster["transport_socket"] = _tls({"alpn_protocols": ["h2"], "validation_context": trust}, dns[0] if dns else "")
     static = bootstrap["static_resources"]
     return {
         **bootstrap,
         "bootstrap_extensions": [{"name": "meshproxy.identity", "typed_config": workload}],
         "static_resources": {**static, "clusters": [*static["clusters"], cluster]},
     }
+
+
+def _place(text: str) -> tuple[str, int]:
+    """Host and port, or path and 0."""
+    if text.startswith("unix:"):
+        return text.removeprefix("unix:"), 0
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit():
+        raise ValueError(f"{text}: unix:PATH or host:port is needed")
+    return host, int(port)
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}} if port else {"pipe": {"path": host}}
 
 
 def _name_of(host: str) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("--sotw", action="store_true", help="the state of the world instead of delta")
     bootstrap.add_argument("--admin-port", type=int, default=0)
     bootstrap.add_argument("--sds", default="", metavar="PATH", help="the Unix socket of the agent that has its certificates")
-    bootstrap.add_argument("--authority", default="", metavar="ADDRESS", help="a sidecar of ours gets its certificates itself, from unix:PATH or host:port")
+    bootstrap.add_argument(
+        "--authority", action="append", default=[], metavar="ADDRESS", help="a sidecar of ours gets certificates itself, from unix:PATH or host:port; repeat it"
+    )
     bootstrap.add_argument("--roots", default="", metavar="FILE", help="whom to trust at host:port (`meshctl certs --bundle`)")
     bootstrap.add_argument("--join-token-file", default="", metavar="FILE", help="what it shows the authority the first time")
     bootstrap.add_argument(
@@ -179,7 +181,11 @@ async def _serving(options: argparse.Namespace) -> int:
         raise UsageError(f"cannot listen on {where}: {error}") from error
     await app.server.start()
     if authority is not None:
-        await authority.start()
+        try:
+            await authority.start()
+        except OSError as error:
+            await app.server.stop()
+            raise UsageError(f"{options.ca_socket}: {error.strerror}") from error
     address = f"{host}:{port}"
     if options.address_path:
         pathlib.Path(options.address_path).write_text(address, encoding="utf-8")
@@ -318,7 +324,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
         secure = _secure(options, beyond) if options.tls or beyond else None
         made = bootstrap.envoy(name, namespace or "default", servers, delta=not options.sotw, admin_port=options.admin_port, sds=options.sds, secure=secure)
         if options.authority:
-            if not options.roots and not options.authority.startswith("unix:"):
+            if not options.roots and not all(one.startswith("unix:") for one in options.authority):
                 raise UsageError("--roots is needed with host:port: whoever answers there will be trusted with a token")
             try:
                 identity = bootstrap.Identity(options.authority, options.roots, options.token_file, options.join_token_file)

@@ -46,6 +46,7 @@ class Subscription:
     __slots__ = (
         "again",
         "answered",
+        "brought",
         "detail",
         "has",
         "known",
@@ -69,6 +70,7 @@ class Subscription:
         self.has: tuple[ResourceSet, ...] | None = None
         self.again: set[str] = set()  # names to be answered, changed or not
         self.known: dict[str, str] = {}  # name -> version that the client brought from an earlier stream (delta)
+        self.brought = False  # and that was all it wants
         self.lingering: dict[str, Resource] = {}  # no longer there, but not yet taken away
         self.said = False  # names were said on this stream
         self.nonce = ""  # of the last response
@@ -83,7 +85,7 @@ class Subscription:
     @property
     def state(self) -> State:
         if not self.nonce:
-            return State.NOT_SENT
+            return State.SYNCED if self.brought else State.NOT_SENT
         if not self.answered:
             return State.STALE
         return State.ERROR if self.refused else State.SYNCED
@@ -217,6 +219,7 @@ class Session:
         before = state.has
         first = before is None
         again, state.again = state.again, set()
+        known = bool(state.known)
         if first:
             changed = self._unknown(state, parts)
             gone = [name for name in state.known if state.wants(name) and not _find(parts, name)]
@@ -229,6 +232,8 @@ class Session:
             gone = self._linger(state, before or (), changed, gone)
         nothing = not changed and not gone
         if nothing and not (first and (state.wildcard or state.url in _COMPLETE)):
+            if first and known:
+                state.brought, state.version = True, _version(state)
             return
         if state.url == CLUSTER:
             self._warm_endpoints(changed)

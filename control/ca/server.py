@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import secrets
@@ -93,11 +94,13 @@ class UnixFront:
         return self._peers.get(peer.removeprefix("unix-abstract:")) if peer.startswith("unix-abstract:") else None
 
     async def start(self) -> None:
-        """Listen. A socket that a former process left is replaced; anything else at `path` is an OSError."""
+        """Listen. A socket that a former process left is replaced; one that somebody listens on, and anything else at `path`, is an OSError."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with contextlib.suppress(FileNotFoundError):
                 if not os.path.islink(self.path) and _is_socket(self.path):
+                    if _is_served(self.path):  # by another control plane: whoever it knows would find us instead
+                        raise OSError(errno.EADDRINUSE, "somebody listens there already", self.path)
                     os.unlink(self.path)
             os.fchmod(listening.fileno(), self._mode)  # Linux gives it to the file, so that nobody gets in before the chmod
             listening.bind(self.path)
@@ -167,6 +170,18 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 def _is_socket(path: str) -> bool:
     return stat.S_ISSOCK(os.lstat(path).st_mode)
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # too many are waiting already
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _name(text: str) -> x509.GeneralName:

@@ -191,7 +191,7 @@ class LaptopMesh:
         admin = self._ports.take(_admin(one), _LOOPBACK)
         made = bootstrap.envoy(one.name, one.namespace, [(host.strip("[]"), int(port))], admin_port=admin, sds=sds)
         if own and one.sidecar.identity:
-            made = bootstrap.with_identity(made, bootstrap.Identity(f"unix:{self._socket}"))
+            made = bootstrap.with_identity(made, bootstrap.Identity([f"unix:{self._socket}"]))
         path = self._state.sidecars / f"{name}.json"
         path.write_text(json.dumps(made, indent=2), encoding="utf-8")
         command = [sys.executable, "-m", "meshproxy"] if own else [self._options.proxy, "--disable-hot-restart"]

@@ -215,3 +215,15 @@ async def test_what_is_in_the_way_of_a_socket(tmp_path):
         await front.start()
     await front.stop()
     assert (tmp_path / "socket").read_text() == "a file"
+
+
+async def test_a_socket_of_another_control_plane_is_left_to_it(tmp_path):
+    first, second = (UnixFront(str(tmp_path / "socket")) for _ in range(2))
+    await first.start()
+    try:
+        with pytest.raises(OSError, match="listens there already"):
+            await second.start()
+        await second.stop()
+        assert (tmp_path / "socket").exists()
+    finally:
+        await first.stop()
