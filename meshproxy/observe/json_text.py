@@ -57,9 +57,7 @@ def dump(value: Any) -> bytes:
         return b"true"
     if value is False:
         return b"false"
-    if isinstance(value, int):
-        return b"%d" % value
-    if isinstance(value, float):
+    if isinstance(value, (int, float)):
         return number(value)
     if isinstance(value, dict):
         return b"{%b}" % b",".join([b"%b:%b" % (quote(key), dump(value[key])) for key in sorted(value)])
@@ -69,9 +67,28 @@ def dump(value: Any) -> bytes:
 
 
 def number(value: float) -> bytes:
-    """A number: whole ones without a fraction, others in the shortest form that reads back the same; null when it is not finite."""
+    """A number as Envoy writes it, for which all are doubles: the fewest digits that read back the same, with an exponent where that is shorter (4e+09).
+
+    null when it is not finite.
+    """
     if not math.isfinite(value):
         return b"null"
-    if value.is_integer() and abs(value) < 2**63:
-        return b"%d" % int(value)
-    return repr(value).encode()
+    if -10000 <= value <= 10000 and value == int(value):
+        return b"%d" % value  # no other form of these is shorter
+    from decimal import Decimal  # only where numbers are large or have fractions
+
+    value = float(value)
+    sign = "-" if value < 0 else ""
+    _, found, shift = Decimal(repr(abs(value))).normalize().as_tuple()
+    assert isinstance(shift, int)
+    digits = "".join(map(str, found))
+    exponent = len(digits) - 1 + shift
+    mantissa = f"{digits[0]}.{digits[1:]}" if len(digits) > 1 else digits
+    scientific = f"{mantissa}e{exponent:+03d}"
+    if exponent >= len(digits) - 1:
+        fixed = str(int(abs(value)))
+    elif exponent >= 0:
+        fixed = f"{digits[: exponent + 1]}.{digits[exponent + 1 :]}"
+    else:
+        fixed = f"0.{'0' * (-exponent - 1)}{digits}"
+    return (sign + (fixed if len(fixed) <= len(scientific) else scientific)).encode()

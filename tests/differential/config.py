@@ -25,6 +25,8 @@ TYPES = {
     "router": f"{_HTTP}.router.v3.Router",
     "rbac": f"{_HTTP}.rbac.v3.RBAC",
     "rbac_per_route": f"{_HTTP}.rbac.v3.RBACPerRoute",
+    "jwt_authn": f"{_HTTP}.jwt_authn.v3.JwtAuthentication",
+    "jwt_authn_per_route": f"{_HTTP}.jwt_authn.v3.PerRouteConfig",
     "fault": f"{_HTTP}.fault.v3.HTTPFault",
     "local_ratelimit": f"{_HTTP}.local_ratelimit.v3.LocalRateLimit",
     "cors": f"{_HTTP}.cors.v3.Cors",
