@@ -25,7 +25,7 @@ HONOURS = {
     f"{_CORE}GrpcService": "envoy_grpc initial_metadata",
     f"{_CORE}GrpcService.EnvoyGrpc": "cluster_name authority retry_policy",
     f"{_CORE}HeaderValue": "key value raw_value",
-    f"{_CORE}RetryPolicy": "retry_back_off",
+    f"{_CORE}RetryPolicy": "retry_back_off num_retries retry_on",
     f"{_CORE}ConfigSource": "path path_config_source api_config_source ads self initial_fetch_timeout resource_api_version",
     f"{_CORE}PathConfigSource": "path watched_directory",
     f"{_CORE}WatchedDirectory": "path",

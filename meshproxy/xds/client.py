@@ -87,6 +87,9 @@ class Api:
         self.authority: str = target.authority
         self.metadata = [(one.key.lower(), one.raw_value or one.value) for one in service.initial_metadata]
         retry = target.retry_policy
+        for field, _ in retry.ListFields():
+            if field.name != "retry_back_off":
+                fail(f"grpc_services[0].envoy_grpc.retry_policy.{field.name}", "plays no part in streams of a control plane", UNSUPPORTED)
         self.base, self.max = BASE_INTERVAL, MAX_INTERVAL
         if retry.HasField("retry_back_off"):
             backoff = retry.retry_back_off
