@@ -10,6 +10,9 @@ _LISTENER = "envoy.config.listener.v3."
 _ROUTE = "envoy.config.route.v3."
 _RULES = "envoy.config.common.mutation_rules.v3."
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
+_TRACE = "envoy.config.trace.v3."
+_TAG = "envoy.type.tracing.v3.CustomTag"
+_METADATA = "envoy.type.metadata.v3.Metadata"
 
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine"
@@ -22,7 +25,7 @@ HONOURS = {
     f"{_CORE}SelfConfigSource": "",
     f"{_CORE}ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only",
     f"{_CORE}BackoffStrategy": "base_interval max_interval",
-    f"{_CORE}GrpcService": "envoy_grpc initial_metadata",
+    f"{_CORE}GrpcService": "envoy_grpc timeout initial_metadata",  # the timeout is one of unary calls; xDS has streams, in Envoy too
     f"{_CORE}GrpcService.EnvoyGrpc": "cluster_name authority retry_policy",
     f"{_CORE}HeaderValue": "key value raw_value",
     f"{_CORE}RetryPolicy": "retry_back_off num_retries retry_on",
@@ -57,6 +60,24 @@ HONOURS = {
     ),
     f"{_TLS}CertificateValidationContext.SystemRootCerts": "",
     f"{_TLS}SubjectAltNameMatcher": "san_type matcher oid",
+    # Of http.tracing and tracing.tags, which are loaded only where there is tracing.
+    f"{_HCM}HttpConnectionManager.Tracing": (
+        "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags provider spawn_upstream_span operation upstream_operation"
+    ),
+    f"{_ROUTE}Tracing": "client_sampling random_sampling overall_sampling custom_tags operation upstream_operation",
+    f"{_TRACE}Tracing.Http": "name typed_config",
+    _TAG: "tag literal environment request_header metadata value",
+    f"{_TAG}.Literal": "value",
+    f"{_TAG}.Environment": "name default_value",
+    f"{_TAG}.Header": "name default_value",
+    f"{_TAG}.Metadata": "kind metadata_key default_value",
+    f"{_METADATA}Key": "key path",
+    f"{_METADATA}Key.PathSegment": "key",
+    f"{_METADATA}Kind": "request route cluster host",
+    f"{_METADATA}Kind.Request": "",
+    f"{_METADATA}Kind.Route": "",
+    f"{_METADATA}Kind.Cluster": "",
+    f"{_METADATA}Kind.Host": "",
     "envoy.type.v3.Int32Range": "start end",
     "envoy.type.v3.Percent": "value",
     "envoy.type.v3.SemanticVersion": "major_number minor_number patch",
@@ -84,6 +105,10 @@ KIND_OF_FIELD = {
     f"{_HCM}HttpConnectionManager.original_ip_detection_extensions": "original IP detection",
     f"{_HCM}RequestIDExtension.typed_config": "request id",
     "envoy.config.rbac.v3.Principal.custom": "RBAC principal",
+    f"{_TRACE}Tracing.Http.typed_config": "tracer",
+    f"{_TRACE}OpenTelemetryConfig.sampler": "OpenTelemetry sampler",
+    f"{_TRACE}OpenTelemetryConfig.resource_detectors": "OpenTelemetry resource detector",
+    "envoy.extensions.tracers.opentelemetry.samplers.v3.ParentBasedSamplerConfig.wrapped_sampler": "OpenTelemetry sampler",
     f"{_ROUTE}FilterConfig.config": "per-route filter configuration",
     f"{_ROUTE}RouteConfiguration.typed_per_filter_config": "per-route filter configuration",
     f"{_ROUTE}VirtualHost.typed_per_filter_config": "per-route filter configuration",

@@ -130,6 +130,18 @@ KINDS: dict[str, dict[str, str]] = {
     "bootstrap extension": {
         "meshproxy.identity.v1.Workload": "meshproxy.xds.identity",
     },
+    "tracer": {
+        "envoy.config.trace.v3.OpenTelemetryConfig": "meshproxy.tracing.opentelemetry",
+    },
+    "OpenTelemetry sampler": {
+        f"{_E}tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig": "meshproxy.tracing.samplers",
+        f"{_E}tracers.opentelemetry.samplers.v3.TraceIdRatioBasedSamplerConfig": "meshproxy.tracing.samplers",
+        f"{_E}tracers.opentelemetry.samplers.v3.ParentBasedSamplerConfig": "meshproxy.tracing.samplers",
+    },
+    "OpenTelemetry resource detector": {
+        f"{_E}tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig": "meshproxy.tracing.resources",
+        f"{_E}tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig": "meshproxy.tracing.resources",
+    },
     "DNS resolver": {
         f"{_E}network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig": "meshproxy.upstream.discovery",
         f"{_E}network.dns_resolver.cares.v3.CaresDnsResolverConfig": "meshproxy.upstream.discovery",

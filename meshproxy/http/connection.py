@@ -187,7 +187,7 @@ class ServerConnection(DownstreamConnection):
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
-        stream = self.stream = Stream(manager, self, head, now)
+        stream = self.stream = manager.stream_class(manager, self, head, now)
         if self.head_since:
             self.head_complete(stream, now)
         else:
@@ -444,7 +444,7 @@ class ServerConnection(DownstreamConnection):
         now = manager.clock()
         if now >= manager.next_second:
             manager.tick(now)
-        stream = Stream(manager, self, RequestHead(b"", b""), now)
+        stream = manager.stream_class(manager, self, RequestHead(b"", b""), now)
         if self.head_since:
             self.head_complete(stream, now)
         else:

@@ -167,7 +167,7 @@ class Http2Exchange(Http2Stream):
         if now >= manager.next_second:
             manager.tick(now)
         head = known.head()
-        stream = self.stream = Stream(manager, self, head, now)
+        stream = self.stream = manager.stream_class(manager, self, head, now)
         manager.http2_started += 1
         if connection.head_since:
             stream.start, stream.head_end = connection.head_since, now
@@ -270,7 +270,7 @@ class Http2Exchange(Http2Stream):
             manager.tick(now)
         manager.http2_started += 1
         self.connection.begin_request(now)
-        return Stream(manager, self, RequestHead(b"", b"", version=20), now)
+        return manager.stream_class(manager, self, RequestHead(b"", b"", version=20), now)
 
     def refuse(self, reply: Reply) -> None:
         """Answer a request whose head does not come to its end."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.routes import Route
     from meshproxy.http.shape_plan import ShapedPlans
+    from meshproxy.http.tracing import Tracing
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import NetworkContext
 
@@ -120,6 +121,7 @@ class HttpConnectionManager:
         self._via = options.head.via
         self._echo_request_id = proto.always_set_request_id_in_response
         self._date: Pair = (b"date", b"")
+        self.stream_class: type[Stream] = Stream
         self.date = b""
         self.next_second = 0.0
         self.wall_offset = context.wall() - context.clock()
@@ -138,6 +140,7 @@ class HttpConnectionManager:
         self.router: router.Router
         self._filters = self._compile_filters(proto)
         self.routes.insert_original = not self.router.suppress
+        self.tracing = self._compile_tracing(proto, network)
         self._plain_chain = self._build(None)
         if context.loop is None:  # a dry run: what a worker compiles when it first needs it is compiled now, for its mistakes
             with errors.under("route_config"):
@@ -157,7 +160,7 @@ class HttpConnectionManager:
         self._shapes: list[RequestShape] = []  # that have plans
         # Whether requests can go by plan at all.
         self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
-        self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
+        self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id or self.tracing is not None)
         self._drain = context.drain
         if context.drain is not None:
             context.drain.register(self)
@@ -178,6 +181,8 @@ class HttpConnectionManager:
         if self._connection_class is ServerConnection:
             self.match = self.routes.match
         self.chains = {None: self._plain_chain}
+        if self.tracing is not None:
+            self.tracing.forget_routes()
         self._forget_lanes()
 
     def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
@@ -209,6 +214,22 @@ class HttpConnectionManager:
             with errors.under(f"access_log[{position}]"):
                 logs.append(access_log.compile(entry, self.context))
         return logs
+
+    def _compile_tracing(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> Tracing | None:
+        if not proto.HasField("tracing"):
+            return None
+        from meshproxy.http.traced import TracedForwarding, TracedStream
+        from meshproxy.http.tracing import Tracing
+
+        head = self.options.head
+        with errors.under("tracing"):
+            made = Tracing(proto.tracing, network, self.stats, packs_reason=head.packs_trace_reason, decides_by_id=head.traces_by_id)
+        self.stream_class = TracedStream
+        self.router.forwarding_class = TracedForwarding
+        self.has_stream_timers = True  # whoever asks sends all requests the general way
+        self.finish_response_head = self._finish_traced_head  # type: ignore[method-assign]
+        self.logs_times |= made.verbose
+        return made
 
     def _metered_class(self) -> type[ServerConnection]:
         from meshproxy.http.metered import MeteredConnection
@@ -514,6 +535,10 @@ class HttpConnectionManager:
         if self._echo_request_id or self._via or stream.echoes_request_id:
             self._add_optional(stream, head)
 
+    def _finish_traced_head(self, stream: Stream, head: ResponseHead, date: Pair | None = None) -> None:
+        HttpConnectionManager.finish_response_head(self, stream, head, date)
+        self.tracing.respond(stream, head)  # type: ignore[union-attr,arg-type]  # all its streams are traced ones
+
     def _remove_hop_by_hop(self, stream: Stream, head: ResponseHead) -> None:
         keep = (b"connection", b"upgrade") if stream.tunnel and head.status == 101 else ()
         head.items[:] = [pair for pair in head.items if pair[0] not in _RESPONSE_HOP_BY_HOP or pair[0] in keep]
@@ -542,6 +567,8 @@ class HttpConnectionManager:
         if stream.health_check:
             status = 0  # answered, but not counted among the responses
             self.stats.tracing_health_check.n += 1
+        if self.tracing is not None:
+            self.tracing.finish(stream)  # type: ignore[arg-type]  # all its streams are traced ones
         try:
             self._by_status[status] += 1
         except KeyError:

@@ -56,7 +56,7 @@ class Options:
             " always_set_request_id_in_response forward_client_cert_details set_current_client_cert_details proxy_100_continue"
             " represent_ipv4_remote_address_as_ipv4_mapped_ipv6 upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action"
             " request_id_extension local_reply_config access_log_options access_log_flush_interval flush_access_log_on_new_request"
-            " strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
+            " tracing strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
         ),
         _HCM + "HttpFilter": "name typed_config is_optional disabled",
         _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
@@ -139,7 +139,9 @@ class Options:
         head.preserve_external_request_id = proto.preserve_external_request_id
         if proto.request_id_extension.HasField("typed_config"):
             with errors.under("request_id_extension.typed_config"):
-                head.packs_trace_reason = wrapped(registry.unpack(proto.request_id_extension.typed_config), "pack_trace_reason", True)
+                request_id: Any = registry.unpack(proto.request_id_extension.typed_config)
+                head.packs_trace_reason = wrapped(request_id, "pack_trace_reason", True)
+                head.traces_by_id = wrapped(request_id, "use_request_id_for_trace_sampling", True)
         if wrapped(proto, "add_user_agent", False) and node is not None:
             head.user_agent = node.cluster.encode()
             head.node_name = node.id.encode()

@@ -131,6 +131,7 @@ class RequestHeadOptions:
         self.generate_request_id = True
         self.preserve_external_request_id = False
         self.packs_trace_reason = True
+        self.traces_by_id = True  # use_request_id_for_trace_sampling
         self.user_agent: bytes = b""
         self.node_name: bytes = b""
         self.paths = PathOptions()
@@ -490,7 +491,7 @@ class RequestHeadPreparer:
 def _forget_trace_reason(head: RequestHead) -> None:
     """The id of an untrusted client is kept, but not what it says about tracing (the 15th character: sampled, forced, asked for by the client)."""
     value = head.get(b"x-request-id")
-    if value is not None and len(value) == 36 and value[14:15] in b"9ab":
+    if value is not None and len(value) == 36 and value[14:15] != b"4":
         head.set(b"x-request-id", value[:14] + b"4" + value[15:])
 
 

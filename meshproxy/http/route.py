@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _P = "envoy.config.route.v3"
 HONOURS = {
     f"{_P}.Route": (
-        "name match route redirect direct_response non_forwarding_action metadata decorator typed_per_filter_config request_headers_to_add"
+        "name match route redirect direct_response non_forwarding_action metadata decorator tracing typed_per_filter_config request_headers_to_add"
         " request_headers_to_remove response_headers_to_add response_headers_to_remove per_request_buffer_limit_bytes request_body_buffer_limit"
     ),
     f"{_P}.RouteAction": (
@@ -113,6 +113,7 @@ class Route:
         "select_cluster",  # always None: cluster_name is set on what `match` returns
         "timeout",
         "timeout_ms",
+        "tracing",  # http.tracing.RouteTracing, or None
         "upgrades",  # dict[str, bool], lower-case upgrade type
         "uses_stream_duration",  # max_stream_duration replaces timeout and max_grpc_timeout
         "virtual_cluster",  # VirtualClusters | None
@@ -147,6 +148,7 @@ class Route:
     cors: tuple[Any, ...]
     decorator: tuple[str, bool] | None
     connect_config: Any
+    tracing: Any
 
     def __init__(self, virtual_host: VirtualHost, name: str = "", action: str = FORWARD) -> None:
         """A route that does nothing yet; see `compile_route`."""
@@ -160,7 +162,7 @@ class Route:
         self.rate_limits = self.cors = ()
         self.include_vh_rate_limits = False
         self.metadata = {}
-        self.metadata_match = self.upgrades = self.decorator = self.connect_config = None
+        self.metadata_match = self.upgrades = self.decorator = self.connect_config = self.tracing = None
         self.append_x_forwarded_host = self.auto_host_rewrite = self.needs_lb_context = self.careful = False
         self.cluster_not_found_status = 503
         self.priority = 0
@@ -207,6 +209,11 @@ class _Compiler:
         if proto.HasField("decorator"):
             propagate = proto.decorator.propagate
             route.decorator = proto.decorator.operation, propagate.value if proto.decorator.HasField("propagate") else True
+        if proto.HasField("tracing"):
+            from meshproxy.http.tracing import RouteTracing  # few routes say something about it
+
+            with under("tracing"):
+                route.tracing = RouteTracing(proto.tracing)
         if proto.HasField("request_body_buffer_limit"):
             route.buffer_limit = proto.request_body_buffer_limit.value
         elif proto.HasField("per_request_buffer_limit_bytes") and not host.has_body_limit:

@@ -70,6 +70,7 @@ class Router:
         self.suppress_grpc_failures = proto.suppress_grpc_request_failure_code_stats
         self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
+        self.forwarding_class = Forwarding
 
     def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN, finalized: bool = False) -> Reply | None:
         """Take a request whose filters are done; a Reply when it cannot be forwarded. `host`: chosen already, None if there was none.
@@ -100,7 +101,7 @@ class Router:
         if cluster.drops is not None and (dropped := cluster.drops(self.random)) is not None:
             return self._dropped(stream, cluster, dropped)
         stream.attempts = 1
-        forwarding = Forwarding(self, stream, route, cluster)
+        forwarding = self.forwarding_class(self, stream, route, cluster)
         index = head._index
         if not finalized and (index is None or route.max_grpc_timeout_ms is not None or not _CONTROL.isdisjoint(index)):
             forwarding.hedges = retry.hedges(route, head)

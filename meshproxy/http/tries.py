@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meshproxy.upstream.cluster import Cluster
     from meshproxy.upstream.host import Host
 
-_RESET_FLAGS = {
+RESET_FLAGS = {
     pools.OVERFLOW: flags.UO,
     pools.CONNECT_FAILURE: flags.UF,
     pools.LOCAL_CONNECT_FAILURE: flags.UF,
@@ -129,7 +129,7 @@ class Tries(Attempt):
                 status,
                 f"upstream connect error or disconnect/reset before headers. {'retried and the latest ' * self.is_retry}reset reason: {reason}".encode(),
                 details=f"upstream_reset_{began}_response_started{{{reason}{suffix}}}".replace(" ", "_"),
-                flag=_RESET_FLAGS.get(reason, flags.UR),
+                flag=RESET_FLAGS.get(reason, flags.UR),
                 headers=OVERLOADED if reason == pools.OVERFLOW and not self.router.suppress else (),
             )
         )
@@ -140,7 +140,7 @@ class Tries(Attempt):
         self.done = True
         self._stop_timeout()
         self._count_late(attempt)
-        stream.flags |= _RESET_FLAGS.get(reason, flags.UR)
+        stream.flags |= RESET_FLAGS.get(reason, flags.UR)
         suffix = f"|{details}" if details else ""
         stream.details = f"upstream_reset_after_response_started{{{reason}{suffix}}}".replace(" ", "_")
         stream.reset()
@@ -342,8 +342,12 @@ class Tries(Attempt):
             self._reset_state()
         if self.attempts is not None:
             self.attempts.append(attempt)
+        self.before_try(attempt, host)
         attempt.try_host(host)
         stream.codec.flush()
+
+    def before_try(self, attempt: Attempt, host: Host) -> None:
+        """Another try is about to begin."""
 
     def _cancel_retry(self) -> None:
         if self._retry_timer is not None:

@@ -119,7 +119,11 @@ NOT_COVERED = {
         {f"{ROUTE}.typed_per_filter_config": {"x": {"@type": f"{T}filters.http.compressor.v3.CompressorPerRoute", "disabled": True}}},
         f'{ROUTE}.typed_per_filter_config["x"]',
     ),
-    "tracing": ({f"{HCM}.tracing": {}}, f"{HCM}.tracing"),
+    "tracing": (
+        {f"{HCM}.tracing": {"provider": {"name": "x", "typed_config": {
+            "@type": "type.googleapis.com/envoy.config.trace.v3.DatadogConfig", "collector_cluster": "c", "service_name": "x"}}}},
+        f"{HCM}.tracing.provider.typed_config",
+    ),
     "grpc_access_log": (
         {f"{HCM}.access_log": [{"name": "x", "typed_config": {"@type": f"{T}access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
                                                               "common_config": {"log_name": "x", "grpc_service": GRPC, "transport_api_version": "V3"}}}]},
