@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from control.kinds import destination_rule, gateway, gateway_api, kubernetes, secret, security, service_entry, sidecar, virtual_service, workload
+from control.kinds import destination_rule, envoy_filter, gateway, gateway_api, kubernetes, secret, security, service_entry, sidecar, virtual_service, workload
 from control.kinds.common import Meta, Parser
 from control.kinds.fields import Fields
 from meshproxy.api.errors import Problem
@@ -29,6 +29,7 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_ISTIO_NETWORKING, "WorkloadEntry"): (("v1", "v1beta1", "v1alpha3"), service_entry.parse_workload_entry),
     (_ISTIO_NETWORKING, "Gateway"): (("v1", "v1beta1", "v1alpha3"), gateway.parse),
     (_ISTIO_NETWORKING, "Sidecar"): (("v1", "v1beta1", "v1alpha3"), sidecar.parse),
+    (_ISTIO_NETWORKING, "EnvoyFilter"): (("v1alpha3",), envoy_filter.parse),
     (_ISTIO_SECURITY, "PeerAuthentication"): (("v1", "v1beta1"), security.parse_peer_authentication),
     (_ISTIO_SECURITY, "AuthorizationPolicy"): (("v1", "v1beta1"), security.parse_authorization_policy),
     (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from control.model.backend_tls import BackendTls, with_backend_tls
 from control.model.delegation import in_effect
+from control.model.envoy_filter import EnvoyFilter
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
 from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
@@ -168,12 +169,13 @@ class _ByHost(Generic[_P]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeshSnapshot:
-    """Everything at one time. `endpoints`: by host and port number of a service."""
+    """Everything at one time. `endpoints`: by host and port number of a service. `envoy_filters`: in the order in which they are applied."""
 
     config: Config
     workloads: Mapping[Key, Workload]
     endpoints: Endpoints
     secrets: Mapping[Key, Secret]
+    envoy_filters: tuple[EnvoyFilter, ...]
 
 
 def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> MeshSnapshot:
@@ -191,6 +193,7 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     bundles: dict[Key, CaBundle] = {}
     grants: list[ReferenceGrant] = []
     backend_tls: list[BackendTls] = []
+    filters: list[EnvoyFilter] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             services.setdefault(one.host, one)
@@ -218,11 +221,14 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
             grants.append(one)
         elif isinstance(one, BackendTls):
             backend_tls.append(one)
+        elif isinstance(one, EnvoyFilter):
+            filters.append(one)
     if backend_tls:
         services = with_backend_tls(services, backend_tls, bundles)
     references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, tuple(grants))
     if sidecars:
         workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
+    in_order = tuple(sorted(filters, key=lambda one: one.order))
     finder = _Finder(workloads, tuple(peers))
     endpoints = _endpoints(services, finder, slices, before.endpoints if before is not None else {})
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
@@ -235,8 +241,8 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
         if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is found for key, found in endpoints.items()):
             endpoints = before.endpoints
         if secrets == before.secrets:
-            return MeshSnapshot(config, workloads, endpoints, before.secrets)
-    return MeshSnapshot(config, workloads, endpoints, secrets)
+            return MeshSnapshot(config, workloads, endpoints, before.secrets, in_order)
+    return MeshSnapshot(config, workloads, endpoints, secrets, in_order)
 
 
 def _config(

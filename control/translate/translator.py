@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+from control.model.envoy_filter import GATEWAY, OUTBOUND, Patch
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
 from control.model.security import mtls_mode
@@ -25,6 +26,8 @@ from control.translate.endpoints import Labels, depends_on_locality, load_assign
 from control.translate.gateways import Serving
 from control.translate.http_route import Target
 from control.translate.listeners import Clusters, Guard
+from control.translate.patches import Proxy as Patched
+from control.translate.patches import patched
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
@@ -184,7 +187,19 @@ class Translator:
             if entitled:
                 key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
                 parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)),)
+            chosen = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
+            if chosen:
+                parts = self._patched(parts, chosen, Patched(GATEWAY if served else OUTBOUND, _meant(workload)))
         return View(parts)
+
+    def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
+        return {
+            url: tuple(
+                self._once((patched, url, _Same(one), patches, proxy, index), lambda: patched(url, one, patches, proxy, adds=not index))  # noqa: B023
+                for index, one in enumerate(sets)
+            )
+            for url, sets in parts.items()
+        }
 
     # --- what all proxies of a scope share
 
@@ -488,6 +503,14 @@ def _outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tu
         port = service.port(one.port) if service is not None and visible(service, namespace) else None
         if service is not None and port is not None and one.listen:
             yield one.listen, service, port
+
+
+def _meant(workload: Workload | None) -> tuple[tuple[int, int], ...]:
+    """(port of the sidecar, port that callers mean by it)."""
+    if workload is None or workload.sidecar is None:
+        return ()
+    sidecar = workload.sidecar
+    return (*((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))
 
 
 def _http_proxy(config: Config, scope: _Scope) -> Resource:

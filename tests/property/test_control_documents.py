@@ -24,7 +24,7 @@ _WORDS = """
     consistentHash httpCookie connectionPool tcp outlierDetection portLevelSettings subsets ports endpoints address addresses resolution selector
     workloadSelector clusterIP targetPort protocol conditions targetRef containers podIP sidecar inbound outbound listen httpProxy locality items
     localityLbSetting distribute from to servers mode credentialName httpsRedirect sniHosts listeners certificateRefs data type
-    delegate failoverPriority caCertificateRefs subjectAltNames hostname targetRefs validation hostnames
+    configPatches applyTo context patch operation delegate failoverPriority caCertificateRefs subjectAltNames hostname targetRefs validation hostnames
 """.split()
 _SCALARS = st.one_of(
     st.none(),
@@ -162,6 +162,21 @@ _RIGHT = [
         "spec": {"hosts": ["a"], "http": [{"match": [{"uri": {"prefix": "/"}}], "timeout": "1s", "delegate": {"name": "b"}}]},
     },
     {"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": {"http": [{"route": [{"destination": {"host": "a"}}]}]}},
+    {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "spec": {
+            "configPatches": [
+                {
+                    "applyTo": "CLUSTER",
+                    "match": {"context": "ANY", "cluster": {"portNumber": 80}},
+                    "patch": {"operation": "MERGE", "value": {"connect_timeout": "1s", "name": "x"}},
+                },
+                {"applyTo": "HTTP_ROUTE", "match": {"routeConfiguration": {}}, "patch": {"operation": "MERGE", "value": {"route": {"timeout": "1s"}}}},
+                {"applyTo": "HTTP_FILTER", "match": {"listener": {"portNumber": 80}}, "patch": {"operation": "REMOVE"}},
+            ]
+        },
+    },
     {"apiVersion": "meshproxy/v1", "kind": "Workload", "spec": {"ports": {"web": 1}, "sidecar": {"inbound": [{"port": 1, "listen": 2}]}}},
 ]
 

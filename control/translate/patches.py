@@ -1,0 +1,327 @@
+"""EnvoyFilters: patches put to resources that are made already.
+
+Order, as in Istio: a listener as a whole, its filter chains, their filters, the HTTP filters; a route configuration, its virtual hosts, their routes; within
+each by priority. A patch after which a resource would be refused by every Envoy is left out for that resource, with a warning: what is right must not go
+with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from control.model.envoy_filter import ANY, GATEWAY, INBOUND, OUTBOUND, Patch, PatchMatch
+from control.translate.resource import CLUSTER, LISTENER, ROUTES, Resource, ResourceSet
+from meshproxy.api import messages, support
+from meshproxy.api.errors import INVALID
+
+_log = logging.getLogger("meshctl")
+_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_PLACES = {
+    CLUSTER: ("CLUSTER",),
+    LISTENER: ("LISTENER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER", "ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"),
+    ROUTES: ("ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"),
+}
+_INBOUND = 1  # envoy.config.core.v3.TrafficDirection
+_PREDEFINED = (
+    "Duration",
+    "Any",
+    "BoolValue",
+    "UInt32Value",
+    "UInt64Value",
+    "DoubleValue",
+    "StringValue",
+    "BytesValue",
+    "FloatValue",
+    "Int32Value",
+    "Int64Value",
+)
+Ports = Mapping[int, frozenset[int]]  # where a proxy listens -> the ports that are meant
+
+
+class Proxy(NamedTuple):
+    """What patches may depend on. `role`: GATEWAY for one that serves gateways, else OUTBOUND. `ports`: see Ports, sorted."""
+
+    role: str
+    ports: tuple[tuple[int, int], ...]
+
+    def meant(self, port: int) -> set[int]:
+        return {port} | {meant for listen, meant in self.ports if listen == port}
+
+
+def patched(url: str, resources: ResourceSet, patches: tuple[Patch, ...], proxy: Proxy, *, adds: bool) -> ResourceSet:
+    """The resources of one type with all patches. `adds`: whether this is the set that new ones are put into."""
+    ours = [patch for place in _PLACES.get(url, ()) for patch in patches if patch.place == place]
+    if not ours:
+        return resources
+    made: dict[str, Resource] = {}
+    for resource in resources.values():
+        result = _patched(url, resource, ours, proxy)
+        if result is not None:
+            made[result.name] = result
+    for patch in ours if adds else ():
+        if patch.operation == "ADD" and patch.place in ("CLUSTER", "LISTENER") and patch.context in (ANY, proxy.role, _other(proxy.role)):
+            name = patch.value.name
+            made.setdefault(name, Resource(url, name, patch.value.SerializeToString(deterministic=True)))
+    return ResourceSet(made.values())
+
+
+def _other(role: str) -> str:
+    """A sidecar has inbound and outbound resources, a gateway only its own."""
+    return INBOUND if role == OUTBOUND else GATEWAY
+
+
+class _Gone(Exception):
+    """A patch has removed the resource."""
+
+
+class _Unfit(Exception):
+    """A patch would spoil the resource; the text says how."""
+
+
+def _patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Proxy) -> Resource | None:
+    """None when it is removed; the same object when no patch changes it."""
+    context = _context(url, resource, proxy.role)
+    before = message = resource.message
+    for patch in patches:
+        if patch.context not in (ANY, context):
+            continue
+        candidate = type(message)()
+        candidate.CopyFrom(message)
+        try:
+            _APPLY[url](candidate, patch, context, proxy)
+            if candidate == message:
+                continue
+            _check(url, candidate, message)
+        except _Gone:
+            return None
+        except _Unfit as error:
+            _log.warning("%s is not applied to %s: %s", patch.where, resource.name, error)
+            continue
+        message = candidate
+    return resource if message is before else Resource(url, resource.name, message.SerializeToString(deterministic=True))
+
+
+def _check(url: str, message: Any, before: Any) -> None:
+    if message.name != before.name:
+        raise _Unfit("it would have another name")
+    problems = [problem for problem in support.check(message, "warn")[0] if problem.kind == INVALID]
+    if problems:
+        raise _Unfit(str(problems[0]))
+
+
+def _context(url: str, resource: Resource, role: str) -> str:
+    name = resource.name
+    if url == LISTENER:
+        return INBOUND if resource.message.traffic_direction == _INBOUND else GATEWAY if name.startswith("0.0.0.0_") else OUTBOUND
+    if url == ROUTES:
+        return GATEWAY if name.startswith(("http.", "https.")) else OUTBOUND
+    return INBOUND if name.startswith("inbound|") else role
+
+
+# --- clusters
+
+
+def _cluster(message: Any, patch: Patch, context: str, proxy: Proxy) -> None:
+    match = patch.match
+    parts = message.name.split("|")
+    port, subset, host = (int(parts[1] or 0), parts[2], parts[3]) if len(parts) == 4 and parts[1].isdigit() else (0, "", "")
+    if match.name not in ("", message.name) or match.port not in (0, port) or match.service not in ("", host) or match.subset not in ("", subset):
+        return
+    _edit(message, patch)
+
+
+def _edit(message: Any, patch: Patch) -> None:
+    if patch.operation == "REMOVE":
+        raise _Gone
+    if patch.operation == "MERGE":
+        merge(message, patch.value)
+
+
+# --- listeners
+
+
+def _listener(message: Any, patch: Patch, context: str, proxy: Proxy) -> None:
+    match = patch.match
+    if patch.place in _PLACES[ROUTES]:
+        if context == INBOUND:
+            _inline_routes(message, patch, proxy)
+        return
+    if match.name not in ("", message.name) or (match.port and match.port not in proxy.meant(message.address.socket_address.port_value)):
+        return
+    if patch.place == "LISTENER":
+        if not match.filter or any(_has(chain, match) for chain in message.filter_chains):
+            _edit(message, patch)
+        return
+    if patch.place == "FILTER_CHAIN":
+        _edit_list(message.filter_chains, patch, lambda chain: _chain_matches(chain, match) and _has(chain, match))
+        if not message.filter_chains:
+            raise _Gone
+        return
+    for chain in message.filter_chains:
+        if _chain_matches(chain, match):
+            if patch.place == "NETWORK_FILTER":
+                last = chain.filters[-1].name if chain.filters else ""
+                _edit_list(chain.filters, patch, lambda one: _named(one.name, match.filter), anywhere=not match.filter, last=last)
+            else:
+                _http_filters(chain, patch)
+
+
+def _has(chain: Any, match: PatchMatch) -> bool:
+    return not match.filter or any(_named(one.name, match.filter) for one in chain.filters)
+
+
+def _named(name: str, wanted: str) -> bool:
+    return bool(wanted) and name == wanted
+
+
+def _chain_matches(chain: Any, match: PatchMatch) -> bool:
+    said = chain.filter_chain_match
+    return (
+        match.chain in ("", chain.name)
+        and (not match.sni or match.sni in said.server_names)
+        and match.transport_protocol in ("", said.transport_protocol)
+        and (not match.application_protocols or all(one.strip() in said.application_protocols for one in match.application_protocols.split(",")))
+    )
+
+
+def _http_filters(chain: Any, patch: Patch) -> None:
+    match = patch.match
+    for manager, keep in _managers(chain):
+        if match.filter not in ("", manager[0]):
+            continue
+        filters = manager[1].http_filters
+        last = filters[-1].name if filters else ""
+        _edit_list(filters, patch, lambda one: _named(one.name, match.sub_filter), anywhere=not match.sub_filter, last=last)
+        keep()
+
+
+def _managers(chain: Any) -> Iterator[tuple[tuple[str, Any], Callable[[], None]]]:
+    """((name, connection manager), what puts it back) of a filter chain."""
+    for one in chain.filters:
+        if messages.full_name(one.typed_config.type_url) == _MANAGER:
+            manager = messages.known(_MANAGER).FromString(one.typed_config.value)
+
+            def keep(one: Any = one, manager: Any = manager) -> None:
+                one.typed_config.value = manager.SerializeToString(deterministic=True)
+
+            yield (one.name, manager), keep
+
+
+def _inline_routes(message: Any, patch: Patch, proxy: Proxy) -> None:
+    ports = proxy.meant(message.address.socket_address.port_value)
+    for chain in message.filter_chains:
+        for (_, manager), keep in _managers(chain):
+            if manager.HasField("route_config"):
+                _route_configuration(manager.route_config, patch, ports)
+                keep()
+
+
+# --- routes
+
+
+def _routes(message: Any, patch: Patch, context: str, proxy: Proxy) -> None:
+    digits = message.name.split(".")[1] if context == GATEWAY else message.name.rpartition(":")[2]
+    _route_configuration(message, patch, {int(digits)} if digits.isdigit() else set())
+
+
+def _route_configuration(message: Any, patch: Patch, ports: set[int]) -> None:
+    match = patch.match
+    if match.name not in ("", message.name) or (match.port and match.port not in ports):
+        return
+    if patch.place == "ROUTE_CONFIGURATION":
+        _edit(message, patch)
+        return
+    if patch.place == "VIRTUAL_HOST":
+        _edit_list(message.virtual_hosts, patch, lambda host: _host_matches(host, match))
+        return
+    for host in message.virtual_hosts:
+        if _host_matches(host, match):
+            anywhere = not match.route and not match.action
+            _edit_list(host.routes, patch, lambda route: _route_matches(route, match), anywhere=anywhere)
+
+
+def _host_matches(host: Any, match: PatchMatch) -> bool:
+    return match.virtual_host in ("", host.name) and (not match.domain or match.domain in host.domains)
+
+
+def _route_matches(route: Any, match: PatchMatch) -> bool:
+    return match.route in ("", route.name) and match.action in ("", (route.WhichOneof("action") or "").upper())
+
+
+# --- lists
+
+
+def _edit_list(items: Any, patch: Patch, matches: Callable[[Any], bool], *, anywhere: bool = False, last: str = "") -> None:
+    """One operation on a repeated field. `anywhere`: the patch names no item. `last`: the name of what must stay at the end."""
+    operation, value = patch.operation, patch.value
+    found = [index for index, item in enumerate(items) if matches(item)]
+    made = list(items)
+    if operation == "MERGE":
+        for index in range(len(made)) if anywhere else found:
+            if not anywhere or not value.name or value.name == made[index].name or patch.place == "HTTP_ROUTE":
+                merge(made[index], value)
+    elif operation == "REMOVE":
+        made = [] if anywhere else [item for index, item in enumerate(made) if index not in found]
+    elif operation == "REPLACE":
+        for index in found:
+            made[index] = value
+    elif operation == "ADD":
+        made.insert(len(made) - 1 if last else len(made), value)
+    elif operation == "INSERT_FIRST" or (operation == "INSERT_BEFORE" and anywhere):
+        made.insert(0, value)
+    elif operation == "INSERT_AFTER" and anywhere:
+        made.insert(len(made) - 1 if last else len(made), value)
+    elif found:
+        made.insert(found[0] + (operation == "INSERT_AFTER"), value)
+    if last and (not made or made[-1].name != last):
+        raise _Unfit(f"{last} must stay, and stay the last")
+    if len({item.name for item in made}) < len(made) and patch.place == "VIRTUAL_HOST":
+        raise _Unfit("there would be two of a name")
+    copies = [type(item).FromString(item.SerializeToString()) for item in made]
+    del items[:]
+    items.extend(copies)
+
+
+# --- merging
+
+
+def merge(into: Any, value: Any) -> None:
+    """As Istio does: lists grow, maps and messages are merged, what is inside of an Any too if it is of the same type."""
+    for field, new in value.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            _merge_map(getattr(into, field.name), new, field.message_type.fields_by_name["value"].message_type is not None)
+        elif field.is_repeated:
+            getattr(into, field.name).extend(new)
+        elif field.message_type is None:
+            setattr(into, field.name, new)
+        else:
+            _merge_message(getattr(into, field.name), new)
+
+
+def _merge_map(into: Any, new: Any, is_message: bool) -> None:
+    for key, value in new.items():
+        if not is_message:
+            into[key] = value
+        elif key in into:
+            _merge_message(into[key], value)
+        else:
+            into[key].CopyFrom(value)
+
+
+def _merge_message(into: Any, new: Any) -> None:
+    kind = new.DESCRIPTOR
+    if kind.full_name == "google.protobuf.Any" and messages.full_name(into.type_url) == messages.full_name(new.type_url):
+        cls = messages.known(messages.full_name(new.type_url))
+        inner = cls.FromString(into.value)
+        merge(inner, cls.FromString(new.value))
+        into.value = inner.SerializeToString(deterministic=True)
+    elif kind.full_name.startswith("google.protobuf.") and (kind.name in _PREDEFINED or kind.name in ("Value", "ListValue")):
+        into.CopyFrom(new)
+    else:
+        into.SetInParent()
+        merge(into, new)
+
+
+_APPLY: dict[str, Callable[[Any, Patch, str, Proxy], None]] = {CLUSTER: _cluster, LISTENER: _listener, ROUTES: _routes}
