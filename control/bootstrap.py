@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from control.names import is_ip
+from control.names import SERVER_LISTENER, is_ip
 from control.translate import mtls
 from control.translate.mtls import SDS_CLUSTER
 from control.translate.resource import typed
@@ -16,6 +17,7 @@ _AUTHORITY_CLUSTER = "authority"
 _WORKLOAD = "meshproxy.identity.v1.Workload"
 _UPSTREAM_TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_READ_EVERY_S = 5  # certificates in files
 _HTTP2 = {_OPTIONS: typed(_OPTIONS, explicit_http_config={"http2_protocol_options": {}})}
 _HTTP2_ALIVE = {_OPTIONS: typed(_OPTIONS, explicit_http_config={"http2_protocol_options": {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}})}
 
@@ -145,10 +147,24 @@ def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
-def grpc(name: str, namespace: str, servers: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """The file that GRPC_XDS_BOOTSTRAP names. A client goes to the first server that answers."""
-    made = [
-        {"server_uri": f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
-        for host, port in servers
-    ]
-    return {"xds_servers": made, "node": {"id": f"{name}.{namespace}", "metadata": {"GENERATOR": "grpc", "NAME": name, "NAMESPACE": namespace}}}
+def grpc(name: str, namespace: str, servers: Sequence[tuple[str, int]], *, certificates: str = "") -> dict[str, Any]:
+    """The file that GRPC_XDS_BOOTSTRAP names. A client goes to the first server that answers.
+
+    `certificates`: the folder in which an agent keeps those of the workload, for calls between workloads.
+    """
+    uris = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in servers]
+    made = [{"server_uri": uri, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]} for uri in uris]
+    found: dict[str, Any] = {
+        "xds_servers": made,
+        "node": {"id": f"{name}.{namespace}", "metadata": {"GENERATOR": "grpc", "NAME": name, "NAMESPACE": namespace}},
+        "server_listener_resource_name_template": SERVER_LISTENER,
+    }
+    if certificates:
+        found["certificate_providers"] = {mtls.PROVIDER: {"plugin_name": "file_watcher", "config": _files(certificates)}}
+    return found
+
+
+def _files(folder: str) -> dict[str, str]:
+    """What gRPC's file_watcher wants to know."""
+    names = {"certificate_file": "cert-chain.pem", "private_key_file": "key.pem", "ca_certificate_file": "root-cert.pem"}
+    return {**{key: os.path.join(os.path.abspath(folder), name) for key, name in names.items()}, "refresh_interval": f"{_READ_EVERY_S}s"}

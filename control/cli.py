@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bootstrap.add_argument("--tls", action="store_true", help="TLS also to a control plane of this machine; to others it is the rule")
     bootstrap.add_argument("--allow-plaintext", action="store_true", help="no TLS to control planes of other machines")
+    bootstrap.add_argument("--certificates", default="", metavar="FOLDER", help="for gRPC: where `meshctl agent --files` writes them")
     _add_server(bootstrap, several=True)
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
@@ -318,8 +319,8 @@ def _bootstrap(options: argparse.Namespace) -> int:
     beyond = next((host for host, _ in servers if not is_local(host)), "") if not options.allow_plaintext else ""
     if options.target == "grpc":
         if options.tls or beyond:
-            raise UsageError("gRPC clients without a sidecar have no certificates of the mesh yet; --allow-plaintext goes without TLS")
-        made = bootstrap.grpc(name, namespace or "default", servers)
+            raise UsageError("gRPC clients without a sidecar cannot prove to the control plane who they are yet; --allow-plaintext goes without TLS")
+        made = bootstrap.grpc(name, namespace or "default", servers, certificates=options.certificates)
     else:
         secure = _secure(options, beyond) if options.tls or beyond else None
         made = bootstrap.envoy(name, namespace or "default", servers, delta=not options.sotw, admin_port=options.admin_port, sds=options.sds, secure=secure)

@@ -10,6 +10,7 @@ import ipaddress
 
 CLUSTER_DOMAIN = "cluster.local"
 MESH = "mesh"  # stands for all sidecars where documents name gateways
+SERVER_LISTENER = "xds.istio.io/grpc/lds/inbound/%s"  # what a gRPC server asks for, by the address on which it listens; Istio's
 HTTP_PROXY_ROUTES = "http_proxy"  # the route configuration of listeners that applications use as their HTTP proxy
 BLACK_HOLE = "BlackHoleCluster"
 PASSTHROUGH = "PassthroughCluster"

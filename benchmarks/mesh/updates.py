@@ -45,7 +45,7 @@ def _configured(port: int) -> Callable[[Spec, Place], str]:
 
     def configure(spec: Spec, place: Place) -> str:
         made = json.loads(configs.envoy(spec, place))
-        theirs = bootstrap.envoy("web", "default", "127.0.0.1", port, admin_port=place.admin_port)
+        theirs = bootstrap.envoy("web", "default", [("127.0.0.1", port)], admin_port=place.admin_port)
         del theirs["dynamic_resources"]["lds_config"]
         made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["validate_clusters"] = False
         made["static_resources"]["clusters"] = theirs["static_resources"]["clusters"]

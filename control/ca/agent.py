@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from control.ca.files import IdentityFiles
 from control.ca.sds import SecretService
 from control.ca.server import UnixFront
 from meshproxy.identity.provider import Provider
@@ -30,10 +31,12 @@ class Source(Protocol):
 
 
 class Agent:
-    """Serves one identity. `mode`: of the socket; private keys go through it, so it is the owner's alone unless the proxy is another user's."""
+    """Serves one identity. `mode`: of the socket; private keys go through it, so it is the owner's alone unless the proxy is another user's. `files`: a folder
+    where it is written, too, see `IdentityFiles`."""
 
-    def __init__(self, source: Source, path: str, *, mode: int = 0o600) -> None:
+    def __init__(self, source: Source, path: str, *, mode: int = 0o600, files: str = "") -> None:
         self.provider = Provider()
+        self._files = IdentityFiles(files) if files else None
         self.service = SecretService(self.provider)
         self._source = source
         self._front = UnixFront(path, mode)
@@ -46,8 +49,13 @@ class Agent:
         """Listen, and get the identity; proxies that ask meanwhile wait. Raises OSError when the socket cannot be made."""
         await self._server.start()
         await self._front.start()
-        self._task = asyncio.create_task(self._source.run(self.provider.publish), name="agent: identity")
+        self._task = asyncio.create_task(self._source.run(self._publish), name="agent: identity")
         self._task.add_done_callback(_ended)
+
+    def _publish(self, svid: Svid) -> None:
+        self.provider.publish(svid)
+        if self._files is not None:
+            self._files.publish(svid)
 
     async def stop(self) -> None:
         """Close the socket."""

@@ -71,6 +71,7 @@ def add(commands: Any) -> None:
     proof.add_argument("--token-file", default="", help="a service account token, read anew each time")
     proof.add_argument("--join-token-file", default="", help="a join token (- for the environment's MESHCTL_TOKEN)")
     agent.add_argument("--mode", type=lambda text: int(text, 8), default=0o600, help="of the socket (default 600); private keys go through it")
+    agent.add_argument("--files", default="", metavar="FOLDER", help="write them there, too: cert-chain.pem, key.pem, root-cert.pem (for gRPC's file_watcher)")
     agent.set_defaults(run=_agent)
 
 
@@ -273,7 +274,7 @@ async def _run_agent(options: argparse.Namespace) -> int:
             source: Any = SpireSource(calls, identity)
         else:
             source = WorkloadSource(calls, Wish(identity, options.life, options.token_file, _join_token(options.join_token_file)))
-        agent = Agent(source, options.socket, mode=options.mode)
+        agent = Agent(source, options.socket, mode=options.mode, files=options.files)
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)

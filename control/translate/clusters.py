@@ -29,10 +29,12 @@ def outbound(
     endpoints: tuple[Endpoint, ...] | None,
     metadata: tuple[tuple[str, str], ...],
     identities: tuple[str, ...] | None,
+    grpc: bool = False,
 ) -> dict[str, Any]:
     """The cluster of a port. `endpoints` only for services that the proxy resolves by DNS; `metadata` says what tools want to know of its origin.
 
-    `identities`: who may answer, for callers that have an identity themselves; None for those without one.
+    `identities`: who may answer, for callers that have an identity themselves; None for those without one. `grpc`: it is for gRPC's own client, which cannot
+    tell endpoints that take mutual TLS from others: it speaks it where a rule says so.
     """
     name = outbound_cluster(service.host, port.number, subset)
     cluster: dict[str, Any] = {
@@ -57,7 +59,10 @@ def outbound(
     _outlier_detection(cluster, policy.outlier_detection)
     _protocol(cluster, http, port, policy.connection_pool)
     _tls(cluster, policy.tls, port)
-    if identities is not None:
+    if identities is not None and grpc:
+        if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
+            cluster["transport_socket"] = mtls.grpc_upstream(policy.tls.subject_alt_names or identities)
+    elif identities is not None:
         _mutual_tls(cluster, policy.tls, mtls.server_name(port.number, subset, service.host), identities, _speaks_http2(port, policy.connection_pool))
     return cluster
 

@@ -167,6 +167,21 @@ def api(listener: str, routes: str) -> dict[str, Any]:
     return {"name": listener, "api_listener": {"api_listener": manager}}
 
 
+def grpc_server(resource: str, host: str, port: int, operation: str, guard: Guard) -> dict[str, Any]:
+    """What a gRPC server asks for by the address on which it listens. It cannot take both kinds of connections: mutual TLS where STRICT says so."""
+    route = {"match": {"prefix": "/"}, "non_forwarding_action": {}, "decorator": {"operation": operation}}
+    manager = typed(
+        _MANAGER,
+        stat_prefix=resource,
+        route_config={"name": resource, "virtual_hosts": [{"name": resource, "domains": ["*"], "routes": [route]}]},
+        http_filters=[*access.http_filters(guard.policies, guard.trust_domain), _ROUTER],
+    )
+    chain: dict[str, Any] = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    if guard.mode is Mtls.STRICT:
+        chain["transport_socket"] = mtls.grpc_downstream()
+    return {"name": resource, "address": address(host, port), "traffic_direction": "INBOUND", "filter_chains": [chain]}
+
+
 def _listener(direction: str, host: str, port: int, last: dict[str, Any]) -> dict[str, Any]:
     return {"name": name(host, port), "address": address(host, port), "traffic_direction": direction, "filter_chains": [{"filters": [last]}]}
 

@@ -51,6 +51,28 @@ def downstream(trust_domain: str) -> dict[str, Any]:
     return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}DownstreamTlsContext", **context)}
 
 
+# --- gRPC's own clients and servers, whose certificates are where their bootstrap says
+
+PROVIDER = "default"  # of the bootstrap's certificate_providers
+
+
+def grpc_upstream(identities: tuple[str, ...]) -> dict[str, Any]:
+    """The transport socket of a gRPC client. The newer field of names is unknown to it: it would take anybody of the mesh."""
+    context = _provided({"match_subject_alt_names": [{"exact": one} for one in identities]})
+    return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}UpstreamTlsContext", common_tls_context=context)}
+
+
+def grpc_downstream() -> dict[str, Any]:
+    """The transport socket of a gRPC server: callers must be of the mesh. It takes no names here; who may call is for policies to say."""
+    context = {"require_client_certificate": True, "common_tls_context": _provided({})}
+    return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}DownstreamTlsContext", **context)}
+
+
+def _provided(validation: dict[str, Any]) -> dict[str, Any]:
+    instance = {"instance_name": PROVIDER}
+    return {"tls_certificate_provider_instance": instance, "validation_context": {"ca_certificate_provider_instance": instance, **validation}}
+
+
 def permissive_match() -> dict[str, Any]:
     """TLS of the mesh, and not that of applications."""
     return {"transport_protocol": "tls", "application_protocols": _IN_MESH}

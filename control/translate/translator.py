@@ -20,7 +20,7 @@ from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution,
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
 from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
-from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, inbound_cluster, outbound_cluster, short_hosts
+from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, inbound_cluster, outbound_cluster, short_hosts
 from control.translate import clusters, gateways, listeners, routes, tls
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
@@ -155,7 +155,7 @@ class Translator:
         whole = snapshot.config
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
-        identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity and proxy.kind != GRPC
+        identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity
         served = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
         sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
         config = self._within(whole, proxy.namespace, sidecar.imports) if sidecar is not None and sidecar.imports is not None else whole
@@ -177,7 +177,10 @@ class Translator:
             ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels),),
         }
         if scope.grpc:
-            parts[LISTENER] = (self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),)
+            parts[LISTENER] = (
+                self._once((LISTENER, _Same(config), scope.namespace), lambda: self._api_listeners(config, scope)),
+                self._once((LISTENER, _Same(whole), workload), lambda: self._server_listeners(whole, workload)),
+            )
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
             parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served)),)
@@ -225,7 +228,8 @@ class Translator:
         policy = _for_grpc(use.policy) if scope.grpc else use.policy
         identities = config.security.identities.get(use.service.host, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
-        return self._resource(CLUSTER, use.cluster, clusters.outbound, use.service, use.port, name, policy, _Same(endpoints), _origin(use), identities)
+        arguments = (use.service, use.port, name, policy, _Same(endpoints), _origin(use), identities, scope.grpc)
+        return self._resource(CLUSTER, use.cluster, clusters.outbound, *arguments)
 
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
         return self._once((Subset, _Same(endpoints), subset), lambda: tuple(one for one in endpoints if one.has_labels(subset.labels)))
@@ -265,6 +269,18 @@ class Translator:
                 name = f"{host}:{port.number}"
                 made.setdefault(name, self._resource(LISTENER, name, listeners.api, name, outbound_cluster(service.host, port.number)))
         return ResourceSet(made.values())
+
+    def _server_listeners(self, config: Config, workload: Workload | None) -> ResourceSet:
+        """For a gRPC server: one for each address that it may listen on."""
+        made = []
+        for target in sorted(set(workload.ports.values()) - {0}) if workload is not None else ():
+            assert workload is not None
+            host, port = _served(config, workload, target)
+            guard = _guard(config, workload, target)
+            for bind in (workload.address, "0.0.0.0", "::"):
+                name = SERVER_LISTENER % (f"[{bind}]:{target}" if ":" in bind else f"{bind}:{target}")
+                made.append(self._resource(LISTENER, name, listeners.grpc_server, name, bind, target, f"{host}:{port.number}/*", guard))
+        return ResourceSet(made)
 
     def _api_routes(self, config: Config, scope: _Scope) -> ResourceSet:
         return ResourceSet(

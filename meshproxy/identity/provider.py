@@ -104,14 +104,14 @@ class Provider:
 
 
 def _secrets(svid: Svid) -> list[Secret]:
-    chain, key, roots = _pem(svid.chain), svid.key_pem, _pem(svid.bundle)
+    chain, key, roots = pem(svid.chain), svid.key_pem, pem(svid.bundle)
     found = []
     for name in (OWN, str(svid.identity)):
         proto = messages.known(SECRET)(name=name)
         proto.tls_certificate.certificate_chain.inline_bytes = chain
         proto.tls_certificate.private_key.inline_bytes = key
         found.append(Secret(name, _version(chain), proto))
-    bundles = {ROOTS: roots, f"spiffe://{svid.identity.trust_domain}": roots, **{name: _pem(certificates) for name, certificates in svid.federated}}
+    bundles = {ROOTS: roots, f"spiffe://{svid.identity.trust_domain}": roots, **{name: pem(certificates) for name, certificates in svid.federated}}
     for name, bundle in bundles.items():
         proto = messages.known(SECRET)(name=name)
         proto.validation_context.trusted_ca.inline_bytes = bundle
@@ -119,7 +119,8 @@ def _secrets(svid: Svid) -> list[Secret]:
     return found
 
 
-def _pem(certificates: tuple[x509.Certificate, ...]) -> bytes:
+def pem(certificates: tuple[x509.Certificate, ...]) -> bytes:
+    """One after the other."""
     return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
 
 
