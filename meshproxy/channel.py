@@ -53,6 +53,7 @@ class Kind(IntEnum):
     LISTENER_REMOVED = 22  # marshal key: accept no more, tell connections to end
     LISTENER_DRAINED = 23  # marshal (key, statistics to forget or "", size of its message): what was replaced or removed has had its time, close what is left
     ROUTES = 24  # marshal (key, RouteConfiguration; empty: nobody needs it any more)
+    EXTENSION = 27  # marshal (key, google.protobuf.Any; empty: there is none any more): the configuration of an HTTP filter
     RUNTIME_LAYER = 26  # marshal (name, google.protobuf.Struct): what a layer by discovery holds now
     SECRET = 25  # marshal (key, Secret; empty: nobody needs it any more)
 

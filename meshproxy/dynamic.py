@@ -16,8 +16,8 @@ from meshproxy import worker
 from meshproxy.api import errors, semantics
 from meshproxy.api import secrets as api_secrets
 from meshproxy.channel import Kind
+from meshproxy.http import extension_configs, route_configs
 from meshproxy.http import manager as managers
-from meshproxy.http import route_configs
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
 from meshproxy.upstream.cluster_manager import Validator
@@ -28,6 +28,7 @@ from meshproxy.xds.cache import Cache
 from meshproxy.xds.client import Api
 from meshproxy.xds.clusters import Clusters, Tell
 from meshproxy.xds.endpoints import Eds
+from meshproxy.xds.extensions import Extensions, ExtensionSubscription
 from meshproxy.xds.listeners import ListenerUpdates
 from meshproxy.xds.loads import LoadReporter
 from meshproxy.xds.needs import Needs
@@ -84,6 +85,7 @@ class Dynamic:
         self.needs = Needs()
         self._routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes)
         self._secrets = Secrets(self._sources, context, self._rules, self._tell_secret)
+        self._extensions = Extensions(self._sources, context, self._rules, self._compile_manager, self._tell_extension)
         discovery.make_eds = lambda cluster, scope, on_changed: Eds(cluster, scope, on_changed, self._sources, context, self._rules)
         listeners.acquire = self._acquire
         self._layers: list[RuntimeLayer] = []
@@ -180,11 +182,15 @@ class Dynamic:
         whole = type(manager)()
         whole.CopyFrom(manager)
         whole.route_config.CopyFrom(routes)
+        self._compile_manager(whole)
+
+    def _compile_manager(self, manager: Any) -> None:
         scratch = self._scratch()
-        managers.compile(whole, NetworkContext(scratch, scratch.stats.scope("")))
+        managers.compile(manager, NetworkContext(scratch, scratch.stats.scope("")))
 
     def _acquire(self, listener: Any, ready: Callable[[], None]) -> Callable[[], None]:
-        return self.needs.acquire([*self._routes.wanted(listener), *self._secrets.wanted(listener)], ready)
+        wanted = [*self._routes.wanted(listener), *self._secrets.wanted(listener), *self._extensions.wanted(listener, self.needs)]
+        return self.needs.acquire(wanted, ready)
 
     def _acquire_for_cluster(self, cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
         release = self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
@@ -217,6 +223,11 @@ class Dynamic:
         return [one for one in self.needs.known.values() if isinstance(one, RouteSubscription)]
 
     @property
+    def extensions(self) -> list[ExtensionSubscription]:
+        """Every configuration of a filter that somebody needs."""
+        return [one for one in self.needs.known.values() if isinstance(one, ExtensionSubscription)]
+
+    @property
     def secrets(self) -> list[SecretSubscription]:
         """Every secret that somebody needs."""
         return [one for one in self.needs.known.values() if isinstance(one, SecretSubscription)]
@@ -239,6 +250,15 @@ class Dynamic:
         else:
             self._route_configs.forget(key)
         self._pool.broadcast(Kind.ROUTES, marshal.dumps((key, serialised)))
+
+    def _tell_extension(self, key: bytes, serialised: bytes) -> None:
+        inherited = self._plan.extensions
+        assert inherited is not None
+        if serialised:
+            inherited[key] = serialised
+        else:
+            inherited.pop(key, None)
+        self._pool.broadcast(Kind.EXTENSION, marshal.dumps((key, serialised)))
 
     def _tell_layer(self, layer: str, struct: bytes) -> None:
         self._plan.runtime_layers[layer] = struct
@@ -294,6 +314,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         for manager in route_configs.managers(listener):
             check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
+        for manager, position in extension_configs.filters(listener):
+            discovery = manager.http_filters[position].config_discovery
+            check(f"static_resources.listeners[{at}]: http_filters[{position}].config_discovery.config_source", discovery.config_source)
     for at, layer in enumerate(bootstrap.layered_runtime.layers):
         if layer.HasField("rtds_layer"):
             check(f"layered_runtime.layers[{at}].rtds_layer.rtds_config", layer.rtds_layer.rtds_config)

@@ -59,7 +59,7 @@ class Supervisor:
         self._all_ready = asyncio.Event()
         plan.tls_contexts = {} if plan.concurrency > 1 else None
         if worker.needs_discovery(bootstrap):
-            plan.routes, plan.secrets, plan.ticket_seed = RouteConfigs(), {}, os.urandom(32)
+            plan.routes, plan.secrets, plan.extensions, plan.ticket_seed = RouteConfigs(), {}, {}, os.urandom(32)
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
             plan.concurrency,

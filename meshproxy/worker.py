@@ -19,7 +19,8 @@ from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Runtime
 from meshproxy.channel import Channel, Kind
 from meshproxy.context import Context
-from meshproxy.http import route_configs
+from meshproxy.http import extension_configs, route_configs
+from meshproxy.http.extension_configs import ExtensionConfigs
 from meshproxy.http.route_configs import RouteConfigs
 from meshproxy.net.drain import Drain
 from meshproxy.net.listener import Listener, ListenerRegistry
@@ -69,6 +70,7 @@ class Plan(Record):
     listeners: list[server.Listener] = field(default_factory=list)
     routes: RouteConfigs | None = None  # main's; None where nothing comes by discovery
     secrets: dict[bytes, bytes] | None = None  # those that came by discovery, as api.secrets.Secrets has them; None where none can
+    extensions: dict[bytes, bytes] | None = None  # of HTTP filters, as http.extension_configs has them; None where none can come
     runtime_layers: dict[str, bytes] = field(default_factory=dict)  # those by discovery, as google.protobuf.Struct
     clusters: cluster_manager.ClusterManager | None = None  # main's
 
@@ -141,6 +143,7 @@ def needs_discovery(bootstrap: Any) -> bool:
         or any(layer.HasField("rtds_layer") for layer in bootstrap.layered_runtime.layers)
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
         or any(True for listener in bootstrap.static_resources.listeners for _ in route_configs.managers(listener))
+        or any(True for listener in bootstrap.static_resources.listeners for _ in extension_configs.filters(listener))
         or any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))
     )
 
@@ -174,7 +177,8 @@ class Worker:
         context.clusters.inherit(plan.clusters)
         if plan.routes is not None:
             context.routes = RouteConfigs(plan.routes.serialised)
-            self._inbound.routes = context.routes
+            context.extensions = ExtensionConfigs(plan.extensions)
+            self._inbound.routes, self._inbound.extensions = context.routes, context.extensions
         self._registry = ListenerRegistry()
         self._accepting = self._left = False
         self._replaced = 0
@@ -205,6 +209,7 @@ class Worker:
             Kind.LISTENER_REMOVED: self._remove_listener,
             Kind.LISTENER_DRAINED: self._close_drained,
             Kind.ROUTES: self._routes,
+            Kind.EXTENSION: lambda body: context.extensions.update(*marshal.loads(body)),
             Kind.SECRET: lambda body: context.secrets.update(*marshal.loads(body)),
         }
         context.clusters.on_immediate_failure = lambda cluster, address: self._channel.send(Kind.FAILED, marshal.dumps((cluster, address)))

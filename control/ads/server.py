@@ -25,12 +25,14 @@ Identify = Callable[[grpc.aio.ServicerContext], Awaitable[SpiffeId]]
 _log = logging.getLogger("meshctl.ads")
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _LRS = "envoy.service.load_stats.v3.LoadReportingService"
+_EXTENSION = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 _CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 _SERVICES = (
     ("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters", CLUSTER),
     ("envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints", ENDPOINTS),
     ("envoy.service.listener.v3.ListenerDiscoveryService", "Listeners", LISTENER),
     ("envoy.service.route.v3.RouteDiscoveryService", "Routes", ROUTES),
+    ("envoy.service.extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs", _EXTENSION),  # there are none, and that is said
 )
 # A proxy's requests are small; but those that begin a delta stream name every resource that it has.
 _OPTIONS = (

@@ -69,6 +69,8 @@ def _sections(server: Server, accepts: Accepts, include_eds: bool) -> Iterator[A
     bootstrap = server.bootstrap
     yield _bootstrap(server, bootstrap)
     yield _clusters(server, bootstrap, accepts)
+    if server.dynamic is not None and server.dynamic.extensions:
+        yield _extensions(server, accepts)
     if include_eds:
         yield _endpoints(server, accepts)
     yield _listeners(server, bootstrap, accepts)
@@ -109,6 +111,16 @@ def _put(entry: Any, field: str, type_name: str, serialised: bytes, version: str
     packed.value = serialised
     entry.version_info = version
     entry.last_updated.FromMilliseconds(int(updated * 1000))
+
+
+def _extensions(server: Server, accepts: Accepts) -> Any:
+    """HTTP filters by discovery."""
+    section = messages.known("envoy.admin.v3.EcdsConfigDump")()
+    for one in server.dynamic.extensions:
+        if one.proto is not None and accepts(one.name):
+            serialised = one.proto.SerializeToString(deterministic=True)
+            _put(section.ecds_filters.add(), "ecds_filter", "envoy.config.core.v3.TypedExtensionConfig", serialised, one.version, one.updated_at)
+    return section
 
 
 def _listeners(server: Server, bootstrap: Any, accepts: Accepts) -> Any:

@@ -102,6 +102,7 @@ KIND_OF_FIELD = {
     f"{_CORE}SubstitutionFormatString.formatters": "formatter",
     "envoy.config.accesslog.v3.AccessLog.typed_config": "access logger",
     f"{_HCM}HttpFilter.typed_config": "http filter",
+    f"{_HCM}HttpFilter.config_discovery": "http filter",
     f"{_HCM}HttpConnectionManager.original_ip_detection_extensions": "original IP detection",
     f"{_HCM}RequestIDExtension.typed_config": "request id",
     "envoy.config.rbac.v3.Principal.custom": "RBAC principal",

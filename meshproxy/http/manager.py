@@ -5,7 +5,6 @@ Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,11 @@ from meshproxy.api import errors, messages, registry
 from meshproxy.codec.grpc import is_content_type
 from meshproxy.codec.h1 import header_case
 from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, ResponseHead
-from meshproxy.http import local_reply, log_events, plan, route_configs, router, timeouts
+from meshproxy.http import extension_configs, filter_entry, local_reply, log_events, plan, route_configs, router, timeouts
 from meshproxy.http.connection import ServerConnection
 from meshproxy.http.downstream import DownstreamConnection
 from meshproxy.http.filter_chain import EMPTY, Chain
+from meshproxy.http.filter_entry import FilterEntry, NobodyAnswers, NoConfig
 from meshproxy.http.filters import FilterContext
 from meshproxy.http.lane import Lane, Tally, make_lane
 from meshproxy.http.manager_options import AUTO, HTTP2, Options
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from meshproxy.net.filter_chain import NetworkContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS | route_configs.HONOURS
+HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS | route_configs.HONOURS | extension_configs.HONOURS
 
 _PRIOR_KNOWLEDGE = b"PRI * HTTP/2"  # as much of the preface as Envoy looks at; a client that sends less at first speaks HTTP/1
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
@@ -54,28 +54,6 @@ _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connecti
 def compile(proto: hcm_pb2.HttpConnectionManager, context: NetworkContext) -> HttpConnectionManager:
     """The terminal network filter. Raises ConfigError with paths relative to `proto`."""
     return HttpConnectionManager(proto, context)
-
-
-class _FilterConfig:
-    """One entry of `http_filters`: what is needed to compile it for a route."""
-
-    __slots__ = ("disabled", "filter", "module", "name")
-
-    def __init__(self, name: str, module: Any, compiled: Any, disabled: bool) -> None:
-        self.name = name
-        self.module = module
-        self.filter = compiled
-        self.disabled = disabled
-
-
-class _NobodyAnswers:
-    """In place of filters where there are none: a request waits until a timeout or its client ends it, as in Envoy."""
-
-    name = ""
-
-    async def request_headers(self, stream: Stream, end_stream: bool) -> None:
-        """Wait for ever."""
-        await asyncio.get_running_loop().create_future()
 
 
 class HttpConnectionManager:
@@ -185,18 +163,22 @@ class HttpConnectionManager:
             self.tracing.forget_routes()
         self._forget_lanes()
 
-    def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[_FilterConfig]:
-        filters: list[_FilterConfig] = []
+    def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[FilterEntry]:
+        filters: list[FilterEntry] = []
         count = len(proto.http_filters)
         if not count:
             self.router = router.compile(messages.known("envoy.extensions.filters.http.router.v3.Router")(), self._filter_context)
-            filters.append(_FilterConfig("", router, _NobodyAnswers(), disabled=False))
+            filters.append(FilterEntry("", router, NobodyAnswers(), disabled=False))
         for position, entry in enumerate(proto.http_filters):
+            last = position == count - 1
+            if entry.HasField("config_discovery"):
+                with errors.under(f"http_filters[{position}].config_discovery"):
+                    filters.append(filter_entry.by_discovery(entry, last, self._filter_context, self))
+                continue
             with errors.under(f"http_filters[{position}].typed_config"):
                 config = registry.unpack(entry.typed_config)
                 module = registry.module(registry.type_url(entry.typed_config), "http filter")
                 compiled = module.compile(config, self._filter_context)
-            last = position == count - 1
             if getattr(module, "TERMINAL", False) != last:
                 which = "terminal filter must be the last in the chain" if not last else "the last filter must be a terminal filter (the router)"
                 errors.fail(f"http_filters[{position}]", f"{entry.name}: {which}")
@@ -205,8 +187,17 @@ class HttpConnectionManager:
             else:
                 if compiled is not None:
                     compiled.name = entry.name
-                filters.append(_FilterConfig(entry.name, module, compiled, entry.disabled))
+                filters.append(FilterEntry(entry.name, module, compiled, entry.disabled))
         return filters
+
+    def filter_changed(self, key: bytes) -> None:
+        """A filter by discovery has another configuration from the next request on."""
+        for made in self._filters:
+            if made.discovery is not None and made.discovery[0] == key:
+                filter_entry.take(made, self._filter_context)
+        self._plain_chain = self._build(None)
+        self.chains = {None: self._plain_chain}
+        self._forget_lanes()
 
     def _compile_logs(self, proto: hcm_pb2.HttpConnectionManager) -> list[Any]:
         logs = []
@@ -268,7 +259,12 @@ class HttpConnectionManager:
             configs = [override.config for override in overrides if override.config is not None]
             if disabled:
                 continue
+            if entry.module is None:
+                filters.append(NoConfig())
+                break  # it answers
             compiled = entry.filter
+            if entry.discovery is not None:
+                configs = [config for config in configs if filter_entry.is_for(config, entry.module)]
             if configs and hasattr(entry.module, "specialise"):
                 with errors.under(f'typed_per_filter_config["{entry.name}"]'):
                     compiled = entry.module.specialise(entry.filter, configs, self._filter_context)

@@ -58,7 +58,7 @@ class Options:
             " request_id_extension local_reply_config access_log_options access_log_flush_interval flush_access_log_on_new_request"
             " tracing strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
         ),
-        _HCM + "HttpFilter": "name typed_config is_optional disabled",
+        _HCM + "HttpFilter": "name typed_config config_discovery is_optional disabled",
         _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
         _HCM + "HttpConnectionManager.InternalAddressConfig": "unix_sockets cidr_ranges",
         _HCM + "HttpConnectionManager.SetCurrentClientCertDetails": "subject cert chain dns uri",

@@ -58,5 +58,6 @@ DROP_OVERLOAD = Reply(503, b"drop overload", details="drop_overload", flag=flags
 UNCONDITIONAL_DROP_OVERLOAD = Reply(
     503, b"unconditional drop overload", details="unconditional_drop_overload", flag=flags.UDO, headers=((b"x-envoy-unconditional-drop-overload", b"true"),)
 )
+NO_FILTER_CONFIG = Reply(500, details="", flag=flags.NFCF)
 UPGRADE_FAILED = Reply(403, details="upgrade_failed")
 MISSING_HOST = Reply(400, details="missing_host_header")

@@ -307,6 +307,7 @@ class StreamSubscription(Subscription):
             self._kept.accepted(update)
 
     def _timed_out(self) -> None:
+        self.attempts.n += 1
         self._use_kept()
         super()._timed_out()
 

@@ -38,14 +38,16 @@ class Need:
 
 
 class Wanted:
-    """One thing that somebody needs: the key of it, how it is made if nobody needs it yet (may raise ConfigError), and what for."""
+    """One thing that somebody needs: the key of it, how it is made if nobody needs it yet (may raise ConfigError), and what for. `waits`: cannot do without
+    until it has settled."""
 
-    __slots__ = ("key", "make", "user")
+    __slots__ = ("key", "make", "user", "waits")
 
-    def __init__(self, key: bytes, make: Callable[[], Need], user: Any = None) -> None:
+    def __init__(self, key: bytes, make: Callable[[], Need], user: Any = None, *, waits: bool = True) -> None:
         self.key = key
         self.make = make
         self.user = user
+        self.waits = waits
 
 
 class Needs:
@@ -75,7 +77,7 @@ class Needs:
                 token = object()
                 one.users[token] = want.user
                 held.append((one, token))
-                if not one.settled:
+                if want.waits and not one.settled:
                     missing.add(one)
                     one.waiting[token] = _bind(settled, one)
         except ConfigError:

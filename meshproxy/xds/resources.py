@@ -41,8 +41,9 @@ LISTENER = _type("envoy.config.listener.v3.Listener", "name", True, "envoy.servi
 ROUTES = _type("envoy.config.route.v3.RouteConfiguration", "name", False, "envoy.service.route.v3.RouteDiscoveryService", "Routes")
 SECRETS = _type("envoy.extensions.transport_sockets.tls.v3.Secret", "name", False, "envoy.service.secret.v3.SecretDiscoveryService", "Secrets")
 RUNTIME = _type("envoy.service.runtime.v3.Runtime", "name", False, "envoy.service.runtime.v3.RuntimeDiscoveryService", "Runtime")
+EXTENSION = _type("envoy.config.core.v3.TypedExtensionConfig", "name", False, "envoy.service.extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs")
 
-TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS, RUNTIME)}
+TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS, EXTENSION, RUNTIME)}
 # What comes first in a stream: whatever is referred to before what refers to it.
 ORDER = tuple(TYPES)
 

@@ -26,6 +26,7 @@ KINDS = {
     "route": f"{TYPE}route.v3.RouteConfiguration",
     "endpoint": f"{TYPE}endpoint.v3.ClusterLoadAssignment",
     "runtime": "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+    "extension": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
     "secret": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
 }
 _BY_THE_CLOCK = re.compile(r"update_time|config_reload_time_ms|update_duration|expiration_unix_time")
@@ -202,7 +203,13 @@ class Site:
         for section in json.loads(text)["configs"]:
             if section["@type"].rpartition(".")[2] in sections:
                 shown = _without_times(section)
-                for name in ("static_route_configs", "dynamic_route_configs", "dynamic_active_secrets", "dynamic_warming_secrets"):  # in no particular order
+                for name in (
+                    "static_route_configs",
+                    "dynamic_route_configs",
+                    "dynamic_active_secrets",
+                    "dynamic_warming_secrets",
+                    "ecds_filters",
+                ):  # in no particular order
                     if name in shown:
                         shown[name].sort(key=json.dumps)
                 self.note(shown)

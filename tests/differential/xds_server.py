@@ -44,9 +44,17 @@ class ControlPlane:
         self._server.add_generic_rpc_handlers(self.handlers)
         aggregated = {"StreamAggregatedResources": self._sotw, "DeltaAggregatedResources": self._delta}
         self._serve("envoy.service.discovery.v3.AggregatedDiscoveryService", aggregated)
-        for service, kind in (("cluster", "Clusters"), ("listener", "Listeners"), ("route", "Routes"), ("endpoint", "Endpoints"), ("secret", "Secrets")):
+        for service, kind in (
+            ("cluster", "Clusters"),
+            ("listener", "Listeners"),
+            ("route", "Routes"),
+            ("endpoint", "Endpoints"),
+            ("secret", "Secrets"),
+            ("extension", "ExtensionConfigs"),
+        ):
             methods = {f"Stream{kind}": self._sotw, f"Delta{kind}": self._delta}
-            self._serve(f"envoy.service.{service}.v3.{kind.removesuffix('s')}DiscoveryService", methods)
+            name = "ExtensionConfig" if service == "extension" else kind.removesuffix("s")
+            self._serve(f"envoy.service.{service}.v3.{name}DiscoveryService", methods)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
