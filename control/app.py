@@ -13,6 +13,7 @@ from control.ads.server import Identify, XdsServer
 from control.kinds.store import Store, Trouble
 from control.model.security import DEFAULT_TRUST_DOMAIN
 from control.model.snapshot import MeshSnapshot, build
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig
 from control.sources.folder import Folder
 
 if TYPE_CHECKING:
@@ -28,15 +29,16 @@ PATIENCE_S = 0.5  # ... or when it has waited for so long
 class Mesh:
     """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look.
 
-    `arrange`: completes what the documents say, and gives the same objects for the same ones.
+    `arrange`: completes what the documents say, and gives the same objects for the same ones. `defaults`: what holds where they say nothing.
     """
 
-    def __init__(self, folder: str, trust_domain: str, arrange: Arrange | None = None) -> None:
+    def __init__(self, folder: str, trust_domain: str, arrange: Arrange | None = None, defaults: MeshConfig = NO_MESH_CONFIG) -> None:
         self.trust_domain = trust_domain
+        self._defaults = defaults
         self._arrange = arrange
         self.store = Store()
         self.folder = Folder(folder, self.store)
-        self.snapshot: MeshSnapshot = build({}, None, trust_domain)
+        self.snapshot: MeshSnapshot = build({}, None, trust_domain, defaults)
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -54,7 +56,7 @@ class Mesh:
         objects: Mapping[Any, Any] = self.store.objects
         if self._arrange is not None:
             objects = self._arrange(objects)
-        self.snapshot = build(objects, self.snapshot, self.trust_domain)
+        self.snapshot = build(objects, self.snapshot, self.trust_domain, self._defaults)
         return True
 
 
@@ -68,8 +70,9 @@ class App:
         trust_domain: str = DEFAULT_TRUST_DOMAIN,
         arrange: Arrange | None = None,
         identify: Identify | None = None,
+        defaults: MeshConfig = NO_MESH_CONFIG,
     ) -> None:
-        self.mesh = Mesh(folder, trust_domain, arrange)
+        self.mesh = Mesh(folder, trust_domain, arrange, defaults)
         self.hub = Hub(self.mesh.snapshot)
         self.server = XdsServer(self.hub, handlers, identify)
         self._reported: list[str] = []

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from control.ca import commands as commands_of_authority
+from control.model.telemetry import NO_MESH_CONFIG, to_collector
 from control.names import is_local
 from control.output import show
 from control.up import commands as commands_of_up
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--mtls-listen", default="", metavar="ADDRESS", help="the same for callers with a certificate of the mesh: xDS, and renewal")
     serve.add_argument("--tls-name", action="append", default=[], metavar="NAME", help="a DNS name or IP address of that certificate; repeat it")
+    serve.add_argument("--otlp", default="", metavar="HOST:PORT", help="have every request traced, to a collector there that takes OTLP over gRPC")
     serve.add_argument("--kubernetes", default="", metavar="URL", help="of an API server that says whose service account tokens are")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     serve.set_defaults(run=_serve)
@@ -155,11 +157,15 @@ def _serve(options: argparse.Namespace) -> int:
 
 async def _serving(options: argparse.Namespace) -> int:
     app_module = _needs_grpc()
+    try:
+        defaults = to_collector(options.otlp) if options.otlp else NO_MESH_CONFIG
+    except ValueError as error:
+        raise UsageError(f"--otlp {error}") from error
     authority = _authority(options)
     if authority is not None:
-        app = app_module.App(options.folder, authority.handlers(), options.trust_domain, identify=authority.admission)
+        app = app_module.App(options.folder, authority.handlers(), options.trust_domain, identify=authority.admission, defaults=defaults)
     else:
-        app = app_module.App(options.folder, (), options.trust_domain)
+        app = app_module.App(options.folder, (), options.trust_domain, defaults=defaults)
     try:
         app.load()
     except OSError as error:

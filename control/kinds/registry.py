@@ -5,7 +5,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from control.kinds import destination_rule, envoy_filter, gateway, gateway_api, kubernetes, secret, security, service_entry, sidecar, virtual_service, workload
+from control.kinds import (
+    destination_rule,
+    envoy_filter,
+    gateway,
+    gateway_api,
+    kubernetes,
+    secret,
+    security,
+    service_entry,
+    sidecar,
+    telemetry,
+    virtual_service,
+    workload,
+)
 from control.kinds.common import Meta, Parser
 from control.kinds.fields import Fields
 from meshproxy.api.errors import Problem
@@ -32,6 +45,7 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_ISTIO_NETWORKING, "EnvoyFilter"): (("v1alpha3",), envoy_filter.parse),
     (_ISTIO_SECURITY, "PeerAuthentication"): (("v1", "v1beta1"), security.parse_peer_authentication),
     (_ISTIO_SECURITY, "AuthorizationPolicy"): (("v1", "v1beta1"), security.parse_authorization_policy),
+    ("telemetry.istio.io", "Telemetry"): (("v1", "v1alpha1"), telemetry.parse),
     (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),
     (gateway_api.GROUP, "HTTPRoute"): (("v1", "v1beta1"), gateway_api.parse_http_route),
     (gateway_api.GROUP, "GRPCRoute"): (("v1", "v1alpha2"), gateway_api.parse_grpc_route),

@@ -8,9 +8,11 @@ from __future__ import annotations
 import base64
 import binascii
 
+from control.kinds import telemetry
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.model.secret import CaBundle, ReferenceGrant, Referrer, Secret
+from control.model.telemetry import MeshConfig
 
 _CHAIN_AND_KEY = (("tls.crt", "tls.key"), ("cert", "key"))
 _AUTHORITIES = (("ca.crt", "ca.crl"), ("cacert", "crl"))
@@ -41,8 +43,11 @@ def parse_secret(meta: Meta, body: Fields) -> Secret | None:
     return Secret(meta.name, meta.namespace, chain, key, ca, crl)
 
 
-def parse_config_map(meta: Meta, body: Fields) -> CaBundle | None:
-    """A ConfigMap with `ca.crt` or `cacert`. Others are for others."""
+def parse_config_map(meta: Meta, body: Fields) -> CaBundle | MeshConfig | None:
+    """A ConfigMap with `ca.crt` or `cacert`, or Istio's own with its MeshConfig. Others are for others."""
+    if telemetry.is_mesh_config(meta):
+        body.rest()
+        return telemetry.parse_mesh_config(body)
     data = body.rest().get("data")
     if not isinstance(data, dict):
         return None

@@ -17,6 +17,7 @@ from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, Telemetry, TelemetryConfig
 from control.model.traffic import DestinationRule
 from control.names import MESH, host_matches, service_host
 
@@ -75,6 +76,7 @@ class Config:
     gateways: tuple[Gateway, ...]
     sidecars: tuple[Sidecar, ...]
     security: Security
+    telemetry: TelemetryConfig
     references: References
     resolved: Endpoints
     source_labels: frozenset[str]
@@ -125,7 +127,7 @@ class Config:
         )
         identities = {host: found for host, found in self.security.identities.items() if host in services}
         resolved = {key: found for key, found in self.resolved.items() if key[0] in services}
-        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), _NO_REFERENCES, resolved)
+        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), TelemetryConfig(), _NO_REFERENCES, resolved)
 
 
 def same_config(one: Config, other: Config) -> bool:
@@ -137,6 +139,7 @@ def same_config(one: Config, other: Config) -> bool:
         and one.gateways == other.gateways
         and one.sidecars == other.sidecars
         and one.security == other.security
+        and one.telemetry == other.telemetry
         and one.references == other.references
         and one.resolved == other.resolved
     )
@@ -178,7 +181,9 @@ class MeshSnapshot:
     envoy_filters: tuple[EnvoyFilter, ...]
 
 
-def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> MeshSnapshot:
+def build(
+    objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN, mesh: MeshConfig = NO_MESH_CONFIG
+) -> MeshSnapshot:
     """The snapshot of what documents describe, in the order of namespace and name. Parts that are as they were `before` are the same objects."""
     services: dict[str, Service] = {}
     workloads: dict[tuple[str, str], Workload] = {}
@@ -189,6 +194,8 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     sidecars: list[Sidecar] = []
     peers: list[PeerAuthentication] = []
     access: list[AuthorizationPolicy] = []
+    telemetry: list[Telemetry] = []
+    mesh_configs: list[MeshConfig] = []
     secrets: dict[Key, Secret] = {}
     bundles: dict[Key, CaBundle] = {}
     grants: list[ReferenceGrant] = []
@@ -213,6 +220,10 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
             peers.append(one)
         elif isinstance(one, AuthorizationPolicy):
             access.append(one)
+        elif isinstance(one, Telemetry):
+            telemetry.append(one)
+        elif isinstance(one, MeshConfig):
+            mesh_configs.append(one)
         elif isinstance(one, Secret):
             secrets[one.namespace, one.name] = one
         elif isinstance(one, CaBundle):
@@ -234,7 +245,8 @@ def build(objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
     identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
     security = Security(trust_domain, tuple(peers), tuple(access), identities)
-    config = _config(services, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, references, resolved)
+    told = TelemetryConfig(mesh_configs[0].over(mesh) if mesh_configs else mesh, tuple(telemetry))
+    config = _config(services, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, told, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config
@@ -252,6 +264,7 @@ def _config(
     gateways: tuple[Gateway, ...],
     sidecars: tuple[Sidecar, ...],
     security: Security,
+    telemetry: TelemetryConfig,
     references: References,
     resolved: Endpoints,
 ) -> Config:
@@ -264,6 +277,7 @@ def _config(
         gateways,
         sidecars,
         security,
+        telemetry,
         references,
         resolved,
         frozenset(labels),

@@ -5,6 +5,7 @@ The values are those that Istio's own translation gives, where documents leave t
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from control.model.service import Endpoint, Port, Resolution, Service
@@ -87,6 +88,29 @@ def passthrough() -> dict[str, Any]:
         "circuit_breakers": _thresholds({}),
         "original_dst_lb_config": {"use_http_header": True, "http_header_name": ":authority"},
     }
+
+
+def collector(name: str, host: str, port: int) -> dict[str, Any]:
+    """The cluster of a collector of traces that is no service of the mesh: OTLP over gRPC, as it is."""
+    return {
+        "name": name,
+        "type": "STATIC" if _is_address(host) else "STRICT_DNS",
+        "connect_timeout": duration(_CONNECT_TIMEOUT_S),
+        "circuit_breakers": _thresholds({}),
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}]}],
+        },
+        "typed_extension_protocol_options": _http_options({"explicit_http_config": {"http2_protocol_options": {}}}),
+    }
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def inbound(port: int, endpoint: tuple[str, int], http2: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from control.model.gateway import ISTIO_MUTUAL, ServerTls
 from control.model.security import AuthorizationPolicy, Mtls
+from control.model.telemetry import Tag, TracingSettings
 from control.names import inbound_cluster, outbound_cluster
 from control.translate import access, mtls, tls
 from control.translate.clusters import ADS
@@ -30,13 +31,14 @@ def name(host: str, port: int) -> str:
     return f"{host}_{port}"
 
 
-def outbound_http(host: str, port: int, routes: str) -> dict[str, Any]:
+def outbound_http(host: str, port: int, routes: str, traces: Traces = None) -> dict[str, Any]:
     """Where an application sends its requests; their routes come by RDS."""
     rds = {"config_source": ADS, "route_config_name": routes}
-    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds))
+    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds, **tracing(traces)))
 
 
 Clusters = tuple[tuple[str, int], ...]  # names and weights
+Traces = tuple[TracingSettings, str] | None  # what is traced and how, and the cluster of who gets it
 
 
 def outbound_tcp(
@@ -70,20 +72,20 @@ class GatewayChain(NamedTuple):
     clusters: Clusters = ()
 
 
-def gateway(host: str, port: int, chains: tuple[GatewayChain, ...]) -> dict[str, Any]:
+def gateway(host: str, port: int, chains: tuple[GatewayChain, ...], traces: Traces = None) -> dict[str, Any]:
     """Where a gateway listens for the outside: what clients say of where they come from is not believed."""
     made: dict[str, Any] = {
         "name": name(host, port),
         "address": address(host, port),
         "traffic_direction": "OUTBOUND",
-        "filter_chains": [_gateway_chain(host, port, chain) for chain in chains],
+        "filter_chains": [_gateway_chain(host, port, chain, traces) for chain in chains],
     }
     if any(chain.names for chain in chains):
         made["listener_filters"] = [_TLS_INSPECTOR]
     return made
 
 
-def _gateway_chain(host: str, port: int, chain: GatewayChain) -> dict[str, Any]:
+def _gateway_chain(host: str, port: int, chain: GatewayChain, traces: Traces) -> dict[str, Any]:
     stat_prefix = f"outbound_{host}_{port}"
     if chain.routes:
         rds = {"config_source": ADS, "route_config_name": chain.routes}
@@ -91,7 +93,7 @@ def _gateway_chain(host: str, port: int, chain: GatewayChain) -> dict[str, Any]:
         if chain.tls is not None and (chain.tls.asks_clients or chain.tls.mode == ISTIO_MUTUAL):
             shown = {"subject": True, "cert": True, "dns": True, "uri": True}
             details = {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": shown}
-        last = _manager(stat_prefix, [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True, **details)
+        last = _manager(stat_prefix, [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True, **details, **tracing(traces))
     else:
         last = _tcp_to(stat_prefix, list(chain.clusters))
     made: dict[str, Any] = {"filters": [last]}
@@ -111,7 +113,7 @@ class Guard:
     policies: tuple[AuthorizationPolicy, ...] = ()
 
 
-def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard) -> dict[str, Any]:
+def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard, traces: Traces = None) -> dict[str, Any]:
     """Where others send requests to the application, which listens on `target`."""
     cluster = inbound_cluster(target)
     action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
@@ -127,13 +129,14 @@ def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, 
     }
     filters = [*access.http_filters(guard.policies, guard.trust_domain), _FAULT, _ROUTER]
     if guard.mode is None:
-        return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config))
+        return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config, **tracing(traces)))
     manager = _manager(
         f"inbound_{host}_{port}",
         filters,
         route_config=config,
         forward_client_cert_details="APPEND_FORWARD",
         set_current_client_cert_details={"subject": True, "dns": True, "uri": True},
+        **tracing(traces),
     )
     return _guarded(host, port, [manager], guard)
 
@@ -196,6 +199,39 @@ def _tcp_to(stat_prefix: str, clusters: list[tuple[str, int]]) -> dict[str, Any]
 
 def _tcp_proxy(fields: dict[str, Any]) -> dict[str, Any]:
     return {"name": "envoy.filters.network.tcp_proxy", "typed_config": typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", **fields)}
+
+
+def tracing(traces: Traces) -> dict[str, Any]:
+    """What a connection manager has for it."""
+    if traces is None:
+        return {}
+    settings, cluster = traces
+    provider = typed(
+        "envoy.config.trace.v3.OpenTelemetryConfig",
+        grpc_service={"envoy_grpc": {"cluster_name": cluster, "authority": settings.provider.host}},
+        service_name=settings.service_name,
+    )
+    made: dict[str, Any] = {
+        "client_sampling": {"value": 100},
+        "random_sampling": {"value": settings.sampling},
+        "overall_sampling": {"value": 100},
+        "custom_tags": [_custom_tag(tag) for tag in settings.tags],
+        "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": provider},
+    }
+    if settings.provider.max_tag_length:
+        made["max_path_tag_length"] = settings.provider.max_tag_length
+    if settings.by_request_id:
+        return {"tracing": made}
+    uuids = typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", use_request_id_for_trace_sampling=False)
+    return {"tracing": made, "request_id_extension": {"typed_config": uuids}}
+
+
+def _custom_tag(tag: Tag) -> dict[str, Any]:
+    if tag.kind == "literal":
+        return {"tag": tag.name, "literal": {"value": tag.value}}
+    if tag.kind == "formatter":
+        return {"tag": tag.name, "value": tag.value}
+    return {"tag": tag.name, "environment" if tag.kind == "environment" else "request_header": {"name": tag.value, "default_value": tag.default}}
 
 
 def _manager(stat_prefix: str, filters: list[dict[str, Any]], **routes: Any) -> dict[str, Any]:

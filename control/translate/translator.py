@@ -19,13 +19,14 @@ from control.model.security import mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
+from control.model.telemetry import Provider
 from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, inbound_cluster, outbound_cluster, short_hosts
 from control.translate import clusters, gateways, listeners, routes, tls
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.http_route import Target
-from control.translate.listeners import Clusters, Guard
+from control.translate.listeners import Clusters, Guard, Traces
 from control.translate.patches import Proxy as Patched
 from control.translate.patches import patched
 from control.translate.proxy import GRPC, ProxyKey
@@ -34,6 +35,7 @@ from control.translate.routes import Caller
 
 _T = TypeVar("_T")
 _EVERYWHERE = "0.0.0.0"  # where gateways listen
+TRACING = "tracing"  # in names of clusters of collectors
 
 
 class View:
@@ -167,12 +169,14 @@ class Translator:
             sidecar.unknown if sidecar is not None else None,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        own = (_Same(whole), _Same(config), scope, workload, served)
+        traces = _traces(whole, proxy, labels, client=True), _traces(whole, proxy, labels, client=False)
+        own = (_Same(whole), _Same(config), scope, workload, served, traces)
         clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
         parts = {
             CLUSTER: (
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
                 self._once((CLUSTER, _Same(whole), workload), lambda: self._inbound_clusters(whole, workload)),
+                self._once((CLUSTER, _Same(whole), TRACING), lambda: self._collectors(whole)),
             ),
             ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels),),
         }
@@ -183,7 +187,7 @@ class Translator:
             )
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, *traces)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
             own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
             entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
@@ -298,7 +302,7 @@ class Translator:
         key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
         return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
 
-    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
+    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], traces: Traces) -> list[Resource]:
         """One listener a port."""
         made = []
         for port, servings in self._servings(config, scope, served).items():
@@ -306,7 +310,7 @@ class Translator:
             chains = gateways.chains(config, servings, targets)
             if chains:
                 name = listeners.name(_EVERYWHERE, port)
-                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains))
+                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains, traces))
         return made
 
     def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
@@ -352,15 +356,22 @@ class Translator:
             made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, (host or workload.address, number), port.protocol.is_http2))
         return ResourceSet(made)
 
-    def _listeners(self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...]) -> ResourceSet:
+    def _collectors(self, config: Config) -> ResourceSet:
+        """Who gets traces and is no service of the mesh."""
+        found = {_collector(config, one): one for one in config.telemetry.mesh.providers.values() if not _is_service(config, one)}
+        return ResourceSet(self._resource(CLUSTER, name, clusters.collector, name, one.host, one.port) for name, one in sorted(found.items()))
+
+    def _listeners(
+        self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...], client: Traces, server: Traces
+    ) -> ResourceSet:
         """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls."""
-        made = self._gateway_listeners(whole, scope, served)
+        made = self._gateway_listeners(whole, scope, served, client)
         if workload is not None and workload.sidecar is not None:
-            made += self._inbound_listeners(whole, workload, workload.sidecar)
-            made += self._outbound_listeners(config, scope, workload, workload.sidecar)
+            made += self._inbound_listeners(whole, workload, workload.sidecar, server)
+            made += self._outbound_listeners(config, scope, workload, workload.sidecar, client)
         return ResourceSet(made)
 
-    def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
+    def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts, traces: Traces) -> list[Resource]:
         made = []
         for target, listen in sidecar.inbound.items():
             host, port = _served(config, workload, target)
@@ -370,22 +381,22 @@ class Translator:
             name = listeners.name(bind, listen)
             if port.protocol.is_http:
                 operation = f"{host}:{port.number}/*"
-                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard)
+                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard, traces)
                 made.append(self._resource(LISTENER, name, listeners.inbound_http, *arguments))
             else:
                 made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard))
         return made
 
-    def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts) -> list[Resource]:
+    def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts, traces: Traces) -> list[Resource]:
         made = []
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
-            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES))
+            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES, traces))
         for listen, service, port in _outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
-                made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}"))
+                made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}", traces))
             else:
                 by_name, rest = self._outbound_tcp(config, scope, service, port.number)
                 made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, by_name, rest))
@@ -412,6 +423,22 @@ class Translator:
         if workload.sidecar.http_proxy:
             made[HTTP_PROXY_ROUTES] = self._once((HTTP_PROXY_ROUTES, _Same(config), scope), lambda: _http_proxy(config, scope))
         return ResourceSet(made.values())
+
+
+def _traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], *, client: bool) -> Traces:
+    """What a side of a proxy traces, and who gets it."""
+    settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, client=client)
+    return None if settings is None else (settings, _collector(config, settings.provider))
+
+
+def _is_service(config: Config, provider: Provider) -> bool:
+    service = config.services.get(provider.host)
+    return service is not None and any(port.number == provider.port for port in service.ports)
+
+
+def _collector(config: Config, provider: Provider) -> str:
+    """The cluster of a provider."""
+    return outbound_cluster(provider.host, provider.port) if _is_service(config, provider) else f"{TRACING}|{provider.port}||{provider.host}"
 
 
 def _uses(config: Config, namespace: str) -> Iterator[_Use]:

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, to_collector
 from control.names import is_local
 from control.up.state import State, default_folder, end, gone, is_alive, pause
 
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     up.add_argument("--allow-plaintext", action="store_true", help="--listen may be an address that other machines reach: whoever does reads the whole mesh")
     up.add_argument("--proxy", default=_OWN, metavar="ENVOY", help="an Envoy for the sidecars (default: our own)")
     up.add_argument("--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
+    up.add_argument("--otlp", default="", metavar="HOST:PORT", help="trace every request, to a collector there that takes OTLP over gRPC (usually port 4317)")
     up.add_argument("--detach", action="store_true", help="return when it is up, and leave it running")
     up.add_argument("--sidecar-log-level", default="warning", metavar="LEVEL", help="(default %(default)s)")
     up.set_defaults(run=_up)
@@ -73,13 +75,20 @@ def _up(options: argparse.Namespace) -> int:
             raise Unusable(f"{options.folder} is up already, by process {state.read().get('pid')}")
         end(state.read().get("processes", ()), _PATIENCE_S)  # of an `up` that was killed
         state.clear()
-        chosen = mesh.Options(options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level)
+        chosen = mesh.Options(options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level, defaults=_defaults(options.otlp))
         asyncio.run(_run(chosen, state))
     except (OSError, RuntimeError, StoreError, BadCertificate, ValueError) as error:
         raise Unusable(str(error)) from error
     finally:
         state.unlock()
     return 0
+
+
+def _defaults(otlp: str) -> MeshConfig:
+    try:
+        return to_collector(otlp) if otlp else NO_MESH_CONFIG
+    except ValueError as error:
+        raise Unusable(f"--otlp {error}") from error
 
 
 async def _run(options: Any, state: State) -> None:
@@ -104,6 +113,7 @@ def _detached(options: argparse.Namespace) -> int:
     path = state.logs / "meshctl.log"
     command = [sys.executable, "-m", "control", "up", options.folder, "--state", str(state.path), "--listen", options.listen]
     command += ["--proxy", options.proxy, "--trust-domain", options.trust_domain, "--sidecar-log-level", options.sidecar_log_level]
+    command += ["--otlp", options.otlp] if options.otlp else []
     command += ["--allow-plaintext"] if options.allow_plaintext else []
     with path.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

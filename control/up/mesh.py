@@ -26,6 +26,7 @@ from control.ca.running import Options as AuthorityOptions
 from control.ca.running import RunningAuthority
 from control.model.security import Mtls, mtls_mode
 from control.model.service import Workload
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig
 from control.output import table
 from control.up.arrange import ADMIN, Arrangement, environment
 from control.up.ports import Ports, Use
@@ -41,7 +42,8 @@ OWN = "meshproxy"  # what our own proxy is called where another could be chosen
 
 
 class Options(NamedTuple):
-    """`proxy`: OWN, or the path of an Envoy; `listen`: of the control plane; `patience_s`: until what is not ready is told as not being so."""
+    """`proxy`: OWN, or the path of an Envoy; `listen`: of the control plane; `patience_s`: until what is not ready is told as not being so.
+    `defaults`: what holds where the documents say nothing."""
 
     folder: str
     trust_domain: str
@@ -49,6 +51,7 @@ class Options(NamedTuple):
     proxy: str = OWN
     log_level: str = "warning"
     patience_s: float = 20.0
+    defaults: MeshConfig = NO_MESH_CONFIG
 
 
 class _Unit:
@@ -88,7 +91,7 @@ class LaptopMesh:
         except BaseException:
             shutil.rmtree(self._sockets, ignore_errors=True)
             raise
-        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement)
+        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement, defaults=options.defaults)
         self._units: dict[tuple[str, str], _Unit] = {}
         self._changed = asyncio.Event()
         self._followed = asyncio.Event()  # the first look is done

@@ -12,7 +12,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NAME, VERSION, ASKS = os.environ["NAME"], os.environ.get("VERSION", "v1"), os.environ.get("ASKS", "")
-PASSED_ON = ("x-request-id", "x-user")  # what a service hands on, for routes and logs further along
+PASSED_ON = ("x-request-id", "x-user", "traceparent", "tracestate")  # what a service hands on, for routes, logs and traces further along
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,152 @@
+"""What proxies tell about requests: Telemetry policies, and where a mesh sends its traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from control.model.security import ROOT_NAMESPACE
+
+DEFAULT_SAMPLING = 1.0  # percent, as in Istio
+OTLP = "otlp"  # the provider that the command line names
+_CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+
+
+class Tag(NamedTuple):
+    """A custom tag. `kind`: literal, environment, header or formatter; `value`: that, or a name; `default`: of a variable or header that is not there."""
+
+    name: str
+    kind: str
+    value: str
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where spans go: an OpenTelemetry collector that takes OTLP over gRPC. `host` is that of a service of the mesh, or any name or address."""
+
+    name: str
+    host: str
+    port: int
+    max_tag_length: int = 0  # of the URL's path; 0 is the proxy's default
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """What holds for the whole mesh, as in Istio's MeshConfig. `sampling`: percent of the requests whose callers have not decided."""
+
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    defaults: tuple[str, ...] = ()
+    sampling: float = DEFAULT_SAMPLING
+    enabled: bool = True
+
+    def over(self, base: MeshConfig) -> MeshConfig:
+        """This one with what `base` has besides: its providers, and its default provider where this one names none."""
+        providers = {**base.providers, **self.providers}
+        return MeshConfig(providers, self.defaults or base.defaults, self.sampling if self.defaults else base.sampling, self.enabled)
+
+
+NO_MESH_CONFIG = MeshConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """One entry of `tracing` of a Telemetry; None: what the policy around it says. `client`, `server`: for which side it is."""
+
+    client: bool = True
+    server: bool = True
+    providers: tuple[str, ...] | None = None
+    sampling: float | None = None
+    disabled: bool | None = None
+    tags: tuple[Tag, ...] | None = None
+    by_request_id: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Telemetry:
+    """Of workloads that have the labels of `selector`; without one of a namespace, or in the root namespace of the mesh."""
+
+    name: str
+    namespace: str
+    selector: Mapping[str, str] | None = None
+    tracing: tuple[Tracing, ...] = ()
+
+
+def to_collector(address: str) -> MeshConfig:
+    """A mesh all of whose requests are traced, by a collector at `host:port`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise ValueError(f"{address!r} is not of the form HOST:PORT")
+    return MeshConfig({OTLP: Provider(OTLP, host, int(port))}, (OTLP,), 100.0)
+
+
+class TracingSettings(NamedTuple):
+    """What one side of a proxy does."""
+
+    provider: Provider
+    sampling: float
+    tags: tuple[Tag, ...]
+    by_request_id: bool
+    service_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """All that documents say about it."""
+
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    policies: tuple[Telemetry, ...] = ()
+
+    def tracing(self, name: str, namespace: str, labels: Mapping[str, str], trust_domain: str, *, client: bool) -> TracingSettings | None:
+        """How a side of the proxy of a workload traces: as its own policy says, else that of its namespace, else that of the mesh; None: not at all."""
+        mesh = self.mesh
+        if not mesh.enabled:
+            return None
+        providers, sampling, disabled, by_request_id = mesh.defaults, mesh.sampling, False, True
+        tags: tuple[Tag, ...] = ()
+        for policy in narrowing(self.policies, namespace, labels):
+            for one in policy.tracing:
+                if not (one.client if client else one.server):
+                    continue
+                providers = providers if one.providers is None else one.providers
+                sampling = sampling if one.sampling is None else one.sampling
+                disabled = disabled if one.disabled is None else one.disabled
+                tags = tags if one.tags is None else one.tags
+                by_request_id = by_request_id if one.by_request_id is None else one.by_request_id
+        provider = next((mesh.providers[one] for one in providers if one in mesh.providers), None)
+        if provider is None:
+            return None
+        service = canonical_service(name, labels)
+        standard = (
+            Tag("istio.canonical_revision", "literal", canonical_revision(labels)),
+            Tag("istio.canonical_service", "literal", service),
+            Tag("istio.mesh_id", "literal", trust_domain),
+            Tag("istio.namespace", "literal", namespace),
+        )
+        return TracingSettings(provider, 0.0 if disabled else sampling, (*standard, *tags), by_request_id, f"{service}.{namespace}")
+
+
+def narrowing(policies: Iterable[Telemetry], namespace: str, labels: Mapping[str, str]) -> list[Telemetry]:
+    """The policies for a workload: that of the mesh, that of its namespace, its own; of several for the same the first one, as in Istio."""
+    found: dict[int, Telemetry] = {}
+    for one in policies:
+        if one.namespace == namespace and one.selector is not None and one.selector.items() <= labels.items():
+            found.setdefault(2, one)
+        elif one.selector is None and one.namespace == namespace != ROOT_NAMESPACE:
+            found.setdefault(1, one)
+        elif one.selector is None and one.namespace == ROOT_NAMESPACE:
+            found.setdefault(0, one)
+    return [found[rank] for rank in sorted(found)]
+
+
+def canonical_service(name: str, labels: Mapping[str, str]) -> str:
+    """The service that a workload is of, by its labels, else its own name."""
+    return next((labels[label] for label in _CANONICAL_NAME if labels.get(label)), name)
+
+
+def canonical_revision(labels: Mapping[str, str]) -> str:
+    """The version of it, by its labels."""
+    return next((labels[label] for label in _CANONICAL_REVISION if labels.get(label)), "latest")
