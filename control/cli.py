@@ -19,7 +19,8 @@ from typing import Any
 from control.ca import commands as commands_of_authority
 from control.model.telemetry import NO_MESH_CONFIG, to_collector
 from control.names import is_local
-from control.output import show
+from control.output import plain, show
+from control.plan import commands as commands_of_plan
 from control.up import commands as commands_of_up
 from meshproxy.version import version_line
 
@@ -31,7 +32,7 @@ class UsageError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 1 for what is wrong with documents, 2 for what is wrong with the call."""
+    """Run a command; returns the exit status: 1 for what is wrong with documents (of `diff`: for what they change), 2 for what is wrong with the call."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     bootstrap.add_argument("-o", "--output", default="yaml", choices=("json", "yaml"))
     bootstrap.set_defaults(run=_bootstrap)
 
+    commands_of_plan.add(commands, _add_server, _server)
     commands_of_up.add(commands)
     commands_of_authority.add(commands)
     return parser
@@ -313,7 +315,7 @@ def _proxy_config(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     if options.name:
         found = [one for one in found if options.name == (one.cluster_name if options.kind in ("endpoints", "loads") else one.name)]
-    print(query.resource_table(options.kind, found) if options.output == "table" else show([query.plain(one) for one in found], options.output))
+    print(query.resource_table(options.kind, found) if options.output == "table" else show([plain(one) for one in found], options.output))
     return 0
 
 

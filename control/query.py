@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc
-from google.protobuf import json_format
 
 from control.ads.loads import URL as LOADS
 from control.ads.status import WHOLE
@@ -34,27 +33,6 @@ def ask(server: str, *, proxy: str = "", contents: bool, timeout_s: float = 10.0
         except grpc.RpcError as error:
             raise QueryError(f"{server}: {error.details() or error.code().name}") from error
     return messages.known("envoy.service.status.v3.ClientStatusResponse").FromString(data)
-
-
-def plain(message: Any) -> Any:
-    """A message as plain values, with the API's own names."""
-    _load_types(message)
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
-
-
-def _load_types(message: Any) -> None:
-    """protobuf writes an Any only if it knows what is in it."""
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        values = value.values() if hasattr(value, "values") and field.message_type.GetOptions().map_entry else value if field.is_repeated else [value]
-        for one in values:
-            if not hasattr(one, "ListFields"):
-                break  # a map of plain values
-            if one.DESCRIPTOR.full_name != "google.protobuf.Any":
-                _load_types(one)
-            elif (cls := messages.message_class(messages.full_name(one.type_url))) is not None:
-                _load_types(cls.FromString(one.value))
 
 
 def proxy_status(response: Any) -> list[dict[str, Any]]:

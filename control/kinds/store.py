@@ -70,6 +70,11 @@ class Store:
         return self._served
 
     @property
+    def texts(self) -> dict[Identity, str]:
+        """What documents say of what is served, as it is written; without those that are served as they were before."""
+        return {one.identity: one.text for file in self._files.values() for one in file.documents if one.identity in self._served}
+
+    @property
     def troubles(self) -> list[Trouble]:
         """What is wrong, by file."""
         return self._troubles

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from control.kinds.store import Store
+from control.sources import journal
 
-_ENDINGS = (".yaml", ".yml", ".json")
+ENDINGS = (".yaml", ".yml", ".json")
 
 
 class _Seen(NamedTuple):
@@ -24,6 +25,7 @@ class _Seen(NamedTuple):
     young: bool
 
 
+_LOOKS = 3  # at a folder that changes all the time
 _YOUNG_NS = 20_000_000  # the coarsest clock that file systems in use stamp with, and some
 
 
@@ -38,7 +40,16 @@ class Folder:
     def scan(self, now_ns: int) -> bool:
         """Bring the store up to date; returns whether anything was new. `now_ns`: wall clock, as files' times are. Raises OSError without the folder."""
         changed = False
-        there = dict(self._files())
+        for _ in range(_LOOKS):
+            before = os.stat(self.path).st_mtime_ns
+            changed |= self._scan(now_ns)
+            if os.stat(self.path).st_mtime_ns == before:  # otherwise files may have been put there while we read others
+                break
+        return changed
+
+    def _scan(self, now_ns: int) -> bool:
+        changed = False
+        there = self.files()
         for name, path in there.items():
             changed |= self._look(name, path, now_ns)
         for name in self._seen.keys() - there.keys():
@@ -57,13 +68,22 @@ class Folder:
             with open(path, "rb") as file:
                 content = file.read()
         except FileNotFoundError:  # it went between the two; the next look will see that
-            return False
+            own = os.path.join(self.path, name)
+            return path != own and self._look(name, own, now_ns)  # new contents may just have been put in place
         except OSError as error:
             self._seen[name] = _Seen(0, -1, 0, False)
             self.store.unreadable(name, error.strerror or "cannot be read")
             return True
         self._seen[name] = looks
         return self.store.put(name, content)
+
+    def files(self) -> dict[str, str]:
+        """Name -> path of every file. Of changes that are being made at once it has all, or none."""
+        under_way = journal.read(self.path)
+        there = {name: path for name, path in self._files() if name not in under_way.gone}
+        for name in under_way.put:
+            there[name] = under_way.path(self.path, name)
+        return there
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """(name within the folder, path) of every file."""
@@ -87,7 +107,7 @@ class Folder:
                 name = os.path.join(below, entry.name)
                 if entry.name.startswith("."):
                     continue
-                if not entry.name.endswith(_ENDINGS) and entry.is_dir():
+                if not entry.name.endswith(ENDINGS) and entry.is_dir():
                     todo.append(name)
-                elif entry.name.endswith(_ENDINGS):
+                elif entry.name.endswith(ENDINGS):
                     yield name, entry.path
