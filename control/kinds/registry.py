@@ -44,6 +44,7 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_ISTIO_NETWORKING, "Sidecar"): (("v1", "v1beta1", "v1alpha3"), sidecar.parse),
     (_ISTIO_NETWORKING, "EnvoyFilter"): (("v1alpha3",), envoy_filter.parse),
     (_ISTIO_SECURITY, "PeerAuthentication"): (("v1", "v1beta1"), security.parse_peer_authentication),
+    (_ISTIO_SECURITY, "RequestAuthentication"): (("v1", "v1beta1"), security.parse_request_authentication),
     (_ISTIO_SECURITY, "AuthorizationPolicy"): (("v1", "v1beta1"), security.parse_authorization_policy),
     ("telemetry.istio.io", "Telemetry"): (("v1", "v1alpha1"), telemetry.parse),
     (gateway_api.GROUP, "Gateway"): (("v1", "v1beta1"), gateway_api.parse_gateway),

@@ -1,16 +1,36 @@
-"""Istio's security.istio.io: PeerAuthentication and AuthorizationPolicy."""
+"""Istio's security.istio.io: PeerAuthentication, RequestAuthentication and AuthorizationPolicy."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
+from urllib.parse import urlsplit
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
-from control.model.security import AccessRule, AuthorizationPolicy, Condition, Mtls, Operation, PeerAuthentication, Source
+from control.model.gateway import GATEWAY_API
+from control.model.security import (
+    AccessRule,
+    AuthorizationPolicy,
+    Condition,
+    JwtRule,
+    Mtls,
+    Operation,
+    PeerAuthentication,
+    RequestAuthentication,
+    Source,
+)
+from control.names import resolve_host
 
 _MODES = {"UNSET": None, "DISABLE": Mtls.DISABLE, "PERMISSIVE": Mtls.PERMISSIVE, "STRICT": Mtls.STRICT}
-_KEYS = ("source.ip", "remote.ip", "source.namespace", "source.principal", "source.serviceAccount", "destination.ip", "destination.port", "connection.sni")
+_KEYS = (
+    "source.ip", "remote.ip", "source.namespace", "source.principal", "source.serviceAccount", "destination.ip", "destination.port", "connection.sni",
+    "request.auth.principal", "request.auth.audiences", "request.auth.presenter",
+)  # fmt: skip
+_CLAIM = re.compile(r"request\.auth\.claims(\[[^\[\]]+\])+")
+_DRY_RUN = "istio.io/dry-run"
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER = re.compile(r"request\.headers\[[!-~]+\]")
 
 
@@ -44,14 +64,104 @@ def _selector(spec: Fields) -> dict[str, str] | None:
 def parse_authorization_policy(meta: Meta, body: Fields) -> AuthorizationPolicy:
     """`spec` of an AuthorizationPolicy."""
     spec = body.child("spec") or Fields({})
-    spec.not_honoured("provider", "targetRef", "targetRefs")
+    spec.not_honoured("provider", why="meshctl serves no external authorisation yet")
     action = spec.text("action", "ALLOW", choices=("ALLOW", "DENY", "AUDIT", "CUSTOM"))
-    if action in ("CUSTOM", "AUDIT"):
-        spec.error("action", f"{action} is not served yet", "unsupported")
+    if action == "CUSTOM":
+        spec.error("action", "CUSTOM needs external authorisation, which meshctl does not serve yet", "unsupported")
     rules = spec.each("rules", _rule)
     if action == "DENY" and not rules:
         spec.error("rules", "a DENY without rules denies nothing")
-    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, _selector(spec))
+    selector, targets = _selector(spec), _targets(meta, spec)
+    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, selector, targets, _is_true(meta.annotations.get(_DRY_RUN, "")))
+
+
+def _is_true(text: str) -> bool:
+    return text in ("1", "t", "T", "true", "TRUE", "True")
+
+
+def _targets(meta: Meta, spec: Fields) -> tuple[str, ...]:
+    """Names of Gateways of the Gateway API, in the policy's namespace."""
+    single = spec.child("targetRef")
+    names = spec.each("targetRefs", lambda below: _target(meta, below))
+    if single is not None:
+        names = (*names, _target(meta, single))
+    if names and "selector" in spec:
+        spec.error("selector", "there are targetRefs already; only one of them can be")
+    return names
+
+
+def _target(meta: Meta, fields: Fields) -> str:
+    group, kind = fields.text("group"), fields.text("kind", required=True)
+    if (group, kind) != (GATEWAY_API, "Gateway"):
+        fields.error("kind", f"{kind} of {group or 'core'} is nothing that meshctl serves policies for; a Gateway of {GATEWAY_API} is", "unsupported")
+    namespace = fields.text("namespace")
+    if namespace not in ("", meta.namespace):
+        fields.error("namespace", f"must be the policy's own, {meta.namespace}")
+    return fields.text("name", required=True)
+
+
+def parse_request_authentication(meta: Meta, body: Fields) -> RequestAuthentication:
+    """`spec` of a RequestAuthentication."""
+    spec = body.child("spec") or Fields({})
+    return RequestAuthentication(meta.name, meta.namespace, spec.each("jwtRules", lambda below: _jwt_rule(meta, below)), _selector(spec), _targets(meta, spec))
+
+
+def _jwt_rule(meta: Meta, fields: Fields) -> JwtRule:
+    if not fields.one_of("jwksUri", "jwks"):
+        fields.error("", "one of jwksUri, jwks is needed: meshctl asks no issuer where its keys are", "unsupported")
+    jwks, uri = fields.text("jwks"), fields.text("jwksUri")
+    if "jwks" in fields:
+        _check_jwks(fields, jwks)
+    keys_at = _host_and_port(uri, meta.namespace)
+    if "jwksUri" in fields and keys_at is None:
+        fields.error("jwksUri", f"{uri!r} is no http or https URL")
+    timeout = fields.duration("timeout")
+    return JwtRule(
+        fields.text("issuer", required=True),
+        fields.texts("audiences"),
+        jwks,
+        uri,
+        keys_at or ("", 0),
+        fields.each("fromHeaders", lambda below: (_header_name(below, "name"), below.text("prefix"))),
+        fields.texts("fromParams"),
+        fields.texts("fromCookies"),
+        _header_name(fields, "outputPayloadToHeader", required=False),
+        fields.each("outputClaimToHeaders", lambda below: (_header_name(below, "header"), below.text("claim", required=True))),
+        bool(fields.boolean("forwardOriginalToken")),
+        5.0 if timeout is None else timeout,
+        fields.texts("spaceDelimitedClaims"),
+    )
+
+
+def _header_name(fields: Fields, name: str, *, required: bool = True) -> str:
+    text = fields.text(name, required=required)
+    if text and not _HEADER_NAME.fullmatch(text):
+        fields.error(name, f"{text!r} is no name of a header")
+    return text
+
+
+def _host_and_port(url: str, namespace: str) -> tuple[str, int] | None:
+    """Where an http or https URL leads; None when it is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
+        return None
+    return resolve_host(parts.hostname, namespace), port
+
+
+def _check_jwks(fields: Fields, text: str) -> None:
+    """Proxies refuse a listener with keys that they cannot use."""
+    from jwt import PyJWKSet  # only where there are keys
+    from jwt.exceptions import PyJWTError
+
+    try:
+        keys = json.loads(text)
+        PyJWKSet.from_dict({"keys": [one for one in keys["keys"] if isinstance(one, dict)]})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PyJWTError) as error:
+        fields.error("jwks", f"holds no key that can be used: {error}")
 
 
 def _rule(fields: Fields) -> AccessRule:
@@ -63,7 +173,6 @@ def _rule(fields: Fields) -> AccessRule:
 
 
 def _source(fields: Fields) -> Source:
-    fields.not_honoured("requestPrincipals", "notRequestPrincipals", why="claims of tokens are not served yet")
     for name in ("ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"):
         _check_blocks(fields, name, fields.texts(name))
     made = Source(
@@ -77,6 +186,8 @@ def _source(fields: Fields) -> Source:
         fields.texts("notIpBlocks"),
         fields.texts("remoteIpBlocks"),
         fields.texts("notRemoteIpBlocks"),
+        fields.texts("requestPrincipals"),
+        fields.texts("notRequestPrincipals"),
     )
     if not fields.names():
         fields.error("", "at least one field is needed")
@@ -116,7 +227,7 @@ def _operation(fields: Fields) -> Operation:
 
 def _condition(fields: Fields) -> Condition:
     key = fields.text("key", required=True)
-    if key and key not in _KEYS and not _HEADER.fullmatch(key):
+    if key and key not in _KEYS and not _HEADER.fullmatch(key) and not _CLAIM.fullmatch(key):
         fields.error("key", f"{key!r} is not served", "unsupported")
     values, others = fields.texts("values"), fields.texts("notValues")
     if not values and not others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -65,6 +65,13 @@ class Source:
     not_ip_blocks: tuple[str, ...] = ()
     remote_ip_blocks: tuple[str, ...] = ()
     not_remote_ip_blocks: tuple[str, ...] = ()
+    request_principals: tuple[str, ...] = ()  # `issuer/subject` of the request's token
+    not_request_principals: tuple[str, ...] = ()
+
+    @property
+    def is_http(self) -> bool:
+        """Whether plain connections cannot have it."""
+        return bool(self.request_principals or self.not_request_principals)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,16 +115,71 @@ class AccessRule:
     conditions: tuple[Condition, ...] = ()
 
 
+def _is_for(
+    namespace: str, selector: Mapping[str, str] | None, targets: tuple[str, ...], where: str, labels: Mapping[str, str], serves: Container[str]
+) -> bool:
+    """Whether a policy in `namespace` is for a workload in `where` that serves some Gateways; a policy with `targets` is for whoever serves these."""
+    if targets:
+        return any(f"{namespace}/{name}" in serves for name in targets)
+    return namespace in (where, ROOT_NAMESPACE) and (selector is None or selector.items() <= labels.items())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AuthorizationPolicy:
-    """`action` is ALLOW, DENY or AUDIT. An ALLOW without rules allows nothing."""
+    """`action` is ALLOW, DENY or AUDIT. An ALLOW without rules allows nothing. `targets`: names of Gateways. `dry_run`: it is only counted what it would do."""
 
     name: str
     namespace: str
     action: str
     rules: tuple[AccessRule, ...]
     selector: Mapping[str, str] | None = None
+    targets: tuple[str, ...] = ()
+    dry_run: bool = False
 
-    def is_for(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        """Whether a workload is meant."""
-        return self.namespace in (namespace, ROOT_NAMESPACE) and (self.selector is None or self.selector.items() <= labels.items())
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways."""
+        return _is_for(self.namespace, self.selector, self.targets, namespace, labels, serves)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JwtRule:
+    """Tokens of one issuer: where they stand, which keys they are signed with (`jwks`, or what is at `jwks_uri`), and what becomes of them.
+
+    `keys_at`: host and port of `jwks_uri`; a name without dots is a Service of the policy's namespace. Headers are pairs: name and prefix in `from_headers`,
+    name and claim in `claim_headers`. `timeout`: seconds for fetching keys.
+    """
+
+    issuer: str
+    audiences: tuple[str, ...] = ()
+    jwks: str = ""
+    jwks_uri: str = ""
+    keys_at: tuple[str, int] = ("", 0)
+    from_headers: tuple[tuple[str, str], ...] = ()
+    from_params: tuple[str, ...] = ()
+    from_cookies: tuple[str, ...] = ()
+    payload_header: str = ""
+    claim_headers: tuple[tuple[str, str], ...] = ()
+    forward: bool = False
+    timeout: float = 5.0
+    space_delimited: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestAuthentication:
+    """Which tokens requests may bring. A request without one passes: who needs one, says an AuthorizationPolicy."""
+
+    name: str
+    namespace: str
+    rules: tuple[JwtRule, ...]
+    selector: Mapping[str, str] | None = None
+    targets: tuple[str, ...] = ()
+
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways."""
+        return _is_for(self.namespace, self.selector, self.targets, namespace, labels, serves)
+
+
+def jwt_rules(policies: Iterable[RequestAuthentication], namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> tuple[JwtRule, ...]:
+    """The rules of all policies for a workload together, in the order of their issuers, as in Istio."""
+    found = [rule for one in policies if one.is_for(namespace, labels, serves) for rule in one.rules]
+    return tuple(sorted(found, key=lambda rule: rule.issuer))

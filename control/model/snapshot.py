@@ -14,7 +14,7 @@ from control.model.envoy_filter import EnvoyFilter
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
 from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
-from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, mtls_mode, spiffe_id
+from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, RequestAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
 from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, Telemetry, TelemetryConfig
@@ -47,6 +47,7 @@ class Security:
     peer_authentication: tuple[PeerAuthentication, ...]
     authorization: tuple[AuthorizationPolicy, ...]
     identities: Mapping[str, tuple[str, ...]]
+    request_authentication: tuple[RequestAuthentication, ...] = ()
 
 
 Key = tuple[str, str]  # namespace and name
@@ -196,6 +197,7 @@ def build(
     access: list[AuthorizationPolicy] = []
     telemetry: list[Telemetry] = []
     mesh_configs: list[MeshConfig] = []
+    tokens: list[RequestAuthentication] = []
     secrets: dict[Key, Secret] = {}
     bundles: dict[Key, CaBundle] = {}
     grants: list[ReferenceGrant] = []
@@ -224,6 +226,8 @@ def build(
             telemetry.append(one)
         elif isinstance(one, MeshConfig):
             mesh_configs.append(one)
+        elif isinstance(one, RequestAuthentication):
+            tokens.append(one)
         elif isinstance(one, Secret):
             secrets[one.namespace, one.name] = one
         elif isinstance(one, CaBundle):
@@ -244,7 +248,7 @@ def build(
     endpoints = _endpoints(services, finder, slices, before.endpoints if before is not None else {})
     resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
     identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
-    security = Security(trust_domain, tuple(peers), tuple(access), identities)
+    security = Security(trust_domain, tuple(peers), tuple(access), identities, tuple(tokens))
     told = TelemetryConfig(mesh_configs[0].over(mesh) if mesh_configs else mesh, tuple(telemetry))
     config = _config(services, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, told, references, resolved)
     if before is not None:

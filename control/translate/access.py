@@ -1,7 +1,12 @@
-"""AuthorizationPolicies -> RBAC filters of those who are called. DENY comes before ALLOW; with an ALLOW for a workload, what none allows is denied."""
+"""AuthorizationPolicies -> RBAC filters of those who are called.
+
+AUDIT comes first, which only notes in metadata what its rules say, then DENY, then ALLOW; with an ALLOW for a workload, what none allows is denied. What is
+only tried (`istio.io/dry-run`) is in shadow rules.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import ipaddress
 import re
@@ -9,60 +14,62 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from control.model.security import AccessRule, AuthorizationPolicy, Condition, Operation, Source
+from control.translate import tokens
 from control.translate.resource import typed
 
 _HTTP = "envoy.extensions.filters.http.rbac.v3.RBAC"
 _TCP = "envoy.extensions.filters.network.rbac.v3.RBAC"
 _ANY = {"any": True}
+_ACTIONS = {"AUDIT": "LOG", "DENY": "DENY", "ALLOW": "ALLOW"}  # in their order, with the names that they have in RBAC
+_DRY_RUN = {"DENY": "istio_dry_run_deny_", "ALLOW": "istio_dry_run_allow_"}  # prefixes of what shadow rules count and note
 Rule = dict[str, Any]
 
 
 def http_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
     """Filters of a connection manager, in their order."""
-    made = []
-    for action in ("DENY", "ALLOW"):
-        rules = _rules(policies, action, trust_domain, http=True)
-        if rules is not None:
-            made.append({"name": f"envoy.filters.http.rbac.{action.lower()}", "typed_config": typed(_HTTP, rules=rules)})
-    return made
+    return [
+        {"name": f"envoy.filters.http.rbac.{action.lower()}", "typed_config": typed(_HTTP, **rules)}
+        for action in _ACTIONS
+        if (rules := _rules(policies, action, trust_domain, http=True))
+    ]
 
 
 def network_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
     """Filters of plain connections. What only requests can have denies, in a DENY, whatever they are, and allows nothing in an ALLOW, as in Istio."""
-    made = []
-    for action in ("DENY", "ALLOW"):
-        rules = _rules(policies, action, trust_domain, http=False)
-        if rules is not None:
-            config = typed(_TCP, rules=rules, stat_prefix=f"tcp.{action.lower()}.")
-            made.append({"name": f"envoy.filters.network.rbac.{action.lower()}", "typed_config": config})
-    return made
+    return [
+        {"name": f"envoy.filters.network.rbac.{action.lower()}", "typed_config": typed(_TCP, stat_prefix=f"tcp.{action.lower()}.", **rules)}
+        for action in _ACTIONS
+        if (rules := _rules(policies, action, trust_domain, http=False))
+    ]
 
 
-def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domain: str, *, http: bool) -> Rule | None:
-    """envoy.config.rbac.v3.RBAC; None when no policy has this action."""
-    chosen = [one for one in policies if one.action == action]
-    if not chosen:
-        return None
-    made = {}
-    for policy in chosen:
+def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domain: str, *, http: bool) -> Rule:
+    """`rules` and `shadow_rules` of a filter, as far as policies have this action."""
+    made: Rule = {}
+    for policy in policies:
+        if policy.action != action:
+            continue
+        rules = made.setdefault("shadow_rules" if policy.dry_run else "rules", {"action": _ACTIONS[action], "policies": {}})
         for index, rule in enumerate(policy.rules):
             found = _policy(rule, trust_domain, action, http)
             if found is not None:
-                made[f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"] = found
-    return {"action": action, "policies": made}
+                rules["policies"][f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"] = found
+    if "shadow_rules" in made and action in _DRY_RUN:
+        made["shadow_rules_stat_prefix"] = _DRY_RUN[action]
+    return made
 
 
 def _policy(rule: AccessRule, trust_domain: str, action: str, http: bool) -> Rule | None:
-    operations, conditions = rule.operations, rule.conditions
-    if not http and (any(one.is_http for one in operations) or any(one.is_http for one in conditions)):
+    sources, operations, conditions = rule.sources, rule.operations, rule.conditions
+    parts: tuple[Source | Operation | Condition, ...] = (*sources, *operations, *conditions)
+    if not http and any(one.is_http for one in parts):
         if action == "ALLOW":
             return None
+        sources = tuple(dataclasses.replace(one, request_principals=(), not_request_principals=()) for one in sources)
         operations = tuple(Operation(ports=one.ports, not_ports=one.not_ports) for one in operations)
         conditions = tuple(one for one in conditions if not one.is_http)
     permissions = [_all([*_operation(one), *_permission_conditions(conditions)]) for one in operations or (Operation(),)]
-    principals = [
-        _all([*_source(one, trust_domain), *_principal_conditions(conditions, trust_domain)], "and_ids", "ids") for one in rule.sources or (Source(),)
-    ]
+    principals = [_all([*_source(one, trust_domain), *_principal_conditions(conditions, trust_domain)], "and_ids", "ids") for one in sources or (Source(),)]
     return {"permissions": permissions, "principals": principals}
 
 
@@ -106,6 +113,7 @@ def _source(one: Source, trust_domain: str) -> list[Rule]:
         *principal(one.service_accounts, one.not_service_accounts, lambda value: _service_account(value, trust_domain)),
         *principal(one.ip_blocks, one.not_ip_blocks, _direct_remote_ip),
         *principal(one.remote_ip_blocks, one.not_remote_ip_blocks, _remote_ip),
+        *principal(one.request_principals, one.not_request_principals, _request_principal),
     ]
 
 
@@ -122,7 +130,11 @@ def _principal_conditions(conditions: Iterable[Condition], trust_domain: str) ->
     made = []
     for one in conditions:
         make = _PRINCIPALS.get(one.key)
-        if one.key == "source.serviceAccount":
+        claim = _claim_path(one.key)
+        if claim:
+            made += [_claim(claim, one.values)] if one.values else []
+            made += [{"not_id": _claim(claim, one.not_values)}] if one.not_values else []
+        elif one.key == "source.serviceAccount":
             make = functools.partial(_service_account, trust_domain=trust_domain)
         elif one.key.startswith("request.headers["):
             make = functools.partial(_header_of, one.key.removeprefix("request.headers[").removesuffix("]"))
@@ -154,6 +166,41 @@ def _principal(value: str) -> Rule:
     if value.startswith("*"):
         return {"authenticated": {"principal_name": {"safe_regex": {"regex": f"spiffe://.*{re.escape(value[1:])}"}}}}
     return {"authenticated": {"principal_name": _string(f"spiffe://{value}")}}
+
+
+def _request_principal(value: str) -> Rule:
+    """`issuer/subject` of a verified token, one of which a star may shorten or, alone, stand for both; issuers have slashes themselves."""
+    issuer, slash, subject = value.rpartition("/")
+    if not slash:
+        if value.startswith("*"):
+            return _issuer_and_subject(_string("*"), _string(value))
+        return _issuer_and_subject(_string(value), _string("*") if value.endswith("*") else {"exact": ""})
+    if value.startswith("*"):
+        return _issuer_and_subject(_string(issuer), {"exact": subject})
+    return _issuer_and_subject({"exact": issuer}, _string(subject) if value.endswith("*") else {"exact": subject})
+
+
+def _issuer_and_subject(issuer: Rule, subject: Rule) -> Rule:
+    return _all([_payload(("iss",), {"string_match": issuer}), _payload(("sub",), {"string_match": subject})], "and_ids", "ids")
+
+
+def _payload(path: tuple[str, ...], value: Rule) -> Rule:
+    """MetadataMatcher of what is in a verified token."""
+    return {"metadata": {"filter": tokens.NAME, "path": [{"key": key} for key in (tokens.PAYLOAD, *path)], "value": value}}
+
+
+def _claim_path(key: str) -> tuple[str, ...]:
+    """Where the claim of a condition is; nothing when the condition is about something else."""
+    if key.startswith("request.auth.claims["):
+        return tuple(re.findall(r"\[([^\[\]]+)\]", key))
+    return _CLAIMS.get(key, ())
+
+
+def _claim(path: tuple[str, ...], values: tuple[str, ...]) -> Rule:
+    """A claim that is one of some values, or a list with one of them."""
+    alternatives: list[Rule] = [{"string_match": _string(value)} for value in values]
+    value = alternatives[0] if len(alternatives) == 1 else {"or_match": {"value_matchers": alternatives}}
+    return _payload(path, {"or_match": {"value_matchers": [{"list_match": {"one_of": value}}, value]}})
 
 
 def _namespace(value: str) -> Rule:
@@ -196,9 +243,11 @@ _PERMISSIONS: dict[str, Callable[[str], Rule]] = {
     "destination.port": _destination_port,
     "connection.sni": _requested_server_name,
 }
+_CLAIMS = {"request.auth.audiences": ("aud",), "request.auth.presenter": ("azp",)}
 _PRINCIPALS: dict[str, Callable[[str], Rule]] = {
     "source.ip": _direct_remote_ip,
     "remote.ip": _remote_ip,
     "source.namespace": _namespace,
     "source.principal": _principal,
+    "request.auth.principal": _request_principal,
 }

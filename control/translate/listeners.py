@@ -9,7 +9,7 @@ from control.model.gateway import ISTIO_MUTUAL, ServerTls
 from control.model.security import AuthorizationPolicy, Mtls
 from control.model.telemetry import Tag, TracingSettings
 from control.names import inbound_cluster, outbound_cluster
-from control.translate import access, mtls, tls
+from control.translate import access, mtls, tls, tokens
 from control.translate.clusters import ADS
 from control.translate.http_route import NO_DEADLINE
 from control.translate.resource import typed
@@ -58,6 +58,24 @@ def outbound_tcp(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Whom a port lets in. `mode` None: the sidecar has no identity, everything is plain."""
+
+    mode: Mtls | None
+    trust_domain: str
+    policies: tuple[AuthorizationPolicy, ...] = ()
+    tokens: tokens.Tokens = ()
+
+    def http_filters(self, *, edge: bool = False) -> list[dict[str, Any]]:
+        """Of a connection manager: tokens first, since access may be a matter of what is in them."""
+        return [*tokens.http_filters(self.tokens, edge=edge), *access.http_filters(self.policies, self.trust_domain)]
+
+    def network_filters(self) -> list[dict[str, Any]]:
+        """Of plain connections."""
+        return access.network_filters(self.policies, self.trust_domain)
+
+
 class GatewayChain(NamedTuple):
     """One filter chain of a gateway: clients who say one of `names` (any, without some) get to `routes`, or, as plain connections, to `clusters` by weight.
 
@@ -72,20 +90,20 @@ class GatewayChain(NamedTuple):
     clusters: Clusters = ()
 
 
-def gateway(host: str, port: int, chains: tuple[GatewayChain, ...], traces: Traces = None) -> dict[str, Any]:
-    """Where a gateway listens for the outside: what clients say of where they come from is not believed."""
+def gateway(host: str, port: int, chains: tuple[GatewayChain, ...], guard: Guard, traces: Traces = None) -> dict[str, Any]:
+    """Where a gateway listens for the outside: what clients say of where they come from is not believed. `guard`: whom it lets in; its mode plays no part."""
     made: dict[str, Any] = {
         "name": name(host, port),
         "address": address(host, port),
         "traffic_direction": "OUTBOUND",
-        "filter_chains": [_gateway_chain(host, port, chain, traces) for chain in chains],
+        "filter_chains": [_gateway_chain(host, port, chain, guard, traces) for chain in chains],
     }
     if any(chain.names for chain in chains):
         made["listener_filters"] = [_TLS_INSPECTOR]
     return made
 
 
-def _gateway_chain(host: str, port: int, chain: GatewayChain, traces: Traces) -> dict[str, Any]:
+def _gateway_chain(host: str, port: int, chain: GatewayChain, guard: Guard, traces: Traces) -> dict[str, Any]:
     stat_prefix = f"outbound_{host}_{port}"
     if chain.routes:
         rds = {"config_source": ADS, "route_config_name": chain.routes}
@@ -93,24 +111,16 @@ def _gateway_chain(host: str, port: int, chain: GatewayChain, traces: Traces) ->
         if chain.tls is not None and (chain.tls.asks_clients or chain.tls.mode == ISTIO_MUTUAL):
             shown = {"subject": True, "cert": True, "dns": True, "uri": True}
             details = {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": shown}
-        last = _manager(stat_prefix, [_CORS, _FAULT, _ROUTER], rds=rds, use_remote_address=True, **details, **tracing(traces))
+        filters = [*guard.http_filters(edge=True), _CORS, _FAULT, _ROUTER]
+        last = [_manager(stat_prefix, filters, rds=rds, use_remote_address=True, **details, **tracing(traces))]
     else:
-        last = _tcp_to(stat_prefix, list(chain.clusters))
-    made: dict[str, Any] = {"filters": [last]}
+        last = [*guard.network_filters(), _tcp_to(stat_prefix, list(chain.clusters))]
+    made: dict[str, Any] = {"filters": last}
     if chain.names:
         made["filter_chain_match"] = {"server_names": list(chain.names)}
     if chain.tls is not None:
         made["transport_socket"] = mtls.downstream(chain.trust_domain) if chain.tls.mode == ISTIO_MUTUAL else tls.downstream(chain.tls, chain.secrets)
     return made
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Whom a port lets in. `mode` None: the sidecar has no identity, everything is plain."""
-
-    mode: Mtls | None
-    trust_domain: str
-    policies: tuple[AuthorizationPolicy, ...] = ()
 
 
 def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard, traces: Traces = None) -> dict[str, Any]:
@@ -127,7 +137,7 @@ def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, 
         "virtual_hosts": [{"name": f"inbound|http|{target}", "domains": ["*"], "routes": [route]}],
         "validate_clusters": False,
     }
-    filters = [*access.http_filters(guard.policies, guard.trust_domain), _FAULT, _ROUTER]
+    filters = [*guard.http_filters(), _FAULT, _ROUTER]
     if guard.mode is None:
         return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config, **tracing(traces)))
     manager = _manager(
@@ -144,7 +154,7 @@ def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, 
 def inbound_tcp(host: str, port: int, target: int, guard: Guard) -> dict[str, Any]:
     """Where others open connections to the application."""
     proxy = _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target)})
-    return _guarded(host, port, [*access.network_filters(guard.policies, guard.trust_domain), proxy], guard)
+    return _guarded(host, port, [*guard.network_filters(), proxy], guard)
 
 
 def _guarded(host: str, port: int, filters: list[dict[str, Any]], guard: Guard) -> dict[str, Any]:

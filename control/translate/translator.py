@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 from control.model.envoy_filter import GATEWAY, OUTBOUND, Patch
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
-from control.model.security import mtls_mode
+from control.model.security import jwt_rules, mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
 from control.model.telemetry import Provider
 from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, gateways, listeners, routes, tls
+from control.translate import clusters, gateways, listeners, routes, tls, tokens
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.http_route import Target
@@ -170,7 +170,8 @@ class Translator:
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         traces = _traces(whole, proxy, labels, client=True), _traces(whole, proxy, labels, client=False)
-        own = (_Same(whole), _Same(config), scope, workload, served, traces)
+        edge = _edge_guard(whole, proxy.namespace, labels, served) if served else None
+        own = (_Same(whole), _Same(config), scope, workload, served, edge, traces)
         clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
         parts = {
             CLUSTER: (
@@ -187,7 +188,7 @@ class Translator:
             )
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, *traces)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *traces)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
             own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
             entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
@@ -302,7 +303,7 @@ class Translator:
         key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
         return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
 
-    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], traces: Traces) -> list[Resource]:
+    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], guard: Guard, traces: Traces) -> list[Resource]:
         """One listener a port."""
         made = []
         for port, servings in self._servings(config, scope, served).items():
@@ -310,7 +311,7 @@ class Translator:
             chains = gateways.chains(config, servings, targets)
             if chains:
                 name = listeners.name(_EVERYWHERE, port)
-                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains, traces))
+                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains, guard, traces))
         return made
 
     def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
@@ -362,10 +363,18 @@ class Translator:
         return ResourceSet(self._resource(CLUSTER, name, clusters.collector, name, one.host, one.port) for name, one in sorted(found.items()))
 
     def _listeners(
-        self, whole: Config, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...], client: Traces, server: Traces
+        self,
+        whole: Config,
+        config: Config,
+        scope: _Scope,
+        workload: Workload | None,
+        served: tuple[Gateway, ...],
+        edge: Guard | None,
+        client: Traces,
+        server: Traces,
     ) -> ResourceSet:
-        """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls."""
-        made = self._gateway_listeners(whole, scope, served, client)
+        """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls. `edge`: of its gateways."""
+        made = self._gateway_listeners(whole, scope, served, edge, client) if edge is not None else []
         if workload is not None and workload.sidecar is not None:
             made += self._inbound_listeners(whole, workload, workload.sidecar, server)
             made += self._outbound_listeners(config, scope, workload, workload.sidecar, client)
@@ -535,7 +544,17 @@ def _guard(config: Config, workload: Workload, port: int) -> Guard:
     policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels))
     identity = workload.sidecar is not None and workload.sidecar.identity
     mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
-    return Guard(mode, security.trust_domain, policies)
+    rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels)
+    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
+
+
+def _edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served: tuple[Gateway, ...]) -> Guard:
+    """Whom the gateways of a proxy let in."""
+    security = config.security
+    serves = frozenset(one.key for one in served)
+    policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves))
+    rules = jwt_rules(security.request_authentication, namespace, labels, serves)
+    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
 
 
 def _outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:

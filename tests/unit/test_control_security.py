@@ -207,10 +207,11 @@ def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
     [
         (peers("{mtls: {mode: MAYBE}}"), "spec.mtls.mode: 'MAYBE' is not one of"),
         (peers("{portLevelMtls: {80: {mode: STRICT}}}"), "spec.portLevelMtls: needs a selector"),
-        (access("{action: CUSTOM, provider: {name: x}}"), "spec.action: CUSTOM is not served yet"),
+        (access("{action: CUSTOM, provider: {name: x}}"), "spec.action: CUSTOM needs external authorisation"),
         (access("{action: DENY}"), "spec.rules: a DENY without rules denies nothing"),
         (access("{rules: [{from: [{source: {}}]}]}"), "spec.rules[0].from[0].source: at least one field is needed"),
-        (access("{rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}"), "spec.rules[0].from[0].source.requestPrincipals: claims of tokens"),
+        (access("{targetRef: {kind: Service, name: x}}"), "spec.targetRef.kind: Service of core is nothing that meshctl serves policies for"),
+        (access("{selector: {matchLabels: {a: b}}, targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: x}]}"), "spec.selector: there are"),
         (access("{rules: [{from: [{source: {ipBlocks: [x]}}]}]}"), "spec.rules[0].from[0].source.ipBlocks[0]: 'x' is no IP address"),
         (access("{rules: [{to: [{operation: {ports: ['0']}}]}]}"), "spec.rules[0].to[0].operation.ports[0]: '0' is no port"),
         (access("{rules: [{when: [{key: a, values: [b]}]}]}"), "spec.rules[0].when[0].key: 'a' is not served"),

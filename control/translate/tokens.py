@@ -1,0 +1,78 @@
+"""RequestAuthentications -> the jwt_authn filter, as Istio makes it.
+
+A token that comes must be good, and a request without one passes. Where several issuers' tokens may stand in the same place, one that is good for one of them
+is enough: so the requirement is one of the providers, or else nothing wrong with any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from control.model.security import JwtRule
+from control.names import CLUSTER_DOMAIN, outbound_cluster
+from control.translate.resource import typed
+
+NAME = "envoy.filters.http.jwt_authn"
+PAYLOAD = "payload"  # of the token, in dynamic metadata of that name: where access rules find claims
+_TYPE = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
+_SPACE_DELIMITED = "permission", "scope"  # always, as in Istio
+_CACHE_DURATION = "300s"
+Json = dict[str, Any]
+_MISSING: Json = {"allow_missing": {}}
+
+# A rule, and the cluster where its keys are, if it does not hold them.
+Tokens = tuple[tuple[JwtRule, str], ...]
+
+
+def with_clusters(rules: tuple[JwtRule, ...], hosts: Container[str]) -> Tokens:
+    """Rules with the clusters of their keys. `hosts`: of the services that there are; keys elsewhere cannot be fetched, and no token of that issuer is good."""
+    return tuple((rule, _cluster(rule, hosts)) for rule in rules)
+
+
+def _cluster(rule: JwtRule, hosts: Container[str]) -> str:
+    if not rule.jwks_uri:
+        return ""
+    host, port = rule.keys_at
+    names = host, f"{host}.svc.{CLUSTER_DOMAIN}", f"{host}.{CLUSTER_DOMAIN}"
+    return outbound_cluster(next((name for name in names if name in hosts), host), port)
+
+
+def http_filters(tokens: Tokens, *, edge: bool) -> list[Json]:
+    """The filter of a connection manager, if there are rules. `edge`: routes may depend on claims."""
+    if not tokens:
+        return []
+    providers = {f"origins-{index}": _provider(rule, cluster, edge) for index, (rule, cluster) in enumerate(tokens)}
+    each = [{"provider_name": name} for name in providers]
+    optional = [_any_of(one, _MISSING) for one in each]
+    requirement = optional[0] if len(each) == 1 else _any_of(*each, {"requires_all": {"requirements": optional}})
+    rules = [{"match": {"prefix": "/"}, "requires": requirement}]
+    return [{"name": NAME, "typed_config": typed(_TYPE, providers=providers, rules=rules, bypass_cors_preflight=True)}]
+
+
+def _any_of(*requirements: Json) -> Json:
+    return {"requires_any": {"requirements": list(requirements)}}
+
+
+def _provider(rule: JwtRule, cluster: str, edge: bool) -> Json:
+    made: Json = {
+        "issuer": rule.issuer,
+        "payload_in_metadata": PAYLOAD,
+        "normalize_payload_in_metadata": {"space_delimited_claims": sorted({*_SPACE_DELIMITED, *rule.space_delimited})},
+    }
+    if rule.jwks_uri:
+        uri = {"uri": rule.jwks_uri, "cluster": cluster, "timeout": f"{rule.timeout:.9g}s"}
+        made["remote_jwks"] = {"http_uri": uri, "cache_duration": _CACHE_DURATION}
+    else:
+        made["local_jwks"] = {"inline_string": rule.jwks}
+    optional = {
+        "audiences": list(rule.audiences),
+        "from_headers": [{"name": name, **({"value_prefix": prefix} if prefix else {})} for name, prefix in rule.from_headers],
+        "from_params": list(rule.from_params),
+        "from_cookies": list(rule.from_cookies),
+        "forward": rule.forward,
+        "forward_payload_header": rule.payload_header,
+        "claim_to_headers": [{"header_name": name, "claim_name": claim} for name, claim in rule.claim_headers],
+        "clear_route_cache": edge,
+    }
+    return made | {name: value for name, value in optional.items() if value}

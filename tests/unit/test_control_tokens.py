@@ -1,0 +1,269 @@
+"""RequestAuthentication, and access by what is in tokens: what documents say, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from control.translate.proxy import ProxyKey
+from control.translate.resource import LISTENER, ORDER
+from meshproxy.api import support
+from meshproxy.api.rbac_engine import compile_rules
+from tests.jwt_help import jwk, jwks
+from tests.unit.control_help import istio, plain, view_of
+from tests.unit.filter_help import Stream, proto
+from tests.unit.test_control_kinds import complaints
+from tests.unit.test_control_security import CALLED, CALLED_KEY, access, called, rbac
+
+KEYS = jwks("rsa")
+EDGE = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {istio: ingressgateway}}, spec: {sidecar: {identity: true}}}"
+EDGE_KEY = ProxyKey("sidecar", "edge", "default")
+GATEWAY = istio("Gateway", "gw", "{selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}")
+API_GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: api}
+spec: {gatewayClassName: istio, listeners: [{name: http, port: 8080, protocol: HTTP}]}
+"""
+API = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: api, labels: {gateway.networking.k8s.io/gateway-name: api}}}"
+API_KEY = ProxyKey("sidecar", "api", "default")
+AT_API = "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: api}]"
+
+
+def tokens(spec: str, name: str = "t", namespace: str = "default") -> str:
+    head = {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": name, "namespace": namespace}}
+    return json.dumps({**head, "spec": yaml.safe_load(spec)})
+
+
+def rule(issuer: str = "issuer", **fields: Any) -> dict[str, Any]:
+    return {"issuer": issuer, **({} if "jwksUri" in fields else {"jwks": KEYS}), **fields}
+
+
+def rules(*some: dict[str, Any], **more: Any) -> str:
+    return json.dumps({"jwtRules": list(some), **more})
+
+
+def filters(listener: Any) -> list[Any]:
+    """The HTTP filters of a listener's last chain."""
+    return listener["filter_chains"][-1]["filters"][-1]["typed_config"]["http_filters"]
+
+
+def jwt_authn(*documents: str) -> Any:
+    """The filter's configuration in front of the workload that is called."""
+    found = [one["typed_config"] for one in filters(called(*documents)) if "jwt" in one["name"]]
+    assert len(found) < 2
+    return found[0] if found else None
+
+
+# --- RequestAuthentication
+
+
+def test_one_issuer_may_be_missing_and_must_not_be_wrong():
+    made = jwt_authn(tokens(rules(rule())))
+    assert made["rules"] == [
+        {"match": {"prefix": "/"}, "requires": {"requires_any": {"requirements": [{"provider_name": "origins-0"}, {"allow_missing": {}}]}}},
+    ]
+    assert made["bypass_cors_preflight"] is True
+    assert made["providers"] == {
+        "origins-0": {
+            "issuer": "issuer",
+            "local_jwks": {"inline_string": KEYS},
+            "payload_in_metadata": "payload",
+            "normalize_payload_in_metadata": {"space_delimited_claims": ["permission", "scope"]},
+        }
+    }
+
+
+def test_several_issuers_are_in_order_and_may_share_a_place():
+    made = jwt_authn(tokens(rules(rule("b"))), tokens(rules(rule("a")), "other", "istio-system"))
+    assert [made["providers"][f"origins-{index}"]["issuer"] for index in range(2)] == ["a", "b"]
+    one, other, both = made["rules"][0]["requires"]["requires_any"]["requirements"]
+    assert (one, other) == ({"provider_name": "origins-0"}, {"provider_name": "origins-1"})
+    assert [each["requires_any"]["requirements"][1] for each in both["requires_all"]["requirements"]] == [{"allow_missing": {}}] * 2
+
+
+def test_all_that_a_rule_can_say():
+    full = rule(
+        audiences=["x"], fromHeaders=[{"name": "X-Token", "prefix": "T "}, {"name": "y"}], fromParams=["p"], fromCookies=["c"],
+        outputPayloadToHeader="x-payload",
+        forwardOriginalToken=True, outputClaimToHeaders=[{"header": "x-sub", "claim": "sub.x"}], spaceDelimitedClaims=["roles", "scope"],
+    )  # fmt: skip
+    provider = jwt_authn(tokens(rules(full)))["providers"]["origins-0"]
+    assert {name: value for name, value in provider.items() if name not in ("issuer", "local_jwks", "payload_in_metadata")} == {
+        "audiences": ["x"],
+        "from_headers": [{"name": "X-Token", "value_prefix": "T "}, {"name": "y"}],
+        "from_params": ["p"],
+        "from_cookies": ["c"],
+        "forward": True,
+        "forward_payload_header": "x-payload",
+        "claim_to_headers": [{"header_name": "x-sub", "claim_name": "sub.x"}],
+        "normalize_payload_in_metadata": {"space_delimited_claims": ["permission", "roles", "scope"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "cluster"),
+    [
+        ("http://reviews:9080/keys", "outbound|9080||reviews.default.svc.cluster.local"),
+        ("http://reviews.default:9080/keys", "outbound|9080||reviews.default.svc.cluster.local"),
+        ("http://reviews.default.svc:9080/", "outbound|9080||reviews.default.svc.cluster.local"),
+        ("https://issuer.test/keys", "outbound|443||issuer.test"),
+        ("http://nowhere.test/keys", "outbound|80||nowhere.test"),
+    ],
+)
+def test_keys_from_afar_come_over_a_cluster_of_the_mesh(uri, cluster):
+    entry = istio("ServiceEntry", "e", "{hosts: [issuer.test], ports: [{number: 443, name: https, protocol: HTTPS}], resolution: DNS}")
+    remote = jwt_authn(entry, tokens(rules(rule(jwksUri=uri, timeout="1.5s"))))["providers"]["origins-0"]["remote_jwks"]
+    assert remote == {"http_uri": {"uri": uri, "cluster": cluster, "timeout": "1.500s"}, "cache_duration": "300s"}
+
+
+def test_who_is_meant():
+    assert jwt_authn(tokens(rules(rule()), namespace="elsewhere")) is None
+    assert jwt_authn(tokens(rules(rule(), selector={"matchLabels": {"app": "other"}}))) is None
+    assert jwt_authn(tokens(rules(rule(), selector={"matchLabels": {"app": "reviews"}}))) is not None
+    assert jwt_authn(tokens(rules())) is None
+
+
+def test_tokens_are_verified_before_access_is_decided():
+    policies = access("{rules: [{}]}"), access("{action: AUDIT, rules: [{}]}", "b"), access("{action: DENY, rules: [{}]}", "c")
+    names = [one["name"] for one in filters(called(tokens(rules(rule())), *policies))]
+    assert [name.removeprefix("envoy.filters.http.") for name in names] == ["jwt_authn", "rbac.audit", "rbac.deny", "rbac.allow", "fault", "router"]
+
+
+def edge(key: ProxyKey, name: str, *documents: str) -> Any:
+    return filters(plain(view_of(EDGE, GATEWAY, API_GATEWAY, API, *documents, proxy=key), LISTENER, name))
+
+
+def test_gateways_have_policies_too():
+    policies = tokens(rules(rule())), access("{rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}")
+    for key, name in ((EDGE_KEY, "0.0.0.0_80"), (API_KEY, "0.0.0.0_8080")):
+        first, second, *_ = edge(key, name, *policies)
+        assert (first["name"], second["name"]) == ("envoy.filters.http.jwt_authn", "envoy.filters.http.rbac.allow")
+        assert first["typed_config"]["providers"]["origins-0"]["clear_route_cache"] is True
+
+
+def test_policies_for_one_gateway():
+    policies = tokens(f"{{jwtRules: [{json.dumps(rule())}], {AT_API}}}"), access(f"{{{AT_API}, rules: [{{}}]}}")
+    assert edge(API_KEY, "0.0.0.0_8080", *policies)[0]["name"] == "envoy.filters.http.jwt_authn"
+    assert edge(API_KEY, "0.0.0.0_8080", *policies)[1]["name"] == "envoy.filters.http.rbac.allow"
+    assert edge(EDGE_KEY, "0.0.0.0_80", *policies)[0]["name"] == "envoy.filters.http.cors"
+    assert filters(called(API_GATEWAY, *policies))[0]["name"] == "envoy.filters.http.fault"
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (rules({"jwks": KEYS}), "spec.jwtRules[0].issuer: is needed"),
+        (rules({"issuer": "x"}), "spec.jwtRules[0]: one of jwksUri, jwks is needed"),
+        (rules({"issuer": "x", "jwks": KEYS, "jwksUri": "http://a/"}), "spec.jwtRules[0].jwks: there is 'jwksUri' already"),
+        (rules(rule(jwks="no")), "spec.jwtRules[0].jwks: holds no key that can be used"),
+        (rules(rule(jwks='{"keys": []}')), "spec.jwtRules[0].jwks: holds no key that can be used"),
+        (rules(rule(jwks=json.dumps({"keys": [jwk("rsa", n=None)]}))), "spec.jwtRules[0].jwks: holds no key that can be used"),
+        (rules(rule(jwksUri="ftp://a/")), "spec.jwtRules[0].jwksUri: 'ftp://a/' is no http or https URL"),
+        (rules(rule(jwksUri="http://a b/")), "spec.jwtRules[0].jwksUri: 'http://a b/' is no http"),
+        (rules(rule(fromHeaders=[{"prefix": "x"}])), "spec.jwtRules[0].fromHeaders[0].name: is needed"),
+        (rules(rule(outputPayloadToHeader="a b")), "spec.jwtRules[0].outputPayloadToHeader: 'a b' is no name of a header"),
+        (rules(rule(outputClaimToHeaders=[{"header": "x"}])), "spec.jwtRules[0].outputClaimToHeaders[0].claim: is needed"),
+        (rules(rule(timeout="soon")), "spec.jwtRules[0].timeout: must be a duration"),
+        (rules(rule(what=1)), "spec.jwtRules[0].what: no such field"),
+    ],
+)
+def test_mistakes(spec, complaint):
+    found = complaints(tokens(spec))
+    assert any(one.startswith(complaint) for one in found), found
+
+
+# --- access
+
+
+def decide(spec: str, claims: dict[str, Any] | None) -> bool:
+    """Whether an ALLOW lets a request with a token of these claims in, as our own RBAC sees it."""
+    ((action, policies),) = rbac(access(spec))
+    engine = compile_rules(proto("envoy.config.rbac.v3.RBAC", json.dumps({"action": action, "policies": policies})))
+    stream = Stream()
+    if claims is not None:
+        stream.metadata["envoy.filters.http.jwt_authn"] = {"payload": claims}
+    return engine.allowed(engine.match(stream))
+
+
+ISS = "https://a.test/x"
+CLAIMS = {"iss": ISS, "sub": "ann", "aud": ["one", "two"], "azp": "app", "groups": ["dev", "ops"], "nested": {"role": "admin"}, "scope": ["read", "write"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        ("*", True), (f"{ISS}/ann", True), (f"{ISS}/bob", False), ("https://a.test/ann", False), (f"{ISS}/*", True),
+        ("https://b.test/*", False), (f"{ISS}/a*", True),
+        ("*/ann", True), ("*/bob", False), ("*x/ann", True), ("*y/ann", False),
+        ("https*", True), ("http:*", False), ("*nn", True), ("ann", False), (ISS, False),
+    ],
+)  # fmt: skip
+def test_request_principals(value, allowed):
+    spec = f"{{rules: [{{from: [{{source: {{requestPrincipals: ['{value}']}}}}]}}]}}"
+    assert decide(spec, CLAIMS) is allowed
+    assert decide(spec, None) is False
+    assert decide(spec.replace("requestPrincipals", "notRequestPrincipals"), CLAIMS) is not allowed
+    assert decide(spec.replace("requestPrincipals", "notRequestPrincipals"), None) is True
+    assert decide(f"{{rules: [{{when: [{{key: request.auth.principal, values: ['{value}']}}]}}]}}", CLAIMS) is allowed
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "allowed"),
+    [
+        ("request.auth.audiences", "[one]", True), ("request.auth.audiences", "[three, two]", True), ("request.auth.audiences", "[three]", False),
+        ("request.auth.presenter", "[app]", True), ("request.auth.presenter", "['a*']", True), ("request.auth.presenter", "[ap]", False),
+        ("request.auth.claims[groups]", "[ops]", True), ("request.auth.claims[groups]", "[admin, 'd*']", True),
+        ("request.auth.claims[groups]", "[admin]", False),
+        ("request.auth.claims[nested][role]", "[admin]", True), ("request.auth.claims[nested][role]", "[user]", False),
+        ("request.auth.claims[nested]", "['*']", False),
+        ("request.auth.claims[scope]", "['*rite']", True), ("request.auth.claims[sub]", "['*']", True), ("request.auth.claims[none]", "['*']", False),
+    ],
+)  # fmt: skip
+def test_claims(key, values, allowed):
+    assert decide(f"{{rules: [{{when: [{{key: '{key}', values: {values}}}]}}]}}", CLAIMS) is allowed
+    assert decide(f"{{rules: [{{when: [{{key: '{key}', notValues: {values}}}]}}]}}", CLAIMS) is not allowed
+    assert decide(f"{{rules: [{{when: [{{key: '{key}', values: {values}}}]}}]}}", None) is False
+
+
+def test_plain_connections_have_no_tokens():
+    by_token = "rules: [{from: [{source: {requestPrincipals: ['*'], ipBlocks: ['10.0.0.0/8']}}], when: [{key: 'request.auth.claims[a]', values: [b]}]}]"
+    assert rbac(access(f"{{{by_token}}}"), port=19001) == [("ALLOW", {})]
+    ((action, policies),) = rbac(access(f"{{action: DENY, {by_token}}}"), port=19001)
+    assert action == "DENY"
+    assert [one["principals"] for one in policies.values()] == [[{"direct_remote_ip": {"address_prefix": "10.0.0.0", "prefix_len": 8}}]]
+    assert jwt_authn(tokens(rules(rule()))) is not None
+    assert "jwt" not in str(called(tokens(rules(rule())), port=19001))
+
+
+def test_audit_only_notes():
+    assert [action for action, _ in rbac(access("{action: AUDIT, rules: [{}]}"))] == ["LOG"]
+    assert [action for action, _ in rbac(access("{action: AUDIT, rules: [{}]}"), port=19001)] == ["LOG"]
+
+
+def test_a_dry_run_decides_nothing():
+    tried = json.loads(access("{action: DENY, rules: [{}]}"))
+    tried["metadata"]["annotations"] = {"istio.io/dry-run": "true"}
+    for port in (19000, 19001):
+        chain = called(json.dumps(tried), access("{action: DENY, rules: [{to: [{operation: {ports: ['1']}}]}]}", "real"), port=port)["filter_chains"][-1]
+        found = chain["filters"][0]["typed_config"].get("http_filters", chain["filters"])[0]["typed_config"]
+        assert list(found["shadow_rules"]["policies"]) == ["ns[default]-policy[a]-rule[0]"]
+        assert list(found["rules"]["policies"]) == ["ns[default]-policy[real]-rule[0]"]
+        assert found["shadow_rules_stat_prefix"] == "istio_dry_run_deny_"
+
+
+def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
+    full = rule(
+        "b", audiences=["x"], fromHeaders=[{"name": "x", "prefix": "T "}], fromParams=["p"], fromCookies=["c"], jwksUri="http://reviews:9080/", timeout="1s"
+    )
+    more = rule("c", outputClaimToHeaders=[{"header": "x-sub", "claim": "sub"}], forwardOriginalToken=True, outputPayloadToHeader="x-payload")
+    policy = access("{rules: [{from: [{source: {requestPrincipals: ['a/*', '*']}}], when: [{key: 'request.auth.claims[a][b]', values: [c, 'd*']}]}]}")
+    for key in (CALLED_KEY, EDGE_KEY):
+        view = view_of(CALLED, EDGE, GATEWAY, tokens(rules(rule(), full, more)), policy, access("{action: AUDIT, rules: [{}]}", "audit"), proxy=key)
+        for url in ORDER:
+            for resource in view.all(url):
+                problems, _ = support.check(resource.message)
+                assert not problems, resource
