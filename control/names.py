@@ -20,12 +20,12 @@ ALLOW_ANY = "allow_any"
 
 def service_host(name: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> str:
     """The host name of a Kubernetes Service."""
-    return f"{name}.{namespace}.svc.{domain}"
+    return f"{name}.{namespace}.svc.{domain}".lower()
 
 
 def resolve_host(host: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> str:
-    """A host as a document of `namespace` writes it, made whole: a name without dots is a Service of the same namespace."""
-    return host if "." in host or host == "*" else service_host(host, namespace, domain)
+    """A host as a document of `namespace` writes it, made whole and in small letters: a name without dots is a Service of the same namespace."""
+    return host.lower() if "." in host or host == "*" else service_host(host, namespace, domain)
 
 
 def short_hosts(host: str, namespace: str, domain: str = CLUSTER_DOMAIN) -> list[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from control.kinds.fields import Fields
 from control.model.service import Locality
+from control.names import is_ip
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_HOST = re.compile(rf"\*|(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
+_MAX_HOST = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +39,17 @@ def locality_of(text: str) -> Locality:
 def export_to(spec: Fields, name: str = "exportTo") -> tuple[str, ...]:
     """Namespaces that may see an object: `*` all, `.` its own."""
     return spec.texts(name) or ("*",)
+
+
+def host_of(fields: Fields, path: str, text: str) -> str:
+    """A host, or `*` or `*.suffix` for many, in small letters. What no proxy would take is noted: it would refuse what is beside it, too."""
+    host = text.lower()
+    if len(host) > _MAX_HOST or not (_HOST.fullmatch(host) or is_ip(host)):
+        fields.error(path, f"{text!r:.80} is no host, and no pattern such as *.example.com")
+    return host
+
+
+def hosts_of(fields: Fields, name: str, *, required: bool = False) -> tuple[str, ...]:
+    """The hosts of a list, each once."""
+    found = [host_of(fields, f"{name}[{index}]", text) for index, text in enumerate(fields.texts(name, required=required))]
+    return tuple(dict.fromkeys(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.kinds.common import Meta
+from control.kinds.common import Meta, host_of
 from control.kinds.fields import Fields
 from control.model.gateway import PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.protocols import protocol_of
@@ -68,7 +68,7 @@ def _server(meta: Meta, fields: Fields) -> GatewayServer:
         namespace, slash, name = host.rpartition("/")
         if slash and not namespace:
             fields.error(f"hosts[{index}]", f"{host!r} has an empty namespace")
-        hosts.append(({"": "*", ".": meta.namespace}.get(namespace, namespace), name))
+        hosts.append(({"": "*", ".": meta.namespace}.get(namespace, namespace), host_of(fields, f"hosts[{index}]", name)))
     name = port.text("name", required=True)
     fields.text("name")
     protocol = Protocol.HTTP if word == "HTTPS" and made is not None and made.is_terminated else protocol_of(word) or Protocol.TCP
@@ -98,8 +98,8 @@ def _tls(fields: Fields) -> ServerTls:
             fields.error(f"cipherSuites[{index}]", f"{suite!r} is not one of {', '.join(CIPHER_SUITES)}")
     low = _VERSIONS[fields.text("minProtocolVersion", "TLS_AUTO", choices=_VERSIONS)]
     high = _VERSIONS[fields.text("maxProtocolVersion", "TLS_AUTO", choices=_VERSIONS)]
-    if low and high and low > high:
-        fields.error("maxProtocolVersion", "is older than minProtocolVersion")
+    if high and (low or "TLSv1_2") > high:
+        fields.error("maxProtocolVersion", f"is older than minProtocolVersion{'' if low else ', which is TLSV1_2'}")
     names = fields.texts("subjectAltNames")
     spki, hashes = fields.texts("verifyCertificateSpki"), fields.texts("verifyCertificateHash")
     if mode not in ("MUTUAL", "OPTIONAL_MUTUAL"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from control.kinds.common import Meta
+from control.kinds.common import Meta, host_of, hosts_of
 from control.kinds.fields import Fields
 from control.kinds.gateway import share_a_port
 from control.kinds.virtual_service import check_regex
@@ -81,7 +81,7 @@ def _listener(meta: Meta, fields: Fields) -> GatewayServer:
             namespaces.not_honoured("selector")
             if namespaces.text("from", "Same", choices=("All", "Same", "None")) == "All":
                 namespace = "*"
-    host = fields.text("hostname") or "*"
+    host = host_of(fields, "hostname", fields.text("hostname") or "*")
     protocol = Protocol.HTTP if word in ("HTTP", "HTTPS") else Protocol.TCP
     name = fields.text("name", required=True)
     return GatewayServer(name, fields.port("port", required=True), protocol, ((namespace, host),), made, kinds=tuple(kinds))
@@ -187,7 +187,7 @@ class _Route:
         http: tuple[HttpRoute, ...] = ()
         tcp: tuple[TcpRoute, ...] = ()
         tls: tuple[TlsRoute, ...] = ()
-        hostnames = spec.texts("hostnames") if self._kind != "TCPRoute" else ()
+        hostnames = hosts_of(spec, "hostnames") if self._kind != "TCPRoute" else ()
         if self._match is not None:
             http = spec.each("rules", self._rule) or (HttpRoute(direct_response=_INVALID_BACKEND),)
         elif self._kind == "TLSRoute":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control.kinds.common import Meta, export_to, locality_of
+from control.kinds.common import Meta, export_to, hosts_of, locality_of
 from control.kinds.fields import Fields
 from control.model.protocols import PROTOCOL_NAMES, protocol_of
 from control.model.service import Port, Protocol, Resolution, Service, Workload
@@ -22,7 +22,7 @@ def parse(meta: Meta, body: Fields) -> tuple[Service, ...]:
     spec = body.need("spec")
     spec.not_honoured("subjectAltNames")
     spec.text("location", choices=("MESH_EXTERNAL", "MESH_INTERNAL"))
-    hosts = spec.texts("hosts", required=True)
+    hosts = hosts_of(spec, "hosts", required=True)
     addresses = spec.texts("addresses")
     ports = spec.each("ports", _port, required=True)
     _check_unique(spec, ports)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from control.kinds.common import Meta, export_to
+from control.kinds.common import Meta, export_to, hosts_of
 from control.kinds.fields import Fields
 from control.model.routing import (
     NO_HEADERS,
@@ -51,7 +51,7 @@ class _VirtualService:
         self._namespace = meta.namespace
 
     def parse(self, spec: Fields) -> RouteRules:
-        hosts = spec.texts("hosts")
+        hosts = hosts_of(spec, "hosts")
         if not hosts:  # others delegate to it
             spec.not_honoured("gateways", "tcp", "tls", why="hosts are needed, except of a VirtualService that others delegate HTTP to")
         gateways = (self._gateways(spec) or (MESH,)) if hosts else ()
@@ -84,8 +84,7 @@ class _VirtualService:
         fields.one_of("route", "redirect", "directResponse", "delegate", required=True)
         delegate = fields.child("delegate")
         destinations = fields.each("route", self._destination)
-        if len(destinations) > 1 and not any(destination.weight for destination in destinations):
-            fields.error("route", "of several destinations, one at least needs a weight")
+        self._check_weights(fields, destinations)
         redirect, direct = fields.child("redirect"), fields.child("directResponse")
         if redirect or direct:
             for name in ("fault", "rewrite"):
@@ -168,7 +167,7 @@ class _VirtualService:
 
     def _tls_match(self, fields: Fields, destinations: tuple[WeightedDestination, ...], hosts: tuple[str, ...]) -> TlsRoute:
         fields.not_honoured("destinationSubnets", "sourceSubnet")
-        names = fields.texts("sniHosts", required=True)
+        names = hosts_of(fields, "sniHosts", required=True)
         for index, name in enumerate(names):
             if not any(host == name or host_matches(host, name) for host in hosts):
                 fields.error(f"sniHosts[{index}]", f"{name!r} is not within any of the hosts of this VirtualService")
@@ -179,8 +178,14 @@ class _VirtualService:
         for index, destination in enumerate(destinations):
             if destination.request_headers is not NO_HEADERS or destination.response_headers is not NO_HEADERS:
                 fields.error(f"route[{index}].headers", "connections that are no HTTP have no headers")
-        if len(destinations) > 1 and not any(destination.weight for destination in destinations):
+        self._check_weights(fields, destinations)
+
+    def _check_weights(self, fields: Fields, destinations: tuple[WeightedDestination, ...]) -> None:
+        total = sum(destination.weight for destination in destinations)
+        if len(destinations) > 1 and not total:
             fields.error("route", "of several destinations, one at least needs a weight")
+        if total >= 2**32:
+            fields.error("route", "the weights add up to more than 32 bits")
 
     def _tcp_match(self, fields: Fields) -> tuple[int, dict[str, str], str, tuple[str, ...]]:
         fields.not_honoured("destinationSubnets", "sourceSubnet")

@@ -106,9 +106,21 @@ def _patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Prox
 def _check(url: str, message: Any, before: Any) -> None:
     if message.name != before.name:
         raise _Unfit("it would have another name")
+    if url == LISTENER:
+        _no_two((chain.filter_chain_match.SerializeToString(deterministic=True) for chain in message.filter_chains), "filter chains for the same connections")
+    elif url == ROUTES:
+        _no_two((domain.lower() for host in message.virtual_hosts for domain in host.domains), "virtual hosts for the same domain")
     problems = [problem for problem in support.check(message, "warn")[0] if problem.kind == INVALID]
     if problems:
         raise _Unfit(str(problems[0]))
+
+
+def _no_two(keys: Iterable[Any], what: str) -> None:
+    seen: set[Any] = set()
+    for key in keys:
+        if key in seen:
+            raise _Unfit(f"there would be two {what}")
+        seen.add(key)
 
 
 def _context(url: str, resource: Resource, role: str) -> str:

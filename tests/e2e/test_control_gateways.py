@@ -109,6 +109,7 @@ def test_certificates_by_server_name_and_new_ones_without_a_new_listener(mesh, p
     assert ask(port, "a.test", pki)[0] == "new.test"  # the last one that was right
     assert ask(port, "b.test", pki)[:2] == ("b.test", 200)
     assert edge.stat("listener_manager.listener_create_failure") == 0
+    assert edge.stat("runtime.deprecated_feature_use") == 0
     assert (pki / "a.key").read_text() not in mesh.control.log()
     assert "PRIVATE" not in json.dumps(mesh.control.ask("proxy-config", "listeners", "edge.default"))
 

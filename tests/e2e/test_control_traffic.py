@@ -119,7 +119,7 @@ def mesh(request, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--sotw"]], ids=["delta", "sotw"])
 def test_traffic_follows_the_folder(mesh, flags):
-    mesh.sidecar("web", *flags)
+    web = mesh.sidecar("web", *flags)
     assert set(mesh.who(20)) == {"v1", "v2"}  # no rules: least request over all
 
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
@@ -140,6 +140,7 @@ def test_traffic_follows_the_folder(mesh, flags):
 
     status = mesh.control.status("web.default")
     assert [status[column] for column in ("CDS", "EDS", "LDS", "RDS")] == ["SYNCED"] * 4
+    assert web.stat("runtime.deprecated_feature_use") == 0
 
 
 def test_faults_headers_rewrites_and_redirects_happen(mesh):

@@ -228,13 +228,15 @@ def test_a_patch_that_would_spoil_a_resource_is_left_out_of_it(caplog):
             patch("HTTP_FILTER", "REMOVE", match=after(HCM, ROUTER), name="a"),
             patch("LISTENER", "MERGE", "{name: renamed}", "{listener: {name: 127.0.0.1_18000}}", name="b"),
             patch("HTTP_ROUTE", "MERGE", "{redirect: {path_redirect: /x, response_code: FOUND}, match: {headers: [{present_match: true}]}}", vhost(), name="c"),
+            patch("VIRTUAL_HOST", "ADD", "{name: own, domains: ['*']}", vhost(), name="d"),
+            patch("FILTER_CHAIN", "ADD", "{name: own}", name="e"),
             patch("HTTP_FILTER", "INSERT_FIRST", HEADERS, after(HCM), name="right"),
         )
     assert http_filters(patch("HTTP_FILTER", "INSERT_FIRST", HEADERS, after(HCM))) == ["headers", "fault", "router"]
     assert listener(made, "127.0.0.1_18000")["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"][0]["name"] == "headers"
     assert plain(made, ROUTES, "reviews.default.svc.cluster.local:9080")["virtual_hosts"][0]["routes"][0]["route"]["cluster"] == REVIEWS
     said = [record.getMessage() for record in caplog.records]
-    for name in "abc":
+    for name in "abcde":
         assert any(f"EnvoyFilter default/{name}: spec.configPatches[0] is not applied to" in one for one in said), said
 
 

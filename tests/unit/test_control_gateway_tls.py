@@ -133,6 +133,13 @@ def test_no_name_leads_to_two_chains(pki):
     assert [chain["filter_chain_match"]["server_names"] for chain in made] == [["*.c.test", "a.test"], ["b.test"]]
 
 
+def test_names_in_capitals_are_the_same_names(pki):
+    one = gateway(https("{mode: SIMPLE, credentialName: shop}", "[A.test]"), name="g")
+    other = gateway(https("{mode: SIMPLE, credentialName: shop}", "[a.TEST, B.test]"), name="h")
+    made = chains(one, other, TO_REVIEWS.replace("'*'", "A.Test"), certificate(pki, "shop"))
+    assert [chain["filter_chain_match"]["server_names"] for chain in made] == [["a.test"], ["b.test"]]
+
+
 def test_mutual_tls_of_the_mesh():
     server = gateway(https("{mode: ISTIO_MUTUAL}"))
     assert view(server, TO_REVIEWS).get(LISTENER, "0.0.0.0_8443") is None  # this workload has no certificate of the mesh
@@ -200,9 +207,13 @@ def test_sidecars_route_by_server_name_too():
         (gateway(https("{mode: SIMPLE, credentialName: a, cipherSuites: [RC4]}")), "spec.servers[0].tls.cipherSuites[0]: 'RC4' is not one of"),
         (gateway(https("{mode: SIMPLE, credentialName: a, subjectAltNames: [b]}")), "spec.servers[0].tls.subjectAltNames: is about certificates of clients"),
         (gateway(https("{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2}")), "spec.servers[0].tls.maxProtocol"),
+        (gateway(https("{mode: SIMPLE, credentialName: a, maxProtocolVersion: TLSV1_1}")), "spec.servers[0].tls.maxProtocolVersion: is older than"),
         (gateway(https("{mode: SIMPLE, credentialName: a}", protocol="HTTP")), "spec.servers[0].tls: HTTP is without TLS"),
         (gateway("{port: {number: 1, name: a, protocol: HTTPS}, hosts: ['*']}"), "spec.servers[0].tls: is needed for HTTPS"),
         (gateway(https("{mode: PASSTHROUGH}"), https("{mode: SIMPLE, credentialName: a}", name="b")), "spec.servers[1].port.number: there is a server on 8443"),
+        (gateway(https("{mode: PASSTHROUGH}", "['w*.test']")), "spec.servers[0].hosts[0]: 'w*.test' is no host"),
+        (gateway(https("{mode: PASSTHROUGH}", "['a/b*c']")), "spec.servers[0].hosts[0]: 'b*c' is no host"),
+        (istio("VirtualService", "v", "hosts: [a*b]\nhttp: [{route: [{destination: {host: b}}]}]"), "spec.hosts[0]: 'a*b' is no host"),
         (secret("a", tls_crt="x"), "data[tls.key]: is needed in a Secret of type kubernetes.io/tls"),
         (secret("a", tls_crt="x", tls_key="y"), "data[tls.crt]: no certificates in PEM"),
         (secret("a", "Opaque", cacert="x"), "data[cacert]: no certificates in PEM"),
