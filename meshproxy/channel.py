@@ -51,7 +51,7 @@ class Kind(IntEnum):
     CLUSTER_REMOVED = 20  # marshal [name]
     LISTENER = 21  # marshal (key, Listener, key of the one that it replaces or 0, only filter chains differ); with its sockets
     LISTENER_REMOVED = 22  # marshal key: accept no more, tell connections to end
-    LISTENER_DRAINED = 23  # marshal (key, statistics to forget or "", size of its message): what was replaced or removed has had its time, close what is left
+    LISTENER_DRAINED = 23  # marshal (key, prefixes of statistics to forget, size of its message): what was replaced or removed has had its time
     ROUTES = 24  # marshal (key, RouteConfiguration; empty: nobody needs it any more)
     EXTENSION = 27  # marshal (key, google.protobuf.Any; empty: there is none any more): the configuration of an HTTP filter
     RUNTIME_LAYER = 26  # marshal (name, google.protobuf.Struct): what a layer by discovery holds now

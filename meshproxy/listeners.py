@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import marshal
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api import registry
 from meshproxy.api.errors import fail
 from meshproxy.channel import Kind
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
 from meshproxy.net.listener_stats import stat_prefix
+from meshproxy.observe.stats import sanitise
 from meshproxy.record import Record
 from meshproxy.server import Listener
 
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
     from meshproxy.workers import Pool
 
 _INBOUND = 1  # envoy.config.core.v3.TrafficDirection
+_FILTERS = "envoy.extensions.filters.network."
+# Network filters with statistics of their own, by the stat_prefix that they are given.
+_FILTER_SCOPES = {
+    f"{_FILTERS}http_connection_manager.v3.HttpConnectionManager": "http.{}.",
+    f"{_FILTERS}tcp_proxy.v3.TcpProxy": "tcp.{}.",
+    f"{_FILTERS}connection_limit.v3.ConnectionLimit": "connection_limit.{}.",
+    f"{_FILTERS}local_ratelimit.v3.LocalRateLimit": "local_rate_limit.{}.",
+}
 _CHAINS = ("filter_chains", "default_filter_chain", "filter_chain_matcher")
 # What the listening sockets of two versions must have in common to be the same sockets.
 _SOCKET_FIELDS = (
@@ -198,15 +209,12 @@ class Listeners:
     def _drained(self, draining: Draining) -> None:
         if draining in self.draining:
             self.draining.remove(draining)
-        prefix = ""
         old = draining.listener
-        if all(one.name != old.name for one in self.active):
-            prefix = stat_prefix(_parse_listener(old.serialised))
-            if any(stat_prefix(_parse_listener(one.serialised)) == prefix for one in self.active):
-                prefix = ""
-        self._pool.broadcast(Kind.LISTENER_DRAINED, marshal.dumps((old.key, prefix, len(old.serialised))))
-        if prefix:
-            self._stats.scope(prefix).remove()
+        kept = [one.serialised for one in (*self.active, *(one.listener for one in self.draining))] + [one.serialised for one in self.warming.values()]
+        gone = sorted(_scopes(old.serialised).difference(*map(_scopes, kept)))
+        self._pool.broadcast(Kind.LISTENER_DRAINED, marshal.dumps((old.key, gone, len(old.serialised))))
+        if gone:
+            self._stats.remove(*gone)
         self._count()
 
     def _check_addresses(self, proto: Any, old: Listener | None) -> None:
@@ -274,10 +282,20 @@ def _parse(listener: Listener, like: Any) -> Any:
     return type(like).FromString(listener.serialised)
 
 
-def _parse_listener(serialised: bytes) -> Any:
+@lru_cache(256)
+def _scopes(serialised: bytes) -> frozenset[str]:
+    """The prefixes of the statistics that a Listener and its filters have, as far as they tell of nothing else."""
     from meshproxy.api import messages
 
-    return messages.known("envoy.config.listener.v3.Listener").FromString(serialised)
+    proto = messages.known("envoy.config.listener.v3.Listener").FromString(serialised)
+    found = {stat_prefix(proto)}
+    for chain in _chains(proto):
+        for entry in chain.filters:
+            config = registry.unpack(entry.typed_config)
+            scope = _FILTER_SCOPES.get(config.DESCRIPTOR.full_name)
+            if scope is not None:
+                found.add(scope.format(config.stat_prefix))
+    return frozenset(map(sanitise, found))
 
 
 def _close(bound: list[list[socket.socket]]) -> None:

@@ -315,20 +315,20 @@ class Worker:
             self._retire(key, listener, [])
 
     def _close_drained(self, body: bytes) -> None:
-        key, prefix, size = marshal.loads(body)
+        key, scopes, size = marshal.loads(body)
         self._updated(size)
         gone = self._retired.pop(key, [])
         for listener in (*self._past, *self._listeners.values()):
             listener.close_connections(gone)
-        self._loop.call_soon(self._dispose, gone, prefix)
+        self._loop.call_soon(self._dispose, gone, scopes)
 
-    def _dispose(self, chains: list[FilterChain], prefix: str) -> None:
+    def _dispose(self, chains: list[FilterChain], scopes: list[str]) -> None:
         """The last connections of these filter chains are closed, and have been counted."""
         for chain in chains:
             chain.dispose()
         self._past = [past for past in self._past if past.active]
-        if prefix:
-            self._context.stats.scope(prefix).remove()
+        if scopes:
+            self._context.stats.remove(*scopes)
 
     # -- what main says of the end
 

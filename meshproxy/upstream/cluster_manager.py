@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages
-from meshproxy.observe.stats import sanitise
+from meshproxy.observe.stats import Store, sanitise
 from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
 from meshproxy.upstream.options import STATIC
@@ -150,6 +150,9 @@ class ClusterManager:
                 prefixes.append(f"cluster.{proto.alt_stat_name or proto.name}.")
         if prefixes:
             self.context.stats.remove(*map(sanitise, prefixes))
+        for known in gone:
+            if known.cluster is not None:
+                known.cluster.stats.scope.store = Store()  # what its last connections still count concerns nobody
         self._removed.n += len(gone)
         self.context.changes.n += 1
         self._active.n = len(self._known)

@@ -98,6 +98,9 @@ class Needs:
                 del self.known[one.key]
                 one.subscription.close()
                 one.dropped()
+                scope = one.subscription.scope
+                if all(other.subscription.scope.prefix != scope.prefix for other in self.known.values()):
+                    scope.remove()
         held.clear()
 
 

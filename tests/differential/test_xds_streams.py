@@ -294,6 +294,39 @@ async def what_nobody_renews_expires_in_delta(site: Site, plane: Plane) -> None:
     await expired(site, plane, "DELTA_GRPC")
 
 
+async def statistics_go_with_what_they_are_of(site: Site, plane: Plane) -> None:
+    await site.origin("a")
+
+    async def names() -> list[str]:
+        """The scopes that there are, as deep as they tell anything."""
+        _, text = await site.proxy.admin("GET", "/stats")
+        found = [line.partition(":")[0] for line in text.splitlines()]
+        wanted = ("http.in.", "http.out.", "http.both.", "listener.in.", "listener.out.", "listener.more.", "cluster.one.", "cluster.two.")
+        return sorted({".".join(name.split(".")[: 2 + 2 * (".rds." in name)]) for name in found if name.startswith(wanted)})
+
+    plane.put("cluster", "c1", static("one", "a"), static("two", "a"))
+    plane.put("route", "r1", goes_to("two"))
+    plane.put("listener", "l1", http_listener("in", goes_to("one"), prefix="both"), listener("out"), http_listener("more", goes_to("two"), prefix="both"))
+    await started(site, plane)
+    for name in ("in", "out", "more"):
+        await site.until_get(name, "200 a")
+    site.note(await names())
+    await plane.set("listener", "l2", http_listener("in", goes_to("one"), prefix="both"))
+    await site.until_get("out", "refused")
+    await site.until("listener_manager.total_listeners_draining", 0)
+    await plane.set("cluster", "c2", static("one", "a"))
+    await site.until("cluster_manager.active_clusters", 2)
+    before = None
+    async with asyncio.timeout(20):
+        while (now := await names()) != before:  # what goes, goes with the last that holds it
+            before = now
+            await asyncio.sleep(0.3)
+    site.note(now)
+    await plane.set("listener", "l3", http_listener("in", goes_to("one"), prefix="both"), listener("out"))
+    await site.until_get("out", "503 ")
+    site.note(await site.stat("http.out.downstream_cx_total"), await site.stat("listener.out.downstream_cx_total"))
+
+
 _NEWER = b"\xf8\xff\x3f\x01"  # field 131071, a varint: of an API that nobody knows yet
 
 
@@ -339,6 +372,7 @@ async def unknown_fields_in_delta(site: Site, plane: Plane) -> None:
 
 
 SCENARIOS = [
+    statistics_go_with_what_they_are_of,
     state_of_the_world, delta, separate_streams, separate_delta_streams, what_is_wrong_is_refused, what_is_wrong_is_refused_in_delta,
     versions_are_kept_over_streams, versions_are_kept_over_delta_streams, what_is_gone_is_removed, what_is_gone_is_removed_in_delta,
     a_cluster_warms_while_the_old_one_serves, a_listener_waits_for_its_routes, what_does_not_come_is_not_waited_for, what_nobody_renews_expires,
