@@ -6,6 +6,7 @@ obtained anew. The folder is ours alone (mode 0700), files are replaced whole. A
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ log = logging.getLogger("meshproxy.config")
 
 _D = "envoy.service.discovery.v3."
 DELAY = 0.5  # seconds between the first of some changes and their being written
+RETRY = 5.0  # seconds until what could not be written is tried again
 
 
 class Cache:
@@ -36,6 +38,7 @@ class Cache:
         self._loop = loop
         self._entries: dict[str, Entry] = {}
         self._due: set[Entry] = set()
+        self._failing: set[Entry] = set()  # those of which the log has been told
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             if os.stat(folder).st_mode & 0o022:
@@ -59,13 +62,20 @@ class Cache:
         self._due.add(entry)
 
     def flush(self) -> None:
-        """Write what has changed."""
+        """Write what has changed. What cannot be written now is tried again."""
         due, self._due = self._due, set()
         for entry in due:
             try:
                 entry.write()
             except OSError as error:
-                log.warning("--config-cache: cannot write %s: %s", entry.path, error.strerror)
+                self._due.add(entry)
+                if entry not in self._failing:
+                    log.warning("--config-cache: cannot write %s: %s", entry.path, error.strerror)
+            else:
+                self._failing.discard(entry)
+        if self._due:
+            self._failing |= self._due
+            self._loop.call_later(RETRY, self.flush)
 
 
 class Entry:
@@ -98,9 +108,15 @@ class Entry:
             envelope.resource.type_url = self._type.url
             envelope.resource.value = serialised
             response.resources.add().Pack(envelope)
-        with open(f"{self.path}.new", "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(response.SerializeToString(deterministic=True))
-        os.replace(f"{self.path}.new", self.path)
+        scratch = f"{self.path}.new"
+        try:
+            with open(scratch, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(response.SerializeToString(deterministic=True))
+            os.replace(scratch, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch)  # the half of it would fill the disk
+            raise
 
     def read(self) -> tuple[Update, float] | None:
         """What was accepted by an earlier process, and when (Unix time); None when there is nothing (good)."""
