@@ -35,7 +35,7 @@ def parse(meta: Meta, body: Fields) -> Sidecar:
         labels,
         Imports(tuple(sorted(set(egress)))) if "egress" in spec else None,
         ingress or None,
-        _unknown(spec.child("outboundTrafficPolicy")),
+        unknown_of(spec.child("outboundTrafficPolicy")),
     )
 
 
@@ -92,7 +92,8 @@ def _endpoint(fields: Fields) -> tuple[str, int] | None:
     return None
 
 
-def _unknown(fields: Fields | None) -> Unknown | None:
+def unknown_of(fields: Fields | None) -> Unknown | None:
+    """An OutboundTrafficPolicy."""
     if fields is None:
         return None
     fields.not_honoured("egressProxy")

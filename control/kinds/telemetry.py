@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from control.kinds import sidecar
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.model.security import ROOT_NAMESPACE
@@ -83,7 +84,8 @@ def parse_mesh_config(body: Fields) -> MeshConfig | None:
     config = mesh.child("defaultConfig")
     tracing = config.child("tracing") if config is not None else None
     sampling = tracing.number("sampling", DEFAULT_SAMPLING, high=100.0) if tracing is not None else DEFAULT_SAMPLING
-    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False)
+    unknown = sidecar.unknown_of(mesh.child("outboundTrafficPolicy"))
+    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown)
     mesh.end()
     return made
 

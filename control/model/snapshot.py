@@ -112,14 +112,15 @@ class Config:
         """Which Sidecar holds for a proxy."""
         return sidecar_for(self.sidecars, namespace, labels)
 
-    def within(self, namespace: str, imports: Imports) -> Config:
+    def within(self, namespace: str, imports: Imports, needed: frozenset[str] = frozenset()) -> Config:
         """What of this sidecars of a namespace see that import so much: no more than is exported to them.
 
-        Where rules that they import send requests comes along, as in Istio. What a workload says of itself (access, gateways) is not part of it.
+        Where rules that they import send requests comes along, as in Istio, and the hosts that are `needed` for other things. What a workload says of itself
+        (access, gateways) is not part of it.
         """
         imports = imports.within(namespace)
         rules = tuple(one for one in self.route_rules if is_for(one, MESH) and visible(one, namespace) and imports.rules(one.namespace, one.hosts))
-        wanted = {host for one in rules for host in one.destinations()}
+        wanted = needed.union(*(one.destinations() for one in rules))
         services = {host: one for host, one in self.services.items() if visible(one, namespace) and (host in wanted or imports.service(one.namespace, host))}
         policies = tuple(
             one

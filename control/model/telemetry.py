@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from control.model.security import ROOT_NAMESPACE
+from control.model.sidecar import Unknown
 
 DEFAULT_SAMPLING = 1.0  # percent, as in Istio
 OTLP = "otlp"  # the provider that the command line names
@@ -35,17 +36,21 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
-    """What holds for the whole mesh, as in Istio's MeshConfig. `sampling`: percent of the requests whose callers have not decided."""
+    """What holds for the whole mesh, as in Istio's MeshConfig. `sampling`: percent of the requests whose callers have not decided; `unknown`: what becomes of
+    those to what is not in the mesh."""
 
     providers: Mapping[str, Provider] = field(default_factory=dict)
     defaults: tuple[str, ...] = ()
     sampling: float = DEFAULT_SAMPLING
     enabled: bool = True
+    unknown: Unknown | None = None
 
     def over(self, base: MeshConfig) -> MeshConfig:
         """This one with what `base` has besides: its providers, and its default provider where this one names none."""
         providers = {**base.providers, **self.providers}
-        return MeshConfig(providers, self.defaults or base.defaults, self.sampling if self.defaults else base.sampling, self.enabled)
+        return MeshConfig(
+            providers, self.defaults or base.defaults, self.sampling if self.defaults else base.sampling, self.enabled, self.unknown or base.unknown
+        )
 
 
 NO_MESH_CONFIG = MeshConfig()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, to_collector
 
 SAME, DIFFERENT = 0, 1  # exit statuses of `diff`
 
@@ -33,6 +34,7 @@ def add(commands: Any, add_server: Callable[[argparse.ArgumentParser], None], se
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of the mesh (default %(default)s)")
+    parser.add_argument("--otlp", default="", metavar="HOST:PORT", help="as the control plane has it")
     parser.add_argument("-o", "--output", default="table", choices=("table", "json", "yaml"))
 
 
@@ -44,7 +46,7 @@ def _diff(options: argparse.Namespace, server: Callable[[argparse.Namespace], st
         wanted = files.store_of(files.read(options.folder))
         if wanted.troubles:
             raise Unusable("\n".join([f"{options.folder} is not right:", *map(str, wanted.troubles)]))
-        snapshots = compare.Snapshots(options.trust_domain)
+        snapshots = compare.Snapshots(options.trust_domain, _defaults(options.otlp))
         after = snapshots.of(wanted.objects)
         if options.against:
             store = files.store_of(files.read(options.against))
@@ -60,6 +62,13 @@ def _diff(options: argparse.Namespace, server: Callable[[argparse.Namespace], st
         raise Unusable(str(error)) from error
     _print(options, changes)
     return DIFFERENT if changes else SAME
+
+
+def _defaults(otlp: str) -> MeshConfig:
+    try:
+        return to_collector(otlp) if otlp else NO_MESH_CONFIG
+    except ValueError as error:
+        raise Unusable(f"--otlp {error}") from error
 
 
 def _against_server(options: argparse.Namespace, address: str, after: Any) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _apply(options: argparse.Namespace) -> int:
             print(trouble, file=sys.stderr)
         print(f"meshctl: nothing was applied to {options.to}", file=sys.stderr)
         return 1
-    snapshots = compare.Snapshots(options.trust_domain)
+    snapshots = compare.Snapshots(options.trust_domain, _defaults(options.otlp))
     old, new = snapshots.of(before.objects), snapshots.of(after.objects)
     changes = compare.compare(old, new, compare.proxies_of(old, new))
     documents = show.documents(before.texts, after.texts)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from control.model.service import Workload
 from control.model.snapshot import MeshSnapshot, build
+from control.model.telemetry import MeshConfig
 from control.output import plain
 from control.translate.proxy import GRPC, SIDECAR, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, SECRET
@@ -84,15 +85,16 @@ class _Imagined(Ports):
 class Snapshots:
     """Snapshots of documents that can be compared: where ports are left open, they are the same ones in all of them."""
 
-    def __init__(self, trust_domain: str) -> None:
+    def __init__(self, trust_domain: str, defaults: MeshConfig) -> None:
         self._trust_domain = trust_domain
+        self._defaults = defaults
         self._arrange = Arrangement(_Imagined())
 
     def of(self, objects: Mapping[Any, Any]) -> MeshSnapshot:
         """As `meshctl up` would serve it if it has anything to run, as `serve` would if not."""
         if any(isinstance(one, Workload) and one.run is not None for one in objects.values()):
             objects = self._arrange(objects)
-        return build(objects, None, self._trust_domain)
+        return build(objects, None, self._trust_domain, self._defaults)
 
 
 def has_of(view: View) -> Has:

@@ -34,8 +34,16 @@ def _cluster(rule: JwtRule, hosts: Container[str]) -> str:
     if not rule.jwks_uri:
         return ""
     host, port = rule.keys_at
-    names = host, f"{host}.svc.{CLUSTER_DOMAIN}", f"{host}.{CLUSTER_DOMAIN}"
-    return outbound_cluster(next((name for name in names if name in hosts), host), port)
+    return outbound_cluster(next((name for name in _names(host) if name in hosts), host), port)
+
+
+def hosts(rule: JwtRule) -> tuple[str, ...]:
+    """The services by which the keys of a rule may be reached: the first one that there is."""
+    return _names(rule.keys_at[0]) if rule.jwks_uri else ()
+
+
+def _names(host: str) -> tuple[str, ...]:
+    return host, f"{host}.svc.{CLUSTER_DOMAIN}", f"{host}.{CLUSTER_DOMAIN}"
 
 
 def http_filters(tokens: Tokens, *, edge: bool) -> list[Json]:

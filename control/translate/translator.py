@@ -114,8 +114,8 @@ class Translator:
         self._snapshot: MeshSnapshot | None = None
         self._old: dict[Any, Any] = {}
         self._new: dict[Any, Any] = {}
-        self._seen_before: dict[tuple[str, Imports], tuple[Config, Config]] = {}
-        self._seen: dict[tuple[str, Imports], tuple[Config, Config]] = {}
+        self._seen_before: dict[tuple[str, Imports, frozenset[str]], tuple[Config, Config]] = {}
+        self._seen: dict[tuple[str, Imports, frozenset[str]], tuple[Config, Config]] = {}
 
     def view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
         """What `proxy` gets; the same object as long as neither of the two changes."""
@@ -141,14 +141,14 @@ class Translator:
 
     # --- a proxy
 
-    def _within(self, whole: Config, namespace: str, imports: Imports) -> Config:
+    def _within(self, whole: Config, namespace: str, imports: Imports, needed: frozenset[str]) -> Config:
         """What is seen of a configuration. It is the same object as before if what differs is not seen: then nothing is made anew for who sees so much."""
-        key = namespace, imports
+        key = namespace, imports, needed
         found = self._seen.get(key)
         if found is None:
             found = self._seen_before.get(key)
             if found is None or found[0] is not whole:
-                made = whole.within(namespace, imports)
+                made = whole.within(namespace, imports, needed)
                 found = whole, found[1] if found is not None and same_config(found[1], made) else made
             self._seen[key] = found
         return found[1]
@@ -160,13 +160,15 @@ class Translator:
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity
         served = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
         sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
-        config = self._within(whole, proxy.namespace, sidecar.imports) if sidecar is not None and sidecar.imports is not None else whole
+        config = whole
+        if sidecar is not None and sidecar.imports is not None:
+            config = self._within(whole, proxy.namespace, sidecar.imports, _needed(whole, proxy.namespace, workload))
         scope = _Scope(
             proxy.namespace,
             tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)),
             proxy.kind == GRPC,
             identity,
-            sidecar.unknown if sidecar is not None else None,
+            (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         traces = _traces(whole, proxy, labels, client=True), _traces(whole, proxy, labels, client=False)
@@ -437,7 +439,21 @@ class Translator:
 def _traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], *, client: bool) -> Traces:
     """What a side of a proxy traces, and who gets it."""
     settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, client=client)
-    return None if settings is None else (settings, _collector(config, settings.provider))
+    if settings is None:
+        return None
+    service = config.services.get(settings.provider.host)
+    if service is not None and not visible(service, proxy.namespace):
+        return None  # without its cluster, Envoy would refuse the listener
+    return settings, _collector(config, settings.provider)
+
+
+def _needed(config: Config, namespace: str, workload: Workload | None) -> frozenset[str]:
+    """The hosts that a proxy calls for itself, whatever its application does: for traces, and for the keys of tokens."""
+    found = {one.host for one in config.telemetry.mesh.providers.values()}
+    if workload is not None:
+        for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels):
+            found.update(tokens.hosts(rule))
+    return frozenset(one for one in found if one in config.services)
 
 
 def _is_service(config: Config, provider: Provider) -> bool:

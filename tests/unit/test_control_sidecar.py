@@ -138,6 +138,31 @@ def test_rules_of_others_are_not_seen_where_only_the_service_is():
     assert "418" in str(plain(made, ROUTES, "http_proxy"))
 
 
+def test_what_a_proxy_needs_itself_comes_along():
+    """Where traces go, and where the keys of tokens are, whatever the application calls; but not what is not exported."""
+    collector = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders: [{name: otel, opentelemetry: {service: %s.bank.svc.cluster.local, port: 80}}]
+    defaultProviders: {tracing: [otel]}
+"""
+    tokens = """
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: a, namespace: shop}
+spec: {jwtRules: [{issuer: a, jwksUri: 'http://cart.shop.svc.cluster.local/keys'}]}
+"""
+    nothing = sidecar("{egress: [{hosts: ['~/*']}]}")
+    assert seen(nothing, collector % "pay") == {"pay.bank"}
+    assert seen(nothing, tokens) == {"cart.shop"}
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, nothing, collector % "vault"))
+    assert seen_in(view) == set()
+    assert "vault" not in str([one.message for one in view.all(LISTENER)])  # Envoy would refuse a listener with a cluster that is not there
+
+
 def test_subsets_and_policies_stay_those_of_the_mesh():
     rule = istio("DestinationRule", "{host: pay.bank.svc.cluster.local, subsets: [{name: v1, labels: {app: pay}}]}", "pay", "bank")
     made = Translator().view(PROXY_WEB, snapshot(*WORLD, rule, sidecar("{egress: [{hosts: [bank/*]}]}")))
@@ -159,6 +184,19 @@ def test_outbound_traffic_policy(mode, name):
     else:
         assert last["routes"][0]["direct_response"] == {"status": 502}
         assert "load_assignment" not in cluster(view, name)
+
+
+def test_outbound_traffic_policy_of_the_mesh():
+    """It holds for proxies without a Sidecar that says otherwise."""
+    mesh = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: "outboundTrafficPolicy: {mode: ALLOW_ANY}"}
+"""
+    for texts, name in (([], "PassthroughCluster"), ([sidecar("{}")], "PassthroughCluster"), ([sidecar("{outboundTrafficPolicy: {}}")], "BlackHoleCluster")):
+        view = Translator().view(PROXY_WEB, snapshot(*WORLD, mesh, *texts))
+        assert {"PassthroughCluster", "BlackHoleCluster"} & {one.name for one in view.all(CLUSTER)} == {name}
 
 
 def test_without_a_policy_only_the_mesh_is_reached():

@@ -175,7 +175,8 @@ def test_only_what_a_policy_concerns_is_made_anew():
         (telemetry("[]").replace("tracing: []", "accessLogging: [{disabled: true}]"), "spec.accessLogging: "),
         (mesh_config("extensionProviders: [{name: z, zipkin: {service: z, port: 9411}}]"), "data.mesh.extensionProviders[0].zipkin: "),
         (mesh_config("defaultProviders: {tracing: [nobody]}"), "data.mesh.defaultProviders.tracing[0]: there is no provider"),
-        (mesh_config("outboundTrafficPolicy: {mode: ALLOW_ANY}"), "data.mesh.outboundTrafficPolicy"),
+        (mesh_config("outboundTrafficPolicy: {mode: ALLOW}"), "data.mesh.outboundTrafficPolicy.mode"),
+        (mesh_config("pathNormalization: {normalization: BASE}"), "data.mesh.pathNormalization"),
         (mesh_config("[1, 2]"), "data.mesh: must be a mapping"),
     ],
 )
