@@ -77,7 +77,7 @@ def test_patches_happen_and_go(mesh):
     mesh.write("patches.yaml", headers)
     wait_until(lambda: fetch(mesh.port)[1]["headers"].get("x-patched") == "yes")
     wait_until(lambda: fetch(mesh.port, "/teapot")[0] == 418)
-    wait_until(lambda: edge.stat("cluster.patched.upstream_rq_total") > 0)
+    wait_until(lambda: fetch(mesh.port)[0] == 200 and edge.stat("cluster.patched.upstream_rq_total") > 0)  # the old one serves until the new one is warm
     assert "own::" in edge.admin("GET", "/clusters")[1]
     status = wait_until(lambda: (one := mesh.control.status("web.default")) and "STALE" not in one.values() and one)
     assert [status[column] for column in ("CDS", "EDS", "LDS", "RDS")] == ["SYNCED"] * 4
