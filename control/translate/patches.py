@@ -8,11 +8,11 @@ with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from control.model.envoy_filter import ANY, GATEWAY, INBOUND, OUTBOUND, Patch, PatchMatch
-from control.translate.resource import CLUSTER, LISTENER, ROUTES, Resource, ResourceSet
+from control.translate.resource import CLUSTER, LISTENER, ROUTES, Resource
 from meshproxy.api import messages, support
 from meshproxy.api.errors import INVALID
 
@@ -37,11 +37,10 @@ _PREDEFINED = (
     "Int32Value",
     "Int64Value",
 )
-Ports = Mapping[int, frozenset[int]]  # where a proxy listens -> the ports that are meant
 
 
 class Proxy(NamedTuple):
-    """What patches may depend on. `role`: GATEWAY for one that serves gateways, else OUTBOUND. `ports`: see Ports, sorted."""
+    """What patches may depend on. `role`: GATEWAY for one that serves gateways, else OUTBOUND. `ports`: where it listens, and the port meant by it."""
 
     role: str
     ports: tuple[tuple[int, int], ...]
@@ -50,21 +49,17 @@ class Proxy(NamedTuple):
         return {port} | {meant for listen, meant in self.ports if listen == port}
 
 
-def patched(url: str, resources: ResourceSet, patches: tuple[Patch, ...], proxy: Proxy, *, adds: bool) -> ResourceSet:
-    """The resources of one type with all patches. `adds`: whether this is the set that new ones are put into."""
-    ours = [patch for place in _PLACES.get(url, ()) for patch in patches if patch.place == place]
-    if not ours:
-        return resources
-    made: dict[str, Resource] = {}
-    for resource in resources.values():
-        result = _patched(url, resource, ours, proxy)
-        if result is not None:
-            made[result.name] = result
-    for patch in ours if adds else ():
+def concerned(url: str, patches: Iterable[Patch]) -> tuple[Patch, ...]:
+    """Those that may change resources of a type, in the order in which they are applied."""
+    patches = tuple(patches)
+    return tuple(patch for place in _PLACES.get(url, ()) for patch in patches if patch.place == place)
+
+
+def added(url: str, patches: Iterable[Patch], proxy: Proxy) -> Iterator[Resource]:
+    """The resources that patches bring themselves."""
+    for patch in patches:
         if patch.operation == "ADD" and patch.place in ("CLUSTER", "LISTENER") and patch.context in (ANY, proxy.role, _other(proxy.role)):
-            name = patch.value.name
-            made.setdefault(name, Resource(url, name, patch.value.SerializeToString(deterministic=True)))
-    return ResourceSet(made.values())
+            yield Resource(url, patch.value.name, patch.value.SerializeToString(deterministic=True))
 
 
 def _other(role: str) -> str:
@@ -80,8 +75,8 @@ class _Unfit(Exception):
     """A patch would spoil the resource; the text says how."""
 
 
-def _patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Proxy) -> Resource | None:
-    """None when it is removed; the same object when no patch changes it."""
+def patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Proxy) -> tuple[Resource, ...]:
+    """The resource with all patches: the same object when none changes it, nothing when one removes it."""
     context = _context(url, resource, proxy.role)
     before = message = resource.message
     for patch in patches:
@@ -95,12 +90,12 @@ def _patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Prox
                 continue
             _check(url, candidate, message)
         except _Gone:
-            return None
+            return ()
         except _Unfit as error:
             _log.warning("%s is not applied to %s: %s", patch.where, resource.name, error)
             continue
         message = candidate
-    return resource if message is before else Resource(url, resource.name, message.SerializeToString(deterministic=True))
+    return (resource,) if message is before else (Resource(url, resource.name, message.SerializeToString(deterministic=True)),)
 
 
 def _check(url: str, message: Any, before: Any) -> None:

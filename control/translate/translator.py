@@ -28,7 +28,7 @@ from control.translate.gateways import Serving
 from control.translate.http_route import Target
 from control.translate.listeners import Clusters, Guard, Traces
 from control.translate.patches import Proxy as Patched
-from control.translate.patches import patched
+from control.translate.patches import added, concerned, patched
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
@@ -203,13 +203,22 @@ class Translator:
         return View(parts)
 
     def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
-        return {
-            url: tuple(
-                self._once((patched, url, _Same(one), patches, proxy, index), lambda: patched(url, one, patches, proxy, adds=not index))  # noqa: B023
-                for index, one in enumerate(sets)
-            )
-            for url, sets in parts.items()
-        }
+        made = dict(parts)
+        for url, sets in parts.items():
+            ours = concerned(url, patches)
+            if ours:
+                who = proxy if url == LISTENER else proxy._replace(ports=())  # the others are the same for all proxies of a role
+                made[url] = tuple(self._patched_set(url, one, ours, who, adds=not index) for index, one in enumerate(sets))
+        return made
+
+    def _patched_set(self, url: str, resources: ResourceSet, patches: tuple[Patch, ...], proxy: Patched, *, adds: bool) -> ResourceSet:
+        def build() -> ResourceSet:
+            found = list(added(url, patches, proxy)) if adds else []
+            for resource in resources.values():
+                found += self._once((patched, url, _Same(resource), patches, proxy), lambda one=resource: patched(url, one, patches, proxy))  # type: ignore[misc]
+            return ResourceSet(found)
+
+        return self._once((patched, url, _Same(resources), patches, proxy, adds), build)
 
     # --- what all proxies of a scope share
 

@@ -251,6 +251,21 @@ def test_patches_cost_those_alone_who_have_some():
     assert translator.view(WEB, third).parts(CLUSTER)[0] is translator.view(WEB, second).parts(CLUSTER)[0]
 
 
+def test_proxies_with_the_same_patches_share_what_they_make(caplog):
+    translator, store = Translator(), Store()
+    other = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: web2, labels: {app: web}}, spec: {sidecar: {httpProxy: 15001}}}"
+    texts = MESH, other, patch("CLUSTER", "MERGE", "{connect_timeout: 3s}"), patch("CLUSTER", "MERGE", "{name: spoilt}", name="wrong")
+    first = snapshot(*texts, store=store)
+    with caplog.at_level(logging.WARNING, "meshctl"):
+        views = [translator.view(ProxyKey("sidecar", name, "default"), first) for name in ("web", "web2")]
+        assert views[0].parts(CLUSTER)[0] is views[1].parts(CLUSTER)[0]
+        said = len(caplog.records)
+        more = "{apiVersion: v1, kind: Service, metadata: {name: more}, spec: {ports: [{name: http, port: 80}]}}"
+        after_it = translator.view(WEB, snapshot(*texts, more, before=first, store=store))
+        assert after_it.get(CLUSTER, REVIEWS) is views[0].get(CLUSTER, REVIEWS)
+        assert len(caplog.records) == said + 1  # of what is new
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
