@@ -6,6 +6,8 @@ is counted.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 import subprocess
 import sys
@@ -26,6 +28,9 @@ from meshproxy.codec.h1.response import ResponseParser
 from meshproxy.codec.headers import RequestHead
 from meshproxy.http.hash_policy import cookie_value
 from meshproxy.http.header_mutations import append_header
+from meshproxy.http.jwt.locations import ParameterLocation
+from meshproxy.http.jwt.status import Bad
+from meshproxy.http.jwt.token import Jwt
 from meshproxy.http.paths import UNESCAPE_AND_FORWARD, PathOptions, normalise
 from meshproxy.http.request_head import _REFERER, _from_right
 from meshproxy.observe import json_text
@@ -33,6 +38,7 @@ from meshproxy.observe.format import compile_header_value
 from tests.property.test_observe import stream
 
 Work = Callable[[], Any]
+_ACCESS_TOKEN = ParameterLocation(b"access_token")
 
 
 class Sink:
@@ -66,6 +72,18 @@ def response(data: bytes, step: int = 0) -> Work:
         parser = ResponseParser(Sink(), Options(max_head_bytes=1 << 20))
         for at in range(0, len(data), step or len(data)):
             parser.feed(data[at : at + (step or len(data))])
+
+    return work
+
+
+def b64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def token(data: bytes) -> Work:
+    def work() -> None:
+        with contextlib.suppress(Bad):
+            Jwt(data)
 
     return work
 
@@ -170,6 +188,13 @@ PROBES: dict[str, Callable[[int], Work]] = {
     "json": lambda n: partial(json_text.quote, b'"\\\xff\x01' * n),
     "records of one byte": lambda n: partial(client_hello.parse, _hello_in_records(n)),
     "names": lambda n: _named(_names(n)),
+    "tokens of dots": lambda n: token(b"." * n),
+    "tokens in base64": lambda n: token(b"a" * n + b".a.a"),
+    "tokens of JSON": lambda n: token(b64(b'{"alg":"RS256","x":"' + b"[{" * n + b'"}') + b".e30.a"),
+    "tokens of brackets": lambda n: token(b64(b'{"x":' + b"[" * n) + b".e30.a"),
+    "tokens of names": lambda n: token(b64(b"{" + b",".join(b'"%d":0' % at for at in range(n)) + b"}") + b".e30.a"),
+    "tokens of digits": lambda n: token(b64(b'{"x":' + b"9" * n + b"}") + b".e30.a"),
+    "parameters before a token": lambda n: partial(_ACCESS_TOKEN.find, RequestHead(b"GET", b"/?" + b"%61=b&" * n, b"h")),
     "colliding names": lambda n: _named(_colliding(n)),
     "empty TLVs": lambda n: partial(proxy_protocol.parse, _tlvs(n)),
 }  # fmt: skip

@@ -188,6 +188,48 @@ def remote(name: str, issuer: str = ISSUER, **fields: Any) -> dict[str, Any]:
 
 
 KEYS = jwks("rsa")
+
+
+# ---- what others make of claims
+def claim(*path: str, **value: Any) -> dict[str, Any]:
+    """A MetadataMatcher."""
+    return {"filter": "envoy.filters.http.jwt_authn", "path": [{"key": key} for key in ("payload", *path)], "value": value}
+
+
+def policy(principal: dict[str, Any], path: str) -> dict[str, Any]:
+    return {"permissions": [{"url_path": {"path": {"prefix": path}}}], "principals": [principal]}
+
+
+CLAIMED = filter_(
+    "jwt_authn",
+    providers={"p": local("rsa", payload_in_metadata="payload", clear_route_cache=True)},
+    rules=[rule("/", requires_any={"requirements": [{"provider_name": "p"}, {"allow_missing": {}}]})],
+)
+CLAIM_POLICIES = {
+    "text": policy({"metadata": claim("sub", string_match={"exact": "ann"})}, "/text"),
+    "list": policy({"metadata": claim("groups", list_match={"one_of": {"string_match": {"prefix": "dev"}}})}, "/list"),
+    "either": policy({"metadata": claim("aud", or_match={"value_matchers": [{"list_match": {"one_of": {"string_match": {"exact": "x"}}}},
+                                                                          {"string_match": {"exact": "x"}}]})}, "/either"),
+    "number": policy({"metadata": claim("level", double_match={"range": {"start": 2, "end": 5}})}, "/number"),
+    "exact_number": policy({"metadata": claim("level", double_match={"exact": 3})}, "/exact"),
+    "bool": policy({"metadata": claim("admin", bool_match=True)}, "/bool"),
+    "present": policy({"metadata": claim("any", present_match=True)}, "/present"),
+    "null": policy({"metadata": claim("none", null_match={})}, "/null"),
+    "nested": policy({"metadata": claim("a", "b", string_match={"suffix": "c"})}, "/nested"),
+    "inverted": policy({"metadata": claim("sub", string_match={"exact": "ann"}) | {"invert": True}}, "/inverted"),
+    "sourced": policy({"sourced_metadata": {"metadata_matcher": claim("sub", string_match={"exact": "ann"})}}, "/sourced"),
+    "of_route": policy({"sourced_metadata": {"metadata_matcher": claim("sub", string_match={"exact": "ann"}), "metadata_source": "ROUTE"}}, "/of_route"),
+    "routed": policy({"any": True}, "/routed"),
+}  # fmt: skip
+CLAIM_HOSTS = [{"name": "all", "domains": ["*"], "routes": [
+    {"match": {"prefix": "/routed", "dynamic_metadata": [claim("sub", string_match={"exact": "ann"})]}, "name": "for_ann", "route": {"cluster": "b"}},
+    {"match": {"prefix": "/of_route"}, "name": "with_metadata", "route": {"cluster": "a"},
+     "metadata": {"filter_metadata": {"envoy.filters.http.jwt_authn": {"payload": {"sub": "ann"}}}}},
+    {"match": {"prefix": "/"}, "name": "all", "route": {"cluster": "a"}},
+]}]  # fmt: skip
+ANN = token(sub="ann", groups=["ops", "developers"], aud=["y", "x"], level=3, admin=True, any={}, none=None, a={"b": "abc"})
+BOB = token(sub="bob", groups="developers", aud="x", level="3", admin=False, a={"b": {"c": 1}})
+ZED = token(payload={"iss": ISSUER, "none": None, "level": 4.5, "groups": [], "aud": []})
 CONFIG = bootstrap(
     *[
         jwt("jwt", {"p": local(*ALL_KEYS, failed_status_in_metadata="failed")}),
@@ -213,6 +255,7 @@ CONFIG = bootstrap(
         jwt("remote_two", {"p": remote("dead", "https://a.test"), "q": remote("keys", "https://b.test")}, [rule("/", **any_of({"provider_name": "p"},
         {"provider_name": "q"}))]),
         jwt("grpc", {"p": local("rsa")}),
+        http("claims", CLAIM_HOSTS, filters=[CLAIMED, filter_("rbac", rules={"action": "ALLOW", "policies": CLAIM_POLICIES})], access_log=[LOG]),
     ],
     clusters=[cluster("a", "a"), cluster("b", "b"), cluster("keys", "keys"), cluster("dead", "dead")],
 )  # fmt: skip
@@ -523,6 +566,9 @@ CASES = [
     Case("cache_too_long", [part for _ in range(3) for part in (get("/", bearer(token(x="y" * 1000))), Response())], on="cache"),
     Case("cache_fits", [part for _ in range(3) for part in (get("/", bearer(token(x="y" * 900))), Response())], on="cache"),
     Case("cache_bad", [part for _ in range(2) for part in (get("/", bearer(token("rsa2"))), Response())], on="cache"),
+    *[case("claims", f"{path}_{name}", *([bearer(text)] if text else []), path=f"/{path}")
+      for path in ("text", "list", "either", "number", "exact", "bool", "present", "null", "nested", "inverted", "sourced", "of_route", "routed")
+      for name, text in (("ann", ANN), ("bob", BOB), ("zed", ZED), ("nobody", ""))],
     Case("grpc_missing", req("POST", "/x.Y/Z", "content-type: application/grpc", "te: trailers"), on="grpc"),
     Case("grpc_bad", req("POST", "/x.Y/Z", "content-type: application/grpc", "te: trailers", bearer("x")), on="grpc"),
     # keys from afar; the first case on a listener fetches them

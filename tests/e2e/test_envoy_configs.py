@@ -115,6 +115,10 @@ NOT_COVERED = {
     ),
     "lua": ({f"{HCM}.http_filters": [http_filter("lua.v3.Lua"), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
     "ext_authz": ({f"{HCM}.http_filters": [http_filter("ext_authz.v3.ExtAuthz", grpc_service=GRPC), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
+    "jwt_by_filter_state": (
+        {f"{HCM}.http_filters": [http_filter("jwt_authn.v3.JwtAuthentication", filter_state_rules={"name": "x"}), ROUTER]},
+        f"{HCM}.http_filters[0].typed_config.filter_state_rules",
+    ),
     "compressor_per_route": (
         {f"{ROUTE}.typed_per_filter_config": {"x": {"@type": f"{T}filters.http.compressor.v3.CompressorPerRoute", "disabled": True}}},
         f'{ROUTE}.typed_per_filter_config["x"]',
@@ -148,7 +152,30 @@ NOT_COVERED = {
     "internal_redirects": ({f"{ROUTE}.route.internal_redirect_policy": {}}, f"{ROUTE}.route.internal_redirect_policy"),
     "quic_listener": ({f"{L0}.udp_listener_config": {}}, f"{L0}.udp_listener_config"),
 }  # fmt: skip
+_KEYLESS = {"inline_string": '{"keys": [{"kty": "RSA"}]}'}
+_REMOTE = {"uri": "http://x/", "cluster": "c", "timeout": "1s"}
+# Of the filter that verifies tokens: fields, and the path of the first mistake in them.
+WRONG_TOKENS = {
+    "without_keys": ({"providers": {"p": {"issuer": "x"}}}, 'providers["p"]'),
+    "bad_keys": ({"providers": {"p": {"local_jwks": {"inline_string": "{}"}}}}, 'providers["p"].local_jwks'),
+    "no_valid_key": ({"providers": {"p": {"local_jwks": _KEYLESS}}}, 'providers["p"].local_jwks'),
+    "bad_uri": ({"providers": {"p": {"remote_jwks": {"http_uri": _REMOTE | {"uri": "x y"}}}}}, 'providers["p"].remote_jwks.http_uri.uri'),
+    "no_timeout": ({"providers": {"p": {"remote_jwks": {"http_uri": _REMOTE | {"timeout": None}}}}}, 'providers["p"].remote_jwks.http_uri.timeout'),
+    "unknown_provider": ({"rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "x"}}]}, "rules[0].requires.provider_name"),
+    "unknown_name": ({"rules": [{"match": {"prefix": "/"}, "requirement_name": "x"}]}, "rules[0].requirement_name"),
+    "any_of_one": (
+        {"rules": [{"match": {"prefix": "/"}, "requires": {"requires_any": {"requirements": [{}]}}}]},
+        "rules[0].requires.requires_any.requirements",
+    ),
+}
 WRONG = {
+    **{
+        f"jwt_{name}": (
+            {f"{HCM}.http_filters": [http_filter("jwt_authn.v3.JwtAuthentication", **fields), ROUTER]},
+            f"{HCM}.http_filters[0].typed_config.{path}",
+        )
+        for name, (fields, path) in WRONG_TOKENS.items()
+    },
     "unknown_field": ({f"{ROUTE}.route.timeuot": "1s"}, f"{ROUTE}.route.timeuot"),
     "unknown_type": ({f"{HCM}.http_filters": [{"name": "x", "typed_config": {"@type": "a/b.C"}}, ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
     "wrong_type": ({f"{ROUTE}.route.timeout": 5}, f"{ROUTE}.route.timeout"),

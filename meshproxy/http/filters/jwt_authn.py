@@ -109,10 +109,10 @@ class JwtAuthn:
 
     def _finish(self, stream: Any, verification: Verification, realm: bytes, status: Status) -> Reply | None:
         base = self._base
-        if verification.clears_route:
-            stream.clear_route_cache()
         if verification.extracted:
             stream.metadata[METADATA] = stream.metadata.get(METADATA, {}) | verification.extracted
+        if verification.clears_route:
+            stream.clear_route_cache()
         if status == Status.OK:
             base.stats["allowed"].n += 1
             return None
