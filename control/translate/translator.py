@@ -39,7 +39,7 @@ TRACING = "tracing"  # in names of clusters of collectors
 
 
 class View:
-    """All resources of one proxy: for each type, sets that others may share. Names are unique within a type."""
+    """All resources of one proxy: for each type, sets that others may share, always as many. Names are unique within a type."""
 
     __slots__ = ("_parts",)
 
@@ -51,8 +51,8 @@ class View:
         return self._parts.get(url, ())
 
     def without(self, url: str) -> View:
-        """The same without one type."""
-        return View({one: parts for one, parts in self._parts.items() if one != url})
+        """The same with nothing of one type."""
+        return View({**self._parts, url: tuple(NO_RESOURCES for _ in self.parts(url))})
 
     def get(self, url: str, name: str) -> Resource | None:
         """One resource."""
@@ -194,9 +194,8 @@ class Translator:
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
             own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
             entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
-            if entitled:
-                key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
-                parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)),)
+            key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
+            parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)) if entitled else NO_RESOURCES,)
             chosen = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
             if chosen:
                 parts = self._patched(parts, chosen, Patched(GATEWAY if served else OUTBOUND, _meant(workload)))

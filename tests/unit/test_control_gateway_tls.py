@@ -339,3 +339,32 @@ def test_a_new_certificate_changes_nothing_but_the_secret(pki):
     for url in ORDER:
         changed = [one.name for new, old in zip(after.parts(url), before.parts(url), strict=True) for one in new.since(old).changed]
         assert changed == (["kubernetes://shop"] if url == SECRET else [])
+
+
+def test_a_stream_lives_on_when_its_gateway_or_its_entitlement_goes_and_comes(pki):
+    store = Store()
+    texts = (gateway(https("{mode: SIMPLE, credentialName: shop}")), TO_REVIEWS, certificate(pki, "shop"))
+    there = snapshot(MESH, EDGE, *texts, store=store)
+    hub = Hub(there)
+    connection = hub.open(delta=True)
+    connection.proven = frozenset(["spiffe://cluster.local/ns/default/sa/default"])
+
+    def said() -> list[tuple[list[str], list[str]]]:
+        found = [messages.known("envoy.service.discovery.v3.DeltaDiscoveryResponse").FromString(one) for one in connection.responses()]
+        for one in found:
+            answer = {"type_url": SECRET, "response_nonce": one.nonce}
+            connection.receive(convert.to_message(answer, messages.known("envoy.service.discovery.v3.DeltaDiscoveryRequest")).SerializeToString())
+        return [([resource.name for resource in one.resources], list(one.removed_resources)) for one in found]
+
+    request = {"node": {"id": "edge.default"}, "type_url": SECRET, "resource_names_subscribe": ["kubernetes://shop"]}
+    connection.receive(convert.to_message(request, messages.known("envoy.service.discovery.v3.DeltaDiscoveryRequest")).SerializeToString())
+    assert said() == [(["kubernetes://shop"], [])]
+    hub.publish(snapshot(MESH, EDGE, TO_REVIEWS, TO_REVIEWS.replace("name: v}", "name: w}"), certificate(pki, "shop"), before=there, store=store))
+    assert said() == [([], ["kubernetes://shop"])]
+    hub.publish(there)
+    assert said() == [(["kubernetes://shop"], [])]
+    account = EDGE.replace("{istio: edge}}}", "{istio: edge}}, spec: {serviceAccount: other}}")
+    hub.publish(snapshot(MESH, account, *texts, store=Store()))
+    assert said() == [([], ["kubernetes://shop"])]
+    hub.publish(there)
+    assert said() == [(["kubernetes://shop"], [])]
