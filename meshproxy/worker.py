@@ -45,6 +45,7 @@ log = logging.getLogger("meshproxy.main")
 
 _LISTENER = "envoy.config.listener.v3.Listener"
 STATS_INTERVAL = 1.0  # seconds between frames of what was counted
+LAST_SPANS_LIMIT = 1.0  # seconds that a process that is to end waits for a collector
 IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
 # Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. Requests leave no cycles behind, so
 # the collector finds little; the defaults (700, 10, 10) would look seventy times more often.
@@ -348,16 +349,25 @@ class Worker:
         for drain in (self._inbound.drain, self._context.drain):
             drain.start()
         self._left = True
+        self._last_spans = 0.0  # when there was nothing else to wait for
         for listener in (*self._past, *self._listeners.values()):
             listener.stop_accepting()
             listener.drain()
         self._wait_idle()
 
     def _wait_idle(self) -> None:
-        if any(listener.active for listener in (*self._past, *self._listeners.values())):
+        if any(listener.active for listener in (*self._past, *self._listeners.values())) or self._sends_spans():
             self._loop.call_later(IDLE_CHECK_INTERVAL, self._wait_idle)
         else:
             self._channel.send(Kind.IDLE)
+
+    def _sends_spans(self) -> bool:
+        """Whether spans of the last requests are still on their way; those that wait are sent now."""
+        batches = self._context.shared.get("span batches", ())
+        for batch in batches:
+            batch.flush()
+        self._last_spans = self._last_spans or self._loop.time()
+        return any(batch.busy for batch in batches) and self._loop.time() < self._last_spans + LAST_SPANS_LIMIT
 
     def _fail_health_checks(self, body: bytes) -> None:
         for drain in (self._inbound.drain, self._context.drain):

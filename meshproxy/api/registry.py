@@ -132,6 +132,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "tracer": {
         "envoy.config.trace.v3.OpenTelemetryConfig": "meshproxy.tracing.opentelemetry",
+        "envoy.config.trace.v3.ZipkinConfig": "meshproxy.http.zipkin",
     },
     "OpenTelemetry sampler": {
         f"{_E}tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig": "meshproxy.tracing.samplers",

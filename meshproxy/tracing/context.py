@@ -27,7 +27,7 @@ class Malformed(ValueError):
 
 
 class SpanContext(NamedTuple):
-    """What a caller says of its span. `trace_id`: 32 digits, or with B3 16; `parent_id`: of the caller's own parent, where B3 says it."""
+    """What a caller says of its span. `trace_id`: 32 digits, or 16 where the rest is zero; `parent_id`: of the caller's own parent, where B3 says it."""
 
     trace_id: bytes
     span_id: bytes
@@ -47,12 +47,13 @@ def extract_w3c(head: Headers) -> SpanContext | None:
     return SpanContext(found[1].lower(), found[2].lower(), bool(int(found[3], 16) & 1), head.joined(TRACESTATE) or b"")
 
 
-def inject_w3c(head: Headers, trace_id: bytes, span_id: bytes, sampled: bool, state: bytes) -> None:
-    """Say it, after all that is there. As Envoy, `tracestate` is there even where there is nothing in it."""
+def inject_w3c(head: Headers, trace_id: bytes, span_id: bytes, sampled: bool, state: bytes | None) -> None:
+    """Say it, after all that is there. As Envoy, `tracestate` is there even where there is nothing in it; None leaves it as it is."""
     head.remove(TRACEPARENT)
-    head.remove(TRACESTATE)
     head.add(TRACEPARENT, b"00-%b-%b-0%d" % (trace_id if len(trace_id) == 32 else trace_id.rjust(32, b"0"), span_id, sampled))
-    head.add(TRACESTATE, state)
+    if state is not None:
+        head.remove(TRACESTATE)
+        head.add(TRACESTATE, state)
 
 
 def b3_sampled(head: Headers, default: bool) -> bool:
@@ -75,7 +76,7 @@ def extract_b3(head: Headers, sampled: bool) -> SpanContext | None:
         found = _B3(value)
         if found is None:
             raise Malformed("b3")
-        return SpanContext(found[1].lower(), found[2].lower(), sampled, b"", (found[4] or NO_PARENT).lower())
+        return SpanContext(_shortened(found[1].lower()), found[2].lower(), sampled, b"", (found[4] or NO_PARENT).lower())
     trace, span = head.get(B3_TRACE), head.get(B3_SPAN)
     if trace is None or span is None:
         return None
@@ -84,19 +85,27 @@ def extract_b3(head: Headers, sampled: bool) -> SpanContext | None:
     high = trace[:16] if len(trace) == 32 else b"0"
     if not (_ID(low) and _ID(high) and _ID(span) and (not parent or _ID(parent))):
         raise Malformed("x-b3-traceid, x-b3-spanid or x-b3-parentspanid")
-    trace_id = trace.lower() if len(trace) == 32 else _sixteen(trace)
-    return SpanContext(trace_id, _sixteen(span), sampled, b"", _sixteen(parent) if parent else NO_PARENT)
+    return SpanContext(
+        _shortened(trace.lower()) if len(trace) == 32 else _sixteen(trace), _sixteen(span), sampled, b"", _sixteen(parent) if parent else NO_PARENT
+    )
 
 
-def inject_b3(head: Headers, trace_id: bytes, span_id: bytes, parent_id: bytes, sampled: bool) -> None:
-    """Say it in several headers."""
-    for name in (B3_TRACE, B3_SPAN, B3_PARENT, B3_SAMPLED):
+def inject_b3(head: Headers, trace_id: bytes, span_id: bytes, parent_id: bytes, sampled: bool, *, single: bool = False) -> None:
+    """Say it, in several headers or in a single one, after all that is there."""
+    flag = b"1" if sampled else b"0"
+    if single:
+        said = [(B3, b"-".join((trace_id, span_id, flag, parent_id) if parent_id else (trace_id, span_id, flag)))]
+    else:
+        said = [(B3_TRACE, trace_id), (B3_SPAN, span_id), *([(B3_PARENT, parent_id)] if parent_id else []), (B3_SAMPLED, flag)]
+    for name, _ in said:
         head.remove(name)
-    head.add(B3_TRACE, trace_id)
-    head.add(B3_SPAN, span_id)
-    if parent_id:
-        head.add(B3_PARENT, parent_id)
-    head.add(B3_SAMPLED, b"1" if sampled else b"0")
+    for name, value in said:
+        head.add(name, value)
+
+
+def _shortened(trace_id: bytes) -> bytes:
+    """32 digits, or those 16 that say something."""
+    return trace_id[16:] if trace_id.startswith(_ZERO) else trace_id
 
 
 def _sixteen(digits: bytes) -> bytes:

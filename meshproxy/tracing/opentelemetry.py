@@ -9,16 +9,17 @@ Source: envoy.config.trace.v3.OpenTelemetryConfig.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import __version__
 from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED
-from meshproxy.net import tasks
 from meshproxy.tracing import context, otlp, resources, samplers
+from meshproxy.tracing.batch import Batch
 from meshproxy.tracing.span import Span
+from meshproxy.upstream.grpc_client import GrpcClient
+from meshproxy.upstream.grpc_stream import GrpcError
 
 if TYPE_CHECKING:
     from meshproxy.codec.headers import RequestHead
@@ -48,23 +49,19 @@ class Tracer:
 
     def __init__(self, proto: Any, context: Context) -> None:
         self._bits = context.random.getrandbits
-        self._runtime = context.runtime
-        self._loop = context.loop
         self._sampler = None
         if proto.HasField("sampler"):
             with errors.under("sampler"):
                 self._sampler = samplers.compile_sampler(proto.sampler)
         self._resource = otlp.encode_resource(resources.detect(proto.service_name, proto.resource_detectors))
         self._scope = otlp.encode_scope("meshproxy", __version__)
-        self._max = proto.max_cache_size.value if proto.HasField("max_cache_size") else _MAX_CACHE
         self._client, self._timeout = _client(proto, context)
         scope = context.stats.scope("tracing.opentelemetry.")
         self._sent = scope.counter("spans_sent")
         self._flushed_by_timer = scope.counter("timer_flushed")
         self._dropped = scope.counter("spans_dropped")
-        self._buffer: list[bytes] = []
-        self._under_way = 0  # spans in calls
-        self._timer: asyncio.TimerHandle | None = None
+        limit = proto.max_cache_size.value if proto.HasField("max_cache_size") else _MAX_CACHE
+        self._batch: Batch[bytes] = Batch(context, "tracing.opentelemetry", limit, self._export, self._on_timer)
 
     # -- spans
 
@@ -106,50 +103,22 @@ class Tracer:
 
     def send(self, span: Span, end: float) -> None:
         """A sampled span has ended."""
-        buffer = self._buffer
-        if len(buffer) + self._under_way >= self._max:
+        if not self._batch.put(otlp.encode_span(span, end)):
             self._dropped.n += 1
-            return
-        buffer.append(otlp.encode_span(span, end))
-        if len(buffer) >= self._runtime.integer("tracing.opentelemetry.min_flush_spans", 5):
-            self._flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(self._runtime.integer("tracing.opentelemetry.flush_interval_ms", 5000) / 1000, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
         self._flushed_by_timer.n += 1
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        spans, self._buffer = self._buffer, []
-        if spans:
-            self._under_way += len(spans)
-            tasks.spawn("trace export", self._export(spans))
 
     async def _export(self, spans: list[bytes]) -> None:
-        from meshproxy.upstream.grpc_stream import GrpcError
-
         try:
             await self._client.unary(_EXPORT, otlp.encode_request(self._resource, self._scope, spans), timeout=self._timeout)
             self._sent.n += len(spans)
         except GrpcError as error:
             self._dropped.n += len(spans)
             log.debug("%d spans were not taken: %s", len(spans), error)
-        finally:
-            self._under_way -= len(spans)
-
-    def close(self) -> None:
-        """The process ends: what waits is sent."""
-        self._flush()
 
 
 def _client(proto: Any, context: Context) -> tuple[Any, float]:
-    from meshproxy.upstream.grpc_client import GrpcClient  # only where there is something to call
-
     if not proto.HasField("grpc_service"):
         errors.fail("grpc_service", "value is required: nobody would get the spans")
     with errors.under("grpc_service"):

@@ -11,7 +11,7 @@ class Span:
     What is not sampled has ids, for those further on, and is not sent: nobody needs to give it tags.
     """
 
-    __slots__ = ("client", "events", "id", "name", "parent", "remote", "sampled", "shared", "start", "state", "tags", "trace_id", "tracer")
+    __slots__ = ("client", "events", "id", "name", "parent", "remote", "sampled", "shared", "single", "start", "state", "tags", "trace_id", "tracer")
 
     def __init__(self, tracer: Any, trace_id: bytes, id: bytes, name: bytes, start: float, *, client: bool, sampled: bool) -> None:
         self.tracer = tracer
@@ -24,6 +24,7 @@ class Span:
         self.parent = b""
         self.remote = False  # the parent is somebody else's
         self.shared = False  # its id is its caller's (Zipkin)
+        self.single = False  # B3 comes in one header, and so does it go on
         self.state = b""  # tracestate
         self.tags: dict[str, bytes] = {}
         self.events: list[tuple[float, str]] = []  # when, what

@@ -32,6 +32,8 @@ EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 LAST = "last-of-the-case"  # the host of a request whose span comes after all others
 _RANDOM_ID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{16}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
 
+_PORT = re.compile(r"\b\d{4,5}\b")
+_TIMES = ("timestamp", "duration")
 _BY_THE_CLOCK = "x-envoy-expected-rq-timeout-ms"
 
 Request = bytes | Sequence[bytes]
@@ -175,12 +177,34 @@ class Zipkin(Upstream):
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                length = next((int(line.partition(":")[2]) for line in head if line.lower().startswith("content-length:")), 0)
-                self.posts.append((head[0], json.loads(await reader.readexactly(length))))
+                body = await self._body(head, reader)
+                spans = json.loads(body)
+                for span in spans:
+                    span["tags"] = {name: _plain(value) for name, value in span["tags"].items()}
+                self.posts.append((head[0], spans))
                 self.more.set()
                 writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+    @staticmethod
+    async def _body(head: list[str], reader: asyncio.StreamReader) -> bytes:
+        length = next((int(line.partition(":")[2]) for line in head if line.lower().startswith("content-length:")), None)
+        if length is not None:
+            return await reader.readexactly(length)
+        body = b""
+        while size := int(await reader.readline(), 16):
+            body += await reader.readexactly(size)
+            await reader.readline()
+        await reader.readline()
+        return body
+
+    async def until(self, seen: Any) -> None:
+        """Wait until `seen(posts)`."""
+        async with asyncio.timeout(LIMIT_S):
+            while not seen(self.posts):
+                self.more.clear()
+                await self.more.wait()
 
 
 class Names:
@@ -199,6 +223,17 @@ class Names:
             key = value[:14] + value[15:]
             return self._names.setdefault(key, f"request-id-{len(self._names)}") + f"({nibble})"
         return self._names.setdefault(value, f"id{len(value)}-{len(self._names)}")
+
+
+def _named(value: Any, names: Names, known: dict[str, str]) -> Any:
+    """The same with names for ids and ports, and without times."""
+    if isinstance(value, dict):
+        return {key: value[key] > 0 if key in _TIMES else _named(value[key], names, known) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_named(one, names, known) for one in value]
+    if isinstance(value, str):
+        return _PORT.sub(lambda found: known.get(found[0], found[0]), names.of(value))
+    return known.get(str(value), value)
 
 
 class Site:
@@ -228,6 +263,7 @@ class Site:
         self.upstream.seen.clear()
         self.collector.received.clear()
         self.collector.calls.clear()
+        self.zipkin.posts.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.ports[listener])
         requests = [request] if isinstance(request, bytes) else list(request)
         answers = []
@@ -238,7 +274,7 @@ class Site:
         finally:
             writer.close()
         after, upstream = await self.proxy.stats(), self.upstream.seen[:]
-        await self._last()
+        await self._last(listener)
         spans = [span for span in self.collector.received if LAST not in str(span)]
         names = Names(b"".join(requests).decode("latin-1"))
         known = {str(self.upstream.port): "A", str(self.collector.port): "OTLP"} | {str(port): name for name, port in self.proxy.ports.items()}
@@ -246,20 +282,23 @@ class Site:
             "answers": answers,
             "upstream": upstream,
             "spans": spans,
+            "posts": [post for post in self.zipkin.posts if LAST not in str(post)],
             "stats": {name: value - before.get(name, 0) for name, value in after.items() if ".tracing." in name and value != before.get(name, 0)},
         }
-        text = names.of(json.dumps(seen, indent=1))
-        result: Config = json.loads(re.sub(r"\b\d{4,5}\b", lambda found: known.get(found[0], found[0]), text))
-        return result
+        return {part: _named(seen[part], names, known) for part in ("upstream", "answers", "spans", "posts", "stats")}
 
-    async def _last(self) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.ports["last"])
+    async def _last(self, listener: str) -> None:
+        to_zipkin = listener.startswith("zipkin")
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy.ports["zipkin_last" if to_zipkin else "last"])
         writer.write(f"GET / HTTP/1.1\r\nhost: {LAST}\r\n\r\n".encode())
         try:
             await self._answer(reader)
         finally:
             writer.close()
-        await self.collector.until(lambda spans: any(LAST in str(span) for span in spans))
+        if to_zipkin:
+            await self.zipkin.until(lambda posts: any(LAST in str(post) for post in posts))
+        else:
+            await self.collector.until(lambda spans: any(LAST in str(span) for span in spans))
 
     async def _answer(self, reader: asyncio.StreamReader) -> list[str]:
         async with asyncio.timeout(LIMIT_S):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential.tracing_rig import Collector
+from tests.differential.config import bootstrap, cluster, http, to
+from tests.differential.proxy import our_command
+from tests.differential.tracing_rig import Collector, Site
 from tests.e2e.proxy import ROOT
 from tests.e2e.test_up import Up
 
@@ -46,3 +48,24 @@ async def test_both_sides_of_each_hop_are_in_one_trace(tmp_path: Path) -> None:
     assert [span["attributes"]["istio.canonical_service"] for span in found] == ["front", "front", "orders", "orders", "prices"]
     assert {span["attributes"]["istio.mesh_id"] for span in found} == {"cluster.local"}
     assert found[1]["name"] == found[2]["name"] == "orders.default.svc.cluster.local:80/*"
+
+
+async def test_what_waits_is_sent_before_a_proxy_ends() -> None:
+    options = {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}
+    provider = {"@": "envoy.config.trace.v3.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otlp"}}}
+    tracing = {"provider": {"name": "otlp", "typed_config": provider}}
+    otlp = cluster("otlp", typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options})
+    site = Site(our_command(), "ours")
+    try:
+        await site.start(bootstrap(http("main", to("a"), tracing=tracing), clusters=[cluster("a"), otlp]))
+        site.collect()
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.proxy.ports["main"])
+        writer.write(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert site.proxy.process is not None
+        site.proxy.process.terminate()
+        await site.collector.until(lambda spans: len(spans) == 1)
+        assert await asyncio.to_thread(site.proxy.process.wait, 10) == 0
+    finally:
+        await site.stop()
