@@ -136,7 +136,7 @@ async def test_log_injection(target: Target):
         await target.send(
             b"GET /up/" + target_of(value) + b" HTTP/1.1\r\nHost: a.test\r\nX-Evil: " + value + b"\r\nUser-Agent: " + value + b"\r\nConnection: close\r\n\r\n"
         )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (folder / "text.log").read_bytes().count(b"|END\n") - before["text.log"] < len(EVIL) or b"/etc/passwd" not in (folder / "json.log").read_bytes():
             await asyncio.sleep(0.01)
     lines = [line for line in (folder / "text.log").read_bytes().split(b"\n")[before["text.log"] : -1] if b"|polite.test|" not in line]

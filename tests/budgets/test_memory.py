@@ -18,7 +18,7 @@ REQUEST = f"GET /api/orders HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 
 def open_and_use(port: int) -> socket.socket:
     """A connection that has had one answer and waits for the next request."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=90)
     sock.sendall(REQUEST)
     answer = b""
     while not answer.endswith(b"abcdef"):  # the end of the service's body

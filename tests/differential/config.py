@@ -141,7 +141,7 @@ def cluster(name: str, *endpoints: str | Config, localities: list[Config] | None
     lb_endpoints = [endpoint(e) if isinstance(e, str) else e for e in endpoints or (name,)]
     return {
         "name": name,
-        "connect_timeout": "1s",
+        "connect_timeout": "30s",
         "load_assignment": {"cluster_name": name, "endpoints": localities or [{"lb_endpoints": lb_endpoints}]},
         **fields,
     }

@@ -18,8 +18,8 @@ from tests.differential.http2_steps import ask
 from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference, stat_deltas
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
 
-QUIET_LIMIT_S = 15.0
-SCENARIO_LIMIT_S = 60.0
+QUIET_LIMIT_S = 60.0
+SCENARIO_LIMIT_S = 180.0
 _OWN = re.compile(rf"\.admin\.|{re.escape(BARRIER)}\.")
 PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 

@@ -74,7 +74,7 @@ CASES = [
 
 def mirrored() -> Case:
     steps: list[Any] = [get("/mirror", ID), Response(), req("POST", "/mirror", ID, body=b"hello"), Response()]
-    return Case("mirrored", steps, Play([[Ended(), *reply()]]), skip=("stats", "upstream"))
+    return Case("mirrored", steps, {name: Play([[Ended(), *reply()]]) for name in ("h2a", "h2b")}, skip=("stats", "upstream"))
 
 
 UNMETERED = [

@@ -47,7 +47,7 @@ async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: boo
     options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http2_protocol_options": {}}}}
     control = {
         "name": "control",
-        "connect_timeout": "1s",
+        "connect_timeout": "30s",
         "typed_extension_protocol_options": options,
         "load_assignment": {"cluster_name": "control", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {
             "socket_address": {"address": "127.0.0.1", "port_value": plane.port}}}}]}]},
@@ -58,7 +58,7 @@ async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: boo
 
 
 def eds(name: str, source: Config = ADS, **fields: Any) -> Config:
-    return {"name": name, "type": "EDS", "connect_timeout": "1s", "eds_cluster_config": {"eds_config": source}} | fields
+    return {"name": name, "type": "EDS", "connect_timeout": "30s", "eds_cluster_config": {"eds_config": source}} | fields
 
 
 def listener(name: str, source: Config = ADS, routes: str = "routes") -> Config:
@@ -236,7 +236,7 @@ async def a_cluster_warms_while_the_old_one_serves(site: Site, plane: Plane) -> 
     await started(site, plane, kind="DELTA_GRPC")
     await site.until_get("in", "200 a")
     plane.hold.add("endpoint")
-    await plane.set("cluster", "c2", eds("one", connect_timeout="2s"))
+    await plane.set("cluster", "c2", eds("one", connect_timeout="31s"))
     await site.until("cluster_manager.warming_clusters", 1)
     site.note(await site.get("in"))
     await site.note_dump("ClustersConfigDump")
@@ -281,7 +281,7 @@ async def expired(site: Site, plane: Plane, kind: str) -> None:
     await site.until("cluster_manager.active_clusters", 1)  # only the control plane's
     site.note(await site.get("in"))
     await site.note_dump("ClustersConfigDump")
-    await plane.set("cluster", "c2", static("one", "a", connect_timeout="2s"), static("two", "a"))
+    await plane.set("cluster", "c2", static("one", "a", connect_timeout="31s"), static("two", "a"))
     await site.until("cluster_manager.active_clusters", 3)
     await site.note_dump("ClustersConfigDump")
 

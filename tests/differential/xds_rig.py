@@ -18,7 +18,7 @@ from typing import Any
 from tests.differential.config import Config, render
 from tests.differential.proxy import Proxy
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 TYPE = "type.googleapis.com/envoy.config."
 KINDS = {
     "cluster": f"{TYPE}cluster.v3.Cluster",
@@ -280,7 +280,7 @@ def goes_to(cluster: str, name: str = "routes") -> Config:
 
 def static(name: str, *origins: str, **fields: Any) -> Config:
     """A cluster with these origins."""
-    return {"name": name, "connect_timeout": "1s", "load_assignment": assignment(name, *origins)} | fields
+    return {"name": name, "connect_timeout": "30s", "load_assignment": assignment(name, *origins)} | fields
 
 
 def eds(name: str, service: str = "", **fields: Any) -> Config:
@@ -288,7 +288,7 @@ def eds(name: str, service: str = "", **fields: Any) -> Config:
     config: Config = {"eds_config": source(f"eds-{service or name}.json")}
     if service:
         config["service_name"] = service
-    return {"name": name, "type": "EDS", "connect_timeout": "1s", "eds_cluster_config": config} | fields
+    return {"name": name, "type": "EDS", "connect_timeout": "30s", "eds_cluster_config": config} | fields
 
 
 def assignment(name: str, *origins: str) -> Config:

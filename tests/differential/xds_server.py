@@ -93,7 +93,7 @@ class ControlPlane:
 
     async def until_asked(self, kind: str, part: str, count: int = 1) -> None:
         """Wait for so many requests with that in their records."""
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(60), self._changed:
             while sum(part in line for line in self.log[kind]) < count:
                 await self._changed.wait()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 30.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
+PATIENCE = 90.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 ADMIN = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\n"
 
 
@@ -56,7 +56,7 @@ def listener(port: int, routes: str, *, name: str = "l1", extra: str = "", filte
 def cluster(name: str, port: int) -> str:
     """A static cluster of one host."""
     host = f"{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-    return f"\n  - {{name: {name}, connect_timeout: 1s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{host}]}}]}}}}\n"
+    return f"\n  - {{name: {name}, connect_timeout: 30s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{host}]}}]}}}}\n"
 
 
 HELLO = "{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: hello}}}"

@@ -142,7 +142,7 @@ def test_a_missing_file_stops_the_start(tmp_path):
 
 
 def test_what_is_not_honoured_is_refused_with_its_path_and_the_rest_is_used(site):
-    bad = cluster("bad", 9).replace("connect_timeout: 1s", "connect_timeout: 1s, track_cluster_stats: {timeout_budgets: true}")
+    bad = cluster("bad", 9).replace("connect_timeout: 30s", "connect_timeout: 1s, track_cluster_stats: {timeout_budgets: true}")
     write(site.folder, "cds.yaml", "c2", "cluster.v3.Cluster", bad, cluster("good", 9))
     wait_until(lambda: site.stat("cluster_manager.cds.update_rejected") == 1)
     assert "track_cluster_stats: bad: is not supported" in site.stderr
@@ -177,7 +177,7 @@ class Plane:
 
 
 def with_plane(folder, port):
-    control = cluster("control", port).replace("connect_timeout: 1s", "connect_timeout: 1s, http2_protocol_options: {}")
+    control = cluster("control", port).replace("connect_timeout: 30s", "connect_timeout: 1s, http2_protocol_options: {}")
     ads = "{ads: {}, initial_fetch_timeout: 0.2s, resource_api_version: V3}"
     return f"""{ADMIN}node: {{id: n1, cluster: c}}
 dynamic_resources:

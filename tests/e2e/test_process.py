@@ -263,7 +263,7 @@ def test_as_pid_1_it_reaps_orphans_and_obeys_signals(tmp_path):
         [main] = children(proxy.process.pid)
         assert "NSpid:" in Path(f"/proc/{main}/status").read_text()
         orphan = "import os\nif os.fork() == 0: os._exit(0)\n"
-        subprocess.run(["nsenter", "--target", str(main), "--pid", sys.executable, "-c", orphan], check=True, timeout=10)
+        subprocess.run(["nsenter", "--target", str(main), "--pid", sys.executable, "-c", orphan], check=True, timeout=90)
         wait_until(lambda: _zombies_of(main) == [])
         assert get(proxy.port())[0] == 200
         os.kill(main, signal.SIGTERM)

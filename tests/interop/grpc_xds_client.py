@@ -24,7 +24,7 @@ def main() -> None:
         answers = []
         for _ in range(int(count)):
             try:
-                answers.append(call(b"", metadata=pairs, wait_for_ready=False, timeout=20).decode())
+                answers.append(call(b"", metadata=pairs, wait_for_ready=False, timeout=90).decode())
             except grpc.RpcError as error:
                 answers.append(error.code().name)
                 print(error.details(), file=sys.stderr)

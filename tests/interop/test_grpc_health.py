@@ -40,7 +40,7 @@ async def checked(check: dict[str, Any], port: int) -> AsyncIterator[tuple[Check
     checker = Checker(proto, ctx, ctx.stats.scope("cluster.c."), lambda flags: None)
     checker.update(proto.load_assignment)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await checker.wait_first_round()
         yield checker, ctx
     finally:
@@ -181,7 +181,7 @@ async def test_grpc_answers(answer: Any, expected: int) -> None:
 
 
 async def test_what_is_not_waited_for_is_reset() -> None:
-    async with Server(respond(503, body=b"no", end=False)) as server, checked(GRPC, server.port), asyncio.timeout(30):
+    async with Server(respond(503, body=b"no", end=False)) as server, checked(GRPC, server.port), asyncio.timeout(90):
         await server.reset.wait()
         assert server.resets == [8]
 
@@ -204,7 +204,7 @@ async def test_connections_that_end(what: str) -> None:
 
     async with Server(answer) as server:
         check = {**GRPC, "no_traffic_interval": "0.001s", "no_traffic_healthy_interval": "0.001s", "interval": "0.001s"}
-        async with checked(check, server.port) as (_, ctx), asyncio.timeout(30):
+        async with checked(check, server.port) as (_, ctx), asyncio.timeout(90):
             name = "success" if what == "graceful" else "network_failure"
             while ctx.stats.value(f"cluster.c.health_check.{name}") < 2:
                 await asyncio.sleep(0.001)
@@ -214,7 +214,7 @@ async def test_connections_that_end(what: str) -> None:
 @pytest.mark.parametrize("reuse", [True, False])
 async def test_connections_are_kept(reuse: bool) -> None:
     check = {**GRPC, "reuse_connection": reuse, "no_traffic_healthy_interval": "0.001s", "no_traffic_interval": "0.001s", "interval": "0.001s"}
-    async with Server(rpc(SERVING)) as server, checked(check, server.port) as (_, ctx), asyncio.timeout(30):
+    async with Server(rpc(SERVING)) as server, checked(check, server.port) as (_, ctx), asyncio.timeout(90):
         while ctx.stats.value("cluster.c.health_check.success") < 4:
             await asyncio.sleep(0.001)
         assert (server.connections == 1) is reuse

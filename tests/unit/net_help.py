@@ -28,7 +28,7 @@ from meshproxy.observe.stats import Store
 from meshproxy.upstream.cluster_manager import ClusterManager
 from tests.unit.filter_help import proto
 
-PATIENCE = 30.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
+PATIENCE = 90.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 NOW = dt.datetime.now(dt.UTC)
 TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 DOWNSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"

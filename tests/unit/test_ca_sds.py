@@ -17,7 +17,7 @@ from tests.unit.test_identity import svid_of
 
 D = "envoy.service.discovery.v3."
 SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService/"
-ANSWER_S = 20.0
+ANSWER_S = 90.0
 
 
 class Told:

@@ -35,7 +35,7 @@ class End:
     async def wait_messages(self, count):
         while len(self.messages) < count:
             self.arrived.clear()
-            await asyncio.wait_for(self.arrived.wait(), 30)
+            await asyncio.wait_for(self.arrived.wait(), 90)
         return self.messages
 
 
@@ -104,7 +104,7 @@ async def test_back_pressure_shows_when_the_peer_does_not_read(ends):
     assert left.channel.writable
     while left.channel.writable:
         left.channel.send(Kind.ENDPOINTS, b"x" * 500_000)
-    await asyncio.wait_for(left.channel.wait_drained(), 30)
+    await asyncio.wait_for(left.channel.wait_drained(), 90)
     assert left.channel.writable
     assert right.messages
 
@@ -119,7 +119,7 @@ async def test_a_malformed_frame_closes_the_channel():
     left, right = channel.pair()
     end = End(right)
     left.send(b"\xff" * 8)
-    await asyncio.wait_for(end.arrived.wait(), 30)
+    await asyncio.wait_for(end.arrived.wait(), 90)
     assert end.closed == 1
     left.close()
 

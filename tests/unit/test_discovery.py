@@ -142,13 +142,13 @@ async def test_logical_dns_keeps_its_one_host():
 
 async def test_a_failing_name_does_not_hold_up_the_start():
     async with Rig(Names(a=[OSError("no resolver")]), dns(up.group("a:80"))) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
         assert rig.hosts() == []
 
 
 async def test_wait_for_warm_on_init_false():
     async with Rig(Names(a=[["10.0.0.1"]]), dns(up.group("a:80"), wait_for_warm_on_init=False)) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
 
 
 async def test_health_checks_follow_names():
@@ -159,7 +159,7 @@ async def test_health_checks_follow_names():
     port = server.sockets[0].getsockname()[1]
     check = {"timeout": "1s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {}}
     async with Rig(Names(a=[["127.0.0.1", "127.0.0.77"]]), dns(up.group(f"a:{port}"), health_checks=[check])) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 30)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
         cluster = rig.worker.get("c")
         assert [host.healthy for host in cluster.hosts] == [True, False]
         assert rig.stat("health_check.healthy") == 1

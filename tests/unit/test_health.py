@@ -148,7 +148,7 @@ async def check_once(check: dict, *servers: Server, **fields) -> tuple[Checker, 
     reported: dict[str, int] = {}
     checker = Checker(proto, ctx, ctx.stats.scope("cluster.c."), reported.update)
     checker.update(proto.load_assignment)
-    await asyncio.wait_for(checker.wait_first_round(), 30)
+    await asyncio.wait_for(checker.wait_first_round(), 90)
     return checker, reported, ctx
 
 

@@ -302,7 +302,7 @@ async def agent(tmp_path):
 
 async def _next(queue: asyncio.Queue):
     """A source that has died says nothing: then the test fails instead of waiting for ever."""
-    return await asyncio.wait_for(queue.get(), 20)
+    return await asyncio.wait_for(queue.get(), 90)
 
 
 async def test_spire_pushes_and_we_follow(agent, tmp_path):

@@ -125,7 +125,7 @@ async def test_a_process_that_ends_is_started_again(tmp_path, monkeypatch):
 
     process = Process("a", [sys.executable, "-c", "print('here'); raise SystemExit(3)"], {}, str(tmp_path), str(log), started=started, ended=ended.append)
     task = asyncio.create_task(process.run())
-    await asyncio.wait_for(third.wait(), 30)
+    await asyncio.wait_for(third.wait(), 90)
     task.cancel()
     await asyncio.wait([task])
     assert ended == pids
@@ -146,7 +146,7 @@ async def test_what_a_process_has_started_ends_with_it(tmp_path):
     child = int(path.read_text())
     task.cancel()
     await asyncio.wait([task])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while birth(child):  # nobody of ours has waited for it: init does
             await asyncio.sleep(0.005)
 
@@ -154,7 +154,7 @@ async def test_what_a_process_has_started_ends_with_it(tmp_path):
 async def test_a_program_that_is_not_there(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(processes, "FIRST_PAUSE_S", 1000.0)
     task = asyncio.create_task(Process("a", ["/no/such/program"], {}, str(tmp_path), str(tmp_path / "log")).run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not caplog.messages:
             await asyncio.sleep(0)
     task.cancel()

@@ -395,7 +395,7 @@ async def test_a_ping_that_is_not_answered(monkeypatch):
     (caller,) = await link.serve(Caller())
     (server,) = link.servers
     server.reading = False
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not caller.log:
             await asyncio.sleep(0.005)
     assert caller.log == [("reset", pools.TERMINATION)]
