@@ -151,7 +151,8 @@ class Workload:
 class Service:
     """A service by its host name.
 
-    With `selector`, workloads of its namespace stand behind it; `static` are endpoints that it names itself. `export_to`: see `snapshot.visible`.
+    With `selector`, workloads of its namespace stand behind it; `static` are endpoints that it names itself. `export_to`: see `snapshot.visible`. `further`:
+    there is another one of that host, in another namespace, which goes before it where both are seen.
     """
 
     host: str
@@ -163,6 +164,12 @@ class Service:
     static: tuple[Workload, ...] = ()
     export_to: tuple[str, ...] = ("*",)
     backend_tls: tuple[tuple[int, TlsSettings], ...] = ()  # what callers of a port are asked for
+    further: bool = False
+
+    @property
+    def key(self) -> str:
+        """What its endpoints are known by: no other service has it."""
+        return f"{self.namespace}/{self.host}" if self.further else self.host
 
     def port(self, number: int) -> Port | None:
         return next((port for port in self.ports if port.number == number), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from control.model.backend_tls import BackendTls, with_backend_tls
@@ -41,7 +41,7 @@ _P = TypeVar("_P", RouteRules, DestinationRule)
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """`identities`: by host of a service, the SPIFFE IDs of the workloads behind it that have one."""
+    """`identities`: by key of a service, the SPIFFE IDs of the workloads behind it that have one."""
 
     trust_domain: str
     peer_authentication: tuple[PeerAuthentication, ...]
@@ -68,10 +68,12 @@ _NO_REFERENCES = References({}, ())
 class Config:
     """All but where things run. The same object again as long as no document of it changes, so that what is made of it can be kept.
 
-    `resolved`: by host and port, what proxies ask DNS for. `source_labels`: the labels of callers that any rule asks for.
+    `others`: of hosts that several services have, those besides the one in `services`, in their order. `resolved`: by key of a service and port, what proxies
+    ask DNS for. `source_labels`: the labels of callers that any rule asks for.
     """
 
     services: Mapping[str, Service]
+    others: Mapping[str, tuple[Service, ...]]
     route_rules: tuple[RouteRules, ...]
     destination_rules: tuple[DestinationRule, ...]
     gateways: tuple[Gateway, ...]
@@ -112,6 +114,20 @@ class Config:
         """Which Sidecar holds for a proxy."""
         return sidecar_for(self.sidecars, namespace, labels)
 
+    def seen_from(self, namespace: str) -> Config:
+        """The same, where a host that several services have is that of the namespace's own, or else of the first one that it sees."""
+        chosen = {}
+        for host, more in self.others.items():
+            seen = [one for one in (self.services[host], *more) if visible(one, namespace)]
+            best = min(seen, key=lambda one: one.namespace != namespace, default=self.services[host])
+            if best is not self.services[host]:
+                chosen[host] = best
+        if not chosen:
+            return self
+        services = {**self.services, **chosen}
+        rest = {host: tuple(one for one in (self.services[host], *more) if one is not services[host]) for host, more in self.others.items()}
+        return replace(self, services=services, others=rest)
+
     def within(self, namespace: str, imports: Imports, needed: frozenset[str] = frozenset()) -> Config:
         """What of this sidecars of a namespace see that import so much: no more than is exported to them.
 
@@ -121,15 +137,24 @@ class Config:
         imports = imports.within(namespace)
         rules = tuple(one for one in self.route_rules if is_for(one, MESH) and visible(one, namespace) and imports.rules(one.namespace, one.hosts))
         wanted = needed.union(*(one.destinations() for one in rules))
-        services = {host: one for host, one in self.services.items() if visible(one, namespace) and (host in wanted or imports.service(one.namespace, host))}
+        services = {host: chosen for host in self.services if (chosen := self._imported(host, namespace, imports, host in wanted)) is not None}
         policies = tuple(
             one
             for one in self.destination_rules
             if visible(one, namespace) and (one.host in services or (one.host.startswith("*") and any(host_matches(one.host, host) for host in services)))
         )
-        identities = {host: found for host, found in self.security.identities.items() if host in services}
-        resolved = {key: found for key, found in self.resolved.items() if key[0] in services}
-        return _config(services, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), TelemetryConfig(), _NO_REFERENCES, resolved)
+        keys = {one.key for one in services.values()}
+        identities = {key: found for key, found in self.security.identities.items() if key in keys}
+        resolved = {key: found for key, found in self.resolved.items() if key[0] in keys}
+        return _config(
+            services, {}, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), TelemetryConfig(), _NO_REFERENCES, resolved
+        )
+
+    def _imported(self, host: str, namespace: str, imports: Imports, wanted: bool) -> Service | None:
+        """The service that a host is: one that is imported, or else, if it is `wanted`, any that is seen."""
+        seen = [one for one in (self.services[host], *self.others.get(host, ())) if visible(one, namespace)]
+        imported = next((one for one in seen if imports.service(one.namespace, host)), None)
+        return imported or (seen[0] if wanted and seen else None)
 
 
 def same_config(one: Config, other: Config) -> bool:
@@ -138,6 +163,7 @@ def same_config(one: Config, other: Config) -> bool:
         one.route_rules == other.route_rules
         and one.destination_rules == other.destination_rules
         and one.services == other.services
+        and one.others == other.others
         and one.gateways == other.gateways
         and one.sidecars == other.sidecars
         and one.security == other.security
@@ -174,7 +200,7 @@ class _ByHost(Generic[_P]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeshSnapshot:
-    """Everything at one time. `endpoints`: by host and port number of a service. `envoy_filters`: in the order in which they are applied."""
+    """Everything at one time. `endpoints`: by key and port number of a service. `envoy_filters`: in the order in which they are applied."""
 
     config: Config
     workloads: Mapping[Key, Workload]
@@ -188,6 +214,7 @@ def build(
 ) -> MeshSnapshot:
     """The snapshot of what documents describe, in the order of namespace and name. Parts that are as they were `before` are the same objects."""
     services: dict[str, Service] = {}
+    others: dict[str, list[Service]] = defaultdict(list)
     workloads: dict[tuple[str, str], Workload] = {}
     slices: dict[str, list[EndpointSlice]] = defaultdict(list)
     rules: list[RouteRules] = []
@@ -206,7 +233,9 @@ def build(
     filters: list[EnvoyFilter] = []
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
-            services.setdefault(one.host, one)
+            first = services.setdefault(one.host, one)
+            if all(one.namespace != known.namespace for known in (first, *others[one.host])):
+                others[one.host].append(_further(one))
         elif isinstance(one, Workload):
             workloads[one.namespace, one.name] = one
         elif isinstance(one, EndpointSlice):
@@ -246,12 +275,14 @@ def build(
         workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
     in_order = tuple(sorted(filters, key=lambda one: one.order))
     finder = _Finder(workloads, tuple(peers))
-    endpoints = _endpoints(services, finder, slices, before.endpoints if before is not None else {})
-    resolved = {key: found for key, found in endpoints.items() if services[key[0]].resolution is not Resolution.ENDPOINTS}
-    identities = {host: found for host, service in services.items() if (found := finder.identities(service, trust_domain))}
+    by_key = {one.key: one for one in (*services.values(), *(one for found in others.values() for one in found))}
+    endpoints = _endpoints(by_key, finder, slices, before.endpoints if before is not None else {})
+    resolved = {key: found for key, found in endpoints.items() if by_key[key[0]].resolution is not Resolution.ENDPOINTS}
+    identities = {key: found for key, service in by_key.items() if (found := finder.identities(service, trust_domain))}
     security = Security(trust_domain, tuple(peers), tuple(access), identities, tuple(tokens))
     told = TelemetryConfig(mesh_configs[0].over(mesh) if mesh_configs else mesh, tuple(telemetry))
-    config = _config(services, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, told, references, resolved)
+    more = {host: tuple(found) for host, found in others.items() if found}
+    config = _config(services, more, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, told, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config
@@ -262,8 +293,14 @@ def build(
     return MeshSnapshot(config, workloads, endpoints, secrets, in_order)
 
 
+@functools.lru_cache(10_000)
+def _further(service: Service) -> Service:
+    return replace(service, further=True)
+
+
 def _config(
     services: dict[str, Service],
+    others: Mapping[str, tuple[Service, ...]],
     rules: tuple[RouteRules, ...],
     destination_rules: tuple[DestinationRule, ...],
     gateways: tuple[Gateway, ...],
@@ -277,6 +314,7 @@ def _config(
     labels |= {label for one in rules for route in one.tcp for label in route.source_labels}
     return Config(
         services,
+        others,
         rules,
         destination_rules,
         gateways,
@@ -293,11 +331,11 @@ def _config(
 
 def _endpoints(services: Mapping[str, Service], finder: _Finder, slices: Mapping[str, list[EndpointSlice]], old: Endpoints) -> Endpoints:
     made: dict[tuple[str, int], tuple[Endpoint, ...]] = {}
-    for host, service in services.items():
+    for known_by, service in services.items():
         behind = finder.behind(service)
         for port in service.ports:
-            key = host, port.number
-            found = tuple(finder.endpoints(service, port, behind, slices.get(host, ())))
+            key = known_by, port.number
+            found = tuple(finder.endpoints(service, port, behind, slices.get(known_by, ())))
             known = old.get(key)
             made[key] = known if known is not None and known == found else found
     return made

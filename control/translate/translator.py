@@ -141,6 +141,9 @@ class Translator:
 
     # --- a proxy
 
+    def _seen_from(self, config: Config, namespace: str) -> Config:
+        return self._once((Config, _Same(config), namespace), lambda: config.seen_from(namespace)) if config.others else config
+
     def _within(self, whole: Config, namespace: str, imports: Imports, needed: frozenset[str]) -> Config:
         """What is seen of a configuration. It is the same object as before if what differs is not seen: then nothing is made anew for who sees so much."""
         key = namespace, imports, needed
@@ -154,7 +157,7 @@ class Translator:
         return found[1]
 
     def _view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
-        whole = snapshot.config
+        whole = self._seen_from(snapshot.config, proxy.namespace)
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity
@@ -237,11 +240,11 @@ class Translator:
         return ResourceSet(made)
 
     def _cluster(self, config: Config, use: _Use, scope: _Scope) -> Resource:
-        endpoints = config.resolved.get((use.service.host, use.port.number)) if use.service.resolution is not Resolution.ENDPOINTS else None
+        endpoints = config.resolved.get((use.service.key, use.port.number)) if use.service.resolution is not Resolution.ENDPOINTS else None
         if endpoints is not None and use.subset is not None:
             endpoints = self._of_subset(endpoints, use.subset)
         policy = _for_grpc(use.policy) if scope.grpc else use.policy
-        identities = config.security.identities.get(use.service.host, ()) if scope.identity else None
+        identities = config.security.identities.get(use.service.key, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
         arguments = (use.service, use.port, name, policy, _Same(endpoints), _origin(use), identities, scope.grpc)
         return self._resource(CLUSTER, use.cluster, clusters.outbound, *arguments)
@@ -266,7 +269,7 @@ class Translator:
         for use in uses:
             if use.service.resolution is not Resolution.ENDPOINTS:
                 continue
-            endpoints = everything[use.service.host, use.port.number]
+            endpoints = everything[use.service.key, use.port.number]
             if use.subset is not None:
                 endpoints = self._of_subset(endpoints, use.subset)
             local = depends_on_locality(use.policy)

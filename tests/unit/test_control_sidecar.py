@@ -263,6 +263,29 @@ def test_export_to_of_rules_for_gateways():
         assert ("a.test" in str(plain(made, ROUTES, "http.8000"))) is applies
 
 
+def test_a_host_that_several_namespaces_have():
+    """Each has its own; others have the first that is exported to them, or the one that they import."""
+
+    def entry(namespace: str, address: str, export: str) -> str:
+        ports = "[{number: 80, name: http, protocol: HTTP}]"
+        spec = f"{{hosts: [api.test], resolution: STATIC, ports: {ports}, endpoints: [{{address: {address}}}], exportTo: [{export}]}}"
+        return istio("ServiceEntry", spec, "api", namespace)
+
+    def address(namespace: str, *texts: str) -> str:
+        view = Translator().view(ProxyKey("sidecar", "web", namespace), snapshot(*texts))
+        if view.get(CLUSTER, "outbound|80||api.test") is None:
+            return ""
+        (group,) = endpoints(view, "outbound|80||api.test")["endpoints"]
+        return group["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["address"]
+
+    own = [entry(namespace, f"10.0.0.{number}", "'.'") for number, namespace in enumerate(("bank", "shop", "zoo"), 1)]
+    assert [address(namespace, *own) for namespace in ("bank", "shop", "zoo", "else")] == ["10.0.0.1", "10.0.0.2", "10.0.0.3", ""]
+    public = [*own[:2], entry("zoo", "10.0.0.3", "'*'")]
+    assert [address(namespace, *public) for namespace in ("bank", "shop", "else")] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    imports = sidecar("{egress: [{hosts: [zoo/*]}]}")
+    assert [address(namespace, *public, imports) for namespace in ("shop", "bank")] == ["10.0.0.3", "10.0.0.1"]
+
+
 # --- mistakes
 
 
