@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 
 CLUSTER_DOMAIN = "cluster.local"
+_CLAIMS = "@request.auth.claims"
 MESH = "mesh"  # stands for all sidecars where documents name gateways
 SERVER_LISTENER = "xds.istio.io/grpc/lds/inbound/%s"  # what a gRPC server asks for, by the address on which it listens; Istio's
 HTTP_PROXY_ROUTES = "http_proxy"  # the route configuration of listeners that applications use as their HTTP proxy
@@ -58,6 +59,16 @@ def host_matches(pattern: str, host: str) -> bool:
     if pattern.startswith("*"):
         return host.endswith(pattern[1:]) and host != pattern[1:]
     return pattern == host
+
+
+def routing_claim(header: str) -> tuple[str, ...]:
+    """Which claim of a token a rule's match means by the name of a header, `@request.auth.claims.a.b` or `@request.auth.claims[a][b]`; nothing for a header."""
+    prefix, rest = header[: len(_CLAIMS)], header[len(_CLAIMS) :]
+    if prefix.lower() != _CLAIMS:
+        return ()
+    if rest[:1] == "." and len(rest) > 1:
+        return tuple(rest[1:].split("."))
+    return tuple(rest[1:-1].split("][")) if rest[:1] == "[" and rest[-1:] == "]" and len(rest) > 2 else ()
 
 
 def is_ip(text: str) -> bool:

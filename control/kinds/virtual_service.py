@@ -27,7 +27,7 @@ from control.model.routing import (
     TlsRoute,
     WeightedDestination,
 )
-from control.names import MESH, host_matches, resolve_host
+from control.names import MESH, host_matches, resolve_host, routing_claim
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.regex import compile_captures
 
@@ -208,9 +208,13 @@ def _string_match(owner: Fields, name: str) -> StringMatch | None:
 
 
 def _header_match(owner: Fields, name: str) -> StringMatch | None:
+    match = _string_match(owner, name)
     if name.startswith("@"):
-        owner.error(name, "claims of tokens cannot be matched yet", "unsupported")
-    return _string_match(owner, name)
+        if not all(routing_claim(name) or ("",)):
+            owner.error(name, "is no claim such as @request.auth.claims.group or @request.auth.claims[group]")
+        elif match is not None and match.kind == "present":
+            owner.error(name, "needs one of exact, prefix, regex: that a claim is there cannot be matched", "unsupported")
+    return match
 
 
 def check_regex(fields: Fields, name: str, pattern: str) -> None:

@@ -181,12 +181,7 @@ def _request_principal(value: str) -> Rule:
 
 
 def _issuer_and_subject(issuer: Rule, subject: Rule) -> Rule:
-    return _all([_payload(("iss",), {"string_match": issuer}), _payload(("sub",), {"string_match": subject})], "and_ids", "ids")
-
-
-def _payload(path: tuple[str, ...], value: Rule) -> Rule:
-    """MetadataMatcher of what is in a verified token."""
-    return {"metadata": {"filter": tokens.NAME, "path": [{"key": key} for key in (tokens.PAYLOAD, *path)], "value": value}}
+    return _all([{"metadata": tokens.payload((name,), {"string_match": value})} for name, value in (("iss", issuer), ("sub", subject))], "and_ids", "ids")
 
 
 def _claim_path(key: str) -> tuple[str, ...]:
@@ -200,7 +195,7 @@ def _claim(path: tuple[str, ...], values: tuple[str, ...]) -> Rule:
     """A claim that is one of some values, or a list with one of them."""
     alternatives: list[Rule] = [{"string_match": _string(value)} for value in values]
     value = alternatives[0] if len(alternatives) == 1 else {"or_match": {"value_matchers": alternatives}}
-    return _payload(path, {"or_match": {"value_matchers": [{"list_match": {"one_of": value}}, value]}})
+    return {"metadata": tokens.claim(path, value)}
 
 
 def _namespace(value: str) -> Rule:

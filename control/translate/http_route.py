@@ -11,7 +11,8 @@ from typing import Any
 from control.model.routing import NO_HEADERS, Cors, Destination, Fault, HeaderOperations, HttpRoute, Redirect, Retries, Rewrite, RouteMatch, StringMatch
 from control.model.service import Service
 from control.model.traffic import ConsistentHash
-from control.names import outbound_cluster
+from control.names import outbound_cluster, routing_claim
+from control.translate import tokens
 from control.translate.resource import duration, typed
 
 UNKNOWN_SERVICE = "UnknownService"  # the cluster, which is never there, of what is none
@@ -74,7 +75,7 @@ def default_route(cluster: str, hash: ConsistentHash | None, operation: str, *, 
 
 
 def _route(rule: HttpRoute, match: RouteMatch | None, around: Around) -> dict[str, Any]:
-    made: dict[str, Any] = {"match": _match(match)}
+    made: dict[str, Any] = {"match": _match(match, around.grpc)}
     name = f"{rule.name}.{match.name}" if match is not None and match.name else rule.name
     if name:
         made["name"] = name
@@ -114,14 +115,21 @@ def _operation(made: Mapping[str, Any], around: Around) -> str:
 # --- what is matched
 
 
-def _match(match: RouteMatch | None) -> dict[str, Any]:
+def _match(match: RouteMatch | None, grpc: bool) -> dict[str, Any]:
+    """gRPC's own clients know no metadata, and would let everything pass: for them claims are headers that no request has."""
     if match is None:
         return {"prefix": "/"}
     made: dict[str, Any] = _path(match)
     if match.ignore_case:
         made["case_sensitive"] = False
-    headers = [_header(name, one) for name, one in match.headers.items()]
+    claims = [_claim(name, one) for name, one in match.headers.items() if _is_claim(name, grpc)]
+    claims += [{**_claim(name, one), "invert": True} for name, one in match.without_headers.items() if _is_claim(name, grpc)]
+    if claims:
+        made["dynamic_metadata"] = claims
+    headers = [_header(name, one) for name, one in match.headers.items() if not _is_claim(name, grpc)]
     for name, one in match.without_headers.items():
+        if _is_claim(name, grpc):
+            continue
         without = {**_header(name, one), "invert_match": True}
         if one.kind != "present":
             without["treat_missing_header_as_empty"] = True
@@ -155,6 +163,14 @@ def _path(match: RouteMatch) -> dict[str, Any]:
 def string_matcher(match: StringMatch) -> dict[str, Any]:
     """envoy.type.matcher.v3.StringMatcher."""
     return {"safe_regex": {"regex": match.text}} if match.kind == "regex" else {match.kind: match.text}
+
+
+def _is_claim(name: str, grpc: bool) -> bool:
+    return not grpc and bool(routing_claim(name))
+
+
+def _claim(name: str, match: StringMatch) -> dict[str, Any]:
+    return tokens.claim(routing_claim(name), {"string_match": string_matcher(match)})
 
 
 def _header(name: str, match: StringMatch) -> dict[str, Any]:

@@ -58,6 +58,16 @@ def http_filters(tokens: Tokens, *, edge: bool) -> list[Json]:
     return [{"name": NAME, "typed_config": typed(_TYPE, providers=providers, rules=rules, bypass_cors_preflight=True)}]
 
 
+def payload(path: tuple[str, ...], value: Json) -> Json:
+    """MetadataMatcher of what is in a verified token; `value` is a ValueMatcher."""
+    return {"filter": NAME, "path": [{"key": key} for key in (PAYLOAD, *path)], "value": value}
+
+
+def claim(path: tuple[str, ...], value: Json) -> Json:
+    """MetadataMatcher of a claim that is as `value` says, or a list with one that is."""
+    return payload(path, {"or_match": {"value_matchers": [{"list_match": {"one_of": value}}, value]}})
+
+
 def _any_of(*requirements: Json) -> Json:
     return {"requires_any": {"requirements": list(requirements)}}
 

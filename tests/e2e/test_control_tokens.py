@@ -202,3 +202,13 @@ def test_at_a_gateway(mesh):
     mesh.sidecar("edge")
     assert [mesh.status(value, mesh.edge) for value in ("", GOOD, FORGED)] == [403, 200, 401]
     assert fetch(mesh.edge, authorization=f"Bearer {GOOD}")[1]["name"] == "httpbin"
+    staff = {"match": [{"headers": {"@request.auth.claims.groups": {"exact": "group1"}}}], "directResponse": {"status": 418}}
+    other = {"match": [{"withoutHeaders": {"@request.auth.claims[groups]": {"exact": "group3"}}}], "directResponse": {"status": 419}}
+    spec = {"hosts": ["*"], "gateways": ["gw"], "http": [staff, other, {"directResponse": {"status": 420}}]}
+    head = {"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "all"}}
+    (mesh.folder / "mesh.yaml").write_text(
+        (mesh.folder / "mesh.yaml").read_text().replace("metadata: {name: all}", "metadata: {name: all, namespace: elsewhere}")
+    )
+    mesh.write("claims.yaml", json.dumps({**head, "spec": spec}))
+    wait_until(lambda: mesh.status(GOOD, mesh.edge) == 418)
+    assert [mesh.status(value, mesh.edge) for value in (GOOD, OTHERS, token("rsa", iss=ISSUER))] == [418, 420, 419]

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from control.translate.proxy import ProxyKey
-from control.translate.resource import LISTENER, ORDER
+from control.translate.resource import LISTENER, ORDER, ROUTES
 from meshproxy.api import support
 from meshproxy.api.rbac_engine import compile_rules
 from tests.jwt_help import jwk, jwks
-from tests.unit.control_help import istio, plain, view_of
+from tests.unit.control_help import GRPC_CLIENT, istio, plain, view_of
 from tests.unit.filter_help import Stream, proto
 from tests.unit.test_control_kinds import complaints
 from tests.unit.test_control_security import CALLED, CALLED_KEY, access, called, rbac
@@ -255,6 +255,59 @@ def test_a_dry_run_decides_nothing():
         assert found["shadow_rules_stat_prefix"] == "istio_dry_run_deny_"
 
 
+# --- routes by claims
+
+
+def by_claim(match: str) -> str:
+    route = "route: [{destination: {host: reviews}}]"
+    return istio("VirtualService", "v", f"{{hosts: ['*'], gateways: [gw], http: [{{match: [{match}], {route}}}, {{{route}}}]}}")
+
+
+def claim_match(value: dict[str, Any], *path: str) -> dict[str, Any]:
+    wanted = {"or_match": {"value_matchers": [{"list_match": {"one_of": value}}, value]}}
+    return {"filter": "envoy.filters.http.jwt_authn", "path": [{"key": key} for key in ("payload", *path)], "value": wanted}
+
+
+@pytest.mark.parametrize(
+    ("match", "wanted", "headers"),
+    [
+        ("headers: {'@request.auth.claims.sub': {exact: ann}}", [claim_match({"string_match": {"exact": "ann"}}, "sub")], None),
+        ("headers: {'@request.auth.claims.a.B': {prefix: x}}", [claim_match({"string_match": {"prefix": "x"}}, "a", "B")], None),
+        ("headers: {'@request.auth.claims[a.b][c]': {exact: x}, y: {exact: z}}", [claim_match({"string_match": {"exact": "x"}}, "a.b", "c")], ["y"]),
+        ("withoutHeaders: {'@request.auth.claims[a]': {exact: x}}", [claim_match({"string_match": {"exact": "x"}}, "a") | {"invert": True}], None),
+    ],
+)
+def test_routes_by_claims(match, wanted, headers):
+    view = view_of(EDGE, GATEWAY, by_claim(f"{{{match}}}"), proxy=EDGE_KEY)
+    (host,) = plain(view, ROUTES, "http.80")["virtual_hosts"]
+    first, second = host["routes"]
+    assert first["match"].get("dynamic_metadata") == wanted
+    assert [one["name"] for one in first["match"].get("headers", [])] == (headers or [])
+    assert "dynamic_metadata" not in second["match"]
+
+
+def test_grpc_clients_know_no_claims():
+    spec = "{hosts: [reviews], http: [{match: [{headers: {'@request.auth.claims.sub': {exact: ann}}}], route: [{destination: {host: reviews}}]}]}"
+    view = view_of(istio("VirtualService", "v", spec), proxy=GRPC_CLIENT)
+    (host,) = plain(view, ROUTES, "outbound|9080||reviews.default.svc.cluster.local")["virtual_hosts"]
+    (route,) = host["routes"]
+    assert route["match"] == {"prefix": "/", "headers": [{"name": "@request.auth.claims.sub", "string_match": {"exact": "ann"}}]}  # which no request has
+
+
+@pytest.mark.parametrize(
+    ("match", "complaint"),
+    [
+        ("'@request.auth.claims': {exact: x}", "@request.auth.claims: is no claim"),
+        ("'@request.auth.claims.a..b': {exact: x}", "@request.auth.claims.a..b: is no claim"),
+        ("'@else': {exact: x}", "@else: is no claim"),
+        ("'@request.auth.claims.a': {}", "@request.auth.claims.a: needs one of exact, prefix, regex"),
+    ],
+)
+def test_mistakes_in_claims(match, complaint):
+    found = complaints(by_claim(f"{{headers: {{{match}}}}}"))
+    assert any(complaint in one for one in found), found
+
+
 def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
     full = rule(
         "b", audiences=["x"], fromHeaders=[{"name": "x", "prefix": "T "}], fromParams=["p"], fromCookies=["c"], jwksUri="http://reviews:9080/", timeout="1s"
@@ -262,7 +315,8 @@ def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
     more = rule("c", outputClaimToHeaders=[{"header": "x-sub", "claim": "sub"}], forwardOriginalToken=True, outputPayloadToHeader="x-payload")
     policy = access("{rules: [{from: [{source: {requestPrincipals: ['a/*', '*']}}], when: [{key: 'request.auth.claims[a][b]', values: [c, 'd*']}]}]}")
     for key in (CALLED_KEY, EDGE_KEY):
-        view = view_of(CALLED, EDGE, GATEWAY, tokens(rules(rule(), full, more)), policy, access("{action: AUDIT, rules: [{}]}", "audit"), proxy=key)
+        routed = by_claim("{headers: {'@request.auth.claims[a][b]': {exact: x}}}")
+        view = view_of(CALLED, EDGE, GATEWAY, routed, tokens(rules(rule(), full, more)), policy, access("{action: AUDIT, rules: [{}]}", "audit"), proxy=key)
         for url in ORDER:
             for resource in view.all(url):
                 problems, _ = support.check(resource.message)
