@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from control.kinds.common import Meta, host_of
 from control.kinds.fields import Fields
-from control.model.gateway import PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.gateway import AUTO_PASSTHROUGH, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.protocols import protocol_of
 from control.model.service import Protocol
 
 _PROTOCOLS = ("HTTP", "HTTP2", "GRPC", "GRPC-WEB", "TCP", "MONGO")
 _TLS = ("HTTPS", "TLS")
-_MODES = ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", PASSTHROUGH, "AUTO_PASSTHROUGH")
+_MODES = ("SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL", PASSTHROUGH, AUTO_PASSTHROUGH)
 _VERSIONS = {"TLS_AUTO": "", "TLSV1_0": "TLSv1_0", "TLSV1_1": "TLSv1_1", "TLSV1_2": "TLSv1_2", "TLSV1_3": "TLSv1_3"}
 # What Istio takes, of what BoringSSL knows.
 CIPHER_SUITES = tuple(
@@ -80,8 +80,6 @@ def _tls(fields: Fields) -> ServerTls:
     fields.not_honoured("serverCertificate", "privateKey", "caCertificates", "tlsCertificates", "caCrl", why=own)
     fields.not_honoured("insecureSkipVerify")
     mode = fields.text("mode", PASSTHROUGH, choices=_MODES)
-    if mode == "AUTO_PASSTHROUGH":
-        fields.error("mode", "AUTO_PASSTHROUGH joins clusters on several networks, which meshctl does not serve", "unsupported")
     fields.one_of("credentialName", "credentialNames")
     credentials = fields.texts("credentialNames") or tuple(filter(None, [fields.text("credentialName")]))
     ca = fields.text("caCertCredentialName")

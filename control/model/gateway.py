@@ -10,6 +10,7 @@ from control.model.service import Protocol
 
 GATEWAY_API = "gateway.networking.k8s.io"
 PASSTHROUGH = "PASSTHROUGH"
+AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
 ISTIO_MUTUAL = "ISTIO_MUTUAL"
 
 
@@ -22,7 +23,7 @@ class SecretRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServerTls:
-    """TLS of a server. `mode` is SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL or PASSTHROUGH; all but the last end it here.
+    """TLS of a server. `mode` is SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL, PASSTHROUGH or AUTO_PASSTHROUGH; all but the last two end it here.
 
     `credentials`: certificates to show; `ca`: whom clients' certificates must be from, None for the authorities that are with the first of `credentials`.
     Versions are Envoy's names of them, "" for its own default.
@@ -40,7 +41,7 @@ class ServerTls:
 
     @property
     def is_terminated(self) -> bool:
-        return self.mode != PASSTHROUGH
+        return self.mode not in (PASSTHROUGH, AUTO_PASSTHROUGH)
 
     @property
     def asks_clients(self) -> bool:

@@ -6,6 +6,7 @@ The values are those that Istio's own translation gives, where documents leave t
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 from control.model.service import Endpoint, Port, Resolution, Service
@@ -66,6 +67,13 @@ def outbound(
     elif identities is not None:
         _mutual_tls(cluster, policy.tls, mtls.server_name(port.number, subset, service.host), identities, _speaks_http2(port, policy.connection_pool))
     return cluster
+
+
+def passed_on(service: Service, port: Port, subset: str, policy: TrafficPolicy, metadata: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """The cluster by which a gateway passes the mutual TLS of others on: named as callers say it, and without any TLS of its own."""
+    name = mtls.server_name(port.number, subset, service.host)
+    cluster = outbound(service, port, subset, replace(policy, tls=None), None, metadata, None)
+    return {**cluster, "name": name, "eds_cluster_config": {"eds_config": ADS, "service_name": name}}
 
 
 def _service_metadata(service: Service) -> dict[str, str]:

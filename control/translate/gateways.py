@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from control.model.gateway import GATEWAY_API, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.gateway import AUTO_PASSTHROUGH, GATEWAY_API, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.routing import RouteRules, TcpRoute
 from control.model.secret import Referent, Referrer, Secret, is_granted
 from control.model.snapshot import Config, Key, is_for, visible
@@ -71,14 +71,17 @@ def by_port(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, id
 # --- listeners
 
 
-def chains(config: Config, servings: list[Serving], targets: Mapping[str, Target]) -> tuple[GatewayChain, ...]:
-    """The filter chains of a port; no name leads to two of them, since Envoy would refuse the listener as a whole."""
+def chains(config: Config, servings: list[Serving], targets: Mapping[str, Target], mesh: Iterable[tuple[str, str]] = ()) -> tuple[GatewayChain, ...]:
+    """The filter chains of a port; no name leads to two of them, since Envoy would refuse the listener as a whole.
+
+    `mesh`: (host of a service, what callers in the mesh say in their ClientHello) of all that servers with AUTO_PASSTHROUGH pass on.
+    """
     made: list[GatewayChain] = []
     taken: set[str] = set()
     if servings[0].server.tls is None and servings[0].server.protocol.is_http:
         return (GatewayChain(routes=servings[0].route_name),)
     for serving in servings:
-        for chain in _chains(config, serving, targets):
+        for chain in _chains(config, serving, targets, mesh):
             names = tuple(name for name in chain.names or ("",) if name not in taken)
             if names:
                 taken.update(names)
@@ -86,8 +89,13 @@ def chains(config: Config, servings: list[Serving], targets: Mapping[str, Target
     return tuple(made)
 
 
-def _chains(config: Config, serving: Serving, targets: Mapping[str, Target]) -> Iterator[GatewayChain]:
+def _chains(config: Config, serving: Serving, targets: Mapping[str, Target], mesh: Iterable[tuple[str, str]]) -> Iterator[GatewayChain]:
     server, tls = serving.server, serving.server.tls
+    if tls is not None and tls.mode == AUTO_PASSTHROUGH:
+        for host, name in mesh:
+            if any(_both(host, pattern) == host for _, pattern in server.hosts):
+                yield GatewayChain((name,), clusters=((name, 0),))
+        return
     rules = [one for one in config.route_rules if serving.takes(one) and any(serving.hosts(one))]
     if tls is not None and not tls.is_terminated:
         for one in rules:
@@ -155,6 +163,12 @@ def _both(host: str, pattern: str) -> str:
     if host_matches(pattern, host) or pattern == host:
         return host
     return pattern if host_matches(host, pattern) else ""
+
+
+def passed_on(served: Iterable[Gateway]) -> frozenset[str]:
+    """The hosts, or patterns of them, whose mutual TLS is passed on as it is."""
+    tls = [(server, server.tls) for gateway in served for server in gateway.servers]
+    return frozenset(pattern for server, one in tls if one is not None and one.mode == AUTO_PASSTHROUGH for _, pattern in server.hosts)
 
 
 # --- secrets

@@ -21,8 +21,8 @@ from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
 from control.model.telemetry import Provider
 from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
-from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, gateways, listeners, routes, tls, tokens
+from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, host_matches, inbound_cluster, outbound_cluster, short_hosts
+from control.translate import clusters, gateways, listeners, mtls, routes, tls, tokens
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.http_route import Target
@@ -101,6 +101,11 @@ class _Use(NamedTuple):
     subset: Subset | None
     policy: TrafficPolicy
     rule: DestinationRule | None
+
+    @property
+    def server_name(self) -> str:
+        """What callers in the mesh say in their ClientHello."""
+        return mtls.server_name(self.port.number, self.subset.name if self.subset is not None else "", self.service.host)
 
     @property
     def cluster(self) -> str:
@@ -183,8 +188,9 @@ class Translator:
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
                 self._once((CLUSTER, _Same(whole), workload), lambda: self._inbound_clusters(whole, workload)),
                 self._once((CLUSTER, _Same(whole), TRACING), lambda: self._collectors(whole)),
+                self._passed_clusters(whole, scope, served),
             ),
-            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels),),
+            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels), self._passed_endpoints(snapshot, scope, served)),
         }
         if scope.grpc:
             parts[LISTENER] = (
@@ -316,12 +322,49 @@ class Translator:
         key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
         return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
 
+    def _passed(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> tuple[_Use, ...]:
+        """What gateways pass the mutual TLS of: no services outside, which proxies resolve themselves."""
+        patterns = gateways.passed_on(served)
+        if not patterns:
+            return ()
+
+        def build() -> tuple[_Use, ...]:
+            uses = (use for use in self._uses(config, scope.namespace) if use.service.resolution is Resolution.ENDPOINTS)
+            return tuple(use for use in uses if any(one == use.service.host or host_matches(one, use.service.host) for one in patterns))
+
+        return self._once((gateways.passed_on, _Same(config), scope.namespace, patterns), build)
+
+    def _passed_clusters(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+        uses = self._passed(config, scope, served)
+        made = []
+        for use in uses:
+            name = use.subset.name if use.subset is not None else ""
+            made.append(self._resource(CLUSTER, use.server_name, clusters.passed_on, use.service, use.port, name, use.policy, _origin(use)))
+        return self._once((CLUSTER, _Same(uses)), lambda: ResourceSet(made)) if made else NO_RESOURCES
+
+    def _passed_endpoints(self, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+        uses = self._passed(snapshot.config, scope, served)
+        if not uses:
+            return NO_RESOURCES
+
+        def build() -> ResourceSet:
+            made = []
+            for use in uses:
+                endpoints = snapshot.endpoints[use.service.host, use.port.number]
+                if use.subset is not None:
+                    endpoints = self._of_subset(endpoints, use.subset)
+                made.append(self._resource(ENDPOINTS, use.server_name, load_assignment, use.server_name, _Same(endpoints)))
+            return ResourceSet(made)
+
+        return self._once((ENDPOINTS, _Same(uses), _Same(snapshot.endpoints)), build)
+
     def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], guard: Guard, traces: Traces) -> list[Resource]:
         """One listener a port."""
         made = []
         for port, servings in self._servings(config, scope, served).items():
             targets = dict(_targets(config, scope.namespace, "", gateways.mentioned(config, servings)))
-            chains = gateways.chains(config, servings, targets)
+            mesh = tuple((use.service.host, use.server_name) for use in self._passed(config, scope, served))
+            chains = gateways.chains(config, servings, targets, mesh)
             if chains:
                 name = listeners.name(_EVERYWHERE, port)
                 made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains, guard, traces))

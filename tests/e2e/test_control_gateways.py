@@ -147,6 +147,12 @@ def test_tls_that_is_passed_on(mesh, pki):
     assert ask(port, "a.test", pki)[0] == "a.test"
     assert ask(port, "b.test", pki)[1] == 0
 
+    automatic = gateway(server(port, "{mode: AUTO_PASSTHROUGH}", "'*.local'", "TLS"))
+    at_any_name = [ends.replace("hosts: [a.test]", "hosts: ['*']"), at_the_end.replace("'*.test'", "'*'")]
+    mesh.write("gateway.yaml", "\n---\n".join([service, *at_any_name, automatic, secret(pki, "a", "a")]))
+    wait_until(lambda: ask(port, f"outbound_.{inner}_._.inner.default.svc.cluster.local", pki)[1] == 200)
+    assert ask(port, "a.test", pki)[1] == 0
+
 
 def test_listeners_and_routes_of_the_gateway_api(mesh, pki):
     port = mesh.ports.take()

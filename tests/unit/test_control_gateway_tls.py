@@ -12,7 +12,7 @@ from control.ads.hub import Hub
 from control.kinds.store import Store
 from control.peers import proven
 from control.translate.proxy import ProxyKey
-from control.translate.resource import LISTENER, ORDER, ROUTES, SECRET
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, SECRET
 from control.translate.translator import Translator
 from meshproxy.api import convert, messages, support
 from tests.differential.pki import Authority
@@ -173,6 +173,24 @@ def test_tls_that_is_passed_on_by_its_server_name():
     assert listener(made, "0.0.0.0_8443")["listener_filters"][0]["name"] == "envoy.filters.listener.tls_inspector"
 
 
+def test_mutual_tls_of_the_mesh_that_is_passed_on_by_what_callers_say():
+    subsets = istio("DestinationRule", "reviews", "{host: reviews, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}, subsets: [{name: v1, labels: {version: v1}}]}")
+    made = view(gateway(https("{mode: AUTO_PASSTHROUGH}", "['*.local']", 15443, "TLS")), subsets)
+    found = {chain["filter_chain_match"]["server_names"][0]: chain for chain in listener(made, "0.0.0.0_15443")["filter_chains"]}
+    names = {f"outbound_.{port}_._.{host}.default.svc.cluster.local" for port, host in ((9080, "reviews"), (3306, "db"))}
+    subset = "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
+    assert found.keys() == names | {subset}
+    assert found[subset]["filters"][0]["typed_config"]["cluster"] == subset
+    passed = plain(made, CLUSTER, subset)
+    assert "transport_socket" not in passed
+    assert passed["eds_cluster_config"]["service_name"] == subset
+    (group,) = plain(made, ENDPOINTS, subset)["endpoints"]
+    assert [one["endpoint"]["address"]["socket_address"]["port_value"] for one in group["lb_endpoints"]] == [19080]
+    only = view(gateway(https("{mode: AUTO_PASSTHROUGH}", "[db.default.svc.cluster.local]", 15443, "TLS")))
+    assert [one.name for one in only.all(CLUSTER) if one.name.startswith("outbound_")] == ["outbound_.3306_._.db.default.svc.cluster.local"]
+    assert not [one.name for one in view().all(CLUSTER) if one.name.startswith("outbound_")]
+
+
 def test_tls_ended_for_plain_connections(pki):
     rules = istio("VirtualService", "v", "hosts: ['*']\ngateways: [g]\ntcp: [{route: [{destination: {host: db}}]}]")
     (chain,) = chains(gateway(https("{mode: SIMPLE, credentialName: shop}", protocol="TLS")), rules, certificate(pki, "shop"))
@@ -202,7 +220,6 @@ def test_sidecars_route_by_server_name_too():
     ("text", "complaint"),
     [
         (gateway(https("{mode: SIMPLE}")), "spec.servers[0].tls.credentialName: is needed for SIMPLE"),
-        (gateway(https("{mode: AUTO_PASSTHROUGH}")), "spec.servers[0].tls.mode: AUTO_PASSTHROUGH joins clusters on several networks"),
         (gateway(https("{mode: SIMPLE, serverCertificate: /a}")), "spec.servers[0].tls.serverCertificate: certificates come from Secrets"),
         (gateway(https("{mode: SIMPLE, credentialName: a, cipherSuites: [RC4]}")), "spec.servers[0].tls.cipherSuites[0]: 'RC4' is not one of"),
         (gateway(https("{mode: SIMPLE, credentialName: a, subjectAltNames: [b]}")), "spec.servers[0].tls.subjectAltNames: is about certificates of clients"),

@@ -21,7 +21,6 @@ REFUSED = {
     "bookinfo/policy/productpage_envoy_ratelimit.yaml": (
         "spec.configPatches[0].patch.value.typed_config: envoy.extensions.filters.http.ratelimit.v3.RateLimit is not supported as http filter"
     ),
-    "multicluster/expose-services.yaml": ("spec.servers[0].tls.mode: AUTO_PASSTHROUGH joins clusters on several networks, which meshctl does not serve"),
     "external/aptget.yaml": CAPTURED,
     "external/github.yaml": CAPTURED,
     "external/pypi.yaml": CAPTURED,
@@ -244,3 +243,9 @@ def test_tls_that_a_gateway_between_clusters_passes_on():
 def test_a_gateway_that_ends_tls_waits_for_its_certificate():
     """The sample's Secret is to be made by the reader: until it is there, nothing listens."""
     assert not list(view("multicluster/expose-istiod-https.yaml", proxy="eastwest").all(LISTENER))
+
+
+def test_a_gateway_between_networks_passes_on_the_mutual_tls_of_the_mesh():
+    made = view("bookinfo/platform/kube/bookinfo.yaml", "multicluster/expose-services.yaml", proxy="eastwest")
+    names = {chain["filter_chain_match"]["server_names"][0] for chain in plain(made, LISTENER, "0.0.0.0_15443")["filter_chains"]}
+    assert names == {f"outbound_.9080_._.{host}.default.svc.cluster.local" for host in ("details", "ratings", "reviews", "productpage")}

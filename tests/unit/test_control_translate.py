@@ -429,7 +429,7 @@ def test_one_endpoint_more_changes_only_the_load_assignments_that_have_it():
     after = translator.view(WEB, snapshot(MESH, SUBSETS, more, before=first, store=store))
     for url in (CLUSTER, LISTENER, ROUTES):
         assert all(new is old for new, old in zip(after.parts(url), before.parts(url), strict=True)), url
-    (new,), (old,) = after.parts(ENDPOINTS), before.parts(ENDPOINTS)
+    new, old = after.parts(ENDPOINTS)[0], before.parts(ENDPOINTS)[0]
     assert [one.name for one in new.since(old).changed] == [REVIEWS, REVIEWS.replace("||", "|v2|")]
     assert not new.since(old).removed
 
