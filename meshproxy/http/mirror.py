@@ -9,17 +9,39 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h1.response import KnownResponse
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+from meshproxy.http.tries import RESET_FLAGS
 from meshproxy.net.interfaces import machine_address
+from meshproxy.observe import flags
 from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
     from meshproxy.http.router import Router
     from meshproxy.http.routes import Route
     from meshproxy.http.stream import Stream
+    from meshproxy.tracing.span import Span
     from meshproxy.upstream.cluster import Cluster
+    from meshproxy.upstream.host import Host
     from meshproxy.upstream.pool import Exchange, Pool
 
 _DEFAULT_TIMEOUT = 15.0
+
+
+def finish_copy(span: Span, cluster: Cluster, host: Host, status: int, flag: int, at: float) -> None:
+    """The span of a copy that has been answered, or will not be: no custom tags, as in Envoy."""
+    address = host.address.text.encode()
+    span.tags = {
+        "http.protocol": b"HTTP/1.1",  # Envoy says so of all requests of its own
+        "upstream_address": address,
+        "peer.address": address,
+        "component": b"proxy",
+        "upstream_cluster": cluster.name.encode(),
+        "upstream_cluster.name": cluster.observability_name.encode(),
+        "http.status_code": b"%d" % status,
+        "response_flags": flags.short(flag).encode(),
+    }
+    if status >= 500:
+        span.tags["error"] = b"true"
+    span.finish(at=at)
 
 
 def start(route: Route, stream: Stream, router: Router) -> Mirrors | None:
@@ -37,12 +59,14 @@ def start(route: Route, stream: Stream, router: Router) -> Mirrors | None:
         policy.change(stream, head)
         if policy.shadow_suffix:
             head.authority = _with_suffix(head.authority)
+        tracing = stream.manager.tracing
+        span = None if tracing is None else tracing.begin_copy(stream, head)  # type: ignore[arg-type]  # of those that trace, all streams are traced ones
         head.set(b"x-envoy-internal", b"true")
         before = head.joined(b"x-forwarded-for")
         address = machine_address().encode()
         head.set(b"x-forwarded-for", before + b"," + address if before else address)
         router.async_rq_total.n += 1
-        copies.append((cluster, head))
+        copies.append((cluster, head, span))
     return Mirrors(copies, router, route) if copies else None
 
 
@@ -59,7 +83,7 @@ class Mirrors:
 
     __slots__ = ("_copies", "_route", "_router")
 
-    def __init__(self, copies: list[tuple[Cluster, RequestHead]], router: Router, route: Route) -> None:
+    def __init__(self, copies: list[tuple[Cluster, RequestHead, Span | None]], router: Router, route: Route) -> None:
         self._copies = copies
         self._router = router
         self._route = route
@@ -67,12 +91,14 @@ class Mirrors:
     def finish(self, body: list[bytes] | tuple[bytes, ...] = ()) -> None:
         """The request is complete: send the copies."""
         copies, self._copies = self._copies, []
-        for cluster, head in copies:
+        for cluster, head, span in copies:
             host = cluster.pick(None) if not cluster.needs_context else None
             if host is None:
                 cluster.stats.upstream_cx_none_healthy.n += 1
                 continue
             copy = _Copy(cluster, head, b"".join(body), self._router, self._route.timeout or _DEFAULT_TIMEOUT)
+            if span is not None:
+                copy.trace = span, host
             copy.send(cluster.pool_for(host, 0, head))
 
     def cancel(self) -> None:
@@ -83,7 +109,7 @@ class Mirrors:
 class _Copy:
     """One copy on its way: the request's side of the pool's contract, discarding what comes back."""
 
-    __slots__ = ("_body", "_cluster", "_head", "_pool", "_router", "_timer", "exchange", "started", "stream")
+    __slots__ = ("_body", "_cluster", "_flag", "_head", "_pool", "_router", "_status", "_timer", "exchange", "started", "stream", "trace")
 
     def __init__(self, cluster: Cluster, head: RequestHead, body: bytes, router: Router, timeout: float) -> None:
         self._cluster = cluster
@@ -92,6 +118,9 @@ class _Copy:
         self._router = router
         self._pool: Pool | None = None
         self.exchange: Exchange | None = None
+        self._status = 503  # of the response, or in its place
+        self._flag = 0
+        self.trace: tuple[Span, Host] | None = None
         self.started = router.clock()
         self.stream = StreamInfo()  # exchanges count bytes for their request's stream; nobody logs those of a copy
         self._timer: Any = router.context.loop.call_later(timeout, self._timed_out)
@@ -111,15 +140,18 @@ class _Copy:
             exchange.send_whole(self._head)
 
     def on_pool_failure(self, reason: str, failure: str | None) -> None:
+        self._flag = RESET_FLAGS.get(reason, flags.UR)
         self._cluster.stats.charge(503, internal=True)
         self._stop()
 
     def on_response_whole(self, known: KnownResponse, body: bytes) -> None:
+        self._status = known.status
         self._cluster.stats.charge(known.status, internal=True)
         self._done()
 
     def on_response_headers(self, head: ResponseHead, end_stream: bool) -> None:
         if head.status >= 200:
+            self._status = head.status
             self._cluster.stats.charge(head.status, internal=True)
             if end_stream:
                 self._done()
@@ -133,6 +165,7 @@ class _Copy:
 
     def on_upstream_reset(self, reason: str, details: str) -> None:
         self.exchange = None
+        self._status, self._flag = 503, RESET_FLAGS.get(reason, flags.UR)
         self._cluster.stats.charge(503, internal=True)
         self._stop()
 
@@ -163,8 +196,13 @@ class _Copy:
             exchange.abort()
         elif self._pool is not None:
             self._pool.cancel(self)
+        self._status, self._flag = 504, flags.UT
+        self._stop()
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.trace is not None:
+            (span, host), self.trace = self.trace, None
+            finish_copy(span, self._cluster, host, self._status, self._flag, self._router.context.wall())

@@ -218,6 +218,15 @@ class Tracing:
         child.inject(head)
         return child
 
+    def begin_copy(self, stream: TracedStream, head: RequestHead) -> Span | None:
+        """A mirrored request is about to be sent: it has a span of its own, of which its head tells."""
+        if stream.span is None:
+            return None
+        context = stream.manager.context
+        child = stream.span.child(b"mirror", at=context.wall())
+        child.inject(head)
+        return child
+
     def finish_try(self, stream: TracedStream, span: Span, host: Any, status: int, flag: int, at: float) -> None:
         """A try with a span of its own is over. `status`: of the upstream, or 0."""
         if not span.sampled or stream.health_check:

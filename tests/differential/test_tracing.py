@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.differential.config import bootstrap, cluster, file_log, filter_, http
+from tests.differential.config import bootstrap, cluster, file_log, filter_, http, to
 from tests.differential.proxy import envoy_binary, envoy_command, our_command
-from tests.differential.tracing_rig import Request, Site
+from tests.differential.tracing_rig import EXPORT, Request, Site
 
 OTLP: dict[str, Any] = {"@": "envoy.config.trace.v3.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otlp"}}, "service_name": "tested"}
 ZIPKIN: dict[str, Any] = {
@@ -83,6 +83,8 @@ HOSTS: list[Any] = [
                     "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.05s"},
                 },
             },
+            {"match": {"prefix": "/mirrored"}, "route": {"cluster": "a", "request_mirror_policies": [{"cluster": "mirror"}]}},
+            {"match": {"prefix": "/badly-mirrored"}, "route": {"cluster": "a", "request_mirror_policies": [{"cluster": "dead"}]}},
             {"match": {"prefix": "/dead"}, "route": {"cluster": "dead"}},
             {"match": {"prefix": "/missing"}, "route": {"cluster": "missing"}},
             {"match": {"prefix": "/rewritten"}, "route": {"cluster": "a", "prefix_rewrite": "/other"}},
@@ -94,12 +96,12 @@ HOSTS: list[Any] = [
 
 
 def traced(
-    name: str, provider: dict[str, Any] | None = None, *, direction: str = "INBOUND", tracing: dict[str, Any] | None = None, **options: Any
+    name: str, provider: dict[str, Any] | None = None, *, direction: str = "INBOUND", tracing: dict[str, Any] | None = None, hosts: Any = None, **options: Any
 ) -> dict[str, Any]:
     """A listener whose connection manager traces."""
     provider = {"name": "tracer", "typed_config": OTLP if provider is None else provider}
     options = {"route_config": {"validate_clusters": False}, "access_log": [file_log("%TRACE_ID% %SPAN_ID%\n", file=f"{name}.log")]} | options
-    return http(name, HOSTS, tracing={"provider": provider, **(tracing or {})}, listener_fields={"traffic_direction": direction}, **options)
+    return http(name, hosts or HOSTS, tracing={"provider": provider, **(tracing or {})}, listener_fields={"traffic_direction": direction}, **options)
 
 
 INTERNAL = {"use_remote_address": True, "internal_address_config": {"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}}
@@ -116,6 +118,8 @@ TAGS = [
 ]
 CONFIG = bootstrap(
     traced("last", access_log=[]),
+    traced("calls", hosts=to("otlp"), tracing={"spawn_upstream_span": True}),
+    traced("calls_out", hosts=to("otlp"), direction="OUTBOUND"),
     traced("in"),
     traced("out", direction="OUTBOUND"),
     traced("plain", direction="UNSPECIFIED"),
@@ -240,6 +244,7 @@ CONFIG = bootstrap(
                 "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}}}}]}],
             },
         },
+        cluster("mirror", "a"),
         cluster("otlp", typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": HTTP2}),
         cluster("zipkin"),
     ],
@@ -356,6 +361,9 @@ def _more() -> Iterator[Case]:
         for on in ("in", "spawn"):
             yield Case(f"{on}{path}", on, get(path))
     yield Case("coded_up", "coded_up", get())
+    for on in ("in", "out", "off", "spawn"):
+        yield Case(f"{on}_mirrored", on, get("/mirrored"))
+        yield Case(f"{on}_badly_mirrored", on, get("/badly-mirrored"))
     yield Case("coded_missing", "coded", get("/missing"))
     for digits in (
         "00000d05",
@@ -414,4 +422,16 @@ def test_traces(sites: list[Site], case: Case, loop: asyncio.AbstractEventLoop) 
 
     theirs, ours = (_comparable(seen) for seen in loop.run_until_complete(ask()))
     assert any(case.on in line for line in theirs), "the case is not conclusive on Envoy: nothing was counted"
+    assert ours == theirs, "\n".join(["differs from Envoy:", *difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm="", n=2)])
+
+
+@pytest.mark.differential
+@pytest.mark.parametrize("method", [EXPORT, "/some.Service/NoSuchMethod"])
+@pytest.mark.parametrize("listener", ["calls", "calls_out"])
+def test_grpc_calls(sites: list[Site], loop: asyncio.AbstractEventLoop, listener: str, method: str) -> None:
+    async def call() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(site.call(listener, method) for site in sites))
+
+    theirs, ours = (_comparable(seen) for seen in loop.run_until_complete(call()))
+    assert any("grpc.status_code" in line for line in theirs)
     assert ours == theirs, "\n".join(["differs from Envoy:", *difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm="", n=2)])

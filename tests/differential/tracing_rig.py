@@ -29,6 +29,7 @@ OF_TRACES = (
     "x-client-trace-id", "x-envoy-force-trace", "x-envoy-decorator-operation", "baggage",
 )  # fmt: skip
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LAST = "last-of-the-case"  # the host of a request whose span comes after all others
 _RANDOM_ID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{16}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\b")
 
@@ -273,9 +274,11 @@ class Site:
                 answers.append(await self._answer(reader))
         finally:
             writer.close()
-        after, upstream = await self.proxy.stats(), self.upstream.seen[:]
+        if b"mirrored" in requests[0]:
+            await self._copied(badly=b"badly" in requests[0], traced="off" not in listener)
+        after, upstream = await self.proxy.stats(), sorted(self.upstream.seen, key=lambda seen: seen[:2])
         await self._last(listener)
-        spans = [span for span in self.collector.received if LAST not in str(span)]
+        spans = sorted((span for span in self.collector.received if LAST not in str(span)), key=lambda span: str(span["name"]))
         names = Names(b"".join(requests).decode("latin-1"))
         known = {str(self.upstream.port): "A", str(self.collector.port): "OTLP"} | {str(port): name for name, port in self.proxy.ports.items()}
         seen = {
@@ -286,6 +289,35 @@ class Site:
             "stats": {name: value - before.get(name, 0) for name, value in after.items() if ".tracing." in name and value != before.get(name, 0)},
         }
         return {part: _named(seen[part], names, known) for part in ("upstream", "answers", "spans", "posts", "stats")}
+
+    async def _copied(self, *, badly: bool, traced: bool) -> None:
+        """Wait for what becomes of a copy, of which the client does not hear."""
+        async with asyncio.timeout(LIMIT_S):
+            while not badly and len(self.upstream.seen) < 2:
+                await asyncio.sleep(0.005)
+        if traced:
+            await self.collector.until(lambda spans: any(span["name"] == "mirror" for span in spans))
+
+    async def call(self, listener: str, method: str) -> Config:
+        """A gRPC call, which the collector itself answers, and what is told of it."""
+        self.collector.received.clear()
+
+        def call() -> str:
+            with grpc.insecure_channel(f"127.0.0.1:{self.proxy.ports[listener]}", options=[("grpc.primary_user_agent", "tests")]) as channel:
+                try:
+                    channel.unary_unary(method)(b"", metadata=[("traceparent", GIVEN)], timeout=LIMIT_S)
+                except grpc.RpcError as error:
+                    return str(error.code())  # type: ignore[attr-defined]  # all that clients raise have one
+                return "OK"
+
+        status = await asyncio.to_thread(call)
+        await self.collector.until(lambda spans: any(span["attributes"].get("http.url", "").endswith(method) for span in spans))
+        known = {str(self.collector.port): "OTLP"} | {str(port): name for name, port in self.proxy.ports.items()}
+        spans = _named(self.collector.received, Names(GIVEN), known)
+        for span in spans:
+            for tag in ("user_agent", "grpc.timeout"):
+                span["attributes"][tag] = bool(span["attributes"].get(tag))
+        return {"status": status, "spans": spans, "stats": {}}
 
     async def _last(self, listener: str) -> None:
         to_zipkin = listener.startswith("zipkin")

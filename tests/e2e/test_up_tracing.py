@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.differential.config import bootstrap, cluster, http, to
-from tests.differential.proxy import our_command
+from tests.differential.proxy import envoy_binary, our_command
 from tests.differential.tracing_rig import Collector, Site
 from tests.e2e.proxy import ROOT
 from tests.e2e.test_up import Up
@@ -23,9 +23,13 @@ HOPS = [  # service, side; each the parent of the next
 ]
 
 
-async def test_both_sides_of_each_hop_are_in_one_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("proxy", ["ours", "envoy"])
+async def test_both_sides_of_each_hop_are_in_one_trace(tmp_path: Path, proxy: str) -> None:
+    if proxy == "envoy" and envoy_binary() is None:
+        pytest.skip("no `envoy` binary")
+    flags = ["--proxy", str(envoy_binary())] if proxy == "envoy" else []
     collector = Collector(asyncio.get_running_loop())
-    with Up(tmp_path, ROOT / "examples" / "mesh", "--otlp", f"127.0.0.1:{collector.port}") as up:
+    with Up(tmp_path, ROOT / "examples" / "mesh", "--otlp", f"127.0.0.1:{collector.port}", *flags) as up:
         await asyncio.to_thread(up.wait_ready)
         collector.start()
         try:
