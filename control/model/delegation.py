@@ -86,10 +86,10 @@ def _matches(root: tuple[RouteMatch, ...], own: tuple[RouteMatch, ...]) -> tuple
 
 
 def _both(root: RouteMatch, own: RouteMatch) -> RouteMatch:
-    return RouteMatch(
+    return replace(
+        own,
         name="-".join(filter(None, (root.name, own.name))),
         path=own.path or root.path,
-        ignore_case=own.ignore_case,
         method=own.method or root.method,
         authority=own.authority or root.authority,
         scheme=own.scheme or root.scheme,
