@@ -21,7 +21,9 @@ from enum import IntEnum
 MAX_BODY = 1 << 30
 MAX_FDS = 64  # a frame; well under the kernel's SCM_MAX_FD of 253
 HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false; main skips what can wait, and awaits `wait_drained` before bulk
-READ_SIZE = 256 << 10
+READ_SIZE = 64 << 10  # a worker handles so much at a time, and then looks after its traffic
+BATCH = 16 << 10  # bytes queued that are sent at once; fewer wait for the end of what runs
+MAX_TOGETHER = 256  # frames in one call; well under the kernel's IOV_MAX of 1024
 _HEAD = struct.Struct("<IBBH")
 _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
 
@@ -91,6 +93,7 @@ class Channel:
         self._on_close = on_close
         self._out: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._queued = 0
+        self._scheduled = self._writing = False  # a flush is to come: soon, or when the peer has read
         self._in = bytearray()
         self._in_fds: deque[int] = deque()
         self._requests: dict[int, asyncio.Future[bytes]] = {}
@@ -147,12 +150,20 @@ class Channel:
         # The queue outlives the caller's interest in its descriptors.
         self._out.append((data, [os.dup(fd) for fd in fds]))
         self._queued += len(data)
-        if len(self._out) == 1:
+        if self._writing:
+            pass
+        elif self._queued >= BATCH:
             self._flush()
+        elif not self._scheduled:  # frames mostly come by the dozen: each of its own would wake the peer for each
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         if self._queued >= HIGH_WATER:
             self._drained.clear()
 
     def _flush(self) -> None:
+        self._scheduled = False
+        if self.closed:
+            return
         out = self._out
         try:
             while out:
@@ -160,21 +171,42 @@ class Channel:
                 if fds:
                     sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))])
                     _close_all(fds)
+                    out[0] = (data, ())
                 else:
-                    sent = self._sock.send(data)
-                self._queued -= sent
-                if sent < len(data):
-                    out[0] = (data[sent:], ())
-                else:
-                    out.popleft()
+                    sent = self._sock.sendmsg(self._together())
+                self._sent(sent)
         except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._fd, self._flush)
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._flush)
             return
         except OSError:
             self.close()
             return
-        self._loop.remove_writer(self._fd)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
         self._drained.set()
+
+    def _together(self) -> list[memoryview]:
+        """Frames that may go in one piece: those before the next with descriptors, which travel with the first byte of theirs."""
+        found: list[memoryview] = []
+        for data, fds in self._out:
+            if fds or len(found) == MAX_TOGETHER:
+                break
+            found.append(data)
+        return found
+
+    def _sent(self, count: int) -> None:
+        out = self._out
+        self._queued -= count
+        while count:
+            data, _ = out[0]
+            if count < len(data):
+                out[0] = (data[count:], ())
+                return
+            count -= len(data)
+            out.popleft()
 
     # -- receiving -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -240,6 +272,7 @@ class Channel:
     def flush_blocking(self, timeout: float) -> None:
         """Send what is queued before the process ends, waiting up to `timeout` seconds for the peer to take it."""
         self._loop.remove_writer(self._fd)
+        self._writing = False
         self._sock.settimeout(timeout)
         try:
             while self._out:

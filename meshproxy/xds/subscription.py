@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import support, unknown
-from meshproxy.api.errors import Collector, ConfigError, Problem
+from meshproxy.api.errors import INVALID, Collector, ConfigError, Problem
 from meshproxy.xds.resources import Update
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Rules:
         self._warn_unknown = warn_unknown
         self._count_unknown = count_unknown
         self._seen_unknown: set[str] = set()
+        self._looked: dict[int, tuple[Message, list[Problem], list[Problem]]] = {}  # what was found wrong with messages of the answer under way, by their ids
 
     def unknown(self, what: str) -> None:
         """There are fields that nobody knows."""
@@ -65,7 +66,7 @@ class Rules:
         """What breaks a declared constraint: name of a resource -> problems."""
         found = {}
         for one in resources:
-            problems = support.check(one.message, "warn")[0] if one.message is not None else []
+            problems = [problem for problem in self._look(one.message) if problem.kind == INVALID] if one.message is not None else []
             for what in unknown.find(one.message) if one.message is not None and (self.reject_unknown or self._warn_unknown) else ():
                 if self.reject_unknown:
                     problems.append(Problem("", f"Protobuf message ({what}) has unknown fields"))
@@ -77,11 +78,23 @@ class Rules:
 
     def check(self, message: Message) -> None:
         """Raise ConfigError for fields that are set and not honoured; log what is deprecated."""
-        problems, warnings = support.check(message, self.unsupported)
+        found = self._looked.pop(id(message), None)
+        _, problems, warnings = found if found is not None else (message, *support.check(message))
+        if self.unsupported != "reject":
+            problems, warnings = [one for one in problems if one.kind == INVALID], [one for one in problems if one.kind != INVALID] + warnings
         for warning in warnings:
             log.warning("%s", warning)
         if problems:
             raise ConfigError(problems)
+
+    def _look(self, message: Message) -> list[Problem]:
+        """Problems, those of what is not honoured among them. `check` will want to know, too, and a look is most of what an answer costs."""
+        found = self._looked[id(message)] = message, *support.check(message)
+        return found[1]
+
+    def forget(self) -> None:
+        """The answer is done with."""
+        self._looked.clear()
 
 
 class Subscription:
@@ -134,6 +147,12 @@ class Subscription:
 
     def answered(self, update: Update) -> None:
         """Pass an answer on. Raises ConfigError when it is refused."""
+        try:
+            self._answered(update)
+        finally:
+            self._rules.forget()
+
+    def _answered(self, update: Update) -> None:
         self._answer_has_come()
         invalid = self._invalid(update)
         problems = Collector()

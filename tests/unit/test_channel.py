@@ -143,3 +143,40 @@ async def test_what_is_queued_can_be_sent_before_the_process_ends():
         reader.result(5)
     right.close()
     assert sum(received) == 3 * (400_000 + 8)
+
+
+async def test_small_frames_go_together_and_descriptors_keep_their_place(ends):
+    """In one call what is said in one go, and in order with what goes alone."""
+    left, right = ends
+    calls = []
+    sock = left.channel._sock
+
+    class Counting:
+        def sendmsg(self, *arguments):
+            calls.append(len(arguments[0]))
+            return sock.sendmsg(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(sock, name)
+
+    left.channel._sock = Counting()
+    with open(os.devnull, "rb") as file:
+        for number in range(10):
+            left.channel.send(Kind.HEALTH, b"%d" % number)
+        left.channel.send(Kind.LISTENER, b"10", [file.fileno()])
+        for number in range(11, 20):
+            left.channel.send(Kind.HEALTH, b"%d" % number)
+    messages = await right.wait_messages(20)
+    assert [body for _, body, _ in messages] == [b"%d" % number for number in range(20)]
+    assert [len(fds) for _, _, fds in messages] == [0] * 10 + [1] + [0] * 9
+    assert calls == [10, 1, 9]
+    os.close(messages[10][2][0])
+
+
+async def test_many_frames_behind_a_full_buffer_arrive_in_order(ends):
+    left, right = ends
+    for number in range(5000):
+        left.channel.send(Kind.ENDPOINTS, b"%d " % number + b"x" * (number % 700))
+    messages = await right.wait_messages(5000)
+    assert [int(body.partition(b" ")[0]) for _, body, _ in messages] == list(range(5000))
+    assert left.channel.writable

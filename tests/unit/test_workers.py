@@ -147,6 +147,7 @@ async def test_gather_asks_those_that_are_ready(pool, processes):
 
 async def test_broadcast_can_leave_one_out(pool, processes):
     received = []
+    await settle()  # what each worker is told at first
     for pid, end in processes.ends.items():
         end._on_message = lambda kind, body, fds, request_id, pid=pid: received.append((pid, kind, body))
     pool.broadcast(Kind.EJECTED, b"host", but=pool.workers[0])
