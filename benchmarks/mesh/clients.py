@@ -101,6 +101,7 @@ class Client:
         self._crowd = crowd
         self._missing = {CLUSTER, LISTENER, ENDPOINTS, ROUTES}
         self._unknown: set[str] = set()  # endpoints that were asked for
+        self._connected = False  # it has had everything once
 
     async def run(self, address: str) -> None:
         """Until the stream ends."""
@@ -112,11 +113,13 @@ class Client:
                 data = await call.read()
                 if data is grpc.aio.EOF:
                     raise RuntimeError(f"the stream of {self.name} has ended: {await call.code()} {await call.details()}")
-                for answer in self._answers(data):
+                answers, names = self._answers(data)
+                for answer in answers:
                     await call.write(answer)
-                self._look()
+                self._tell(names)
 
-    def _answers(self, data: bytes) -> list[bytes]:
+    def _answers(self, data: bytes) -> tuple[list[bytes], list[str]]:
+        """What to say to a response, and the names that were in it."""
         crowd = self._crowd
         crowd.bytes += len(data)
         crowd.responses += 1
@@ -134,19 +137,16 @@ class Client:
                 answers.append(crowd.subscription(ROUTES, (HTTP_PROXY_ROUTES,)))
         if url == ENDPOINTS:
             self._unknown.difference_update(names)
-        self._got = not crowd.expected or crowd.expected in names
-        return answers
+        return answers, names
 
-    def _look(self) -> None:
-        if not self._got or self._missing or self._unknown:
-            return
-        if not self._crowd.expected and self._counted:
-            return
-        self._counted = True
-        self._crowd.has()
-
-    _counted = False
-    _got = False
+    def _tell(self, names: list[str]) -> None:
+        """Whether what is waited for has come."""
+        if self._connected:
+            if self._crowd.expected in names:
+                self._crowd.has()
+        elif not self._missing and not self._unknown:
+            self._connected = True
+            self._crowd.has()
 
 
 def _request(**fields: Any) -> bytes:

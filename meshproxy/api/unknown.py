@@ -28,6 +28,8 @@ def _look(message: Any, found: list[str], clean: set[bytes]) -> None:
     # Nearly always there is nothing, and protobuf alone has looked at the message.
     if known.ByteSize() != message.ByteSize():
         found.extend(_describe(message))
+    if not _may_hold_any(message.DESCRIPTOR) or b"/" not in message.SerializeToString():
+        return  # what is in an Any is named by a URL
     for packed in _packed(message):
         serialised = packed.SerializeToString()
         if serialised in clean:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy import process
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.codec import grpc
 from meshproxy.net.tasks import spawn
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from meshproxy.observe.stats import Scope
     from meshproxy.upstream.grpc_stream import GrpcStream
     from meshproxy.xds.cache import Entry
-    from meshproxy.xds.resources import ResourceType
+    from meshproxy.xds.resources import Resource, ResourceType
     from meshproxy.xds.subscription import Watcher
 
 log = logging.getLogger("meshproxy.config")
@@ -225,12 +226,21 @@ class Mux:
 
     def _distribute(self, update: Update) -> list[str]:
         """Give everybody their part; returns what is wrong."""
-        problems = []
         names = self._subscriptions.get(update.type.url, {})
         by_name = {one.name: one for one in update.resources}
         removed = set(update.removed)
         concerned = [name for name in names if name == WILDCARD or name in by_name or name in removed]
+        rules = next((one.rules for name in concerned for one in names[name]), None)
+        if rules is not None and self.delta and len(concerned) > 1:  # what comes by delta has changed: all of it will be looked at
+            with rules.prepared(update.resources):
+                return self._tell(update, concerned, by_name, removed)
+        return self._tell(update, concerned, by_name, removed)
+
+    def _tell(self, update: Update, concerned: list[str], by_name: dict[str, Resource], removed: set[str]) -> list[str]:
+        problems = []
+        names = self._subscriptions.get(update.type.url, {})
         for name in concerned:
+            process.give_way()
             part = update
             if name != WILDCARD:
                 found = [by_name[name]] if name in by_name else []

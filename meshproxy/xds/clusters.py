@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy import process
 from meshproxy.api.errors import Collector, ConfigError, Problem
 from meshproxy.net.tasks import spawn
 from meshproxy.record import Record
@@ -78,6 +79,7 @@ class Clusters:
         added = False
         check = self._new_check()
         for resource in update.resources:
+            process.give_way()
             try:
                 added |= self._add(resource, check)
             except ConfigError as error:

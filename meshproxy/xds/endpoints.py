@@ -58,8 +58,10 @@ class Eds:
                 return
             if assignment.cluster_name != self._name:
                 fail("", f"Unexpected EDS cluster (expecting {self._name}): {assignment.cluster_name}")
-            self._rules.check(assignment)
-            endpoints.check(assignment)
+            serialised = assignment.SerializeToString(deterministic=True)
+            if serialised != self._last:  # what is in use was right
+                self._rules.check(assignment)
+                endpoints.check(assignment)
         except ConfigError:
             self.resolved.set()
             raise
@@ -68,10 +70,9 @@ class Eds:
         if stale_after:
             self._scope.counter("assignment_timeout_received", shared=True).n += 1
         self._watch_staleness(stale_after)
-        self._use(assignment)
+        self._use(assignment, serialised)
 
-    def _use(self, assignment: Any) -> None:
-        serialised = assignment.SerializeToString(deterministic=True)
+    def _use(self, assignment: Any, serialised: bytes) -> None:
         if serialised == self._last and self.resolved.is_set():
             self._scope.counter("update_no_rebuild", shared=True).n += 1
         else:
@@ -88,7 +89,8 @@ class Eds:
         """The endpoints are not to be used any longer."""
         self._stale = None
         self._scope.counter("assignment_stale", shared=True).n += 1
-        self._use(ENDPOINTS.message(cluster_name=self._name))
+        nothing = ENDPOINTS.message(cluster_name=self._name)
+        self._use(nothing, nothing.SerializeToString(deterministic=True))
 
     def failed(self) -> None:
         """Nothing (good) came."""

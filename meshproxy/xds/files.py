@@ -55,7 +55,7 @@ class FileSubscription(Subscription):
     def _read(self) -> None:
         self.attempts.n += 1
         try:
-            response = read(self._path, self._rules)
+            response = read(self._path, self.rules)
         except ConfigError as error:
             log.warning("%s: %s: %s", self, self._path, error)
             self.lost()
