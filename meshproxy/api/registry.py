@@ -131,7 +131,7 @@ KINDS: dict[str, dict[str, str]] = {
         "meshproxy.identity.v1.Workload": "meshproxy.xds.identity",
     },
     "tracer": {
-        "envoy.config.trace.v3.OpenTelemetryConfig": "meshproxy.tracing.opentelemetry",
+        "envoy.config.trace.v3.OpenTelemetryConfig": "meshproxy.http.opentelemetry",
         "envoy.config.trace.v3.ZipkinConfig": "meshproxy.http.zipkin",
     },
     "OpenTelemetry sampler": {

@@ -1,6 +1,6 @@
-"""Traces: what a context in headers says (`context`), spans (`span`), and those who take them: OpenTelemetry (`opentelemetry`) and Zipkin (`zipkin`).
+"""Traces: what a context in headers says (`context`), spans (`span`), what waits to be sent (`batch`) and how it is written (`otlp`).
 
-A tracer is what a provider compiles to:
+A tracer is what a provider compiles to (`opentelemetry`, with its ways out in `http.opentelemetry`; `http.zipkin`):
 
     tracer.start(head, name, client=..., traced=..., at=...)  # -> Span, or None where a head says what cannot be understood
     span.inject(head)  # before the request goes upstream

@@ -1,4 +1,4 @@
-"""The OpenTelemetry tracer: W3C contexts, and spans by OTLP over gRPC to a cluster.
+"""The OpenTelemetry tracer: W3C contexts, and spans by OTLP to an exporter (`http.opentelemetry`).
 
 Spans wait until there are some (`tracing.opentelemetry.min_flush_spans`, 5) or some time has passed (`tracing.opentelemetry.flush_interval_ms`, 5000), both
 runtime keys of Envoy's. No more than `max_cache_size` wait or are on their way at a time; those that come on top are counted and dropped, as are those
@@ -10,16 +10,13 @@ Source: envoy.config.trace.v3.OpenTelemetryConfig.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy import __version__
 from meshproxy.api import errors
-from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.tracing import context, otlp, resources, samplers
 from meshproxy.tracing.batch import Batch
 from meshproxy.tracing.span import Span
-from meshproxy.upstream.grpc_client import GrpcClient
-from meshproxy.upstream.grpc_stream import GrpcError
 
 if TYPE_CHECKING:
     from meshproxy.codec.headers import RequestHead
@@ -27,27 +24,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshproxy.tracing")
 
-TYPE_URL = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
-HONOURS = {
-    "envoy.config.trace.v3.OpenTelemetryConfig": "grpc_service service_name resource_detectors sampler max_cache_size",
-    **resources.HONOURS,
-    **samplers.HONOURS,
-}
-
-_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _MAX_CACHE = 1024  # spans
-_TIMEOUT = 10.0  # of a call, in seconds: the default of OTLP's exporters
 
 
-def compile(proto: Any, context: Context) -> Tracer:
-    """A tracer. Raises ConfigError relative to `proto`."""
-    return Tracer(proto, context)
+class NotTakenError(Exception):
+    """A collector that did not take what it was sent; the text says why."""
+
+
+class Exporter(Protocol):
+    """The way to a collector."""
+
+    async def export(self, request: bytes) -> None:
+        """An ExportTraceServiceRequest. Raises NotTakenError."""
 
 
 class Tracer:
     """Shared by all connection managers of a worker that have the same provider."""
 
-    def __init__(self, proto: Any, context: Context) -> None:
+    def __init__(self, proto: Any, context: Context, exporter: Exporter) -> None:
         self._bits = context.random.getrandbits
         self._sampler = None
         if proto.HasField("sampler"):
@@ -55,7 +49,7 @@ class Tracer:
                 self._sampler = samplers.compile_sampler(proto.sampler)
         self._resource = otlp.encode_resource(resources.detect(proto.service_name, proto.resource_detectors))
         self._scope = otlp.encode_scope("meshproxy", __version__)
-        self._client, self._timeout = _client(proto, context)
+        self._exporter = exporter
         scope = context.stats.scope("tracing.opentelemetry.")
         self._sent = scope.counter("spans_sent")
         self._flushed_by_timer = scope.counter("timer_flushed")
@@ -111,22 +105,8 @@ class Tracer:
 
     async def _export(self, spans: list[bytes]) -> None:
         try:
-            await self._client.unary(_EXPORT, otlp.encode_request(self._resource, self._scope, spans), timeout=self._timeout)
+            await self._exporter.export(otlp.encode_request(self._resource, self._scope, spans))
             self._sent.n += len(spans)
-        except GrpcError as error:
+        except NotTakenError as error:
             self._dropped.n += len(spans)
             log.debug("%d spans were not taken: %s", len(spans), error)
-
-
-def _client(proto: Any, context: Context) -> tuple[Any, float]:
-    if not proto.HasField("grpc_service"):
-        errors.fail("grpc_service", "value is required: nobody would get the spans")
-    with errors.under("grpc_service"):
-        service = proto.grpc_service
-        if service.WhichOneof("target_specifier") != "envoy_grpc":
-            errors.fail("google_grpc", "only envoy_grpc is supported", UNSUPPORTED)
-        target = service.envoy_grpc
-        metadata = [(one.key, one.value) for one in service.initial_metadata]
-        timeout = service.timeout.seconds + service.timeout.nanos / 1e9 if service.HasField("timeout") else 0.0
-    metadata = [("user-agent", f"OTel-OTLP-Exporter-meshproxy/{__version__}"), *metadata]
-    return GrpcClient(context.clusters, target.cluster_name, authority=target.authority, metadata=metadata), timeout or _TIMEOUT

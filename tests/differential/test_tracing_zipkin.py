@@ -30,6 +30,19 @@ def traced(name: str, *, direction: str = "INBOUND", tracing: dict[str, Any] | N
     return http(name, HOSTS, tracing=config, listener_fields={"traffic_direction": direction}, route_config={"validate_clusters": False}, access_log=[])
 
 
+def traced_by_http() -> dict[str, Any]:
+    """OpenTelemetry's, which can be sent by HTTP as well."""
+    provider = {
+        "@": "envoy.config.trace.v3.OpenTelemetryConfig",
+        "service_name": "tested",
+        "http_service": {
+            "http_uri": {"uri": "http://collector.test:1234/v1/traces?a=b", "cluster": "zipkin", "timeout": "1s"},
+            "request_headers_to_add": [{"header": {"key": "x-added", "value": "token"}}],
+        },
+    }
+    return http("zipkin_otlp", HOSTS, tracing={"provider": {"name": "t", "typed_config": provider}}, route_config={"validate_clusters": False}, access_log=[])
+
+
 OFF = {"random_sampling": {"value": 0}}
 W3C = "USE_B3_WITH_W3C_PROPAGATION"
 ONE = {"thresholds": [{"max_connections": 1}]}  # so that spans come in the order in which they were sent
@@ -37,6 +50,7 @@ DEAD = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "por
 CONFIG = bootstrap(
     traced("last"),
     traced("in"),
+    traced_by_http(),
     traced("out", direction="OUTBOUND"),
     traced("off", tracing=OFF),
     traced("wide", trace_id_128bit=True),
@@ -47,7 +61,7 @@ CONFIG = bootstrap(
     traced("w3c", trace_context_option=W3C),
     traced("w3c_out", direction="OUTBOUND", trace_context_option=W3C, trace_id_128bit=True),
     clusters=[cluster("a", alt_stat_name="alt_a"), cluster("dead", DEAD), cluster("zipkin", circuit_breakers=ONE)],
-    layered_runtime={"layers": [{"name": "static", "static_layer": {"tracing.zipkin.min_flush_spans": 1}}]},
+    layered_runtime={"layers": [{"name": "static", "static_layer": {"tracing.zipkin.min_flush_spans": 1, "tracing.opentelemetry.min_flush_spans": 1}}]},
 )
 
 TRACE, SHORT, SPAN, PARENT = "0af7651916cd43dd8448eb211c80319c", "8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7"
@@ -100,6 +114,8 @@ def _cases() -> Iterator[Case]:
     for on in ("spawn", "verbose", "wide"):
         for name in ("fresh", "multi", "single_unsampled"):
             yield Case(f"{on}_{name}", f"zipkin_{on}", get("/", *CONTEXTS[name]))
+    yield Case("otlp_fresh", "zipkin_otlp", get("/"))
+    yield Case("otlp_parent", "zipkin_otlp", get("/", *CONTEXTS["w3c"]))
     for path in ("/direct", "/decorated", "/tagged", "/operation", "/retried", "/dead", "/status/404", "/status/500", "/grpc/14"):
         for on in ("in", "out", "spawn"):
             yield Case(f"{on}{path}", f"zipkin_{on}", get(path))

@@ -166,8 +166,20 @@ class Upstream:
             self._server.close()
 
 
+def _otlp_spans(body: bytes, fields: dict[str, str]) -> list[Config]:
+    """What comes as OTLP by HTTP, with what the request's head says."""
+    request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+    said = {name: fields.get(name) for name in ("host", "x-added", "x-forwarded-for", "x-envoy-internal")}
+    return [
+        {"name": span.name, "traceId": span.trace_id.hex(), "id": span.span_id.hex(), "tags": _attributes(span.attributes), "head": said}
+        for of_resource in request.resource_spans
+        for of_scope in of_resource.instrumentation_library_spans
+        for span in of_scope.spans
+    ]
+
+
 class Zipkin(Upstream):
-    """A collector of Zipkin's, to which spans come as JSON lists."""
+    """A collector of Zipkin's, to which spans come as JSON lists; it takes OTLP by HTTP as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,10 +191,14 @@ class Zipkin(Upstream):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 body = await self._body(head, reader)
-                spans = json.loads(body)
-                for span in spans:
-                    span["tags"] = {name: _plain(value) for name, value in span["tags"].items()}
-                self.posts.append((head[0], spans))
+                fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+                if fields["content-type"] == "application/x-protobuf":
+                    self.posts.append((head[0], _otlp_spans(body, fields)))
+                else:
+                    spans = json.loads(body)
+                    for span in spans:
+                        span["tags"] = {name: _plain(value) for name, value in span["tags"].items()}
+                    self.posts.append((head[0], spans))
                 self.more.set()
                 writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):

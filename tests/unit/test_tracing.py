@@ -12,7 +12,7 @@ from meshproxy.api import messages
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Layer, Runtime, parse_entry
 from meshproxy.codec.headers import RequestHead
-from meshproxy.tracing import opentelemetry
+from meshproxy.http import opentelemetry
 from meshproxy.tracing.batch import Batch
 from meshproxy.tracing.opentelemetry import Tracer
 from meshproxy.upstream.grpc_stream import GrpcError
@@ -48,7 +48,7 @@ def tracer(text: str = OTLP, **runtime: str) -> tuple[Tracer, Collector, Any]:
     context.loop = asyncio.get_running_loop()
     context.runtime = Runtime([Layer("l", {f"tracing.opentelemetry.{key}": parse_entry(value) for key, value in runtime.items()})])
     made, collector = opentelemetry.compile(config(text), context), Collector()
-    made._client = collector  # type: ignore[assignment]
+    made._exporter._client = collector  # type: ignore[attr-defined]
     return made, collector, context
 
 
