@@ -19,7 +19,7 @@ from typing import Any
 from control.ca import commands as commands_of_authority
 from control.model.telemetry import NO_MESH_CONFIG, to_collector
 from control.names import is_local
-from control.output import plain, show
+from control.output import plain, show, table
 from control.plan import commands as commands_of_plan
 from control.up import commands as commands_of_up
 from meshproxy.version import version_line
@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(config)
     _add_output(config)
     config.set_defaults(run=_proxy_config)
+
+    observed = commands.add_parser("observed", help="what proxies have been seen to call; with -o yaml, as Sidecars that let them see just that")
+    _add_server(observed)
+    _add_output(observed)
+    observed.set_defaults(run=_observed)
 
     bootstrap = commands.add_parser("bootstrap", help="print the bootstrap of a sidecar, or of a gRPC client")
     bootstrap.add_argument("proxy", help="name of the workload, or name.namespace")
@@ -316,6 +321,22 @@ def _proxy_config(options: argparse.Namespace) -> int:
     if options.name:
         found = [one for one in found if options.name == (one.cluster_name if options.kind in ("endpoints", "loads") else one.name)]
     print(query.resource_table(options.kind, found) if options.output == "table" else show([plain(one) for one in found], options.output))
+    return 0
+
+
+def _observed(options: argparse.Namespace) -> int:
+    from control import observed, query
+
+    try:
+        found = observed.observed(query.ask(_server(options), contents=True))
+    except query.QueryError as error:
+        raise UsageError(str(error)) from error
+    if options.output == "table":
+        rows = [(f"{one.name}.{one.namespace}", host, str(one.requests.get(host, "-"))) for one in found for host in sorted(one.hosts)]
+        print(table([("PROXY", "CALLS", "REQUESTS"), *rows]))
+        return 0
+    made = list(observed.sidecars(found))
+    print("\n---\n".join(show(one, options.output) for one in made) if options.output == "yaml" else show(made, options.output))
     return 0
 
 

@@ -46,19 +46,9 @@ class Connection:
         self.session.receive(data)
         if self.key is None:
             key = of_node(self.session.node)
-            self._check(key)
+            self._hub.check(self.identity, key)
             self.key = key
         self.wake()
-
-    def _check(self, key: ProxyKey) -> None:
-        """Configuration is for the workload of the same identity; of a workload that nobody has described only the namespace can be compared."""
-        if self.identity is None:
-            return
-        workload = self._hub.snapshot.workloads.get((key.namespace, key.name))
-        wanted = f"/ns/{key.namespace}/sa/"
-        if self.identity.path != f"{wanted}{workload.service_account}" if workload is not None else not self.identity.path.startswith(wanted):
-            account = workload.service_account if workload is not None else "any"
-            raise NotPermitted(f"{self.identity} may not have the configuration of {key}, whose service account is {account} of {key.namespace}")
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -115,6 +105,19 @@ class Hub:
         """A stream has ended."""
         self.connections.discard(connection)
         connection.close()
+
+    def check(self, identity: SpiffeId | None, key: ProxyKey) -> None:
+        """A proxy is that of the workload of the same identity; of a workload that nobody has described only the namespace can be compared.
+
+        `identity` None: it is believed. Raises NotPermitted.
+        """
+        if identity is None:
+            return
+        workload = self.snapshot.workloads.get((key.namespace, key.name))
+        wanted = f"/ns/{key.namespace}/sa/"
+        if identity.path != f"{wanted}{workload.service_account}" if workload is not None else not identity.path.startswith(wanted):
+            account = workload.service_account if workload is not None else "any"
+            raise NotPermitted(f"{identity} may not have the configuration of {key}, whose service account is {account} of {key.namespace}")
 
     def publish(self, snapshot: MeshSnapshot) -> None:
         """Serve this from now on."""

@@ -15,6 +15,7 @@ from control.ads.hub import Connection, Hub, NotPermitted
 from control.ads.session import ProtocolError
 from control.ads.status import client_status
 from control.peers import proven
+from control.translate.proxy import of_node
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from meshproxy.api import messages
 from meshproxy.api.spiffe import SpiffeId
@@ -154,15 +155,18 @@ class XdsServer:
         return await self._identify(context)
 
     async def _load_stats(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
-        await self._caller(context)
+        identity = await self._caller(context)
         stream = self._hub.loads.open()
         try:
             async for data in requests:
                 answer = stream.receive(data)
                 if answer is not None:
+                    self._hub.check(identity, of_node(stream.node))
                     yield answer
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except NotPermitted as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         finally:
             self._hub.loads.close(stream)
 

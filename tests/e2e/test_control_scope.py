@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.differential.proxy import envoy_binary
 from tests.e2e.control_plane import Service, fetch
-from tests.e2e.proxy import wait_until
+from tests.e2e.proxy import PATIENCE, wait_until
 from tests.e2e.test_control_traffic import Mesh
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
@@ -51,6 +53,30 @@ def test_a_sidecar_scopes_what_is_reached(mesh):
     assert proxied("reviews:9080") == 200
     status = mesh.control.status("web.default")
     assert [status[column] for column in ("CDS", "EDS", "LDS", "RDS")] == ["SYNCED"] * 4
+
+
+def test_what_was_observed_is_enough(mesh):
+    """Load reports become a Sidecar, and with it the same requests go on."""
+    mesh.write("unused.yaml", "{apiVersion: v1, kind: Service, metadata: {name: unused}, spec: {ports: [{name: http, port: 80}]}}")
+    mesh.sidecar()
+    assert set(mesh.who(20)) == {"v1", "v2"}
+    host = "reviews.default.svc.cluster.local"
+
+    def told() -> dict | None:
+        mesh.who()  # Envoy counts from the first report on
+        (made,) = mesh.control.ask("observed")
+        return made if made["spec"]["egress"] == [{"hosts": [f"*/{host}"]}] else None
+
+    made = wait_until(told, limit=2 * PATIENCE)
+
+    def seen() -> set[str]:
+        return {one["name"].split("|")[3] for one in mesh.control.ask("proxy-config", "clusters", "web.default") if one["name"].startswith("outbound|")}
+
+    assert seen() == {host, "unused.default.svc.cluster.local"}
+    mesh.write("observed.yaml", json.dumps(made))
+    wait_until(lambda: seen() == {host})
+    assert set(mesh.who(20)) == {"v1", "v2"}
+    assert fetch(mesh.proxy_port, "http://reviews:9080/", host="reviews:9080")[0] == 200
 
 
 def test_ingress_leads_to_where_it_says(mesh):
