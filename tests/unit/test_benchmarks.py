@@ -12,9 +12,13 @@ from benchmarks import h2_frames, h2_sender, load, measure, plots, processes, pr
 from benchmarks.backend import Backend
 from benchmarks.configs import Place, Spec, envoy
 from benchmarks.load import VARYING, Load
+from benchmarks.mesh import documents, pusher
 from benchmarks.processes import Process, wait_until
 from benchmarks.scenarios import BY_NAME, SCENARIOS, Bar
+from control.kinds.store import Store
+from control.sources.folder import Folder
 from meshproxy.api import bootstrap as bootstraps
+from meshproxy.api import messages, registry, support
 
 FIGURES = {"meshproxy": {"p99_us": [10.0, 30.0, 20.0]}, "envoy": {"p99_us": [20.0, 20.0, 20.0]}}
 
@@ -239,3 +243,29 @@ def test_a_process_ends_with_its_children(tmp_path):
 
 def test_scenarios_have_names_of_their_own():
     assert len(BY_NAME) == len(SCENARIOS)
+
+
+def test_documents_of_the_mesh_are_right(tmp_path):
+    documents.many_services(tmp_path, 3)
+    sidecar = {"identity": True, "inbound": [{"port": 8000, "listen": 18000}], "httpProxy": 15001}
+    documents.write(tmp_path, "one.yaml", documents.workload("one", {"http": 8000}, sidecar), documents.workload("two", {"http": 8001}))
+    documents.write(tmp_path, "rule.yaml", documents.rule("service-0001", [{"route": [{"destination": {"host": "service-0001"}}]}]))
+    store = Store()
+    Folder(str(tmp_path), store).scan(0)
+    store.settle()
+    assert store.troubles == []
+    assert len(store.objects) == 9
+
+
+def test_what_the_pusher_sends_is_right():
+    made = pusher.Pusher(3, 8080)
+    response = messages.known("envoy.service.discovery.v3.DeltaDiscoveryResponse")
+    before = response.FromString(made.body(pusher.ENDPOINTS))
+    made.variant[pusher.ENDPOINTS] ^= 1
+    after = response.FromString(made.body(pusher.ENDPOINTS))
+    assert [one.name for one in before.resources] == [one.name for one in after.resources] == ["backend", "service-1", "service-2"]
+    assert [one.version for one in before.resources] == ["v0"] * 3
+    assert [one.version for one in after.resources] == ["v0", "v1", "v1"]  # what traffic goes to stays as it is
+    assert before.resources[0] == after.resources[0]
+    (one,) = response.FromString(made.body(pusher.CLUSTERS, ["service-2", "unknown"])).resources
+    assert support.check(registry.unpack(one.resource)) == ([], [])
