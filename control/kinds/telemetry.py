@@ -99,9 +99,19 @@ def _provider(fields: Fields) -> Provider | None:
     if kind != "opentelemetry":
         return None
     below = fields.need(kind)
-    below.not_honoured("http", "resourceDetectors", "dynatraceSampler", "grpc", "serviceAttributeEnrichment")
+    below.not_honoured("resourceDetectors", "dynatraceSampler", "grpc", "serviceAttributeEnrichment")
     host = below.text("service", required=True).rpartition("/")[2]  # [<namespace>/]<host name>
-    return Provider(name, host, below.port("port", required=True), below.integer("maxTagLength", 0) or 0)
+    http = below.child("http")
+    path, headers, timeout = _http(http) if http is not None else ("", (), 0.0)
+    return Provider(name, host, below.port("port", required=True), below.integer("maxTagLength", 0) or 0, path, headers, timeout)
+
+
+def _http(fields: Fields) -> tuple[str, tuple[tuple[str, str], ...], float]:
+    path = fields.text("path", required=True)
+    if path and (not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path):
+        fields.error("path", f"{path!r} is no path")
+    headers = fields.each("headers", lambda one: (one.text("name", required=True), one.text("value", required=True)))
+    return path, headers, fields.duration("timeout") or 0.0
 
 
 _OTHER_PROVIDERS = (

@@ -26,12 +26,15 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where spans go: an OpenTelemetry collector that takes OTLP over gRPC. `host` is that of a service of the mesh, or any name or address."""
+    """Where spans go: an OpenTelemetry collector that takes OTLP. `host` is that of a service of the mesh, or any name or address."""
 
     name: str
     host: str
     port: int
     max_tag_length: int = 0  # of the URL's path; 0 is the proxy's default
+    http_path: str = ""  # OTLP by HTTP to this path, instead of gRPC
+    http_headers: tuple[tuple[str, str], ...] = ()
+    http_timeout_s: float = 0.0  # 0 is the proxy's default
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,9 @@ def passthrough() -> dict[str, Any]:
     }
 
 
-def collector(name: str, host: str, port: int) -> dict[str, Any]:
-    """The cluster of a collector of traces that is no service of the mesh: OTLP over gRPC, as it is."""
-    return {
+def collector(name: str, host: str, port: int, http: bool) -> dict[str, Any]:
+    """The cluster of a collector of traces that is no service of the mesh, reached as it is: by gRPC, or by HTTP/1."""
+    made: dict[str, Any] = {
         "name": name,
         "type": "STATIC" if _is_address(host) else "STRICT_DNS",
         "connect_timeout": duration(_CONNECT_TIMEOUT_S),
@@ -109,8 +109,10 @@ def collector(name: str, host: str, port: int) -> dict[str, Any]:
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}]}],
         },
-        "typed_extension_protocol_options": _http_options({"explicit_http_config": {"http2_protocol_options": {}}}),
     }
+    if not http:
+        made["typed_extension_protocol_options"] = _http_options({"explicit_http_config": {"http2_protocol_options": {}}})
+    return made
 
 
 def _is_address(host: str) -> bool:

@@ -12,8 +12,9 @@ from control.names import inbound_cluster, outbound_cluster
 from control.translate import access, mtls, tls, tokens
 from control.translate.clusters import ADS
 from control.translate.http_route import NO_DEADLINE
-from control.translate.resource import typed
+from control.translate.resource import duration, typed
 
+_EXPORT_TIMEOUT_S = 10.0  # of a request with spans
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = {"name": "envoy.filters.http.router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
 _TLS_INSPECTOR = {"name": "envoy.filters.listener.tls_inspector", "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")}
@@ -216,11 +217,15 @@ def tracing(traces: Traces) -> dict[str, Any]:
     if traces is None:
         return {}
     settings, cluster = traces
-    provider = typed(
-        "envoy.config.trace.v3.OpenTelemetryConfig",
-        grpc_service={"envoy_grpc": {"cluster_name": cluster, "authority": settings.provider.host}},
-        service_name=settings.service_name,
-    )
+    target = settings.provider
+    if target.http_path:
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        uri = {"uri": f"http://{host}:{target.port}{target.http_path}", "cluster": cluster, "timeout": duration(target.http_timeout_s or _EXPORT_TIMEOUT_S)}
+        headers = [{"header": {"key": name, "value": value}} for name, value in target.http_headers]
+        way: dict[str, Any] = {"http_service": {"http_uri": uri, "request_headers_to_add": headers}}
+    else:
+        way = {"grpc_service": {"envoy_grpc": {"cluster_name": cluster, "authority": target.host}}}
+    provider = typed("envoy.config.trace.v3.OpenTelemetryConfig", service_name=settings.service_name, **way)
     made: dict[str, Any] = {
         "client_sampling": {"value": 100},
         "random_sampling": {"value": settings.sampling},

@@ -416,7 +416,9 @@ class Translator:
     def _collectors(self, config: Config) -> ResourceSet:
         """Who gets traces and is no service of the mesh."""
         found = {_collector(config, one): one for one in config.telemetry.mesh.providers.values() if not _is_service(config, one)}
-        return ResourceSet(self._resource(CLUSTER, name, clusters.collector, name, one.host, one.port) for name, one in sorted(found.items()))
+        return ResourceSet(
+            self._resource(CLUSTER, name, clusters.collector, name, one.host, one.port, bool(one.http_path)) for name, one in sorted(found.items())
+        )
 
     def _listeners(
         self,

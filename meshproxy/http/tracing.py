@@ -247,9 +247,7 @@ class Tracing:
 
     def finish(self, stream: TracedStream) -> None:
         """A stream is over."""
-        if stream.tracing is None:
-            return  # refused before there was anything to trace
-        if stream.health_check:
+        if stream.tracing is None or stream.health_check:  # refused before there was anything to trace, or not to be traced after all
             self._stats.tracing_not_traceable.n += 1
             return
         getattr(self._stats, f"tracing_{stream.reason or 'not_traceable'}").n += 1

@@ -118,6 +118,7 @@ TAGS = [
 ]
 CONFIG = bootstrap(
     traced("last", access_log=[]),
+    traced("nowhere", hosts=to("a", "b.test")),
     traced("calls", hosts=to("otlp"), tracing={"spawn_upstream_span": True}),
     traced("calls_out", hosts=to("otlp"), direction="OUTBOUND"),
     traced("in"),
@@ -364,6 +365,11 @@ def _more() -> Iterator[Case]:
     for on in ("in", "out", "off", "spawn"):
         yield Case(f"{on}_mirrored", on, get("/mirrored"))
         yield Case(f"{on}_badly_mirrored", on, get("/badly-mirrored"))
+    yield Case("no_route", "nowhere", get())
+    yield Case("no_route_parent", "nowhere", get("/", PARENT))
+    yield Case("no_path", "in", b"GET no-path HTTP/1.1\r\nhost: a.test\r\n\r\n")
+    yield Case("malformed", "in", b"GET / HTTP/1.1\r\nhost a.test\r\n\r\n")
+    yield Case("no_host", "in", b"GET / HTTP/1.0\r\n\r\n")
     yield Case("coded_missing", "coded", get("/missing"))
     for digits in (
         "00000d05",

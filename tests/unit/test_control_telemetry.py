@@ -132,6 +132,26 @@ def test_a_provider_that_is_a_service_of_the_mesh_is_reached_as_one():
     assert not [one.name for one in view.all(CLUSTER) if one.name.startswith("tracing|")]
 
 
+def test_a_provider_may_take_http():
+    http = "http: {path: /v1/traces, timeout: 2s, headers: [{name: x-token, value: secret}]}"
+    view = view_of(
+        mesh_config(f"""
+        extensionProviders: [{{name: otel, opentelemetry: {{service: "2001:db8::1", port: 4318, {http}}}}}]
+        defaultProviders: {{tracing: [otel]}}
+        """)
+    )
+    made = tracing(view)
+    assert made is not None
+    assert made["provider"]["typed_config"]["http_service"] == {
+        "http_uri": {"uri": "http://[2001:db8::1]:4318/v1/traces", "cluster": "tracing|4318||2001:db8::1", "timeout": "2s"},
+        "request_headers_to_add": [{"header": {"key": "x-token", "value": "secret"}}],
+    }
+    assert "typed_extension_protocol_options" not in cluster(view, "tracing|4318||2001:db8::1")
+    for url in ORDER:
+        for resource in view.all(url):
+            assert support.check(resource.message)[0] == []
+
+
 def test_sampling_may_be_independent_of_request_ids():
     view = view_of(DEFAULT, telemetry("[{useRequestIdForTraceSampling: false}]"))
     assert manager(view, OUT)["request_id_extension"]["typed_config"]["use_request_id_for_trace_sampling"] is False
@@ -174,6 +194,10 @@ def test_only_what_a_policy_concerns_is_made_anew():
         (telemetry("[]").replace("tracing: []", "metrics: [{overrides: []}]"), "spec.metrics: proxies have"),
         (telemetry("[]").replace("tracing: []", "accessLogging: [{disabled: true}]"), "spec.accessLogging: "),
         (mesh_config("extensionProviders: [{name: z, zipkin: {service: z, port: 9411}}]"), "data.mesh.extensionProviders[0].zipkin: "),
+        (
+            mesh_config("extensionProviders: [{name: o, opentelemetry: {service: o, port: 1, http: {path: v1}}}]"),
+            "data.mesh.extensionProviders[0].opentelemetry.http.path: 'v1' is no path",
+        ),
         (mesh_config("defaultProviders: {tracing: [nobody]}"), "data.mesh.defaultProviders.tracing[0]: there is no provider"),
         (mesh_config("outboundTrafficPolicy: {mode: ALLOW}"), "data.mesh.outboundTrafficPolicy.mode"),
         (mesh_config("pathNormalization: {normalization: BASE}"), "data.mesh.pathNormalization"),
