@@ -215,7 +215,7 @@ def test_huffman_strings_that_are_malformed(data):
 
 
 def test_a_decoder_that_ran_out_of_memory_is_replaced(monkeypatch):
-    def fail(data, room):
+    def fail(data):
         raise MemoryError
 
     for decode in (huffman.decode, lambda data: huffman.decode_visible([data])):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
+from struct import Struct
+from struct import error as LengthError  # noqa: N812
 from typing import Any
 
 from meshproxy.codec.headers import Pair
@@ -29,6 +31,8 @@ _MAX_SHARED_SIZE = 8192  # ... of at most so many bytes
 _MAX_SHARED_SHAPES = 256
 _MAX_SHAPES = 4  # of a connection
 _MAX_LITERALS = 32  # in such a block
+_MAX_LAYOUTS = 16
+_MAX_LENGTHS = 512  # of the values of a layout, together
 _MAX_ONCE = 1024
 _MAX_INDEPENDENT = 256
 _MAX_NAMES = 512
@@ -122,6 +126,69 @@ class CutFields(Fields):
     over = True
 
 
+class _Layout:
+    """Where values are in blocks in which so many bytes come before, between and behind them, by what their lengths are. Shared as shapes are, bounded.
+
+    `start`: the place of the first length, and a tree: by that byte the place of the next length, and another tree. In place of the last one are what takes the
+    values out of a block of that length, and what takes all else. `sizes`: of what comes before each value. `coded`: the values are.
+    """
+
+    __slots__ = ("_known", "_missed", "_tail", "coded", "sizes", "start")
+
+    def __init__(self, sizes: tuple[int, ...], tail: int, *, coded: bool) -> None:
+        self.sizes = sizes
+        self.coded = coded
+        self.start: tuple[int, Any] = sizes[0], {}
+        self._tail = tail
+        self._known = self._missed = 0
+
+    def values(self, block: bytes, rest: tuple[bytes, ...]) -> list[bytes] | None:
+        """The values of a block whose lengths are not in the tree; None if not all else is `rest`."""
+        ends = _CODED if self.coded else _PLAIN
+        values = []
+        position = 0
+        try:
+            for size, part in zip(self.sizes, rest):  # noqa: B905  # one more part than values
+                start = position + size
+                if block[position:start] != part:
+                    return None
+                position = start + ends[block[start]]
+                values.append(block[start + 1 : position])
+        except IndexError:  # it is too short
+            return None
+        if block[position:] != rest[-1] or position > len(block):
+            return None
+        if self._known >= _MAX_LENGTHS:
+            # Where lengths are this many, most of what is learnt comes too late to be of use.
+            self._missed += 1
+            if self._missed % 8:
+                return values
+            self.forget()
+        self._learn(list(map(len, values)))
+        return values
+
+    def _learn(self, lengths: list[int]) -> None:
+        pairs = [*zip(self.sizes, lengths, strict=True)]
+        values = Struct("".join(f"{size + 1}x{length}s" for size, length in pairs) + f"{self._tail}x").unpack
+        others = Struct("".join(f"{size}s{length + 1}x" for size, length in pairs) + f"{self._tail}s").unpack
+        self._known += 1
+        coded = 128 if self.coded else 0
+        position, node = self.start
+        for length, size in zip(lengths, self.sizes[1:]):  # noqa: B905  # the last one is behind it
+            position, node = node.setdefault(coded + length, (position + 1 + length + size, {}))
+        node[coded + lengths[-1]] = 0, (values, others)
+
+    def forget(self) -> None:
+        """Know no lengths."""
+        self.start[1].clear()
+        self._known = 0
+
+    def retire(self) -> None:
+        """It is shared no more: what still uses it shall not fill memory."""
+        self.forget()
+        self._known = _MAX_LENGTHS
+
+
 class Decoder:
     """One direction of a connection. After an HpackError it is unusable, as the connection is.
 
@@ -142,8 +209,8 @@ class Decoder:
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self._known = _NOTHING_KNOWN
-        # With the parts of their blocks that are the same, where strings end, and the credentials, at their place among the values, if those are the same, too.
-        self._shapes: tuple[tuple[Shape, tuple[Segment, ...], bytes, list[int], tuple[int, bytes] | None], ...] = ()
+        # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too.
+        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None], ...] = ()
         self._shapes_missed = 0
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
@@ -168,20 +235,19 @@ class Decoder:
 
     def _decode(self, block: bytes) -> Fields:
         # HOT: a block that differs from others in nothing but the values of literals, or that says the same whatever the dynamic table.
-        for shape, segments, tail, ends, secret in self._shapes:
-            values: list[bytes] = []
-            position = 0
+        for shape, layout, rest, secret in self._shapes:
+            position, node = layout.start
             try:
-                for segment, size in segments:
-                    start = position + size
-                    if block[position:start] != segment:
-                        break
-                    position = start + ends[block[start]]
-                    values.append(block[start + 1 : position])
-                else:
-                    if block[position:] == tail and position <= len(block):
-                        return self._shaped(block, shape, values, secret, ends is _CODED)
-            except IndexError:  # it is too short
+                for _ in layout.sizes:
+                    position, node = node[block[position]]
+                values, others = node
+                if others(block) == rest:
+                    return self._shaped(block, shape, [*values(block)], secret, layout.coded)
+            except KeyError:
+                strings = layout.values(block, rest)
+                if strings is not None:
+                    return self._shaped(block, shape, strings, secret, layout.coded)
+            except (IndexError, LengthError):  # it is too short, or not of that length
                 continue
         independent = _independent.get(block)
         if independent is not None and independent[2] <= self._size:
@@ -203,7 +269,8 @@ class Decoder:
                 values = strings
                 shaped.visible = True
         if secret is not None:
-            values.insert(*secret)
+            place, value = secret
+            values.insert(place, value)
         shaped.values = values
         size = shaped.size = shape.size + sum(map(len, values))
         shaped.shape = shape
@@ -410,7 +477,7 @@ class Decoder:
         shape = _shape((*parts,))
         if shape is None:
             return
-        known = shape, segments, tail, _CODED if coded else _PLAIN, secret
+        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -513,6 +580,7 @@ _secrets: dict[bytes, bytes] = {}  # values that are never indexed, Huffman code
 _pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different connections are mostly the same
 _once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
 _shapes: dict[tuple[Part, ...], Shape] = {}  # by the fields; of those with values that differ, the names
+_layouts: dict[tuple[int, ...], _Layout] = {}  # by the sizes of what is no value, and whether values are coded
 _shared: dict[tuple[Pair, ...], Fields] = {}
 # Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), and the size of that.
 _independent: dict[bytes, tuple[Fields, list[Pair], int]] = {}
@@ -545,6 +613,19 @@ def _shape(key: tuple[Part, ...]) -> Shape | None:
             _shapes.clear()
         shape = _shapes[key] = Shape(items, tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes)))
     return shape
+
+
+def _layout(segments: tuple[Segment, ...], tail: bytes, *, coded: bool) -> _Layout:
+    """The layout that connections share."""
+    key = (*(size for _, size in segments), len(tail), coded)
+    layout = _layouts.get(key)
+    if layout is None:
+        if len(_layouts) >= _MAX_LAYOUTS:
+            for retired in _layouts.values():
+                retired.forget()
+            _layouts.clear()
+        layout = _layouts[key] = _Layout(key[:-2], len(tail), coded=coded)
+    return layout
 
 
 # Where in a table the names are whose index goes on in a second byte.

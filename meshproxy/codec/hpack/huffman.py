@@ -15,7 +15,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import cache
-from operator import itemgetter
 
 from meshproxy.codec.hpack.tables import HpackError
 
@@ -48,14 +47,10 @@ _DEFLATE_BITS = 15
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # bit by bit
 
 _RESYNC = b"\x7c\x60"
-# What is put between strings that are decoded together: `_RESYNC`, and the code of "0", a zero byte, and "-".
-_BETWEEN = b"\x7c\x60\x07\xfe\x16"
-# What `_RESYNC` is decoded to behind a padding of no, one ... seven ones.
-_AFTER_PADDING = frozenset((b"9a0", b"Da0", b"Tb0", b"vH0", b"zV=", b";V=", b"ZwE", b")V="))
-# What is then between the zero bytes: a "-", a string, what ends it.
-_AFTER_STRINGS = frozenset(padding + b"0" for padding in _AFTER_PADDING)
-_end = itemgetter(slice(-4, None))
-_string = itemgetter(slice(1, -4))
+# What is put between strings that are decoded together: `_RESYNC`, and the codes of "0", "-" and a zero byte, which end with a byte.
+_BETWEEN = b"\x7c\x60\x02\xdf\xf8"
+# What the first byte is of the three that `_RESYNC` is decoded to behind a padding of no, one ... seven ones; it is another one behind anything else.
+_PADDED = frozenset(b"9DTvz;Z)")
 _LEADING_ONES = [8 - (byte ^ 255).bit_length() for byte in range(256)]
 _TRAILING_ONES = [_LEADING_ONES[byte] for byte in _REVERSED]
 
@@ -66,12 +61,11 @@ def decode(data: bytes) -> bytes:
     if 255 in data and _has_fifteen_ones(ended):
         return _decode_slowly(data)
     try:
-        # zlib's fast loop wants room for 258 bytes more than it makes.
-        text = _inflate(ended.translate(_REVERSED), 2 * len(data) + 300)
+        text = _inflate(ended.translate(_REVERSED))
     except MemoryError:
         _stop()
         raise
-    if text[-3:] in _AFTER_PADDING:
+    if text[-3] in _PADDED:
         return text[:-3]
     raise HpackError("Huffman padding")
 
@@ -83,18 +77,21 @@ def decode_visible(data: list[bytes]) -> list[bytes] | None:
     if 255 in joined and _has_fifteen_ones(joined):
         return None
     try:
-        text = b"-" + _inflate(joined.translate(_REVERSED), 2 * len(joined) + 300)
+        text = _inflate(joined.translate(_REVERSED))
     except MemoryError:
         _stop()
         raise
-    # The codes of all other characters are too long for that decoder, but for zero, which is between the strings.
-    strings = text.split(b"\0")
-    if len(strings) != len(data) + 1:
+    # The codes of all other characters are too long for that decoder, but for zero, which is behind each string.
+    ended = text.split(b"\0")
+    if len(ended) != len(data) + 1:
         return None
-    strings.pop()
-    if not _AFTER_STRINGS.issuperset(map(_end, strings)):
-        raise HpackError("Huffman padding")
-    return [*map(_string, strings)]
+    ended.pop()
+    strings = []
+    for string in ended:
+        if string[-5] not in _PADDED:
+            raise HpackError("Huffman padding")
+        strings.append(string[:-5])
+    return strings
 
 
 def _has_fifteen_ones(data: bytes) -> bool:
@@ -107,11 +104,11 @@ def _has_fifteen_ones(data: bytes) -> bool:
     return False
 
 
-def _start(data: bytes, room: int) -> bytes:
+def _start(data: bytes) -> bytes:
     """What `_inflate` is until it is needed, which in many a process it never is."""
     global _inflate  # noqa: PLW0603
     _inflate = _inflater()
-    return _inflate(data, room)
+    return _inflate(data)
 
 
 def _stop() -> None:
@@ -120,7 +117,7 @@ def _stop() -> None:
     _inflate = _start
 
 
-_inflate: Callable[[bytes, int], bytes] = _start
+_inflate: Callable[[bytes], bytes] = _start
 
 
 def _codes() -> dict[str, int]:
@@ -137,7 +134,7 @@ def _codes() -> dict[str, int]:
     return codes
 
 
-def _inflater() -> Callable[[bytes, int], bytes]:
+def _inflater() -> Callable[[bytes], bytes]:
     """zlib's decoder after the head of a block (RFC 1951 section 3.2.7) that describes the code."""
     lengths = bytearray(257)
     for bits, symbols in _BY_LENGTH.items():
