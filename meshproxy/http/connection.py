@@ -176,7 +176,7 @@ class ServerConnection(DownstreamConnection):
         additions = self.additions
         if additions is None:
             additions = self.additions = manager.preparer.additions(self.info)
-        stream = plans.start(self, known, body, additions if plain == 1 else manager.preparer.relayed, now)
+        stream = plans.start(self, known, body, additions if plain == 1 else additions.relayed, now)
         if body and not stream.stage:
             self.on_data(body, True)  # it takes the general way
         if plan is not None and stream.stage:

@@ -139,7 +139,7 @@ class Http2Exchange(Http2Stream):
         connection = self.connection
         now = connection.begin_planned()
         preparer = connection.preparer
-        additions = connection.additions if known.plain is preparer else preparer.relayed
+        additions = connection.additions if known.plain is preparer else connection.additions.relayed
         plan = self.manager.plan(known, additions) if known.kept else None
         if plan is None or plan.bodied != bool(body) or len(body) > plan.lane.body_limit:
             stream = plans.start(self, known, body, additions, now)

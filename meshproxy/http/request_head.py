@@ -43,6 +43,7 @@ _INTERNAL_ONLY = (
     b"x-envoy-retriable-header-names",
     b"x-envoy-original-url",
 )
+_CLIENT_CERT = b"x-forwarded-client-cert"
 _SCHEMES = frozenset((b"http", b"https"))
 _EDGE_ONLY = (
     b"x-envoy-decorator-operation",
@@ -151,9 +152,12 @@ class RequestHeadOptions:
 class Additions:
     """What plain requests from one address get: constant pairs, and what to do about the request id."""
 
-    __slots__ = ("forgets_trace_reason", "generates_id", "index", "internal", "pairs", "replaces_id", "scheme")
+    __slots__ = ("certificate", "forgets_trace_reason", "generates_id", "index", "internal", "pairs", "relayed", "replaces_id", "scheme")
 
-    def __init__(self, connection: ConnectionInfo, options: RequestHeadOptions) -> None:
+    def __init__(self, connection: ConnectionInfo, options: RequestHeadOptions, relayed: Relayed) -> None:
+        """`relayed`: for those of its requests that another proxy has sent."""
+        self.relayed = relayed
+        self.certificate = relayed.certificate
         pairs: list[Pair] = []
         self.internal = False
         edge = False
@@ -181,13 +185,17 @@ class Additions:
 
 
 class Relayed:
-    """In place of `Additions`: for plain requests that another proxy has sent to one that takes its word (`RequestHeadPreparer.is_relayed`)."""
+    """In place of `Additions`: for plain requests that another proxy has sent to one that takes its word (`RequestHeadPreparer.is_relayed`).
 
-    __slots__ = ("generates_id", "internal_only")
+    `certificate`: the field that tells of the client's, where there is one and it is told; it comes last.
+    """
+
+    __slots__ = ("certificate", "generates_id", "internal_only")
 
     forgets_trace_reason = internal = replaces_id = False
 
-    def __init__(self, options: RequestHeadOptions, internal_only: frozenset[bytes]) -> None:
+    def __init__(self, options: RequestHeadOptions, internal_only: frozenset[bytes], element: bytes | None) -> None:
+        self.certificate: Pair | None = None if element is None else (_CLIENT_CERT, element)
         self.generates_id = options.generate_request_id
         self.internal_only = internal_only
 
@@ -205,20 +213,29 @@ class Relayed:
 
 
 class _AdditionsMemo:
-    """Additions by address and TLS; bounded."""
+    """Additions by address, TLS and what is told of the client's certificate; bounded."""
 
-    __slots__ = ("_made",)
+    __slots__ = ("_internal_only", "_made", "_options", "_relayed")
 
-    def __init__(self) -> None:
-        self._made: dict[tuple[str, bool], Additions] = {}
+    def __init__(self, options: RequestHeadOptions, internal_only: frozenset[bytes]) -> None:
+        self._options = options
+        self._internal_only = internal_only
+        self._made: dict[tuple[str, bool, bytes | None], Additions] = {}
+        self._relayed: dict[bytes | None, Relayed] = {}
 
-    def get(self, ip: str, tls: bool) -> Additions | None:
-        return self._made.get((ip, tls))
+    def get(self, connection: ConnectionInfo, element: bytes | None) -> Additions:
+        key = connection.remote.ip, connection.tls is not None, element
+        return self._made.get(key) or self._make(connection, key)
 
-    def make(self, connection: ConnectionInfo, options: RequestHeadOptions) -> Additions:
+    def _make(self, connection: ConnectionInfo, key: tuple[str, bool, bytes | None]) -> Additions:
         if len(self._made) >= 1024:
             self._made.clear()
-        made = self._made[connection.remote.ip, connection.tls is not None] = Additions(connection, options)
+            self._relayed.clear()
+        element = key[2]
+        relayed = self._relayed.get(element)
+        if relayed is None:
+            relayed = self._relayed[element] = Relayed(self._options, self._internal_only, element)
+        made = self._made[key] = Additions(connection, self._options, relayed)
         return made
 
 
@@ -231,14 +248,13 @@ class RequestHeadPreparer:
         self.new_id = self.ids.new
         # The short way is for connection managers whose options add nothing but constants.
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
-        adds_certificate = options.xfcc in ("append_forward", "sanitize_set")  # a header that is another one for each connection
-        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port or adds_certificate)
+        self._adds_certificate = options.xfcc in ("append_forward", "sanitize_set")
+        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
         self.is_plain_path = options.paths.is_plain
         self._watched = _WATCHED.union(options.internal_only)
         self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
-        self._additions = _AdditionsMemo()
         internal_only = frozenset((*_INTERNAL_ONLY, *options.internal_only))
-        self.relayed = Relayed(options, internal_only)
+        self._additions = _AdditionsMemo(options, internal_only)
         self._relays = self._plain and not self._strips_host and not options.use_remote_address and options.scheme_override is None
         self._watched_relayed = self._watched - internal_only - {b"x-forwarded-proto"}
         self._watched_relayed_http2 = self._watched_relayed - {b"te"}
@@ -254,7 +270,7 @@ class RequestHeadPreparer:
             self.complete(stream, head, additions)
             return None
         if head._index is not None and self.is_relayed(head, head._index, http2=head.version == 20):
-            self.complete(stream, head, self.relayed)
+            self.complete(stream, head, additions.relayed)
             return None
         if not head.authority and (reply := self._missing_host(head)) is not None:
             return reply
@@ -296,10 +312,13 @@ class RequestHeadPreparer:
 
     def additions(self, connection: ConnectionInfo) -> Additions:
         """What every plain request of a connection gets."""
-        made = self._additions.get(connection.remote.ip, connection.tls is not None)
-        if made is None:
-            made = self._additions.make(connection, self.options)
-        return made
+        tls = connection.tls
+        element = None
+        if tls is not None and self._adds_certificate and tls.presented:
+            element = tls.forwarded
+            if element is None:
+                element = tls.forwarded = _client_cert_element(tls, self.options.xfcc_details).encode()
+        return self._additions.get(connection, element)
 
     def complete(self, stream: Stream, head: RequestHead, additions: Additions | Relayed) -> None:
         """HOT: the end of a plain head: forwarded headers and request id."""
@@ -326,6 +345,10 @@ class RequestHeadPreparer:
                     head.set(b"x-request-id", self.new_id())
             elif additions.forgets_trace_reason:
                 _forget_trace_reason(head)
+        certificate = additions.certificate
+        if certificate is not None:  # the head has no such field, or would not be plain
+            items.append(certificate)
+            index[_CLIENT_CERT] = certificate[1]
 
     # -- the steps of the long way
 
@@ -483,7 +506,7 @@ class RequestHeadPreparer:
             return
         if mode == "forward_only":
             return
-        element = _client_cert_element(tls, self.options.xfcc_details).encode()
+        element = self.additions(connection).certificate[1]  # type: ignore[index]  # it has one
         before = head.joined(b"x-forwarded-client-cert")
         head.set(b"x-forwarded-client-cert", before + b"," + element if before and mode == "append_forward" else element)
 

@@ -98,7 +98,7 @@ def make_plans(manager: HttpConnectionManager, known: ShapedRequest, additions: 
     if head.scheme != additions.scheme or not preparer.is_plain(head, index, http2=True):
         if b"x-forwarded-proto" in shape.names or not preparer.is_relayed(head, index, http2=True):
             return None
-        additions = preparer.relayed
+        additions = additions.relayed
     if additions.forgets_trace_reason and not additions.replaces_id and REQUEST_ID in shape.names:
         return None  # what becomes of the id depends on what it is
     stand_in = _copy(head)

@@ -94,13 +94,14 @@ next_id = itertools.count().__next__  # connection ids, unique within a process:
 class TlsInfo:
     """The outcome of one TLS handshake. Everything is read from OpenSSL when first asked for: most connections are only ever asked for little of it."""
 
-    __slots__ = ("_local", "_object", "_peer", "validated")
+    __slots__ = ("_local", "_object", "_peer", "forwarded", "validated")
 
     def __init__(self, ssl_object: ssl.SSLObject, local_certificate: Certificate | None = None, validated: bool = False) -> None:
         self._object = ssl_object
         self._local = local_certificate
         self._peer: Certificate | bool | None = False  # False: not asked for yet
         self.validated = validated  # the peer presented a certificate and it was verified
+        self.forwarded: bytes | None = None  # what X-Forwarded-Client-Cert says of it, once somebody has worked it out
 
     @property
     def version(self) -> str:

@@ -251,6 +251,11 @@ CASES = [
     tls_case("scheme_http_over_tls", ask("GET", "/", scheme="http"), on="tls", tls=ALPN),
     tls_case("client_certificate", ask("GET", "/", "x-forwarded-client-cert: By=evil", authority="h2.test"), on="mtls", tls=Tls(alpn=("h2",),
             certificate="client")),
+    tls_case("client_certificate_again", *[ask(authority="h2.test", scheme="https")] * 6, on="mtls", tls=Tls(alpn=("h2",), certificate="client")),
+    tls_case("client_certificate_from_a_sidecar", *[ask("GET", "/", "x-forwarded-proto: http", authority="h2.test")] * 6, on="mtls",
+             tls=Tls(alpn=("h2",), certificate="client")),
+    tls_case("client_certificate_other_paths", *[ask("GET", f"/{n}", f"x-request-id: {n}", authority="h2.test", scheme="https") for n in range(8)], on="mtls",
+             tls=Tls(alpn=("h2",), certificate="client")),
     tls_case("long_over_tls", Open(head("POST", "/", authority="h2.test", scheme="https"), end=False), Body(bytes(200_000)), Ended(), on="tls", tls=ALPN,
              up=[Ended(), *reply(body=bytes(100_000))]),
     # ---- draining

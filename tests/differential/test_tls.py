@@ -197,6 +197,13 @@ CASES = [
     tls("forward_certificate_of_a_plain_head", "forwarding", CLIENT, get("/")),
     tls("forward_append_to_nothing", "forward_append", CLIENT, get("/")),
     tls("forward_append_to_what_a_sidecar_sends", "forward_append", CLIENT, get("/", "x-forwarded-proto: http", "x-request-id: 1", "x-envoy-attempt-count: 1")),
+    # What is remembered of heads that repeat themselves is for the client's certificate, too.
+    Case("forward_certificate_again", [get("/"), Response()] * 6, on="forwarding", tls=CLIENT),
+    Case("forward_append_again", [get("/"), Response()] * 6, on="forward_append", tls=CLIENT),
+    Case("forward_append_again_to_what_a_sidecar_sends", [get("/", "x-forwarded-proto: http", "x-envoy-attempt-count: 1"), Response()] * 6,
+         on="forward_append", tls=CLIENT),
+    Case("forward_append_now_and_then", [get("/"), Response(), get("/", "X-Forwarded-Client-Cert: By=earlier"), Response()] * 4,
+         on="forward_append", tls=CLIENT),
     tls("forward_only", "forward_only", CLIENT, get("/", "X-Forwarded-Client-Cert: By=earlier")),
     tls("certificate_header_sanitised", "main", Tls(), get("/", "X-Forwarded-Client-Cert: By=forged")),
     tls("rbac_principal", "rbac", CLIENT),
