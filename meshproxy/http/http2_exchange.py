@@ -21,6 +21,7 @@ from meshproxy.upstream.http2 import Http2Request
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.fields import KnownRequest, KnownTrailers
+    from meshproxy.codec.hpack.encoder import Encoder
     from meshproxy.http.http2_connection import Http2ServerConnection
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.planned_response import PlannedResponse
@@ -371,16 +372,13 @@ class Http2Exchange(Http2Stream):
         connection.idle_since = now
         connection.ended += 1
         encoder = self.session.encoder
-        before, between, after = response.before, response.between, response.after
-        block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
+        date = self.manager.date
+        known = encoder.whole.get(response)
+        if known is None or known[0] is not date:
+            known = self._encode(encoder, response, date)
+        _, block, rest = known
         if response.timed:
-            block += _service_times[service_time]
-        if between.pairs:
-            block += encoder.blocks.get(between) or encoder.encode_known(between, between.pairs, begun=bool(block))
-        if response.dated:
-            block += _dates[self.manager.date]
-            if after.pairs:
-                block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
+            block += _service_times[service_time] + rest
         if trailers is not None:
             items = trailers.items
             if items:
@@ -393,6 +391,24 @@ class Http2Exchange(Http2Stream):
             self.send_message(block, body)
         else:
             self.send_block(block, True)
+
+    def _encode(self, encoder: Encoder, response: PlannedResponse, date: bytes) -> tuple[bytes, bytes, bytes]:
+        """The block of `response`, in two parts if the service time comes between them; with the date that is in it."""
+        before, between, after = response.before, response.between, response.after
+        block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
+        rest = b""
+        parts = [before]
+        if between.pairs:
+            rest += encoder.blocks.get(between) or encoder.encode_known(between, between.pairs, begun=bool(block) or response.timed)
+            parts.append(between)
+        if response.dated:
+            rest += _dates[date]
+            if after.pairs:
+                rest += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
+                parts.append(after)
+        known = (date, block, rest) if response.timed else (date, block + rest, b"")
+        encoder.keep(response, known, parts)
+        return known
 
     def leave_plan(self, received: int) -> None:
         """See `PlanExchange`: bytes are counted as they come."""

@@ -14,7 +14,7 @@ from meshproxy.codec.hpack.decoder import Decoder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshproxy.codec.h2.session import Sink
+    from meshproxy.codec.h2.output import Sink
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.hpack.decoder import Fields
 

@@ -10,7 +10,7 @@ only ask for answers by what the peer has taken of them (`Options.max_outbound_*
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 from meshproxy.codec.h2 import control, errors, fields, frames
 from meshproxy.codec.h2.errors import Http2Error, MalformedError
@@ -31,11 +31,11 @@ from meshproxy.codec.h2.frames import (
     WITH_PRIORITY,
     unpack_head,
 )
+from meshproxy.codec.h2.output import Output, Sink
 from meshproxy.codec.h2.relay import Relay, pass_on
 from meshproxy.codec.h2.settings import Options
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.hpack.decoder import Decoder
-from meshproxy.codec.hpack.encoder import Encoder
 from meshproxy.codec.hpack.tables import HpackError
 
 _MAX_CONTINUATIONS = 8  # of one header block, as for nghttp2
@@ -43,36 +43,11 @@ _MAX_RESET = 512  # streams that we reset lately, of which frames may still be u
 _DEFAULT_STREAMS = 1024  # a client's guess before the server's SETTINGS, as Envoy's
 
 
-class Sink(Protocol):
-    """What a session calls besides its streams."""
-
-    def new_stream(self) -> Http2Stream:
-        """A server's: the peer begins a request."""
-        ...
-
-    def on_output(self) -> None:
-        """Something is to be sent where there was nothing: `take` it soon."""
-        ...
-
-    def on_settings(self) -> None:
-        """The peer's settings have come, or changed."""
-        ...
-
-    def on_goaway(self, last_id: int, code: int) -> None:
-        """The peer takes no more streams; those above `last_id` were told that they were refused."""
-        ...
-
-    def on_ping_ack(self, data: bytes) -> None:
-        """The peer has answered a PING."""
-        ...
-
-
-_LARGE_PIECE = 1 << 16  # bytes of frames that were passed on together, from which on they are not copied once more
 _LONGEST = DEFAULT_FRAME_SIZE << 8 | 0xFF  # the head of a frame that is not too large
 _NOT_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
 
 
-class Session:
+class Session(Output):
     """The state of a connection. `sink` and the streams belong to the owner, which writes what `take` returns and calls `feed` with what it reads."""
 
     __slots__ = (
@@ -80,13 +55,11 @@ class Session:
         "_block_flags",
         "_block_stream",
         "_consumed",
-        "_control_frames",
         "_data_end",
         "_data_left",
         "_data_stream",
         "_empty_frames",
         "_expecting",
-        "_frames",
         "_greeted",
         "_max_head_bytes",
         "_most",
@@ -101,49 +74,26 @@ class Session:
         "_window",
         "_withheld",
         "window_updates",
-        "apart",
-        "blocked",
         "client",
-        "data_frames",
         "decoder",
-        "encoder",
         "going_away",
         "limit",
-        "high_watermark",
-        "options",
-        "out",
         "peer_allows_connect",
-        "peer_frame_size",
         "peer_goaway",
         "peer_max_streams",
         "peer_stream_window",
-        "pending_bytes",
         "relays",
-        "send_window",
-        "sink",
-        "stats",
         "streams",
-        "writable",
     )
 
     def __init__(self, sink: Sink, options: Options, *, client: bool) -> None:
-        self.sink = sink
-        self.options = options
+        super().__init__(sink, options)
         self.client = client
-        self.stats = options.stats
-        self.pending_bytes = options.stats.pending_send_bytes
         self.streams: dict[int, Any] = {}
-        self.blocked: dict[int, Http2Stream] = {}  # streams with something queued, in the order in which they are served next
         self.relays: dict[int, Relay] = {}  # of streams whose data goes on to others
-        self.out: list[bytes | memoryview] = []
-        self.apart = 0  # pieces of data in `out` that are not joined to their frames' heads: large ones, which are not copied
-        self.writable = True  # the transport takes more; see `set_writable`
-        self.high_watermark = options.initial_stream_window_size
         self.decoder = Decoder(max_list_size=options.max_head_bytes + 32 * (options.max_headers + 8), max_fields=options.max_headers)
-        self.encoder = Encoder(options.hpack_table_size)
         # -- what the peer allows
-        self.peer_stream_window = self.send_window = DEFAULT_WINDOW
-        self.peer_frame_size = DEFAULT_FRAME_SIZE
+        self.peer_stream_window = DEFAULT_WINDOW
         self.peer_max_streams = _DEFAULT_STREAMS
         self.peer_allows_connect = False
         self.peer_goaway = False
@@ -170,9 +120,7 @@ class Session:
         self.going_away = MAX_STREAM_ID + 1  # streams of the peer above this are not looked at
         self.unanswered = 0  # SETTINGS of ours
         # -- counts against floods
-        self.data_frames = 0
         self._empty_frames = self.priorities = self.window_updates = 0
-        self._control_frames = self._frames = 0  # that wait to be taken by the peer
 
     # -- output
 
@@ -192,107 +140,6 @@ class Session:
         """The connection is over. No cycles are left behind."""
         self.stats.sessions.discard(self)
         self.sink = None  # type: ignore[assignment]
-
-    def emit(self, frame: bytes) -> None:
-        """HOT: queue a frame, or a part of one."""
-        out = self.out
-        if not out:
-            self.sink.on_output()
-        out.append(frame)
-
-    def take(self) -> bytes:
-        """HOT: what is to be written now. Raises Http2Error when the peer lets too much of it pile up."""
-        out = self.out
-        self._frames += len(out)
-        data = b"".join(out)
-        out.clear()
-        self.apart = 0
-        if self._frames > self.options.max_outbound_frames and not self.writable:
-            self._outbound_flood()
-        return data
-
-    def take_parts(self) -> list[bytes | memoryview]:
-        """The same in parts: to be preferred if something is `apart`."""
-        parts = self.out.copy()
-        self.out.clear()
-        self._frames += len(parts) - self.apart
-        self.apart = 0
-        if self._frames > self.options.max_outbound_frames and not self.writable:
-            self._outbound_flood()
-        return parts
-
-    def _outbound_flood(self) -> NoReturn:
-        self.stats.outbound_flood.n += 1
-        raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
-
-    def drained(self) -> None:
-        """The transport has nothing left to write."""
-        self._frames = self._control_frames = 0
-
-    @property
-    def outbound(self) -> tuple[int, int]:
-        """How many frames wait to be taken by the peer, as far as is known (see `drained`); and how many of them it has provoked."""
-        return self._frames, self._control_frames
-
-    def set_writable(self, writable: bool) -> None:
-        """Whether the transport takes more. While it does not, data is kept by its streams."""
-        self.writable = writable
-        if writable:
-            self._frames = self._control_frames = 0
-            if self.blocked:
-                self.pump()
-
-    def emit_long_block(self, stream_id: int, block: bytes, flags: int) -> None:
-        """A header block that needs more than one frame."""
-        size = self.peer_frame_size
-        parts = [block[start : start + size] for start in range(0, len(block), size)]
-        self.emit(frames.encode(HEADERS, flags, stream_id, parts[0]))
-        for part in parts[1:-1]:
-            self.emit(frames.encode(CONTINUATION, 0, stream_id, part))
-        self.emit(frames.encode(CONTINUATION, END_HEADERS, stream_id, parts[-1]))
-
-    def send_frames(self, frames: memoryview, count: int, size: int) -> None:
-        """`count` frames of DATA with `size` bytes in them, in one piece. Their streams' windows are the caller's."""
-        self.send_window -= size
-        self.data_frames += count
-        out = self.out
-        if not out:
-            self.sink.on_output()
-        out.append(frames)
-        self._frames += count - 1
-        if len(frames) >= _LARGE_PIECE:
-            self.apart += 1
-            self._frames += 1
-
-    def emit_control(self, frame: bytes) -> None:
-        """A frame that the peer has provoked."""
-        self._control_frames += 1
-        if self._control_frames > self.options.max_outbound_control_frames:
-            self.stats.outbound_control_flood.n += 1
-            raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many control frames in the outbound queue.", errors.OUTBOUND_FLOOD, flood=True)
-        self.emit(frame)
-
-    def pump(self) -> None:
-        """Send what is queued as far as windows and transport allow, a frame of each stream in turn."""
-        blocked = self.blocked
-        touched: list[Http2Stream] = []
-        room = self.high_watermark
-        turns = len(blocked)
-        while turns and self.writable and room > 0:
-            stream_id = next(iter(blocked))
-            stream = blocked.pop(stream_id)
-            before = stream.queued
-            turns -= 1
-            if stream.send_some():
-                turns = len(blocked) + 1
-            if stream.queue is not None:
-                blocked[stream_id] = stream  # to the end of the line
-            room -= before - stream.queued
-            if stream.queued != before:
-                touched.append(stream)
-        for stream in touched:
-            if not stream.remote_closed or not stream.local_closed or stream.queue is not None:
-                stream.unwarn()
 
     # -- streams
 
@@ -454,16 +301,17 @@ class Session:
             position = end
             if self._expecting:
                 self._expected(kind, flags, stream_id, payload)
+            elif kind == HEADERS:
+                if flags & _NOT_PLAIN != END_HEADERS or not payload or self._empty_frames:
+                    self._headers(flags, stream_id, payload)
+                elif stream_id == self._next_peer_id and len(self.streams) < self._most:
+                    self._request(flags, stream_id, payload)
+                else:
+                    position = self._fields(flags, stream_id & MAX_STREAM_ID, payload, data, end)
             elif kind == DATA:
                 self._data(flags, stream_id, word >> 8, payload)
-            elif kind != HEADERS:
-                control.handle(self, kind, flags, stream_id, payload)
-            elif flags & _NOT_PLAIN != END_HEADERS or not payload or self._empty_frames:
-                self._headers(flags, stream_id, payload)
-            elif stream_id == self._next_peer_id and len(self.streams) < self._most:
-                self._request(flags, stream_id, payload)
             else:
-                position = self._fields(flags, stream_id & MAX_STREAM_ID, payload, data, end)
+                control.handle(self, kind, flags, stream_id, payload)
         if position < size:
             self._rest = data[position:] if position else data
 
@@ -734,36 +582,34 @@ class Session:
             if stream.local_closed and stream.queue is None:
                 self.forget(stream)
             return position
-        if position + 9 <= len(data):
-            # What most responses are: one DATA frame and no more, in the same read. Nothing of it is special, or the general way has to see it.
+        start = position + 9
+        size = len(data)
+        if start <= size and known.final:
+            # What most responses are: one DATA frame and no more, in the same read. Nothing of it is special, or the general way has to see it; it is as long
+            # as it should be, and lets no window fall due.
             word, flags, next_id = unpack_head(data, position)
             length = word >> 8
-            end = position + 9 + length
-            if flags == END_STREAM and next_id == stream_id and not word & 0xFF and end <= len(data) and self._is_plain_end(stream, length):
-                stream.remote_closed = True
-                if stream.on_whole(known, data[position + 9 : end]):
-                    self._consumed += length
-                    self._empty_frames = 0
-                    if stream.local_closed and stream.queue is None:
-                        self.forget(stream)
-                    return end
-                stream.remote_closed = False
+            end = start + length
+            if flags == END_STREAM and next_id == stream_id and not word & 0xFF and end <= size and length <= DEFAULT_FRAME_SIZE:
+                left = stream.left
+                consumed = self._consumed + length
+                window = self._window
+                if (
+                    (left < 0 or left == length)
+                    and consumed * 2 < window
+                    and (not self._withheld or consumed + self._withheld <= window)
+                    and length <= self.stream_window
+                ):
+                    stream.remote_closed = True
+                    if stream.on_whole(known, data[start:end]):
+                        self._consumed += length
+                        self._empty_frames = 0
+                        if stream.local_closed and stream.queue is None:
+                            self.forget(stream)
+                        return end
+                    stream.remote_closed = False
         stream.on_head(known, False)
         return position
-
-    def _is_plain_end(self, stream: Http2Stream, length: int) -> bool:
-        """HOT: whether the first data of a response, and the last, is as long as it should be and lets no window fall due."""
-        left = stream.left
-        consumed = self._consumed + length
-        window = self._window
-        return (
-            stream.headed
-            and (left < 0 or left == length)
-            and length <= DEFAULT_FRAME_SIZE
-            and length <= self.stream_window
-            and consumed * 2 < window
-            and consumed + self._withheld <= window
-        )
 
     def _opens(self, stream_id: int) -> bool:
         """Whether a head on a stream that is not there opens it."""

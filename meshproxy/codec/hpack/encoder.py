@@ -10,6 +10,7 @@ Nothing is Huffman coded: it would cost us and the peer more than the bytes are 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from meshproxy.codec.headers import Pair
 from meshproxy.codec.hpack.tables import (
@@ -104,6 +105,7 @@ class Encoder(dict[Pair, bytes]):
         "blocks",
         "generation",
         "parts",
+        "whole",
     )
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE) -> None:
@@ -120,6 +122,7 @@ class Encoder(dict[Pair, bytes]):
         self._without_room = 0
         self.blocks: dict[Hashable, bytes] = _NO_BLOCKS
         self.parts: dict[Hashable, tuple[bytes, ...]] = _NO_PARTS
+        self.whole: dict[Hashable, Any] = _NO_WHOLE
         self._news = 0  # fields that came for the first time
         self._pending = False  # the next block begins with size updates
         self._restart = False  # ... and an empty table
@@ -170,6 +173,13 @@ class Encoder(dict[Pair, bytes]):
                 self.parts = {}
             self.parts[key] = encoded
         return (start + encoded[0], *encoded[1:])
+
+    def keep(self, key: Hashable, made: Any, parts: Iterable[Hashable]) -> None:
+        """Remember in `whole` what was put together of literals and `parts`, keys of `encode_known`; if all of those are remembered."""
+        if all(map(self.blocks.__contains__, parts)):
+            if self.whole is _NO_WHOLE or len(self.whole) >= _MAX_BLOCKS:
+                self.whole = {}
+            self.whole[key] = made
 
     def __missing__(self, pair: Pair) -> bytes:
         # HOT: a field whose value is unique, or that came for the first time.
@@ -240,6 +250,7 @@ class Encoder(dict[Pair, bytes]):
         self.generation += 1
         self.blocks = _NO_BLOCKS
         self.parts = _NO_PARTS
+        self.whole = _NO_WHOLE
 
     def _begin(self) -> bytes:
         """The size updates at the start of a block: the smallest maximum first (section 4.2), for which an empty table is small enough."""
@@ -261,4 +272,5 @@ class Encoder(dict[Pair, bytes]):
 _NO_PLACES: dict[Pair, int] = {}  # stays empty
 _NO_BLOCKS: dict[Hashable, bytes] = {}  # stays empty
 _NO_PARTS: dict[Hashable, tuple[bytes, ...]] = {}  # stays empty
+_NO_WHOLE: dict[Hashable, Any] = {}  # stays empty
 _once: set[int] = set()  # hashes of fields that came lately, whoever sent them: the second time they go into a table
