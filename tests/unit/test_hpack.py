@@ -19,6 +19,7 @@ def nothing_seen():
     decoder_module._once.clear()
     decoder_module._shared.clear()
     decoder_module._shapes.clear()
+    decoder_module._layouts.clear()
     encoder_module._once.clear()
 
 
@@ -641,6 +642,33 @@ def test_limits_hold_for_shapes():
         assert not decoder.decode(request(b"/%d" % number, b"")).over
     assert decoder._shapes
     assert decoder.decode(request(b"/" * 100, b"")).over
+
+
+def test_values_of_any_lengths_are_found():
+    """What is remembered of lengths is bounded, and says the same as parsing."""
+    decoder, kept = Decoder(), []
+    for number in range(3000):
+        path, value = b"/" * (1 + number % 90), b"v" * (number * 7 % 83)
+        fields = decoder.decode(request(path, value))
+        assert (fields.items[1][1], fields.items[3][1]) == (path, value)
+        kept.append(sum(layout._known for layout in decoder_module._layouts.values()))
+    assert 0 < max(kept) <= decoder_module._MAX_LENGTHS
+
+
+def test_layouts_that_are_shared_no_more_learn_nothing():
+    first = Decoder()
+    for number in range(4):
+        first.decode(request(b"/%d" % number, b""))
+    (layout,) = decoder_module._layouts.values()
+    assert layout._known
+    other = Decoder()
+    for kind in range(decoder_module._MAX_LAYOUTS):
+        for number in range(4):
+            other.decode(b"\x82" * kind + b"\x00\x02%02d\x01%d" % (kind, number))
+    assert layout not in decoder_module._layouts.values()
+    assert len(decoder_module._layouts) <= decoder_module._MAX_LAYOUTS
+    assert first.decode(request(b"/longer", b"x")).items[1] == (b":path", b"/longer")
+    assert layout.start[1] == {}
 
 
 def test_few_shapes_are_kept():

@@ -158,6 +158,8 @@ class _Layout:
             return None
         if block[position:] != rest[-1] or position > len(block):
             return None
+        if self._known < 0:
+            return values
         if self._known >= _MAX_LENGTHS:
             # Where lengths are this many, most of what is learnt comes too late to be of use.
             self._missed += 1
@@ -186,7 +188,7 @@ class _Layout:
     def retire(self) -> None:
         """It is shared no more: what still uses it shall not fill memory."""
         self.forget()
-        self._known = _MAX_LENGTHS
+        self._known = -1
 
 
 class Decoder:
@@ -622,7 +624,7 @@ def _layout(segments: tuple[Segment, ...], tail: bytes, *, coded: bool) -> _Layo
     if layout is None:
         if len(_layouts) >= _MAX_LAYOUTS:
             for retired in _layouts.values():
-                retired.forget()
+                retired.retire()
             _layouts.clear()
         layout = _layouts[key] = _Layout(key[:-2], len(tail), coded=coded)
     return layout
