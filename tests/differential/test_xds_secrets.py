@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,42 @@ def test_secrets(scenario, pki_folder):
     theirs, ours = asyncio.run(both())
     assert theirs, "nothing was noted"
     assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+
+
+def resumed(port: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+    """One exchange; the session, and whether it is the one of before."""
+    context = resumed.context  # type: ignore[attr-defined]  # a session is of the context that began it
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain, context.wrap_socket(plain, session=session) as tls:
+        tls.sendall(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")
+        assert tls.recv(15) == b"HTTP/1.1 200 OK"
+        while tls.recv(4096):
+            pass
+        return tls.session, bool(tls.session_reused)
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_any_worker_resumes_a_session(version, pki_folder):
+    """Of a listener and of a certificate that came when the workers were there already."""
+
+    async def scenario(site: Site) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+        resumed.context = context  # type: ignore[attr-defined]
+        files = Secrets(site, pki_folder)
+        files.certificate("own", "s1", "server")
+        site.write("cds.json", "c1", "cluster")
+        site.write("lds.json", "l1", "listener")
+        await site.start(DYNAMIC)
+        site.write("lds.json", "l2", "listener", secure("in", {"tls_certificate_sds_secret_configs": [sds("own")]}))
+        await site.until("listener_manager.listener_create_success", 3)
+        port = site.port("in")
+        session, _ = await asyncio.to_thread(resumed, port, None)
+        results = [await asyncio.to_thread(resumed, port, session) for _ in range(24)]
+        assert all(reused for _, reused in results)
+        _, text = await site.proxy.admin("GET", "/stats?filter=worker_.*downstream_cx_total")
+        assert sum(not line.endswith(": 0") for line in text.splitlines()) > 1, text
+
+    command = proxy.our_command()
+    command[command.index("--concurrency") + 1] = "3"
+    asyncio.run(play(scenario, command, "ours"))

@@ -25,7 +25,8 @@ TAPES = Path(__file__).parent.parent / "data" / "xds_sessions"
 KINDS = ["sotw", "delta"]
 NOTE = (
     "A session of go-control-plane v0.14.0 (tests/interop/go_control_plane, snapshot cache with ADS) with this sidecar, recorded on the way between the two by "
-    "`python -m tests.interop.test_go_control_plane`: requests as they are compared, responses as they were on the wire (base64), one after the other, each with the requests that follow from it. The story is in "
+    "`python -m tests.interop.test_go_control_plane`: requests as they are compared, responses as they were on the wire "
+    "(base64), one after the other, each with the requests that follow from it. The story is in "
     "tests/interop/ads_story.py."
 )
 
