@@ -261,7 +261,7 @@ def port_of(proxy: Proxy, name: str) -> int:
 
 
 def with_plane(port: int) -> str:
-    control = cluster("control", port).replace("connect_timeout: 1s", "connect_timeout: 1s, http2_protocol_options: {}")
+    control = cluster("control", port).replace("connect_timeout: 30s", "connect_timeout: 30s, http2_protocol_options: {}")
     ads = "{ads: {}, initial_fetch_timeout: 5s, resource_api_version: V3}"
     retry = "retry_policy: {retry_back_off: {base_interval: 0.01s, max_interval: 0.05s}}"
     return f"""{ADMIN}node: {{id: n1, cluster: c}}
