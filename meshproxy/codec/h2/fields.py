@@ -188,7 +188,7 @@ class RequestShape:
             if fields.visible:
                 if place >= 0:
                     path = values[place]
-                    if path[:1] != b"/" or 32 in path:
+                    if not path or path[0] != 47 or 32 in path:
                         return None
                 return self._make(fields, values, path)
         else:
