@@ -63,7 +63,8 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
 @pytest.mark.skipif(not callgrind.available(), reason="valgrind is not installed: instructions of hostile input are NOT counted")
 @pytest.mark.parametrize("name", [name for name in PROBES if "names" not in name])
 def test_cost_is_linear(counted: Counted, name: str):
-    small, big = counted.cost(name, 0), counted.cost(name, 1)
+    # The first time may also pay for memory that the heap has to get: what an input costs, it costs again.
+    small, big = (min(counted.cost(name, number), counted.cost(name, number)) for number in (0, 1))
     print(f"{name}: {small:,} and {big:,} instructions: {big / small:.1f} times as many")
     assert big <= small * CEILING
 
