@@ -44,7 +44,8 @@ def _look(message: Any, found: list[str], clean: set[bytes]) -> None:
 
 
 def _describe(message: Any) -> Iterator[str]:
-    numbers = sorted({field.field_number for field in unknown_fields.UnknownFieldSet(message)})
+    unknown = unknown_fields.UnknownFieldSet(message)
+    numbers = sorted({unknown[index].field_number for index in range(len(unknown))})
     if numbers:
         yield f"type {message.DESCRIPTOR.full_name} with unknown field set {{{', '.join(map(str, numbers))}}}"
     for below in _messages(message):
