@@ -1,6 +1,8 @@
 # Every target makes what it needs from nothing: Python 3.11 or newer and a network to PyPI.
 
 VENV ?= .venv
+# Processes that run tests. Those of a file stay together, for they share what they start.
+JOBS ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -21,8 +23,8 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY)  ## two services, a sidecar in front of each, real traffic through both (KEEP=1 leaves it running)
 	@$(BIN)/python examples/demo/run.py $(if $(KEEP),--keep)
 
-test: $(READY)  ## all tests, with the real Envoy as the judge (ARGS="-k name" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## all tests, with the real Envoy as the judge (ARGS="-k name" for some, JOBS=0 for one process)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check

@@ -396,7 +396,8 @@ class Upstream:
 
     async def start(self, ssl: object = None) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Wire(self._accepted), sock=self.sock, ssl=ssl)
+        # What overflows a backlog is a connection for the proxy alone: nobody here knows of it, or would end it.
+        self._server = await loop.create_server(lambda: Wire(self._accepted), sock=self.sock, ssl=ssl, backlog=4096)
 
     def begin(self, play_: Play, signals: Signals) -> None:
         """A new case begins."""
