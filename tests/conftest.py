@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from tests.differential import verdicts
+
 # Read when grpc is imported, by whichever test is the first to do so: its threads do not survive the fork of a proxy, nor do they have to.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # How fast an example runs says something about the machine, not about us. Each run tries the same examples, so that what it says is about the change;
@@ -106,7 +108,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def _tell_unsteady(terminalreporter: pytest.TerminalReporter) -> None:
     unsteady = _unsteady(terminalreporter)
     if not unsteady:
         return
@@ -121,3 +123,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"UNSTEADY {name}", red=True)
     verdict = f"the run fails: {_UNSTEADY_LIMIT} may" if len(unsteady) > _UNSTEADY_LIMIT else "each is a defect, of the test or of the product"
     terminalreporter.line(f"{len(unsteady)} passed only when run again; {verdict}", red=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _tell_unsteady(terminalreporter)
+    verdicts.tell(terminalreporter)  # where other processes run the tests, the one that sums up knows of no other conftest.py

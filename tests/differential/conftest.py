@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import pytest
 
 from tests.differential import pki, proxy
 from tests.differential.rig import Pair
-
-_VERDICT = "against Envoy"
-
+from tests.differential.verdicts import VERDICT
 
 # Cases in which we are known to differ from Envoy, one test id a line: each is a defect that is still to be mended. They run, are counted and shown as
 # "different" in the summary, and do not fail the run; a case that has become equal shows as XPASS and is then taken off the list.
@@ -24,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "pair" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.differential)
-            item.user_properties.append((_VERDICT, ""))
+            item.user_properties.append((VERDICT, ""))
         name = item.nodeid.removeprefix("tests/differential/")
         if name in _KNOWN:
             item.add_marker(pytest.mark.xfail(reason="a known difference from Envoy, listed in tests/differential/known_differences.txt", strict=False))
@@ -70,21 +67,4 @@ def _pair_as_new(request: pytest.FixtureRequest, second_try: bool) -> None:
 @pytest.fixture
 def verdict(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Takes down what became of a case, for the summary: in the test's report, as other processes than the one that sums up may run it."""
-    return lambda kind: request.node.user_properties.append((_VERDICT, kind))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    verdicts: dict[str, str] = {}  # by test: a case counts once, however many reports it has
-    for kind in ("passed", "xpassed", "xfailed", "failed", "error"):
-        for report in terminalreporter.stats.get(kind, []):
-            said = [str(value) for name, value in report.user_properties if name == _VERDICT]
-            if said and kind not in {"passed", "xpassed"}:
-                verdicts[report.nodeid] = "different"
-            elif said and said[-1]:
-                verdicts[report.nodeid] = said[-1]
-    if verdicts:
-        count = Counter(verdicts.values())
-        terminalreporter.section("differential")
-        terminalreporter.line(
-            f"{len(verdicts)} cases against Envoy: {count['equal']} equal, {count['stricter']} stricter by decision, {count['different']} different",
-        )
+    return lambda kind: request.node.user_properties.append((VERDICT, kind))
