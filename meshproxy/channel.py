@@ -22,7 +22,7 @@ MAX_BODY = 1 << 30
 MAX_FDS = 64  # a frame; well under the kernel's SCM_MAX_FD of 253
 HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false; main skips what can wait, and awaits `wait_drained` before bulk
 READ_SIZE = 64 << 10  # a worker handles so much at a time, and then looks after its traffic
-BATCH = 16 << 10  # bytes queued that are sent at once; fewer wait for the end of what runs
+BATCH = 16 << 10  # bytes queued that are sent at once; the first frame does not wait, and fewer behind it wait for the end of what runs
 MAX_TOGETHER = 256  # frames in one call; well under the kernel's IOV_MAX of 1024
 _HEAD = struct.Struct("<IBBH")
 _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
@@ -154,7 +154,10 @@ class Channel:
             pass
         elif self._queued >= BATCH:
             self._flush()
-        elif not self._scheduled:  # frames mostly come by the dozen: each of its own would wake the peer for each
+        elif not self._scheduled:
+            # The first goes at once: a change is with the workers before an admin endpoint answers. Others mostly come by the dozen, and each of its own would
+            # wake the peer for each.
+            self._flush()
             self._scheduled = True
             self._loop.call_soon(self._flush)
         if self._queued >= HIGH_WATER:

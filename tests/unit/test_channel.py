@@ -146,7 +146,7 @@ async def test_what_is_queued_can_be_sent_before_the_process_ends():
 
 
 async def test_small_frames_go_together_and_descriptors_keep_their_place(ends):
-    """In one call what is said in one go, and in order with what goes alone."""
+    """The first at once, in one call what is said in one go with it, and in order with what goes alone."""
     left, right = ends
     calls = []
     sock = left.channel._sock
@@ -169,7 +169,7 @@ async def test_small_frames_go_together_and_descriptors_keep_their_place(ends):
     messages = await right.wait_messages(20)
     assert [body for _, body, _ in messages] == [b"%d" % number for number in range(20)]
     assert [len(fds) for _, _, fds in messages] == [0] * 10 + [1] + [0] * 9
-    assert calls == [10, 1, 9]
+    assert calls == [1, 9, 1, 9]
     os.close(messages[10][2][0])
 
 
