@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, Resource, ResourceSet, field
-from control.translate.translator import View
+from control.translate.view import View
 from meshproxy.api import messages
 
 WILDCARD = "*"

@@ -11,7 +11,8 @@ from control.model.telemetry import MeshConfig
 from control.output import plain
 from control.translate.proxy import GRPC, SIDECAR, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, SECRET
-from control.translate.translator import Translator, View
+from control.translate.translator import Translator
+from control.translate.view import View
 from control.up.arrange import Arrangement
 from control.up.ports import Ports, Use
 from meshproxy.api import messages

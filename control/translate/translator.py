@@ -6,62 +6,30 @@ get the same object, and a snapshot that changed little costs little. What was n
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from control.model.envoy_filter import GATEWAY, OUTBOUND, Patch
 from control.model.gateway import Gateway
-from control.model.protocols import protocol_of_port
-from control.model.security import jwt_rules, mtls_mode
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
-from control.model.telemetry import Provider
-from control.model.traffic import NO_POLICY, REFUSED, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
+from control.model.traffic import REFUSED, Subset
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, host_matches, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, gateways, listeners, mtls, routes, tls, tokens
+from control.translate import clusters, gateways, listeners, routes, tls, workloads
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
-from control.translate.http_route import Target
 from control.translate.listeners import Clusters, Guard, Traces
 from control.translate.patches import Proxy as Patched
 from control.translate.patches import added, concerned, patched
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
+from control.translate.uses import Use, for_grpc, origin, ports_of, targets_of, uses_of
+from control.translate.view import View
 
 _T = TypeVar("_T")
 _EVERYWHERE = "0.0.0.0"  # where gateways listen
-TRACING = "tracing"  # in names of clusters of collectors
-
-
-class View:
-    """All resources of one proxy: for each type, sets that others may share, always as many. Names are unique within a type."""
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, parts: Mapping[str, tuple[ResourceSet, ...]]) -> None:
-        self._parts = parts
-
-    def parts(self, url: str) -> tuple[ResourceSet, ...]:
-        """The sets of one type; empty for a type that we do not serve."""
-        return self._parts.get(url, ())
-
-    def without(self, url: str) -> View:
-        """The same with nothing of one type."""
-        return View({**self._parts, url: tuple(NO_RESOURCES for _ in self.parts(url))})
-
-    def get(self, url: str, name: str) -> Resource | None:
-        """One resource."""
-        return next((part[name] for part in self.parts(url) if name in part), None)
-
-    def all(self, url: str) -> Iterator[Resource]:
-        """All resources of a type."""
-        for part in self.parts(url):
-            yield from part.values()
 
 
 class _Same:
@@ -91,25 +59,6 @@ class _Scope(NamedTuple):
     @property
     def caller(self) -> Caller:
         return Caller((self.namespace, self.labels, self.grpc, MESH))
-
-
-class _Use(NamedTuple):
-    """One cluster that callers in a namespace know: a port of a service, or of one of its subsets."""
-
-    service: Service
-    port: Port
-    subset: Subset | None
-    policy: TrafficPolicy
-    rule: DestinationRule | None
-
-    @property
-    def server_name(self) -> str:
-        """What callers in the mesh say in their ClientHello."""
-        return mtls.server_name(self.port.number, self.subset.name if self.subset is not None else "", self.service.host)
-
-    @property
-    def cluster(self) -> str:
-        return outbound_cluster(self.service.host, self.port.number, self.subset.name if self.subset is not None else "")
 
 
 class Translator:
@@ -170,7 +119,7 @@ class Translator:
         sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
         config = whole
         if sidecar is not None and sidecar.imports is not None:
-            config = self._within(whole, proxy.namespace, sidecar.imports, _needed(whole, proxy.namespace, workload))
+            config = self._within(whole, proxy.namespace, sidecar.imports, workloads.needed(whole, proxy.namespace, workload))
         scope = _Scope(
             proxy.namespace,
             tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)),
@@ -179,15 +128,15 @@ class Translator:
             (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        traces = _traces(whole, proxy, labels, client=True), _traces(whole, proxy, labels, client=False)
-        edge = _edge_guard(whole, proxy.namespace, labels, served) if served else None
+        traces = workloads.traces(whole, proxy, labels, client=True), workloads.traces(whole, proxy, labels, client=False)
+        edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
         own = (_Same(whole), _Same(config), scope, workload, served, edge, traces)
         clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
         parts = {
             CLUSTER: (
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
                 self._once((CLUSTER, _Same(whole), workload), lambda: self._inbound_clusters(whole, workload)),
-                self._once((CLUSTER, _Same(whole), TRACING), lambda: self._collectors(whole)),
+                self._once((CLUSTER, _Same(whole), workloads.TRACING), lambda: self._collectors(whole)),
                 self._passed_clusters(whole, scope, served),
             ),
             ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels), self._passed_endpoints(snapshot, scope, served)),
@@ -207,7 +156,7 @@ class Translator:
             parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)) if entitled else NO_RESOURCES,)
             chosen = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
             if chosen:
-                parts = self._patched(parts, chosen, Patched(GATEWAY if served else OUTBOUND, _meant(workload)))
+                parts = self._patched(parts, chosen, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload)))
         return View(parts)
 
     def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
@@ -230,8 +179,8 @@ class Translator:
 
     # --- what all proxies of a scope share
 
-    def _uses(self, config: Config, namespace: str) -> tuple[_Use, ...]:
-        return self._once((_uses, _Same(config), namespace), lambda: tuple(_uses(config, namespace)))
+    def _uses(self, config: Config, namespace: str) -> tuple[Use, ...]:
+        return self._once((uses_of, _Same(config), namespace), lambda: tuple(uses_of(config, namespace)))
 
     def _clusters(self, config: Config, scope: _Scope) -> ResourceSet:
         uses = self._uses(config, scope.namespace)
@@ -245,14 +194,14 @@ class Translator:
             made.append(self._resource(CLUSTER, BLACK_HOLE, clusters.black_hole))
         return ResourceSet(made)
 
-    def _cluster(self, config: Config, use: _Use, scope: _Scope) -> Resource:
+    def _cluster(self, config: Config, use: Use, scope: _Scope) -> Resource:
         endpoints = config.resolved.get((use.service.key, use.port.number)) if use.service.resolution is not Resolution.ENDPOINTS else None
         if endpoints is not None and use.subset is not None:
             endpoints = self._of_subset(endpoints, use.subset)
-        policy = _for_grpc(use.policy) if scope.grpc else use.policy
+        policy = for_grpc(use.policy) if scope.grpc else use.policy
         identities = config.security.identities.get(use.service.key, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
-        arguments = (use.service, use.port, name, policy, _Same(endpoints), _origin(use), identities, scope.grpc)
+        arguments = (use.service, use.port, name, policy, _Same(endpoints), origin(use), identities, scope.grpc)
         return self._resource(CLUSTER, use.cluster, clusters.outbound, *arguments)
 
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
@@ -271,7 +220,7 @@ class Translator:
         key = (ENDPOINTS, _Same(config), _Same(snapshot.endpoints), namespace, place)
         return self._once(key, lambda: ResourceSet(self._load_assignments(self._uses(config, namespace), snapshot.endpoints, *place)))
 
-    def _load_assignments(self, uses: Iterable[_Use], everything: Endpoints, here: Locality, labels: Labels) -> Iterator[Resource]:
+    def _load_assignments(self, uses: Iterable[Use], everything: Endpoints, here: Locality, labels: Labels) -> Iterator[Resource]:
         for use in uses:
             if use.service.resolution is not Resolution.ENDPOINTS:
                 continue
@@ -288,7 +237,7 @@ class Translator:
 
     def _api_listeners(self, config: Config, scope: _Scope) -> ResourceSet:
         made: dict[str, Resource] = {}
-        for service, port in _ports(config, scope.namespace):
+        for service, port in ports_of(config, scope.namespace):
             for host in (service.host, *short_hosts(service.host, scope.namespace)):
                 name = f"{host}:{port.number}"
                 made.setdefault(name, self._resource(LISTENER, name, listeners.api, name, outbound_cluster(service.host, port.number)))
@@ -299,21 +248,20 @@ class Translator:
         made = []
         for target in sorted(set(workload.ports.values()) - {0}) if workload is not None else ():
             assert workload is not None
-            host, port = _served(config, workload, target)
-            guard = _guard(config, workload, target)
+            host, port = workloads.served(config, workload, target)
+            guard = workloads.guard(config, workload, target)
             for bind in (workload.address, "0.0.0.0", "::"):
                 name = SERVER_LISTENER % (f"[{bind}]:{target}" if ":" in bind else f"{bind}:{target}")
                 made.append(self._resource(LISTENER, name, listeners.grpc_server, name, bind, target, f"{host}:{port.number}/*", guard))
         return ResourceSet(made)
 
     def _api_routes(self, config: Config, scope: _Scope) -> ResourceSet:
-        return ResourceSet(
-            self._service_routes(config, scope, outbound_cluster(service.host, port.number), service, port) for service, port in _ports(config, scope.namespace)
-        )
+        seen = ports_of(config, scope.namespace)
+        return ResourceSet(self._service_routes(config, scope, outbound_cluster(service.host, port.number), service, port) for service, port in seen)
 
     def _service_routes(self, config: Config, scope: _Scope, name: str, service: Service, port: Port) -> Resource:
         rules = config.routes_for(service.host, port.number, scope.namespace)
-        targets = _targets(config, scope.namespace, service.host, routes.mentioned(rules))
+        targets = targets_of(config, scope.namespace, service.host, routes.mentioned(rules))
         return self._resource(ROUTES, name, routes.for_service, name, service, port, rules, targets, scope.caller)
 
     # --- a gateway
@@ -322,13 +270,13 @@ class Translator:
         key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
         return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
 
-    def _passed(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> tuple[_Use, ...]:
+    def _passed(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> tuple[Use, ...]:
         """What gateways pass the mutual TLS of: no services outside, which proxies resolve themselves."""
         patterns = gateways.passed_on(served)
         if not patterns:
             return ()
 
-        def build() -> tuple[_Use, ...]:
+        def build() -> tuple[Use, ...]:
             uses = (use for use in self._uses(config, scope.namespace) if use.service.resolution is Resolution.ENDPOINTS)
             return tuple(use for use in uses if any(one == use.service.host or host_matches(one, use.service.host) for one in patterns))
 
@@ -339,7 +287,7 @@ class Translator:
         made = []
         for use in uses:
             name = use.subset.name if use.subset is not None else ""
-            made.append(self._resource(CLUSTER, use.server_name, clusters.passed_on, use.service, use.port, name, use.policy, _origin(use)))
+            made.append(self._resource(CLUSTER, use.server_name, clusters.passed_on, use.service, use.port, name, use.policy, origin(use)))
         return self._once((CLUSTER, _Same(uses)), lambda: ResourceSet(made)) if made else NO_RESOURCES
 
     def _passed_endpoints(self, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
@@ -362,7 +310,7 @@ class Translator:
         """One listener a port."""
         made = []
         for port, servings in self._servings(config, scope, served).items():
-            targets = dict(_targets(config, scope.namespace, "", gateways.mentioned(config, servings)))
+            targets = dict(targets_of(config, scope.namespace, "", gateways.mentioned(config, servings)))
             mesh = tuple((use.service.host, use.server_name) for use in self._passed(config, scope, served))
             chains = gateways.chains(config, servings, targets, mesh)
             if chains:
@@ -382,7 +330,7 @@ class Translator:
         port = servings[0].server.port
         hosts = []
         for host, entries in gateways.hosts(config, servings).items():
-            targets = dict(_targets(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
+            targets = dict(targets_of(config, scope.namespace, host, routes.mentioned(rules for _, rules in entries)))
             found = []
             for serving, rules in entries:
                 if not rules.gateway_api:
@@ -407,7 +355,7 @@ class Translator:
             return NO_RESOURCES
         made = []
         for target in workload.sidecar.inbound:
-            _, port = _served(config, workload, target)
+            _, port = workloads.served(config, workload, target)
             ingress = workload.sidecar.ingress.get(target)
             host, number = ingress.endpoint if ingress is not None and ingress.endpoint is not None else ("", target)
             made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, (host or workload.address, number), port.protocol.is_http2))
@@ -415,7 +363,7 @@ class Translator:
 
     def _collectors(self, config: Config) -> ResourceSet:
         """Who gets traces and is no service of the mesh."""
-        found = {_collector(config, one): one for one in config.telemetry.mesh.providers.values() if not _is_service(config, one)}
+        found = {workloads.collector(config, one): one for one in config.telemetry.mesh.providers.values() if not workloads.is_service(config, one)}
         return ResourceSet(
             self._resource(CLUSTER, name, clusters.collector, name, one.host, one.port, bool(one.http_path)) for name, one in sorted(found.items())
         )
@@ -441,8 +389,8 @@ class Translator:
     def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts, traces: Traces) -> list[Resource]:
         made = []
         for target, listen in sidecar.inbound.items():
-            host, port = _served(config, workload, target)
-            guard = _guard(config, workload, target)
+            host, port = workloads.served(config, workload, target)
+            guard = workloads.guard(config, workload, target)
             ingress = sidecar.ingress.get(target)
             bind = ingress.bind if ingress is not None and ingress.bind else workload.address
             name = listeners.name(bind, listen)
@@ -460,7 +408,7 @@ class Translator:
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
             made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES, traces))
-        for listen, service, port in _outbound(config, scope.namespace, workload):
+        for listen, service, port in workloads.outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
                 made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}", traces))
@@ -472,7 +420,7 @@ class Translator:
     def _outbound_tcp(self, config: Config, scope: _Scope, service: Service, port: int) -> tuple[tuple[tuple[tuple[str, ...], Clusters], ...], Clusters]:
         """Where connections go by the names in their ClientHello, and where the others go: to the service itself, if there are no rules."""
         rules = config.routes_for(service.host, port, scope.namespace)
-        targets = dict(_targets(config, scope.namespace, service.host, routes.mentioned(rules)))
+        targets = dict(targets_of(config, scope.namespace, service.host, routes.mentioned(rules)))
         by_name = tuple((one.sni_hosts, routes.tcp_clusters(one, port, targets)) for one in routes.tls_routes(rules, port, scope.caller))
         route = routes.tcp_route(rules, port, scope.caller)
         if route is not None and not any("*" in names for names, _ in by_name):
@@ -483,7 +431,7 @@ class Translator:
         made = {one.name: one for one in self._gateway_routes(config, scope, served)}
         if workload is None or workload.sidecar is None:
             return ResourceSet(made.values())
-        for _, service, port in _outbound(config, scope.namespace, workload):
+        for _, service, port in workloads.outbound(config, scope.namespace, workload):
             name = f"{service.host}:{port.number}"
             if port.protocol.is_http and name not in made:
                 made[name] = self._service_routes(config, scope, name, service, port)
@@ -492,180 +440,25 @@ class Translator:
         return ResourceSet(made.values())
 
 
-def _traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], *, client: bool) -> Traces:
-    """What a side of a proxy traces, and who gets it."""
-    settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, client=client)
-    if settings is None:
-        return None
-    service = config.services.get(settings.provider.host)
-    if service is not None and not visible(service, proxy.namespace):
-        return None  # without its cluster, Envoy would refuse the listener
-    return settings, _collector(config, settings.provider)
-
-
-def _needed(config: Config, namespace: str, workload: Workload | None) -> frozenset[str]:
-    """The hosts that a proxy calls for itself, whatever its application does: for traces, and for the keys of tokens."""
-    found = {one.host for one in config.telemetry.mesh.providers.values()}
-    if workload is not None:
-        for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels):
-            found.update(tokens.hosts(rule))
-    return frozenset(one for one in found if one in config.services)
-
-
-def _is_service(config: Config, provider: Provider) -> bool:
-    service = config.services.get(provider.host)
-    return service is not None and any(port.number == provider.port for port in service.ports)
-
-
-def _collector(config: Config, provider: Provider) -> str:
-    """The cluster of a provider."""
-    return outbound_cluster(provider.host, provider.port) if _is_service(config, provider) else f"{TRACING}|{provider.port}||{provider.host}"
-
-
-def _uses(config: Config, namespace: str) -> Iterator[_Use]:
-    for host, service in config.services.items():
-        if not visible(service, namespace):
-            continue
-        yield from _service_uses(service, config.rule_for(host, namespace))
-
-
-def _service_uses(service: Service, rule: DestinationRule | None) -> Iterator[_Use]:
-    base = rule.policy if rule is not None and rule.policy is not None else NO_POLICY
-    asked = dict(service.backend_tls)
-    for port in service.ports:
-        yield _Use(service, port, None, _with_tls(base.for_port(port.number), asked.get(port.number)), rule)
-        for subset in rule.subsets if rule is not None else ():
-            policy = _merged(subset.policy, base) if subset.policy is not None else base
-            yield _Use(service, port, subset, _with_tls(policy.for_port(port.number), asked.get(port.number)), rule)
-
-
-@functools.lru_cache(10_000)
-def _merged(policy: TrafficPolicy, base: TrafficPolicy) -> TrafficPolicy:
-    """The same object for the same two, since what is made of it is remembered by it."""
-    return policy.over(base)
-
-
-@functools.lru_cache(10_000)
-def _with_tls(policy: TrafficPolicy, tls: TlsSettings | None) -> TrafficPolicy:
-    """What a service asks callers for, unless their own rules say otherwise."""
-    return policy if tls is None or policy.tls is not None else replace(policy, tls=tls)
-
-
-@functools.lru_cache(10_000)
-def _for_grpc(policy: TrafficPolicy) -> TrafficPolicy:
-    """gRPC's clients know few balancers: what they do not know is round robin to them."""
-    balancer = policy.load_balancer
-    if balancer is not None and balancer.hash is not None:
-        return policy
-    return TrafficPolicy(LoadBalancer("ROUND_ROBIN", None, None, balancer.locality if balancer else None)).over(policy)
-
-
-def _origin(use: _Use) -> tuple[tuple[str, str], ...]:
-    found = []
-    if use.rule is not None:
-        found.append(("config", f"/apis/networking.istio.io/v1/namespaces/{use.rule.namespace}/destination-rule/{use.rule.name}"))
-    if use.subset is not None:
-        found.append(("subset", use.subset.name))
-    return tuple(found)
-
-
-def _ports(config: Config, namespace: str) -> Iterator[tuple[Service, Port]]:
-    for service in config.services.values():
-        if visible(service, namespace) and not service.host.startswith("*"):
-            for port in service.ports:
-                yield service, port
-
-
-def _targets(config: Config, namespace: str, host: str, mentioned: Iterable[str]) -> tuple[tuple[str, Target], ...]:
-    return tuple((one, _target(config, namespace, one)) for one in sorted({host, *mentioned}))
-
-
-def _target(config: Config, namespace: str, host: str) -> Target:
-    service = config.services.get(host)
-    rule = config.rule_for(host, namespace)
-    if service is None or rule is None:
-        return Target(service)
-    found = []
-    for use in _service_uses(service, rule):
-        hash = use.policy.load_balancer.hash if use.policy.load_balancer is not None else None
-        if hash is not None:
-            found.append(((use.port.number, use.subset.name if use.subset is not None else ""), hash))
-    return Target(service, tuple(found))
-
-
-def _served(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
-    """Which service a port of a workload belongs to: its host (or the workload's name) and port. Of the protocol a Sidecar's ingress knows best."""
-    host, port = _service_of(config, workload, target)
-    ingress = workload.sidecar.ingress.get(target) if workload.sidecar is not None else None
-    return host, port if ingress is None else dataclasses.replace(port, protocol=ingress.protocol)
-
-
-def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
-    for service in config.services.values():
-        if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
-            for port in service.ports:
-                if workload.port_for(port) == target:
-                    return service.host, port
-    name = next((name for name, number in workload.ports.items() if number == target), "")
-    return f"{workload.name}.{workload.namespace}", Port(target, name, protocol_of_port(name))
-
-
-def _guard(config: Config, workload: Workload, port: int) -> Guard:
-    """Who may reach a port of a workload. Without an identity of its own a sidecar cannot know who calls: then policies that ask for one let nobody in."""
-    security = config.security
-    policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels))
-    identity = workload.sidecar is not None and workload.sidecar.identity
-    mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
-    rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels)
-    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
-
-
-def _edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served: tuple[Gateway, ...]) -> Guard:
-    """Whom the gateways of a proxy let in."""
-    security = config.security
-    serves = frozenset(one.key for one in served)
-    policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves))
-    rules = jwt_rules(security.request_authentication, namespace, labels, serves)
-    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
-
-
-def _outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:
-    """(port of the sidecar, service, its port); for services that are not there the sidecar does not listen."""
-    assert workload.sidecar is not None
-    for one in workload.sidecar.outbound:
-        service = config.services.get(one.host)
-        port = service.port(one.port) if service is not None and visible(service, namespace) else None
-        if service is not None and port is not None and one.listen:
-            yield one.listen, service, port
-
-
-def _meant(workload: Workload | None) -> tuple[tuple[int, int], ...]:
-    """(port of the sidecar, port that callers mean by it)."""
-    if workload is None or workload.sidecar is None:
-        return ()
-    sidecar = workload.sidecar
-    return (*((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))
-
-
 def _http_proxy(config: Config, scope: _Scope) -> Resource:
     """All HTTP services by their names, for applications that use the sidecar as their HTTP proxy."""
     taken: set[str] = {"*"}
     hosts = []
-    for service, port in _ports(config, scope.namespace):
+    for service, port in ports_of(config, scope.namespace):
         if not port.protocol.is_http:
             continue
         domains = [one for one in routes.domains(service, port.number, scope.namespace, bare=port.number == 80) if one not in taken]
         if domains:
             taken.update(domains)
             rules = config.routes_for(service.host, port.number, scope.namespace)
-            targets = _targets(config, scope.namespace, service.host, routes.mentioned(rules))
+            targets = targets_of(config, scope.namespace, service.host, routes.mentioned(rules))
             hosts.append(routes.virtual_host(f"{service.host}:{port.number}", domains, service, port, rules, targets, scope.caller))
     for one in config.route_rules:  # hosts that are no services of the mesh, and are sent to some that are
         for host in one.hosts if visible(one, scope.namespace) and MESH in one.gateways else ():
             domains = [domain for domain in (host, f"{host}:80") if domain not in taken]
             if host.startswith("*") or not domains or host in config.services:
                 continue
-            made = routes.rule_routes(one, 80, dict(_targets(config, scope.namespace, host, routes.mentioned([one]))), scope.caller)
+            made = routes.rule_routes(one, 80, dict(targets_of(config, scope.namespace, host, routes.mentioned([one]))), scope.caller)
             if made:
                 taken.update(domains)
                 hosts.append(routes.host(f"{host}:80", domains, made))

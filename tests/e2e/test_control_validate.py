@@ -12,7 +12,8 @@ import pytest
 from control.bootstrap import envoy as bootstrap
 from control.translate.proxy import ProxyKey
 from control.translate.resource import CLUSTER, LISTENER, ROUTES
-from control.translate.translator import Translator, View
+from control.translate.translator import Translator
+from control.translate.view import View
 from tests.differential.proxy import envoy_binary
 from tests.e2e.proxy import PATIENCE, ROOT
 from tests.unit import test_control_envoy_filter as patches

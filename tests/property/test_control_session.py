@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from control.ads.session import ProtocolError
 from control.ads.session import Session as ServerSession
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES, ResourceSet, make
-from control.translate.translator import View
+from control.translate.view import View
 from meshproxy.api import messages
 from meshproxy.xds import resources as wire
 from meshproxy.xds.session import Session as ClientSession

@@ -11,7 +11,8 @@ from control.kinds.store import Store
 from control.model.snapshot import MeshSnapshot, build
 from control.translate.proxy import ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
-from control.translate.translator import Translator, View
+from control.translate.translator import Translator
+from control.translate.view import View
 
 MESH = """
 apiVersion: v1

@@ -6,7 +6,7 @@ import pytest
 
 from control.ads.session import ProtocolError, Session, State
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES, ResourceSet, make
-from control.translate.translator import View
+from control.translate.view import View
 from meshproxy.api import messages
 
 _D = "envoy.service.discovery.v3."

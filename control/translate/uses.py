@@ -1,0 +1,111 @@
+"""Which clusters callers know: ports of services and of their subsets, each with the policy that holds for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from control.model.service import Port, Service
+from control.model.snapshot import Config, visible
+from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
+from control.names import outbound_cluster
+from control.translate import mtls
+from control.translate.http_route import Target
+
+
+class Use(NamedTuple):
+    """One cluster that callers in a namespace know: a port of a service, or of one of its subsets."""
+
+    service: Service
+    port: Port
+    subset: Subset | None
+    policy: TrafficPolicy
+    rule: DestinationRule | None
+
+    @property
+    def server_name(self) -> str:
+        """What callers in the mesh say in their ClientHello."""
+        return mtls.server_name(self.port.number, self.subset.name if self.subset is not None else "", self.service.host)
+
+    @property
+    def cluster(self) -> str:
+        return outbound_cluster(self.service.host, self.port.number, self.subset.name if self.subset is not None else "")
+
+
+def uses_of(config: Config, namespace: str) -> Iterator[Use]:
+    """Of all services that callers in a namespace see."""
+    for host, service in config.services.items():
+        if not visible(service, namespace):
+            continue
+        yield from service_uses(service, config.rule_for(host, namespace))
+
+
+def service_uses(service: Service, rule: DestinationRule | None) -> Iterator[Use]:
+    """Of one service."""
+    base = rule.policy if rule is not None and rule.policy is not None else NO_POLICY
+    asked = dict(service.backend_tls)
+    for port in service.ports:
+        yield Use(service, port, None, _with_tls(base.for_port(port.number), asked.get(port.number)), rule)
+        for subset in rule.subsets if rule is not None else ():
+            policy = _merged(subset.policy, base) if subset.policy is not None else base
+            yield Use(service, port, subset, _with_tls(policy.for_port(port.number), asked.get(port.number)), rule)
+
+
+@functools.lru_cache(10_000)
+def _merged(policy: TrafficPolicy, base: TrafficPolicy) -> TrafficPolicy:
+    """The same object for the same two, since what is made of it is remembered by it."""
+    return policy.over(base)
+
+
+@functools.lru_cache(10_000)
+def _with_tls(policy: TrafficPolicy, tls: TlsSettings | None) -> TrafficPolicy:
+    """What a service asks callers for, unless their own rules say otherwise."""
+    return policy if tls is None or policy.tls is not None else replace(policy, tls=tls)
+
+
+@functools.lru_cache(10_000)
+def for_grpc(policy: TrafficPolicy) -> TrafficPolicy:
+    """gRPC's clients know few balancers: what they do not know is round robin to them."""
+    balancer = policy.load_balancer
+    if balancer is not None and balancer.hash is not None:
+        return policy
+    return TrafficPolicy(LoadBalancer("ROUND_ROBIN", None, None, balancer.locality if balancer else None)).over(policy)
+
+
+def origin(use: Use) -> tuple[tuple[str, str], ...]:
+    """What tools want to know of where a cluster comes from."""
+    found = []
+    if use.rule is not None:
+        found.append(("config", f"/apis/networking.istio.io/v1/namespaces/{use.rule.namespace}/destination-rule/{use.rule.name}"))
+    if use.subset is not None:
+        found.append(("subset", use.subset.name))
+    return tuple(found)
+
+
+def ports_of(config: Config, namespace: str) -> Iterator[tuple[Service, Port]]:
+    """All services that callers in a namespace see, by port."""
+    for service in config.services.values():
+        if visible(service, namespace) and not service.host.startswith("*"):
+            for port in service.ports:
+                yield service, port
+
+
+def targets_of(config: Config, namespace: str, host: str, mentioned: Iterable[str]) -> tuple[tuple[str, Target], ...]:
+    """What `mentioned` hosts, and `host`, are to callers in a namespace."""
+    return tuple((one, target_of(config, namespace, one)) for one in sorted({host, *mentioned}))
+
+
+def target_of(config: Config, namespace: str, host: str) -> Target:
+    """What a host is to them."""
+    service = config.services.get(host)
+    rule = config.rule_for(host, namespace)
+    if service is None or rule is None:
+        return Target(service)
+    found = []
+    for use in service_uses(service, rule):
+        hash = use.policy.load_balancer.hash if use.policy.load_balancer is not None else None
+        if hash is not None:
+            found.append(((use.port.number, use.subset.name if use.subset is not None else ""), hash))
+    return Target(service, tuple(found))

@@ -1,0 +1,33 @@
+"""All that one proxy gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from control.translate.resource import NO_RESOURCES, Resource, ResourceSet
+
+
+class View:
+    """All resources of one proxy: for each type, sets that others may share, always as many. Names are unique within a type."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Mapping[str, tuple[ResourceSet, ...]]) -> None:
+        self._parts = parts
+
+    def parts(self, url: str) -> tuple[ResourceSet, ...]:
+        """The sets of one type; empty for a type that we do not serve."""
+        return self._parts.get(url, ())
+
+    def without(self, url: str) -> View:
+        """The same with nothing of one type."""
+        return View({**self._parts, url: tuple(NO_RESOURCES for _ in self.parts(url))})
+
+    def get(self, url: str, name: str) -> Resource | None:
+        """One resource."""
+        return next((part[name] for part in self.parts(url) if name in part), None)
+
+    def all(self, url: str) -> Iterator[Resource]:
+        """All resources of a type."""
+        for part in self.parts(url):
+            yield from part.values()

@@ -1,0 +1,104 @@
+"""What holds for one workload: the services that it serves, whom it lets in, what it calls, and what it traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from control.model.gateway import Gateway
+from control.model.protocols import protocol_of_port
+from control.model.security import jwt_rules, mtls_mode
+from control.model.service import Port, Service, Workload
+from control.model.snapshot import Config, visible
+from control.model.telemetry import Provider
+from control.names import outbound_cluster
+from control.translate import tokens
+from control.translate.listeners import Guard, Traces
+from control.translate.proxy import ProxyKey
+
+TRACING = "tracing"  # in names of clusters of collectors
+
+
+def traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], *, client: bool) -> Traces:
+    """What a side of a proxy traces, and who gets it."""
+    settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, client=client)
+    if settings is None:
+        return None
+    service = config.services.get(settings.provider.host)
+    if service is not None and not visible(service, proxy.namespace):
+        return None  # without its cluster, Envoy would refuse the listener
+    return settings, collector(config, settings.provider)
+
+
+def needed(config: Config, namespace: str, workload: Workload | None) -> frozenset[str]:
+    """The hosts that a proxy calls for itself, whatever its application does: for traces, and for the keys of tokens."""
+    found = {one.host for one in config.telemetry.mesh.providers.values()}
+    if workload is not None:
+        for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels):
+            found.update(tokens.hosts(rule))
+    return frozenset(one for one in found if one in config.services)
+
+
+def is_service(config: Config, provider: Provider) -> bool:
+    """Whether a provider is a service of the mesh."""
+    service = config.services.get(provider.host)
+    return service is not None and any(port.number == provider.port for port in service.ports)
+
+
+def collector(config: Config, provider: Provider) -> str:
+    """The cluster of a provider."""
+    return outbound_cluster(provider.host, provider.port) if is_service(config, provider) else f"{TRACING}|{provider.port}||{provider.host}"
+
+
+def served(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
+    """Which service a port of a workload belongs to: its host (or the workload's name) and port. Of the protocol a Sidecar's ingress knows best."""
+    host, port = _service_of(config, workload, target)
+    ingress = workload.sidecar.ingress.get(target) if workload.sidecar is not None else None
+    return host, port if ingress is None else dataclasses.replace(port, protocol=ingress.protocol)
+
+
+def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
+    for service in config.services.values():
+        if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
+            for port in service.ports:
+                if workload.port_for(port) == target:
+                    return service.host, port
+    name = next((name for name, number in workload.ports.items() if number == target), "")
+    return f"{workload.name}.{workload.namespace}", Port(target, name, protocol_of_port(name))
+
+
+def guard(config: Config, workload: Workload, port: int) -> Guard:
+    """Who may reach a port of a workload. Without an identity of its own a sidecar cannot know who calls: then policies that ask for one let nobody in."""
+    security = config.security
+    policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels))
+    identity = workload.sidecar is not None and workload.sidecar.identity
+    mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
+    rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels)
+    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
+
+
+def edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served: tuple[Gateway, ...]) -> Guard:
+    """Whom the gateways of a proxy let in."""
+    security = config.security
+    serves = frozenset(one.key for one in served)
+    policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves))
+    rules = jwt_rules(security.request_authentication, namespace, labels, serves)
+    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
+
+
+def outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:
+    """(port of the sidecar, service, its port); for services that are not there the sidecar does not listen."""
+    assert workload.sidecar is not None
+    for one in workload.sidecar.outbound:
+        service = config.services.get(one.host)
+        port = service.port(one.port) if service is not None and visible(service, namespace) else None
+        if service is not None and port is not None and one.listen:
+            yield one.listen, service, port
+
+
+def meant(workload: Workload | None) -> tuple[tuple[int, int], ...]:
+    """(port of the sidecar, port that callers mean by it)."""
+    if workload is None or workload.sidecar is None:
+        return ()
+    sidecar = workload.sidecar
+    return (*((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))
