@@ -11,7 +11,6 @@ from control.ads.session import Session
 from control.model.security import spiffe_id
 from control.model.snapshot import MeshSnapshot
 from control.translate.proxy import ProxyKey, of_node
-from control.translate.resource import SECRET
 from control.translate.translator import Translator
 from meshproxy.api.spiffe import SpiffeId
 
@@ -73,7 +72,7 @@ class Connection:
         if snapshot is not self._snapshot:
             self._snapshot = snapshot
             view = self._hub.translator.view(self.key, snapshot)
-            self.session.update(view if self._is_entitled(snapshot, self.key) else view.without(SECRET))
+            self.session.update(view if self._is_entitled(snapshot, self.key) else view.without_secrets())
         yield from self.session.responses()
 
     def _is_entitled(self, snapshot: MeshSnapshot, key: ProxyKey) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from control.kinds.common import Meta, export_to
 from control.kinds.fields import Fields
 from control.model.traffic import (
+    MUTUAL,
+    SIMPLE,
     ConnectionPool,
     ConsistentHash,
     DestinationRule,
@@ -30,7 +32,7 @@ _SIMPLE = {
 def parse(meta: Meta, body: Fields) -> DestinationRule:
     """`spec` of a DestinationRule."""
     spec = body.need("spec")
-    spec.not_honoured("workloadSelector")
+    selector = spec.child("workloadSelector")
     subsets = spec.each("subsets", _subset)
     names = [subset.name for subset in subsets]
     for index, name in enumerate(names):
@@ -43,6 +45,7 @@ def parse(meta: Meta, body: Fields) -> DestinationRule:
         _policy(spec),
         subsets,
         export_to(spec),
+        selector.string_map("matchLabels") if selector is not None else None,
     )
 
 
@@ -181,8 +184,35 @@ def _tls(policy: Fields) -> TlsSettings | None:
     fields = policy.child("tls")
     if fields is None:
         return None
-    fields.not_honoured("clientCertificate", "privateKey", "credentialName", "caCrl")
-    mode = fields.text("mode", "DISABLE", choices=("DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"))
-    if mode == "MUTUAL":
-        fields.error("mode", "MUTUAL is not served: certificates are those of the mesh (ISTIO_MUTUAL)", "unsupported")
-    return TlsSettings(mode, fields.text("sni"), fields.text("caCertificates"), fields.texts("subjectAltNames"), bool(fields.boolean("insecureSkipVerify")))
+    mode = fields.text("mode", "DISABLE", choices=("DISABLE", SIMPLE, MUTUAL, "ISTIO_MUTUAL"))
+    files = {name: fields.text(name) for name in ("caCertificates", "caCrl", "clientCertificate", "privateKey")}
+    credential, names, skip = fields.text("credentialName"), fields.texts("subjectAltNames"), bool(fields.boolean("insecureSkipVerify"))
+    for name in ("clientCertificate", "privateKey"):
+        if files[name] and mode != MUTUAL:
+            fields.error(name, f"is for MUTUAL, not for {mode}")
+        elif mode == MUTUAL and not files[name] and not credential:
+            fields.error(name, "is needed for MUTUAL, or a credentialName")
+    if credential:
+        if mode not in (SIMPLE, MUTUAL):
+            fields.error("credentialName", f"is for SIMPLE and MUTUAL, not for {mode}")
+        if "/" in credential:
+            fields.error("credentialName", f"{credential!r}: only names of Secrets are served", "unsupported")
+        for name, file in files.items():
+            if file:
+                fields.error(name, "cannot go with credentialName, which is a Secret that has it")
+    if files["caCrl"] and not files["caCertificates"] and not credential:
+        fields.error("caCrl", "needs caCertificates")
+    for name, there in (("caCertificates", files["caCertificates"]), ("subjectAltNames", names)):
+        if skip and there:
+            fields.error(name, "would not be looked at: insecureSkipVerify says so")
+    return TlsSettings(
+        mode,
+        fields.text("sni"),
+        files["caCertificates"],
+        names,
+        skip,
+        crl=files["caCrl"],
+        certificate=files["clientCertificate"],
+        private_key=files["privateKey"],
+        credential=credential,
+    )

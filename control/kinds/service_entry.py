@@ -20,7 +20,7 @@ _RESOLUTIONS = {
 def parse(meta: Meta, body: Fields) -> tuple[Service, ...]:
     """`spec` of a ServiceEntry: one service for each of its hosts."""
     spec = body.need("spec")
-    spec.not_honoured("subjectAltNames")
+    names = spec.texts("subjectAltNames")
     spec.text("location", choices=("MESH_EXTERNAL", "MESH_INTERNAL"))
     hosts = hosts_of(spec, "hosts", required=True)
     addresses = spec.texts("addresses")
@@ -43,7 +43,8 @@ def parse(meta: Meta, body: Fields) -> tuple[Service, ...]:
             spec.error(f"endpoints[{index}].address", f"{endpoint.address!r} is no IP address, as STATIC resolution needs")
     if resolution is Resolution.ENDPOINTS and not endpoints and labels is None:
         spec.error("endpoints", "STATIC resolution needs endpoints or a workloadSelector")
-    return tuple(Service(host, meta.namespace, ports, addresses, resolution, labels, endpoints, export_to(spec)) for host in hosts)
+    exported = export_to(spec)
+    return tuple(Service(host, meta.namespace, ports, addresses, resolution, labels, endpoints, exported, subject_alt_names=names) for host in hosts)
 
 
 def _port(fields: Fields) -> Port:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+CA_SUFFIX = "-cacert"  # of the Secret beside a certificate's that has the authorities, and of their name over SDS
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Secret:

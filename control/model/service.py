@@ -165,6 +165,7 @@ class Service:
     export_to: tuple[str, ...] = ("*",)
     backend_tls: tuple[tuple[int, TlsSettings], ...] = ()  # what callers of a port are asked for
     further: bool = False
+    subject_alt_names: tuple[str, ...] = ()  # who may answer callers that begin TLS themselves
 
     @property
     def key(self) -> str:

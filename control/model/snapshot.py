@@ -13,7 +13,7 @@ from control.model.delegation import in_effect
 from control.model.envoy_filter import EnvoyFilter
 from control.model.gateway import Gateway
 from control.model.routing import RouteRules
-from control.model.secret import CaBundle, Credential, ReferenceGrant, Secret
+from control.model.secret import CA_SUFFIX, CaBundle, Credential, ReferenceGrant, Secret
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, RequestAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
@@ -59,9 +59,6 @@ class References:
 
     credentials: Mapping[Key, Credential]
     grants: tuple[ReferenceGrant, ...]
-
-
-_NO_REFERENCES = References({}, ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +125,17 @@ class Config:
         rest = {host: tuple(one for one in (self.services[host], *more) if one is not services[host]) for host, more in self.others.items()}
         return replace(self, services=services, others=rest)
 
+    def selecting(self, namespace: str, labels: Mapping[str, str]) -> tuple[DestinationRule, ...]:
+        """The DestinationRules that are for this workload and not for all."""
+        return tuple(
+            one for one in self.destination_rules if one.selector is not None and one.namespace == namespace and one.selector.items() <= labels.items()
+        )
+
+    def ruled_by(self, chosen: tuple[DestinationRule, ...]) -> Config:
+        """The same with these rules ahead of those that are for all."""
+        rules = (*chosen, *(one for one in self.destination_rules if one.selector is None))
+        return replace(self, destination_rules=rules, _rules=_ByHost((rule.host, rule) for rule in rules))
+
     def within(self, namespace: str, imports: Imports, needed: frozenset[str] = frozenset()) -> Config:
         """What of this sidecars of a namespace see that import so much: no more than is exported to them.
 
@@ -146,9 +154,10 @@ class Config:
         keys = {one.key for one in services.values()}
         identities = {key: found for key, found in self.security.identities.items() if key in keys}
         resolved = {key: found for key, found in self.resolved.items() if key[0] in keys}
-        return _config(
-            services, {}, rules, policies, (), (), Security(self.security.trust_domain, (), (), identities), TelemetryConfig(), _NO_REFERENCES, resolved
-        )
+        security = Security(self.security.trust_domain, (), (), identities)
+        named = {(namespace, name + suffix) for rule in policies for name in rule.credentials() for suffix in ("", CA_SUFFIX)}
+        references = References({key: found for key, found in self.references.credentials.items() if key in named}, ())
+        return _config(services, {}, rules, policies, (), (), security, TelemetryConfig(), references, resolved)
 
     def _imported(self, host: str, namespace: str, imports: Imports, wanted: bool) -> Service | None:
         """The service that a host is: one that is imported, or else, if it is `wanted`, any that is seen."""

@@ -78,14 +78,17 @@ class OutlierDetection:
     min_health_percent: int = 0
 
 
+SIMPLE = "SIMPLE"
+MUTUAL = "MUTUAL"
 REFUSED = "REFUSED"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TlsSettings:
-    """TLS that callers originate. `mode` is DISABLE, SIMPLE, ISTIO_MUTUAL or REFUSED, which is none that could be trusted.
+    """TLS that callers originate. `mode` is DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL or REFUSED, which is none that could be trusted.
 
-    `ca_pem` are authorities to trust in place of those of the file `ca_certificates`.
+    `ca_pem` are authorities to trust in place of those of the file `ca_certificates`; `ca_certificates`, `crl`, `certificate` and `private_key` are files on
+    the callers' machines. In place of all of them, `credential` is the name of a Secret in the callers' namespace.
     """
 
     mode: str
@@ -94,6 +97,15 @@ class TlsSettings:
     subject_alt_names: tuple[str, ...] = ()
     insecure_skip_verify: bool = False
     ca_pem: str = ""
+    crl: str = ""
+    certificate: str = ""
+    private_key: str = ""
+    credential: str = ""
+
+    @property
+    def is_originated(self) -> bool:
+        """Whether it is with the world: not of the mesh."""
+        return self.mode in (SIMPLE, MUTUAL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +147,10 @@ class Subset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DestinationRule:
-    """Policies of one service, by its host name (which may be a pattern), and its subsets."""
+    """Policies of one service, by its host name (which may be a pattern), and its subsets.
+
+    `selector`: it is only for the workloads of its namespace with these labels.
+    """
 
     name: str
     namespace: str
@@ -143,6 +158,13 @@ class DestinationRule:
     policy: TrafficPolicy | None = None
     subsets: tuple[Subset, ...] = ()
     export_to: tuple[str, ...] = ("*",)
+    selector: Mapping[str, str] | None = None
+
+    def credentials(self) -> set[str]:
+        """Names of all Secrets that it asks for."""
+        policies = [one for one in (self.policy, *(subset.policy for subset in self.subsets)) if one is not None]
+        policies += [one for policy in policies for one in policy.ports.values()]
+        return {one.tls.credential for one in policies if one.tls is not None and one.tls.credential}
 
     def subset(self, name: str) -> Subset | None:
         return next((subset for subset in self.subsets if subset.name == name), None)

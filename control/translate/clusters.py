@@ -12,7 +12,7 @@ from typing import Any
 from control.model.service import Endpoint, Port, Resolution, Service
 from control.model.traffic import ConnectionPool, LoadBalancer, OutlierDetection, TlsSettings, TrafficPolicy
 from control.names import BLACK_HOLE, PASSTHROUGH, inbound_cluster, is_ip, outbound_cluster
-from control.translate import mtls
+from control.translate import mtls, tls
 from control.translate.endpoints import load_assignment
 from control.translate.resource import duration, typed
 
@@ -20,7 +20,6 @@ _NO_LIMIT = 2**32 - 1
 _CONNECT_TIMEOUT_S = 10.0
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 ADS = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
-_SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def outbound(
@@ -59,8 +58,8 @@ def outbound(
     _connection_pool(cluster, http, policy.connection_pool)
     _balancer(cluster, policy.load_balancer, policy.outlier_detection)
     _outlier_detection(cluster, policy.outlier_detection)
+    _tls(cluster, http, policy.tls, port)
     _protocol(cluster, http, port, policy.connection_pool)
-    _tls(cluster, policy.tls, port)
     if identities is not None and grpc:
         if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
             cluster["transport_socket"] = mtls.grpc_upstream(policy.tls.subject_alt_names or identities)
@@ -243,26 +242,12 @@ def _outlier_detection(cluster: dict[str, Any], outlier: OutlierDetection | None
     cluster["common_lb_config"]["healthy_panic_threshold"] = {"value": outlier.min_health_percent}
 
 
-def _tls(cluster: dict[str, Any], tls: TlsSettings | None, port: Port) -> None:
-    """TLS that the callers' proxies begin themselves."""
-    if tls is None or tls.mode != "SIMPLE":
+def _tls(cluster: dict[str, Any], http: dict[str, Any], settings: TlsSettings | None, port: Port) -> None:
+    """TLS that the callers' proxies begin themselves. Where nothing says which server is meant, that is what a request names as its host, as in Istio."""
+    if settings is None or not settings.is_originated:
         return
-    validation: dict[str, Any] = {}
-    if not tls.insecure_skip_verify:
-        validation["trusted_ca"] = {"inline_string": tls.ca_pem} if tls.ca_pem else {"filename": tls.ca_certificates or _SYSTEM_CAS}
-        if tls.subject_alt_names:
-            validation["match_typed_subject_alt_names"] = [
-                {"san_type": kind, "matcher": {"exact": name}} for name in tls.subject_alt_names for kind in ("DNS", "URI")
-            ]
-    common: dict[str, Any] = {"validation_context": validation} if validation else {}
-    if port.protocol.is_http2:
-        common["alpn_protocols"] = ["h2"]
-    context: dict[str, Any] = {"common_tls_context": common}
-    if tls.sni:
-        context["sni"] = tls.sni
-    elif cluster["type"] != "EDS":
-        context.update(auto_host_sni=True, auto_sni_san_validation=not tls.insecure_skip_verify)
-    cluster["transport_socket"] = {
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": typed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", **context),
-    }
+    resolved = cluster["type"] != "EDS"
+    if not settings.sni and not resolved and port.protocol.is_http:
+        checked = not settings.insecure_skip_verify and not settings.subject_alt_names
+        http["upstream_http_protocol_options"] = {"auto_sni": True, **({"auto_san_validation": True} if checked else {})}
+    cluster["transport_socket"] = tls.upstream(settings, http2=port.protocol.is_http2, resolved=resolved)

@@ -7,15 +7,14 @@ from typing import NamedTuple
 
 from control.model.gateway import AUTO_PASSTHROUGH, GATEWAY_API, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
 from control.model.routing import RouteRules, TcpRoute
-from control.model.secret import Referent, Referrer, Secret, is_granted
+from control.model.secret import CA_SUFFIX, Referent, Referrer, Secret, is_granted
 from control.model.snapshot import Config, Key, is_for, visible
 from control.names import host_matches
 from control.translate import routes
 from control.translate.http_route import Target
 from control.translate.listeners import GatewayChain
 from control.translate.routes import Caller
-
-CA_SUFFIX = "-cacert"  # of the Secret beside a certificate's that has the authorities, and of their name over SDS
+from control.translate.secrets import authorities_key
 
 
 class Serving(NamedTuple):
@@ -213,10 +212,11 @@ def _has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespac
 
 def _ca_key(config: Config, tls: ServerTls, namespace: str) -> Key | None:
     """The Secret that has the authorities of clients."""
-    known = config.references.credentials
     where, name = _key(tls.ca or tls.credentials[0], namespace)
-    candidates = [(where, name)] if tls.ca is not None else [(where, name + CA_SUFFIX), (where, name)]
-    return next((key for key in candidates if key in known and known[key].is_ca), None)
+    if tls.ca is None:
+        return authorities_key(config, where, name)
+    known = config.references.credentials.get((where, name))
+    return (where, name) if known is not None and known.is_ca else None
 
 
 def secrets(config: Config, servings: Iterable[Serving], known: Mapping[Key, Secret]) -> Iterator[tuple[str, Secret, bool]]:

@@ -1,14 +1,20 @@
-"""TLS with the world outside the mesh: what gateways end, with certificates from documents that come over SDS."""
+"""TLS with the world outside the mesh: what gateways end, and what callers begin.
+
+Certificates come over SDS: those of Secrets, and the names of those that are files of the proxy's own machine, which are read again when they are replaced.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from control.model.gateway import ServerTls
-from control.model.secret import Secret
+from control.model.secret import CA_SUFFIX, Secret
+from control.model.traffic import MUTUAL, TlsSettings
 from control.translate.resource import typed
 
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
+_SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 # Unlike routes and endpoints, a secret is not waited for without end: one that never comes must not keep a listener from its other names.
 _SDS = {"ads": {}, "resource_api_version": "V3"}
 
@@ -23,9 +29,7 @@ def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
     if tls.asks_clients:
         checks: dict[str, Any] = {}
         if tls.subject_alt_names:
-            checks["match_typed_subject_alt_names"] = [
-                {"san_type": kind, "matcher": {"exact": name}} for name in tls.subject_alt_names for kind in ("DNS", "URI")
-            ]
+            checks["match_typed_subject_alt_names"] = _named(tls.subject_alt_names)
         if tls.spki:
             checks["verify_certificate_spki"] = list(tls.spki)
         if tls.hashes:
@@ -40,6 +44,86 @@ def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
         common["tls_params"] = {field: value for field, value in limits.items() if value}
     context = {"require_client_certificate": tls.mode == "MUTUAL", "common_tls_context": common}
     return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}DownstreamTlsContext", **context)}
+
+
+def upstream(settings: TlsSettings, *, http2: bool, resolved: bool) -> dict[str, Any]:
+    """The transport socket of callers, for SIMPLE and MUTUAL. `resolved`: endpoints are known by the names that DNS was asked for."""
+    common: dict[str, Any] = {}
+    if settings.mode == MUTUAL:
+        common["tls_certificate_sds_secret_configs"] = [_reference(certificate_name(settings))]
+    if not settings.insecure_skip_verify:
+        common.update(_trust(settings))
+    if http2:
+        common["alpn_protocols"] = ["h2"]
+    context: dict[str, Any] = {"common_tls_context": common}
+    if settings.sni:
+        context["sni"] = settings.sni
+    elif resolved:
+        context.update(auto_host_sni=True, auto_sni_san_validation=not settings.insecure_skip_verify)
+    return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}UpstreamTlsContext", **context)}
+
+
+def _trust(settings: TlsSettings) -> dict[str, Any]:
+    """Of a CommonTlsContext: who may answer."""
+    checks: dict[str, Any] = {}
+    if settings.subject_alt_names:
+        checks["match_typed_subject_alt_names"] = _named(settings.subject_alt_names)
+    name = authorities_name(settings)
+    if name:
+        return {"combined_validation_context": {"default_validation_context": checks, "validation_context_sds_secret_config": _reference(name)}}
+    return {"validation_context": {"trusted_ca": {"inline_string": settings.ca_pem} if settings.ca_pem else {"filename": _SYSTEM_CAS}, **checks}}
+
+
+def certificate_name(settings: TlsSettings) -> str:
+    """Over SDS, of what callers show."""
+    return f"kubernetes://{settings.credential}" if settings.credential else file_certificate(settings.certificate, settings.private_key)
+
+
+def authorities_name(settings: TlsSettings) -> str:
+    """Over SDS, of whom callers trust; nothing where that is part of the cluster."""
+    if settings.credential:
+        return f"kubernetes://{settings.credential}{CA_SUFFIX}"
+    return file_authorities(settings.ca_certificates, settings.crl) if settings.ca_certificates else ""
+
+
+def _named(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """SubjectAltNameMatchers."""
+    return [{"san_type": kind, "matcher": {"exact": name}} for name in names for kind in ("DNS", "URI")]
+
+
+# --- what comes over SDS
+
+
+def file_certificate(chain: str, key: str) -> str:
+    """The name of a certificate and its key that are files, as Istio has it."""
+    return f"file-cert:{chain}~{key}"
+
+
+def file_authorities(ca: str, crl: str = "") -> str:
+    """The name of authorities that are a file, and of what they have revoked."""
+    return f"file-root:{ca}~{crl}" if crl else f"file-root:{ca}"
+
+
+def files_of_settings(settings: TlsSettings) -> Iterator[str]:
+    """Names of all that callers need of files."""
+    if settings.credential or not settings.is_originated:
+        return
+    if settings.mode == MUTUAL:
+        yield certificate_name(settings)
+    if settings.ca_certificates and not settings.insecure_skip_verify:
+        yield authorities_name(settings)
+
+
+def files(name: str) -> dict[str, Any]:
+    """envoy.extensions.transport_sockets.tls.v3.Secret: what a name stands for that was made of files."""
+    kind, _, paths = name.partition(":")
+    first, _, second = paths.partition("~")
+    if kind == "file-cert":
+        return {"name": name, "tls_certificate": {"certificate_chain": {"filename": first}, "private_key": {"filename": second}}}
+    context = {"trusted_ca": {"filename": first}}
+    if second:
+        context["crl"] = {"filename": second}
+    return {"name": name, "validation_context": context}
 
 
 def secret(name: str, one: Secret, authorities: bool) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from control.model.gateway import Gateway
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
-from control.model.traffic import REFUSED, Subset
+from control.model.traffic import DestinationRule, Subset
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, host_matches, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, gateways, listeners, routes, tls, workloads
+from control.translate import clusters, gateways, listeners, routes, secrets, tls, workloads
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.listeners import Clusters, Guard, Traces
@@ -25,6 +25,7 @@ from control.translate.patches import added, concerned, patched
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
+from control.translate.secrets import Means
 from control.translate.uses import Use, for_grpc, origin, ports_of, targets_of, uses_of
 from control.translate.view import View
 
@@ -54,11 +55,20 @@ class _Scope(NamedTuple):
     labels: tuple[tuple[str, str], ...]
     grpc: bool
     identity: bool  # they have certificates of the mesh
+    edge: bool  # by the documents, they serve gateways
+    known: bool  # a document describes them
     unknown: Unknown | None  # what becomes of requests to what is not in the mesh, if that is said
 
     @property
     def caller(self) -> Caller:
         return Caller((self.namespace, self.labels, self.grpc, MESH))
+
+    @property
+    def means(self) -> Means:
+        return Means(self.namespace, self.identity, self.edge, self.known, self.grpc)
+
+
+_Seen = tuple[str, Imports, tuple[DestinationRule, ...], frozenset[str]]
 
 
 class Translator:
@@ -68,8 +78,8 @@ class Translator:
         self._snapshot: MeshSnapshot | None = None
         self._old: dict[Any, Any] = {}
         self._new: dict[Any, Any] = {}
-        self._seen_before: dict[tuple[str, Imports, frozenset[str]], tuple[Config, Config]] = {}
-        self._seen: dict[tuple[str, Imports, frozenset[str]], tuple[Config, Config]] = {}
+        self._seen_before: dict[_Seen, tuple[Config, Config]] = {}
+        self._seen: dict[_Seen, tuple[Config, Config]] = {}
 
     def view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
         """What `proxy` gets; the same object as long as neither of the two changes."""
@@ -98,9 +108,14 @@ class Translator:
     def _seen_from(self, config: Config, namespace: str) -> Config:
         return self._once((Config, _Same(config), namespace), lambda: config.seen_from(namespace)) if config.others else config
 
-    def _within(self, whole: Config, namespace: str, imports: Imports, needed: frozenset[str]) -> Config:
+    def _ruled(self, config: Config, chosen: tuple[DestinationRule, ...]) -> Config:
+        if all(one.selector is None for one in config.destination_rules):
+            return config
+        return self._once((DestinationRule, _Same(config), chosen), lambda: config.ruled_by(chosen))
+
+    def _within(self, whole: Config, namespace: str, imports: Imports, chosen: tuple[DestinationRule, ...], needed: frozenset[str]) -> Config:
         """What is seen of a configuration. It is the same object as before if what differs is not seen: then nothing is made anew for who sees so much."""
-        key = namespace, imports, needed
+        key = namespace, imports, chosen, needed
         found = self._seen.get(key)
         if found is None:
             found = self._seen_before.get(key)
@@ -111,27 +126,32 @@ class Translator:
         return found[1]
 
     def _view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
-        whole = self._seen_from(snapshot.config, proxy.namespace)
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
-        labels = dict(proxy.labels) or dict(workload.labels if workload is not None else {})
+        own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
+        labels = dict(proxy.labels) or dict(own_labels)
+        chosen = snapshot.config.selecting(proxy.namespace, own_labels if workload is not None else labels)
+        whole = self._ruled(self._seen_from(snapshot.config, proxy.namespace), chosen)
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity
         served = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
         sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
         config = whole
         if sidecar is not None and sidecar.imports is not None:
-            config = self._within(whole, proxy.namespace, sidecar.imports, workloads.needed(whole, proxy.namespace, workload))
+            config = self._within(whole, proxy.namespace, sidecar.imports, chosen, workloads.needed(whole, proxy.namespace, workload))
+        entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
         scope = _Scope(
             proxy.namespace,
             tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)),
             proxy.kind == GRPC,
             identity,
+            bool(entitled),
+            workload is not None,
             (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         traces = workloads.traces(whole, proxy, labels, client=True), workloads.traces(whole, proxy, labels, client=False)
         edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
         own = (_Same(whole), _Same(config), scope, workload, served, edge, traces)
-        clusters_key = (CLUSTER, _Same(config), scope.namespace, scope.grpc, scope.identity, scope.unknown)
+        clusters_key = (CLUSTER, _Same(config), scope.means, scope.unknown)
         parts = {
             CLUSTER: (
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
@@ -139,7 +159,7 @@ class Translator:
                 self._once((CLUSTER, _Same(whole), workloads.TRACING), lambda: self._collectors(whole)),
                 self._passed_clusters(whole, scope, served),
             ),
-            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels), self._passed_endpoints(snapshot, scope, served)),
+            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels), self._passed_endpoints(whole, snapshot, scope, served)),
         }
         if scope.grpc:
             parts[LISTENER] = (
@@ -150,13 +170,15 @@ class Translator:
         else:
             parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *traces)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
-            own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
-            entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
             key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
-            parts[SECRET] = (self._once(key, lambda: self._gateway_secrets(snapshot, scope, entitled)) if entitled else NO_RESOURCES,)
-            chosen = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
-            if chosen:
-                parts = self._patched(parts, chosen, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload)))
+            parts[SECRET] = (
+                self._once(key, lambda: self._gateway_secrets(whole, snapshot, scope, entitled)) if entitled else NO_RESOURCES,
+                self._callers_secrets(config, snapshot, scope),
+                self._once((SECRET, _Same(config), scope, served), lambda: self._file_secrets(config, scope, served)),
+            )
+            patches = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
+            if patches:
+                parts = self._patched(parts, patches, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload)))
         return View(parts)
 
     def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
@@ -184,10 +206,8 @@ class Translator:
 
     def _clusters(self, config: Config, scope: _Scope) -> ResourceSet:
         uses = self._uses(config, scope.namespace)
-        if not scope.identity:  # who has no certificates cannot call what wants them: better no cluster than a plain one
-            uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != "ISTIO_MUTUAL")
-        uses = tuple(use for use in uses if use.policy.tls is None or use.policy.tls.mode != REFUSED)
-        made = [self._cluster(config, use, scope) for use in uses]
+        means = scope.means
+        made = [self._cluster(config, use, scope) for use in uses if means.can_call(config, use)]
         if scope.unknown is Unknown.ALLOW_ANY:
             made.append(self._resource(CLUSTER, PASSTHROUGH, clusters.passthrough))
         elif scope.unknown is Unknown.REGISTRY_ONLY:
@@ -290,8 +310,8 @@ class Translator:
             made.append(self._resource(CLUSTER, use.server_name, clusters.passed_on, use.service, use.port, name, use.policy, origin(use)))
         return self._once((CLUSTER, _Same(uses)), lambda: ResourceSet(made)) if made else NO_RESOURCES
 
-    def _passed_endpoints(self, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
-        uses = self._passed(snapshot.config, scope, served)
+    def _passed_endpoints(self, config: Config, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+        uses = self._passed(config, scope, served)
         if not uses:
             return NO_RESOURCES
 
@@ -342,11 +362,28 @@ class Translator:
             hosts.append(made)
         return make(ROUTES, name, {**routes.configuration(name, hosts), "ignore_port_in_host_matching": True})
 
-    def _gateway_secrets(self, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+    def _gateway_secrets(self, config: Config, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
         """Certificates and authorities, for the workload alone that documents say serves the gateways."""
-        servings = [one for some in self._servings(snapshot.config, scope, served).values() for one in some]
-        found = gateways.secrets(snapshot.config, servings, snapshot.secrets)
+        servings = [one for some in self._servings(config, scope, served).values() for one in some]
+        found = gateways.secrets(config, servings, snapshot.secrets)
         return ResourceSet(self._resource(SECRET, name, tls.secret, name, one, authorities) for name, one, authorities in found)
+
+    def _callers_secrets(self, config: Config, snapshot: MeshSnapshot, scope: _Scope) -> ResourceSet:
+        """Certificates and authorities that rules for calls name."""
+        if not any(rule.credentials() for rule in config.destination_rules):
+            return NO_RESOURCES
+
+        def build() -> ResourceSet:
+            found = secrets.of_callers(config, self._uses(config, scope.namespace), scope.means, snapshot.secrets)
+            return ResourceSet(self._resource(SECRET, name, tls.secret, name, one, authorities) for name, one, authorities in found)
+
+        return self._once((SECRET, secrets.of_callers, _Same(config), _Same(snapshot.secrets), scope.means), build)
+
+    def _file_secrets(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+        """What is in files of the proxy's machine: nothing but their names, which are no secret."""
+        settings = {use.policy.tls for use in self._uses(config, scope.namespace) if use.policy.tls is not None}
+        names = {name for one in settings for name in tls.files_of_settings(one)}
+        return ResourceSet(self._resource(SECRET, name, tls.files, name) for name in sorted(names))
 
     # --- a sidecar
 

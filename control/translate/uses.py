@@ -47,10 +47,14 @@ def service_uses(service: Service, rule: DestinationRule | None) -> Iterator[Use
     base = rule.policy if rule is not None and rule.policy is not None else NO_POLICY
     asked = dict(service.backend_tls)
     for port in service.ports:
-        yield Use(service, port, None, _with_tls(base.for_port(port.number), asked.get(port.number)), rule)
+        yield Use(service, port, None, _for_service(service, base.for_port(port.number), asked.get(port.number)), rule)
         for subset in rule.subsets if rule is not None else ():
             policy = _merged(subset.policy, base) if subset.policy is not None else base
-            yield Use(service, port, subset, _with_tls(policy.for_port(port.number), asked.get(port.number)), rule)
+            yield Use(service, port, subset, _for_service(service, policy.for_port(port.number), asked.get(port.number)), rule)
+
+
+def _for_service(service: Service, policy: TrafficPolicy, asked: TlsSettings | None) -> TrafficPolicy:
+    return _with_names(_with_tls(policy, asked), service.subject_alt_names)
 
 
 @functools.lru_cache(10_000)
@@ -63,6 +67,15 @@ def _merged(policy: TrafficPolicy, base: TrafficPolicy) -> TrafficPolicy:
 def _with_tls(policy: TrafficPolicy, tls: TlsSettings | None) -> TrafficPolicy:
     """What a service asks callers for, unless their own rules say otherwise."""
     return policy if tls is None or policy.tls is not None else replace(policy, tls=tls)
+
+
+@functools.lru_cache(10_000)
+def _with_names(policy: TrafficPolicy, names: tuple[str, ...]) -> TrafficPolicy:
+    """Whom a service says to be, unless the callers' own rules say otherwise."""
+    tls = policy.tls
+    if not names or tls is None or not tls.is_originated or tls.subject_alt_names or tls.insecure_skip_verify:
+        return policy
+    return replace(policy, tls=replace(tls, subject_alt_names=names))
 
 
 @functools.lru_cache(10_000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from control.translate.resource import NO_RESOURCES, Resource, ResourceSet
+from control.translate.resource import NO_RESOURCES, SECRET, Resource, ResourceSet
 
 
 class View:
@@ -19,9 +19,10 @@ class View:
         """The sets of one type; empty for a type that we do not serve."""
         return self._parts.get(url, ())
 
-    def without(self, url: str) -> View:
-        """The same with nothing of one type."""
-        return View({**self._parts, url: tuple(NO_RESOURCES for _ in self.parts(url))})
+    def without_secrets(self) -> View:
+        """The same without keys: of secrets, only the last set stays, which has names of files."""
+        there = self.parts(SECRET)
+        return View({**self._parts, SECRET: (*(NO_RESOURCES for _ in there[1:]), *there[-1:])}) if there else self
 
     def get(self, url: str, name: str) -> Resource | None:
         """One resource."""

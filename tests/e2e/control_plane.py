@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -36,9 +37,9 @@ class Ports:
 
 
 class Service:
-    """An HTTP service that answers with its name and the request as it saw it, in JSON."""
+    """An HTTP service that answers with its name and the request as it saw it, in JSON; by TLS, if there is a context for that."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, tls: ssl.SSLContext | None = None) -> None:
         service = self
         self.status = 200
         self.requests = 0
@@ -59,6 +60,8 @@ class Service:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:  # each connection shakes hands in its own thread
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
