@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from control.model.service import Protocol
 
+EVERYWHERE = "0.0.0.0"
 GATEWAY_API = "gateway.networking.k8s.io"
 PASSTHROUGH = "PASSTHROUGH"
 AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
@@ -26,6 +27,7 @@ class ServerTls:
     """TLS of a server. `mode` is SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL, PASSTHROUGH or AUTO_PASSTHROUGH; all but the last two end it here.
 
     `credentials`: certificates to show; `ca`: whom clients' certificates must be from, None for the authorities that are with the first of `credentials`.
+    `files` are certificates to show that are files of the gateway's machine, each with its key; `ca_file` and `crl_file` are about those of clients.
     Versions are Envoy's names of them, "" for its own default.
     """
 
@@ -38,6 +40,9 @@ class ServerTls:
     min_version: str = ""
     max_version: str = ""
     cipher_suites: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    ca_file: str = ""
+    crl_file: str = ""
 
     @property
     def is_terminated(self) -> bool:
@@ -53,7 +58,8 @@ class ServerTls:
 class GatewayServer:
     """A port on which a gateway listens. `hosts` are those that it serves: names, `*.suffix` or `*`, each with the namespace of the rules that may say so.
 
-    `https_redirect`: plain requests are sent to https. `kinds`: of the rules that may say so, as far as the Gateway API limits them.
+    `https_redirect`: plain requests are sent to https. `kinds`: of the rules that may say so, as far as the Gateway API limits them. `bind`: the address of the
+    listener, "" for all of the machine's; `target`: its port, if that is not the one that clients mean.
     """
 
     name: str
@@ -63,6 +69,13 @@ class GatewayServer:
     tls: ServerTls | None = None
     https_redirect: bool = False
     kinds: tuple[str, ...] = ()
+    bind: str = ""
+    target: int = 0
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.bind or EVERYWHERE, self.target or self.port
 
     @property
     def server_names(self) -> tuple[str, ...]:

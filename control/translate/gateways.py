@@ -15,6 +15,7 @@ from control.translate.http_route import Target
 from control.translate.listeners import GatewayChain
 from control.translate.routes import Caller
 from control.translate.secrets import authorities_key
+from control.translate.tls import file_authorities, file_certificate
 
 
 class Serving(NamedTuple):
@@ -28,9 +29,10 @@ class Serving(NamedTuple):
     def route_name(self) -> str:
         """Its route configuration: all plain servers of a port share one."""
         server = self.server
+        suffix = f".{server.bind}" if server.bind else ""
         if server.tls is None:
-            return f"http.{server.port}"
-        return f"https.{server.port}.{server.name}.{self.gateway.name}.{self.gateway.namespace}"
+            return f"http.{server.place[1]}{suffix}"
+        return f"https.{server.place[1]}.{server.name}.{self.gateway.name}.{self.gateway.namespace}{suffix}"
 
     @property
     def caller(self) -> Caller:
@@ -52,19 +54,20 @@ class Serving(NamedTuple):
                     yield both
 
 
-def by_port(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, identity: bool) -> dict[int, list[Serving]]:
-    """The servers of each port that can be served together. Of those that cannot, the first gateway's counts; those whose certificates are missing do not."""
-    found: dict[int, list[Serving]] = {}
+def by_place(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, identity: bool) -> dict[tuple[str, int], list[Serving]]:
+    """The servers of each address and port that can be served together. Of those that cannot, the first gateway's counts; those whose certificates are missing
+    do not."""
+    found: dict[tuple[str, int], list[Serving]] = {}
     for gateway in gateways:
         for server in gateway.servers:
             if server.tls is not None and not _has_certificates(config, gateway, server.tls, namespace, identity):
                 continue
-            there = found.setdefault(server.port, [])
+            there = found.setdefault(server.place, [])
             first = there[0].server if there else server
             plain = server.tls is None
             if (first.tls is None) is plain and (not there or not plain or (first.protocol.is_http and server.protocol.is_http)):
                 there.append(Serving(gateway, server, namespace))
-    return {port: servings for port, servings in found.items() if servings}
+    return {place: servings for place, servings in found.items() if servings}
 
 
 # --- listeners
@@ -183,6 +186,9 @@ def _names(serving: Serving) -> tuple[str, ...]:
     tls = serving.server.tls
     if tls is None or tls.mode == ISTIO_MUTUAL:
         return ()
+    if tls.files:
+        names = [file_certificate(*pair) for pair in tls.files]
+        return (*names, file_authorities(tls.ca_file, tls.crl_file)) if tls.asks_clients else tuple(names)
     names = [_name(serving.gateway, ref) for ref in tls.credentials]
     if tls.asks_clients:
         names.append(_name(serving.gateway, tls.ca) if tls.ca is not None else names[0] + CA_SUFFIX)
@@ -195,7 +201,7 @@ def _key(ref: SecretRef, namespace: str) -> Key:
 
 def _has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespace: str, identity: bool) -> bool:
     """Whether all that a server shows and asks for is there, and may be referred to from where the gateway is."""
-    if not tls.is_terminated:
+    if not tls.is_terminated or tls.files:
         return True
     if tls.mode == ISTIO_MUTUAL:
         return identity
@@ -219,11 +225,18 @@ def _ca_key(config: Config, tls: ServerTls, namespace: str) -> Key | None:
     return (where, name) if known is not None and known.is_ca else None
 
 
+def files(servings: Iterable[Serving]) -> Iterator[str]:
+    """Names over SDS of all that these servers need of files."""
+    for serving in servings:
+        if serving.server.tls is not None and serving.server.tls.files:
+            yield from _names(serving)
+
+
 def secrets(config: Config, servings: Iterable[Serving], known: Mapping[Key, Secret]) -> Iterator[tuple[str, Secret, bool]]:
     """(name over SDS, what it is, whether its authorities are meant) of all that these servers need."""
     for serving in servings:
         tls = serving.server.tls
-        if tls is None or not tls.is_terminated or tls.mode == ISTIO_MUTUAL:
+        if tls is None or not tls.is_terminated or tls.mode == ISTIO_MUTUAL or tls.files:
             continue
         names = _names(serving)
         for name, ref in zip(names, tls.credentials, strict=False):

@@ -40,10 +40,14 @@ _PREDEFINED = (
 
 
 class Proxy(NamedTuple):
-    """What patches may depend on. `role`: GATEWAY for one that serves gateways, else OUTBOUND. `ports`: where it listens, and the port meant by it."""
+    """What patches may depend on. `role`: GATEWAY for one that serves gateways, else OUTBOUND. `ports`: where it listens, and the port meant by it.
+
+    `edges`: names of listeners of gateways.
+    """
 
     role: str
     ports: tuple[tuple[int, int], ...]
+    edges: tuple[str, ...] = ()
 
     def meant(self, port: int) -> set[int]:
         return {port} | {meant for listen, meant in self.ports if listen == port}
@@ -77,7 +81,7 @@ class _Unfit(Exception):
 
 def patched(url: str, resource: Resource, patches: Iterable[Patch], proxy: Proxy) -> tuple[Resource, ...]:
     """The resource with all patches: the same object when none changes it, nothing when one removes it."""
-    context = _context(url, resource, proxy.role)
+    context = _context(url, resource, proxy)
     before = message = resource.message
     for patch in patches:
         if patch.context not in (ANY, context):
@@ -118,13 +122,13 @@ def _no_two(keys: Iterable[Any], what: str) -> None:
         seen.add(key)
 
 
-def _context(url: str, resource: Resource, role: str) -> str:
+def _context(url: str, resource: Resource, proxy: Proxy) -> str:
     name = resource.name
     if url == LISTENER:
-        return INBOUND if resource.message.traffic_direction == _INBOUND else GATEWAY if name.startswith("0.0.0.0_") else OUTBOUND
+        return INBOUND if resource.message.traffic_direction == _INBOUND else GATEWAY if name in proxy.edges else OUTBOUND
     if url == ROUTES:
         return GATEWAY if name.startswith(("http.", "https.")) else OUTBOUND
-    return INBOUND if name.startswith("inbound|") else role
+    return INBOUND if name.startswith("inbound|") else proxy.role
 
 
 # --- clusters

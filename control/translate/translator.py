@@ -30,7 +30,6 @@ from control.translate.uses import Use, for_grpc, origin, ports_of, targets_of, 
 from control.translate.view import View
 
 _T = TypeVar("_T")
-_EVERYWHERE = "0.0.0.0"  # where gateways listen
 
 
 class _Same:
@@ -132,7 +131,7 @@ class Translator:
         chosen = snapshot.config.selecting(proxy.namespace, own_labels if workload is not None else labels)
         whole = self._ruled(self._seen_from(snapshot.config, proxy.namespace), chosen)
         identity = workload is not None and workload.sidecar is not None and workload.sidecar.identity
-        served = tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels))
+        served = workloads.at_their_targets(whole, workload, tuple(one for one in whole.gateways if one.is_on(proxy.namespace, labels)))
         sidecar = whole.sidecar_for(proxy.namespace, labels) if not served else None  # gateways see everything, as in Istio
         config = whole
         if sidecar is not None and sidecar.imports is not None:
@@ -178,7 +177,7 @@ class Translator:
             )
             patches = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
             if patches:
-                parts = self._patched(parts, patches, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload)))
+                parts = self._patched(parts, patches, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served)))
         return View(parts)
 
     def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
@@ -186,7 +185,7 @@ class Translator:
         for url, sets in parts.items():
             ours = concerned(url, patches)
             if ours:
-                who = proxy if url == LISTENER else proxy._replace(ports=())  # the others are the same for all proxies of a role
+                who = proxy if url == LISTENER else proxy._replace(ports=(), edges=())  # the others are the same for all proxies of a role
                 made[url] = tuple(self._patched_set(url, one, ours, who, adds=not index) for index, one in enumerate(sets))
         return made
 
@@ -286,9 +285,9 @@ class Translator:
 
     # --- a gateway
 
-    def _servings(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> dict[int, list[Serving]]:
-        key = (gateways.by_port, _Same(config), scope.namespace, scope.identity, served)
-        return self._once(key, lambda: gateways.by_port(config, served, scope.namespace, identity=scope.identity))
+    def _servings(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> dict[tuple[str, int], list[Serving]]:
+        key = (gateways.by_place, _Same(config), scope.namespace, scope.identity, served)
+        return self._once(key, lambda: gateways.by_place(config, served, scope.namespace, identity=scope.identity))
 
     def _passed(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> tuple[Use, ...]:
         """What gateways pass the mutual TLS of: no services outside, which proxies resolve themselves."""
@@ -327,15 +326,15 @@ class Translator:
         return self._once((ENDPOINTS, _Same(uses), _Same(snapshot.endpoints)), build)
 
     def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], guard: Guard, traces: Traces) -> list[Resource]:
-        """One listener a port."""
+        """One listener for each address and port."""
         made = []
-        for port, servings in self._servings(config, scope, served).items():
+        for (bind, port), servings in self._servings(config, scope, served).items():
             targets = dict(targets_of(config, scope.namespace, "", gateways.mentioned(config, servings)))
             mesh = tuple((use.service.host, use.server_name) for use in self._passed(config, scope, served))
             chains = gateways.chains(config, servings, targets, mesh)
             if chains:
-                name = listeners.name(_EVERYWHERE, port)
-                made.append(self._resource(LISTENER, name, listeners.gateway, _EVERYWHERE, port, chains, guard, traces))
+                name = listeners.name(bind, port)
+                made.append(self._resource(LISTENER, name, listeners.gateway, bind, port, chains, guard, traces))
         return made
 
     def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
@@ -383,6 +382,7 @@ class Translator:
         """What is in files of the proxy's machine: nothing but their names, which are no secret."""
         settings = {use.policy.tls for use in self._uses(config, scope.namespace) if use.policy.tls is not None}
         names = {name for one in settings for name in tls.files_of_settings(one)}
+        names.update(gateways.files(one for some in self._servings(config, scope, served).values() for one in some))
         return ResourceSet(self._resource(SECRET, name, tls.files, name) for name in sorted(names))
 
     # --- a sidecar

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 from control.model.gateway import Gateway
@@ -12,7 +13,7 @@ from control.model.service import Port, Service, Workload
 from control.model.snapshot import Config, visible
 from control.model.telemetry import Provider
 from control.names import outbound_cluster
-from control.translate import tokens
+from control.translate import listeners, tokens
 from control.translate.listeners import Guard, Traces
 from control.translate.proxy import ProxyKey
 
@@ -96,9 +97,37 @@ def outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tup
             yield one.listen, service, port
 
 
-def meant(workload: Workload | None) -> tuple[tuple[int, int], ...]:
-    """(port of the sidecar, port that callers mean by it)."""
+def at_their_targets(config: Config, workload: Workload | None, served: tuple[Gateway, ...]) -> tuple[Gateway, ...]:
+    """The gateways of a workload. Where a Service in front of it has another target port for one of theirs, they listen on that, as in Istio."""
+    if workload is None or not served:
+        return served
+    found: dict[int, int] = {}
+    for service in config.services.values():
+        if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
+            for port in service.ports:
+                target = workload.port_for(port) if port.target else 0
+                if target and target != port.number:
+                    found.setdefault(port.number, target)
+    return tuple(_targeted(one, tuple(sorted(found.items()))) for one in served)
+
+
+@functools.lru_cache(10_000)
+def _targeted(gateway: Gateway, targets: tuple[tuple[int, int], ...]) -> Gateway:
+    known = dict(targets)
+    if not any(server.port in known and not server.target for server in gateway.servers):
+        return gateway
+    return dataclasses.replace(gateway, servers=tuple(dataclasses.replace(one, target=one.target or known.get(one.port, 0)) for one in gateway.servers))
+
+
+def edges(served: tuple[Gateway, ...]) -> tuple[str, ...]:
+    """Names of the listeners of gateways."""
+    return tuple(sorted({listeners.name(*server.place) for gateway in served for server in gateway.servers}))
+
+
+def meant(workload: Workload | None, served: tuple[Gateway, ...]) -> tuple[tuple[int, int], ...]:
+    """(port where the proxy listens, port that callers mean by it)."""
+    at_the_edge = tuple(sorted({(server.target, server.port) for gateway in served for server in gateway.servers if server.target}))
     if workload is None or workload.sidecar is None:
-        return ()
+        return at_the_edge
     sidecar = workload.sidecar
-    return (*((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))
+    return (*at_the_edge, *((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))

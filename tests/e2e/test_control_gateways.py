@@ -131,6 +131,29 @@ def test_clients_with_certificates(mesh, pki):
     assert ask(port, "a.test", pki, "rogue")[1] == 0
 
 
+def test_certificates_in_files_and_where_servers_listen(mesh, pki, tmp_path):
+    port, target = mesh.ports.take(), mesh.ports.take()
+    held = {name: tmp_path / name for name in ("a.pem", "a.key")}
+    for name, path in held.items():
+        path.write_bytes((pki / name).read_bytes())
+    files = f"serverCertificate: {held['a.pem']}, privateKey: {held['a.key']}, caCertificates: {pki}/ca.pem"
+    one = server(port, f"{{mode: OPTIONAL_MUTUAL, {files}}}, bind: 127.0.0.1", "a.test")
+    mesh.write("gateway.yaml", f"{gateway(one)}\n---\n{TO_V1}")
+    service = f"selector: {{istio: edge}}, ports: [{{name: https, port: {port}, targetPort: {target}}}]"
+    mesh.write("service.yaml", f"{{apiVersion: v1, kind: Service, metadata: {{name: edge}}, spec: {{{service}}}}}")
+    edge = mesh.sidecar("edge")
+    wait_until(lambda: ask(target, "a.test", pki)[1] == 200)
+    assert refused(port)
+    assert "DNS=client.test" in ask(target, "a.test", pki, "client")[2]["headers"]["x-forwarded-client-cert"]
+    assert ask(target, "a.test", pki, "rogue")[1] == 0
+    for name, path in held.items():  # renewed: each file is replaced at once
+        scratch = path.with_suffix(".new")
+        scratch.write_bytes((pki / name.replace("a.", "new.")).read_bytes())
+        scratch.rename(path)
+    wait_until(lambda: ask(target, "a.test", pki)[0] == "new.test")
+    assert edge.stat("listener_manager.listener_create_failure") == 0
+
+
 def test_tls_that_is_passed_on(mesh, pki):
     """A second gateway ends TLS; the first only looks at the server names."""
     port, inner = mesh.ports.take(), mesh.ports.take()

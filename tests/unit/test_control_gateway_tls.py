@@ -198,6 +198,42 @@ def test_tls_ended_for_plain_connections(pki):
     assert "transport_socket" in chain
 
 
+def test_certificates_in_files():
+    server = https("{mode: MUTUAL, serverCertificate: /c, privateKey: /k, caCertificates: /ca, caCrl: /crl}")
+    made = view(gateway(server), TO_REVIEWS)
+    (chain,) = listener(made, "0.0.0.0_8443")["filter_chains"]
+    common = tls_of(chain)["common_tls_context"]
+    assert [one["name"] for one in common["tls_certificate_sds_secret_configs"]] == ["file-cert:/c~/k"]
+    assert common["combined_validation_context"]["validation_context_sds_secret_config"]["name"] == "file-root:/ca~/crl"
+    assert {one.name for one in made.without_secrets().all(SECRET)} == {"file-cert:/c~/k", "file-root:/ca~/crl"}
+    two = "[{serverCertificate: /rsa, privateKey: /rsa.key}, {serverCertificate: /ecdsa, privateKey: /ecdsa.key}]"
+    (chain,) = chains(gateway(https(f"{{mode: SIMPLE, tlsCertificates: {two}}}")), TO_REVIEWS)
+    names = [one["name"] for one in tls_of(chain)["common_tls_context"]["tls_certificate_sds_secret_configs"]]
+    assert names == ["file-cert:/rsa~/rsa.key", "file-cert:/ecdsa~/ecdsa.key"]
+
+
+def test_where_servers_listen():
+    http = "port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']"
+    made = view(gateway(f"{{{http}, bind: 127.0.0.7}}", f"{{{http}}}"), TO_REVIEWS)
+    assert {one.name for one in made.all(LISTENER)} == {"127.0.0.7_80", "0.0.0.0_80"}
+    assert listener(made, "127.0.0.7_80")["address"]["socket_address"] == {"address": "127.0.0.7", "port_value": 80}
+    assert {one.name for one in made.all(ROUTES)} == {"http.80.127.0.0.7", "http.80"}
+    made = view(gateway(f"{{{http.replace('number: 80', 'number: 80, targetPort: 8080')}}}"), TO_REVIEWS)
+    assert {one.name for one in made.all(LISTENER)} == {"0.0.0.0_8080"}
+
+
+def test_a_gateway_listens_where_its_service_sends():
+    http = gateway("{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}")
+    service = "{apiVersion: v1, kind: Service, metadata: {name: edge}, spec: {selector: {istio: edge}, ports: [{name: http, port: 80, targetPort: 8080}]}}"
+    rules = TO_REVIEWS.replace("http: [{", "http: [{match: [{port: 80}], ")
+    made = view(http, service, rules)
+    assert {one.name for one in made.all(LISTENER)} == {"0.0.0.0_8080"}
+    (host,) = plain(made, ROUTES, "http.8080")["virtual_hosts"]
+    assert host["routes"][0]["route"]["cluster"] == "outbound|9080||reviews.default.svc.cluster.local"
+    elsewhere = view(http, service.replace("istio: edge", "istio: other"), rules)
+    assert {one.name for one in elsewhere.all(LISTENER)} == {"0.0.0.0_80"}
+
+
 def test_redirects_to_https(pki):
     plain_server = "{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['a.test', 'other/b.test'], tls: {httpsRedirect: true}}"
     rules = TO_REVIEWS.replace("'*'", "a.test")
@@ -220,7 +256,13 @@ def test_sidecars_route_by_server_name_too():
     ("text", "complaint"),
     [
         (gateway(https("{mode: SIMPLE}")), "spec.servers[0].tls.credentialName: is needed for SIMPLE"),
-        (gateway(https("{mode: SIMPLE, serverCertificate: /a}")), "spec.servers[0].tls.serverCertificate: certificates come from Secrets"),
+        (gateway(https("{mode: SIMPLE, serverCertificate: /a}")), "spec.servers[0].tls.privateKey: is needed"),
+        (gateway(https("{mode: MUTUAL, serverCertificate: /a, privateKey: /b}")), "spec.servers[0].tls.caCertificates: is needed for MUTUAL"),
+        (gateway(https("{mode: SIMPLE, credentialName: a, serverCertificate: /a, privateKey: /b}")), "spec.servers[0].tls.serverCertificate: there is"),
+        (gateway(https("{mode: MUTUAL, credentialName: a, caCertificates: /a}")), "spec.servers[0].tls.caCertificates: cannot go with credentialName"),
+        (gateway(https("{mode: PASSTHROUGH, serverCertificate: /a, privateKey: /b}")), "spec.servers[0].tls.serverCertificate: is not for PASSTHROUGH"),
+        (gateway(https("{mode: PASSTHROUGH}, bind: 'unix:///a'")), "spec.servers[0].bind: 'unix:///a' is no IP address"),
+        (gateway(https("{mode: PASSTHROUGH}, defaultEndpoint: '127.0.0.1:1'")), "spec.servers[0].defaultEndpoint: Istio's gateways do without, too"),
         (gateway(https("{mode: SIMPLE, credentialName: a, cipherSuites: [RC4]}")), "spec.servers[0].tls.cipherSuites[0]: 'RC4' is not one of"),
         (gateway(https("{mode: SIMPLE, credentialName: a, subjectAltNames: [b]}")), "spec.servers[0].tls.subjectAltNames: is about certificates of clients"),
         (gateway(https("{mode: SIMPLE, credentialName: a, minProtocolVersion: TLSV1_3, maxProtocolVersion: TLSV1_2}")), "spec.servers[0].tls.maxProtocol"),
