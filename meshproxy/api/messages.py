@@ -58,8 +58,8 @@ def descriptor(name: str) -> Descriptor | None:
     except KeyError:
         pass
     package, _, message = name.rpartition(".")
-    while "." in package:  # a nested message is in the package of the message around it
-        if _load(package, message):
+    while package:  # a nested message is in the package of the message around it
+        if ("." in package or package in own.SHORT) and _load(package, message):
             try:
                 return pool.FindMessageTypeByName(name)
             except KeyError:

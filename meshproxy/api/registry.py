@@ -38,6 +38,8 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.http.grpc_http1_bridge.v3.Config": "meshproxy.http.filters.grpc_http1_bridge",
         f"{_E}filters.http.grpc_http1_reverse_bridge.v3.FilterConfig": "meshproxy.http.filters.grpc_http1_reverse_bridge",
         "meshproxy.python.v1.Filter": "meshproxy.http.filters.python",
+        "io.istio.http.peer_metadata.Config": "meshproxy.http.filters.peer_metadata",
+        "stats.PluginConfig": "meshproxy.http.filters.istio_stats",
     },
     "per-route filter configuration": {
         f"{_E}filters.http.rbac.v3.RBACPerRoute": "meshproxy.http.filters.rbac",
@@ -57,6 +59,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.network.rbac.v3.RBAC": "meshproxy.tcp.filters.rbac",
         f"{_E}filters.network.connection_limit.v3.ConnectionLimit": "meshproxy.tcp.filters.connection_limit",
         f"{_E}filters.network.local_ratelimit.v3.LocalRateLimit": "meshproxy.tcp.filters.local_ratelimit",
+        "stats.PluginConfig": "meshproxy.tcp.filters.istio_stats",
     },
     "listener filter": {
         f"{_E}filters.listener.tls_inspector.v3.TlsInspector": "meshproxy.net.inspect",

@@ -48,6 +48,7 @@ class ServerConnection(DownstreamConnection):
         "changes",
         "closing",
         "head_since",
+        "head_size",
         "headers_timer",
         "heads",
         "parser",
@@ -69,6 +70,7 @@ class ServerConnection(DownstreamConnection):
         self.stream: Stream | None = None
         self.head_since = 0.0  # when the head began of which a part is here
         self.headers_timer: asyncio.TimerHandle | None = None
+        self.head_size = 0  # of the request at hand
         self._out = b""
         self._chunked = False
         self.closing = False  # close after the present response
@@ -163,6 +165,7 @@ class ServerConnection(DownstreamConnection):
         elif plain == 1 and self.additions is not None:
             plan = manager.plan(known, self.additions)
         if not plain or manager.has_stream_timers or manager.max_requests or self.head_since:
+            self.parser.head_size = known.size
             self.on_headers(known.head(), not body)
             if body:
                 self.on_data(body, True)
@@ -171,6 +174,7 @@ class ServerConnection(DownstreamConnection):
         if now >= manager.next_second:
             manager.tick(now)
         self.requests += 1
+        self.head_size = known.size
         if self._check_at > now + manager.stream_idle_timeout:
             self._watch_streams()
         additions = self.additions
@@ -197,6 +201,7 @@ class ServerConnection(DownstreamConnection):
             stream.request_end = now
         self.requests += 1
         parser = self.parser
+        self.head_size = parser.head_size
         if not parser.keep_alive:
             self.closing = True
         if self._check_at > now + manager.stream_idle_timeout:

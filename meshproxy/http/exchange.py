@@ -20,6 +20,8 @@ class Exchange(Protocol):
     `send_whole` get is the one that logs show: what only this version's wire needs goes onto the wire alone.
     """
 
+    head_size: int  # bytes of the request's head as it came; 0 where the connection does not know
+
     @property
     def info(self) -> ConnectionInfo:
         """Of the connection."""

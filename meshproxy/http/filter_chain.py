@@ -24,7 +24,17 @@ _NAMES = ("request_headers", "request_data", "request_trailers", "response_heade
 class Chain:
     """The hooks of some filters, in the order in which they run: request hooks first to last, response hooks last to first."""
 
-    __slots__ = (*_NAMES, "admission", "plannable", "repeated", "request_data_after", "response_data_after", "response_data_at", "response_trailers_after")
+    __slots__ = (
+        *_NAMES,
+        "admission",
+        "plannable",
+        "repeated",
+        "request_data_after",
+        "response_data_after",
+        "response_data_at",
+        "response_trailers_after",
+        "shaper",
+    )
 
     request_headers: tuple[Hook, ...]
     request_data: tuple[Hook, ...]
@@ -37,7 +47,8 @@ class Chain:
     def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
         """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`).
 
-        `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`.
+        `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`. `shaper`: a filter that does nothing but change
+        heads, in the same way each time (`filters.peer_metadata`), and is the first to see requests: plans are made of what it makes of them.
         """
         filters = tuple(filters)
         self.admission = admission
@@ -53,8 +64,12 @@ class Chain:
         # The data hook of the filter with the n-th head hook; and where trailers begin that the n-th data hook adds.
         self.response_data_at = _positions(backwards, "response_headers", "response_data", own=False)
         self.response_trailers_after = _positions(backwards, "response_data", "response_trailers", own=True)
-        repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in filters if hasattr(filter_, "request_headers")]
-        self.plannable = None not in repeated and not (self.response_headers or self.response_data or self.response_trailers or admission)
+        looking = [filter_ for filter_ in filters if hasattr(filter_, "request_headers")]
+        self.shaper: Any = looking[0] if looking and hasattr(looking[0], "shape_request") else None
+        others = [filter_ for filter_ in looking if filter_ is not self.shaper]
+        repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in others]
+        changing = len(self.response_headers) > (self.shaper is not None) or self.response_data or self.response_trailers
+        self.plannable = None not in repeated and not (changing or admission)
         self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
 
 

@@ -62,6 +62,7 @@ class Http2Exchange(Http2Stream):
     __slots__ = ("connection", "info", "manager", "stream", "waiting")
 
     protocol = "HTTP/2"
+    head_size = 0
 
     def __init__(self, connection: Http2ServerConnection) -> None:
         # As in Http2Stream.__init__: done for every request, and code that fills objects of one class alone is specialised by the interpreter.

@@ -44,13 +44,16 @@ class Lane:
         "responses",
         "retired",
         "route",
+        "said",
         "tally",
         "version",
         "watched",
     )
 
-    def __init__(self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool, version: int, grpc: bool) -> None:
-        """`version`: of HTTP downstream, 11 or 20."""
+    def __init__(
+        self, manager: HttpConnectionManager, route: Route, chain: Chain, cluster: Cluster, *, internal: bool, version: int, grpc: bool, said: int = 0
+    ) -> None:
+        """`version`: of HTTP downstream, 11 or 20. `said`: what requests tell of their senders, where the chain's `shaper` wants to know."""
         self.grpc = grpc
         self.manager = manager
         self.clock = manager.clock
@@ -65,12 +68,14 @@ class Lane:
         self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
         self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
         self.internal = internal
+        shaper = chain.shaper
+        self.said = 0 if shaper is None or shaper.skips(cluster) else said
         self.watched = bool(manager.logs or chain.complete)
         self.retired = False  # something changed: what is still on its way goes the general way back
         # Responses as they go downstream, and tallies: the same for all routes that do not change responses.
         if route.finalize_response is None:
-            self._planned = manager.planned_responses[version]
-            key = cluster, internal, version, None if route.retry is None else route.retry.from_status
+            self._planned = manager.planned_responses.setdefault((version, shaper, self.said), {})
+            key = cluster, internal, version, None if route.retry is None else route.retry.from_status, shaper, self.said
             self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
         else:
             self._planned = {}
@@ -174,18 +179,21 @@ class Lane:
         if self.watched:
             stream.end = now
             size = len(body)
-            stream.answer = response, milliseconds, size, trailers
+            plan = stream.plan
+            asked = len(stream.body)
+            stream.answer = response, milliseconds, size, trailers, self, plan, exchange, codec, asked
             stream.response_trailers = trailers  # that a stream has none is what its class says, and makes it no ordinary one
             stated = service_time if response.timed else known.index.get(SERVICE_TIME)
-            plan = stream.plan
             if plan is not None and plan.varying:
                 stream.request = plan.head(stream, plan.finished)
+                if plan.peer is not None:
+                    stream.downstream_peer = plan.peer
                 stream.route, stream.chain, stream.is_internal = self.route, self.chain, self.internal
                 plan = stream.plan = None
             wall = start + manager.wall_offset
             kind: Any = self if plan is None else plan, response.kind
-            if stream.body or known.length < 0 or trailers is not None:
-                kind = *kind, len(stream.body), size, trailers and tuple(trailers.items)
+            if asked or known.length < 0 or trailers is not None:
+                kind = *kind, asked, size, trailers and tuple(trailers.items)
             if plan is None:
                 stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
             else:
@@ -250,8 +258,8 @@ class Tally:
         return started
 
 
-def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool, grpc: bool) -> Lane | None:
-    """The lane of a route; None when its requests need more than a lane does. `head`: of one of them."""
+def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool, grpc: bool, said: int) -> Lane | None:
+    """The lane of a route; None when its requests need more than a lane does. `head`: of one of them. `said`: see `Lane`."""
     if route is None or not route.cluster_name or not manager.plannable or not _is_plannable(route):
         return None
     chain = manager.chains.get(route) or manager.compile_chain(route)
@@ -265,7 +273,7 @@ def make_lane(manager: HttpConnectionManager, route: Route | None, head: Request
             route.finalize_request(probe)  # type: ignore[arg-type]
         except Varies:
             return None
-    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11, grpc=grpc)
+    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11, grpc=grpc, said=said)
 
 
 def _is_plannable(route: Route) -> bool:

@@ -48,6 +48,7 @@ TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.http_connection
 HONOURS = Options.HONOURS | local_reply.HONOURS | log_events.HONOURS | route_configs.HONOURS | extension_configs.HONOURS
 
 _PRIOR_KNOWLEDGE = b"PRI * HTTP/2"  # as much of the preface as Envoy looks at; a client that sends less at first speaks HTTP/1
+SAID_BOTH = 3  # as in http.filters.peer_metadata, which few need
 _RESPONSE_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 
 
@@ -69,7 +70,7 @@ class HttpConnectionManager:
         options = self.options = Options(proto, network)
         self.stat_prefix = proto.stat_prefix
         self.stats = ManagerStats(context.stats, proto.stat_prefix, network.listener_prefix)
-        self._filter_context = FilterContext(context, context.stats.scope(f"http.{proto.stat_prefix}."), proto.stat_prefix)
+        self._filter_context = FilterContext(context, context.stats.scope(f"http.{proto.stat_prefix}."), proto.stat_prefix, network.listener)
         # -- read on the hot path
         self.parser_options = options.parser
         self.accept_http_10 = options.accept_http_10
@@ -125,14 +126,15 @@ class HttpConnectionManager:
                 self.routes.check(self._build)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[DownstreamConnection] = set()
-        # Of all lanes whose routes do not change responses, by version of HTTP downstream.
-        self.planned_responses: dict[int, dict[KnownResponse, PlannedResponse]] = {11: {}, 20: {}}
+        # Of all lanes whose routes do not change responses, by version of HTTP downstream and what the chain does to responses.
+        self.planned_responses: dict[Any, dict[KnownResponse, PlannedResponse]] = {}
         self.response_kinds: dict[Any, object] = {}
         self.tallies: dict[Any, Tally] = {}
         self.busy: set[Tally] = set()  # that have something to settle
-        # By route, for clients that are not internal and for those that are: over HTTP/1, over HTTP/2 (2, 3), by gRPC (4, 5). Valid as long as nothing
-        # changes. None: there is no lane.
-        self._lanes: tuple[dict[Route | None, Lane | None], ...] = ({}, {}, {}, {}, {}, {})
+        # By route, for clients that are not internal and for those that are: over HTTP/1, over HTTP/2 (2, 3), by gRPC (4, 5); once more (6 to 11) for those
+        # that say who they are, where a filter wants to know. Valid as long as nothing changes. None: there is no lane.
+        self._lanes: tuple[dict[Route | None, Lane | None], ...] = tuple({} for _ in range(12))
+        self._said = self._find_said()
         self._lanes_of = self.changes.n
         self._plans = 0
         self._shapes: list[RequestShape] = []  # that have plans
@@ -190,6 +192,10 @@ class HttpConnectionManager:
                 filters.append(FilterEntry(entry.name, module, compiled, entry.disabled))
         return filters
 
+    def _find_said(self) -> Callable[[RequestHead], int] | None:
+        """What tells what requests say of their senders, if a filter wants to know."""
+        return next((made.filter.said for made in self._filters if hasattr(made.filter, "said")), None)
+
     def filter_changed(self, key: bytes) -> None:
         """A filter by discovery has another configuration from the next request on."""
         for made in self._filters:
@@ -197,6 +203,7 @@ class HttpConnectionManager:
                 filter_entry.take(made, self._filter_context)
         self._plain_chain = self._build(None)
         self.chains = {None: self._plain_chain}
+        self._said = self._find_said()
         self._forget_lanes()
 
     def _compile_logs(self, proto: hcm_pb2.HttpConnectionManager) -> list[Any]:
@@ -387,10 +394,17 @@ class HttpConnectionManager:
         else:
             grpc = False
             lanes = self._lanes[internal]
+        said = 0
+        if self._said is not None:
+            said = self._said(head)
+            if said:
+                if said != SAID_BOTH:
+                    return None
+                lanes = self._lanes[internal + ((10 if grpc else 8) if head.version == 20 else 6)]
         try:
             return lanes[route]
         except KeyError:
-            made = lanes[route] = make_lane(self, route, head, internal=internal, grpc=grpc)
+            made = lanes[route] = make_lane(self, route, head, internal=internal, grpc=grpc, said=said)
             return made
 
     def plan(self, known: Any, additions: Any) -> plan.Plan | None:
@@ -442,6 +456,7 @@ class HttpConnectionManager:
             shape.plans = NO_PLANS
         self._shapes.clear()
         self.tallies.clear()
+        self.planned_responses = {key: {} for key in self.planned_responses if key[1] is None}
 
     def tick(self, now: float) -> None:
         """Once a second while there are requests: the date header."""

@@ -61,7 +61,23 @@ class Plan:
 
     varying = False  # heads differ in more than their ids: see http.shape_plan
 
-    __slots__ = ("after", "before", "bodied", "fields", "filtered", "finished", "generation", "hooks", "lane", "new_id", "received", "request_id", "size")
+    __slots__ = (
+        "after",
+        "authority",
+        "before",
+        "bodied",
+        "fields",
+        "filtered",
+        "finished",
+        "generation",
+        "hooks",
+        "lane",
+        "new_id",
+        "peer",
+        "received",
+        "request_id",
+        "size",
+    )
 
     def __init__(self, lane: Lane, outcome: _Outcome, received: int) -> None:
         self.lane = lane
@@ -76,6 +92,8 @@ class Plan:
         self.before: bytes = before
         self.after: bytes = after
         self.fields: Any = None  # the pairs around the id, for HTTP/2; made when they are first needed
+        self.authority = outcome.filtered.authority
+        self.peer = outcome.peer  # who sends it, where the head says so
         self.received = received  # bytes, where the connection does not count them itself
         self.size = len(outcome.wire)
 
@@ -129,9 +147,9 @@ class Plan:
 
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: the filters; False when the request took another way."""
-        position = 0
+        position = int(self.lane.chain.shaper is not None)
         for hook in self.hooks:
-            position += 1  # noqa: SIM113  # enumerate costs more
+            position += 1
             result = hook(stream)
             if result is not None:
                 stream._hold_headers(result, position, not stream.body)
@@ -219,9 +237,10 @@ def make_plan(manager: HttpConnectionManager, known: Any, additions: Any) -> Pla
 class _Outcome:
     """What became of a probe."""
 
-    __slots__ = ("filtered", "finished", "id", "lane", "wire")
+    __slots__ = ("filtered", "finished", "id", "lane", "peer", "wire")
 
     lane: Lane
+    peer: Any  # observe.peers.Peer, None
     id: bytes  # the generated request id; empty where none is generated
     filtered: RequestHead  # as filters see it
     finished: RequestHead  # as it goes upstream
@@ -239,7 +258,7 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
     manager.complete_head(scratch, head, additions)
     value = head.get(REQUEST_ID)
     outcome.id = b"" if value is None or value == known.index.get(REQUEST_ID) else value
-    outcome.filtered = head.copy()
+    outcome.peer = None
     probe = Probe()
     probe.request = head
     guarded = head._index = GuardedIndex(dict(reversed(head.items)))
@@ -251,6 +270,9 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
             return None
         if known.method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
             return None  # HTTP/1 would have to frame the body
+        if lane.chain.shaper is not None:
+            outcome.peer = lane.chain.shaper.shape_request(head, lane.cluster)
+        outcome.filtered = head.copy()
         if route.expected_timeout is not None and not manager.router.suppress:  # type: ignore[union-attr]
             head.add(timeouts.EXPECTED, route.expected_timeout)  # type: ignore[union-attr]
         if route.finalize_request is not None:  # type: ignore[union-attr]

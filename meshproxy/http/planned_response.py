@@ -19,13 +19,13 @@ SERVICE_TIME = b"x-envoy-upstream-service-time"
 
 
 class PlannedResponse:
-    """A response head as it goes downstream, cut where the service time and the date stand.
+    """A response head as it goes downstream, cut where the service time and the date stand. `peer`: who it says it is from (`Chain.shaper`).
 
     The pieces are bytes for HTTP/1, and `Piece`s for HTTP/2. `kind`: the same for all that differ in their
     date only. `size`: bytes that one takes downstream, but for time and date; 0 where the connection counts what it writes.
     """
 
-    __slots__ = ("after", "before", "between", "dated", "items", "kind", "known", "size", "success", "timed")
+    __slots__ = ("after", "before", "between", "dated", "head_size", "items", "kind", "known", "peer", "size", "success", "timed")
 
     def __init__(self, known: KnownResponse, pieces: tuple[Any, Any, Any], items: list[Pair], kind: object, *, timed: bool, dated: bool) -> None:
         self.known = known
@@ -36,12 +36,19 @@ class PlannedResponse:
         self.dated = dated
         self.success = known.status < 500
         self.kind = kind
+        self.peer: Any = None
+        self.head_size = 0  # about; until somebody measures it
 
     def head(self, time: bytes, date: bytes) -> ResponseHead:
         """The head with a service time and a date."""
         known = self.known
         items = [(name, time if value is _TIME_MARK else date if value is _DATE_MARK else value) for name, value in self.items]
         return ResponseHead(known.status, items, reason=known.reason)
+
+    def measure(self) -> int:
+        """About how many bytes the head takes in HTTP/1."""
+        made = self.head_size = 17 + sum([len(name) + len(value) + 4 for name, value in self.items])
+        return made
 
     def settle(self, tally: Tally, times: dict[int, int]) -> None:
         """Count responses. `times`: milliseconds -> how many."""
@@ -68,6 +75,7 @@ def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
     if not _SPECIAL_RESPONSE.isdisjoint(known.index):
         return None
     written = []
+    shaper, peer = lane.chain.shaper, None
     for _ in range(2):
         head = ResponseHead(known.status, known.items.copy(), known.index.copy(), reason=known.reason)
         if timed:
@@ -77,6 +85,8 @@ def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
         try:
             if route.finalize_response is not None:
                 route.finalize_response(probe)  # type: ignore[arg-type]
+            if shaper is not None:
+                peer = shaper.shape_response(head, lane.said)
             manager.finish_response_head(probe, head, (b"date", _DATE_MARK))  # type: ignore[arg-type]
         except Varies:
             return None
@@ -91,7 +101,9 @@ def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
     if len(kinds) >= MAX_RESPONSES:
         kinds.clear()
     kind = kinds.setdefault((known.status, *(pair for pair in items if pair[0] != b"date")), object())
-    return PlannedResponse(known, pieces, items, kind, timed=timed, dated=dated)
+    made = PlannedResponse(known, pieces, items, kind, timed=timed, dated=dated)
+    made.peer = peer
+    return made
 
 
 def _wire(manager: HttpConnectionManager, known: KnownResponse, items: list[Pair]) -> tuple[bytes, bytes, bytes] | None:

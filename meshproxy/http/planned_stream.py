@@ -33,7 +33,8 @@ class PlannedStream(Stream):
     connected: Any  # upstream.pool.PlanExchange
     request_id: bytes
     known: Any  # codec.h2.fields.ShapedRequest, where the plan is http.shape_plan.ShapedPlan
-    answer: tuple[PlannedResponse, int, int, Headers | None]  # with milliseconds, bytes of the body, trailers
+    # The response, milliseconds, bytes of its body, its trailers; lane and plan, the exchanges upstream and downstream, bytes of the request's body.
+    answer: tuple[PlannedResponse, int, int, Headers | None, Lane, Plan | None, Any, Any, int]
     facts: tuple[Any, ...] | None
 
     def __getattr__(self, name: str) -> Any:
@@ -58,6 +59,8 @@ class PlannedStream(Stream):
                 self.request_id = plan.new_id()
             self.request = plan.head(self, plan.filtered if stage == FILTERS else plan.finished)
             self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
+            if lane.chain.shaper is not None:
+                self.peer_said, self.downstream_peer = lane.said, plan.peer
         if stage == FILTERS:
             self._before_sending(plan)
             self.__class__ = Stream  # type: ignore[assignment]
@@ -94,7 +97,7 @@ class PlannedStream(Stream):
 
     def _finished(self) -> None:
         """The response went downstream: for those who want to know what it was."""
-        response, milliseconds, size, self.response_trailers = self.answer
+        response, milliseconds, size, self.response_trailers, *_ = self.answer
         known = response.known
         self.ended = self.response_started = True
         self.details = "via_upstream"

@@ -120,7 +120,10 @@ class ShapedPlan(Plan):
         self.bodied = outcome.finished.method in BODIED
         self.new_id = lane.manager.preparer.new_id if outcome.id else None
         self.own_id = own_id
+        self.authority = outcome.filtered.authority
+        self.peer = outcome.peer
         self.received = 0
+        self.size = len(outcome.wire)  # about: values differ
         self.filtered: Any = _Template(outcome.filtered, outcome.marks)
         self.finished: Any = _Template(outcome.finished, outcome.marks)
         count = len(outcome.marks) - bool(outcome.id)
@@ -173,11 +176,12 @@ class _Template:
 class _Outcome:
     """What became of a head with marks in the place of its values, and then of the new request id if there is one."""
 
-    __slots__ = ("filtered", "finished", "id", "lane", "marks", "wire")
+    __slots__ = ("filtered", "finished", "id", "lane", "marks", "peer", "wire")
 
     lane: Lane
     id: bytes  # the generated request id; empty where none is generated
     marks: list[bytes]
+    peer: Any  # observe.peers.Peer, None
     filtered: RequestHead  # as filters see it
     finished: RequestHead  # as it goes upstream
     wire: bytes
@@ -230,15 +234,19 @@ def _try_out(manager: HttpConnectionManager, route: Route | None, known: ShapedR
     if outcome.id:
         marks.append(outcome.id)
     head.path = path
+    outcome.peer = None
     outcome.filtered = head.copy()
     head.__class__ = _Pathless
     guarded = head._index = GuardedIndex(dict(reversed(head.items)), names)
     method = head.method
     lane = manager.lane(route, head, scratch.is_internal) if method in METHODS or method in BODIED else None
-    if lane is None or lane.chain.request_headers or not _CONTROL.isdisjoint(guarded):
+    if lane is None or lane.chain.repeated or not _CONTROL.isdisjoint(guarded):
         return None
     if method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
         return None  # HTTP/1 would have to frame the body
+    if lane.chain.shaper is not None:
+        outcome.peer = lane.chain.shaper.shape_request(head, lane.cluster)
+        outcome.filtered.items = head.items.copy()
     if lane.route.expected_timeout is not None and not manager.router.suppress:
         head.add(timeouts.EXPECTED, lane.route.expected_timeout)
     if lane.route.finalize_request is not None:

@@ -94,12 +94,13 @@ next_id = itertools.count().__next__  # connection ids, unique within a process:
 class TlsInfo:
     """The outcome of one TLS handshake. Everything is read from OpenSSL when first asked for: most connections are only ever asked for little of it."""
 
-    __slots__ = ("_local", "_object", "_peer", "forwarded", "validated")
+    __slots__ = ("_local", "_object", "_peer", "_principals", "forwarded", "validated")
 
     def __init__(self, ssl_object: ssl.SSLObject, local_certificate: Certificate | None = None, validated: bool = False) -> None:
         self._object = ssl_object
         self._local = local_certificate
         self._peer: Certificate | bool | None = False  # False: not asked for yet
+        self._principals: tuple[str, str] | None = None
         self.validated = validated  # the peer presented a certificate and it was verified
         self.forwarded: bytes | None = None  # what X-Forwarded-Client-Cert says of it, once somebody has worked it out
 
@@ -135,6 +136,15 @@ class TlsInfo:
     def local_certificate(self) -> Certificate | None:
         """The certificate that this side presented."""
         return self._local
+
+    @property
+    def principals(self) -> tuple[str, str]:
+        """Who the peer is and who we are, by the first URI in each certificate; "" for who has none."""
+        both = self._principals
+        if both is None:
+            peer, local = self.peer_certificate, self._local
+            both = self._principals = (peer.uri_sans or ("",))[0] if peer else "", (local.uri_sans or ("",))[0] if local else ""
+        return both
 
     @property
     def presented(self) -> bool:

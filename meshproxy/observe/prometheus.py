@@ -18,6 +18,8 @@ from meshproxy.record import replace
 if TYPE_CHECKING:
     from meshproxy.observe.tags import StatsConfig, Tag
 
+# Metrics in these namespaces are shown by their own names, without the namespace and without `envoy_`: Istio's have been known so before it used Envoy.
+_NAMESPACES = ("istiocustom.",)
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_]")
 # Kind -> the type that Prometheus is told. It knows no texts: they are gauges with the text as a label.
 _TYPES: dict[Kind, str] = {"counter": "counter", "gauge": "gauge", "text": "gauge", "histogram": "histogram"}
@@ -43,18 +45,27 @@ def _pieces(store: Store, config: StatsConfig, selection: Selection) -> Iterator
             if entry is None:
                 yield ""
             else:
-                groups.setdefault(config.tagged(entry[0])[0], []).append(entry)
+                known = store.tags.get(entry[0])
+                groups.setdefault((known or config.tagged(entry[0]))[0], []).append(entry)
         for base in sorted(groups, key=_parts):
-            metric_name = "envoy_" + _UNSAFE.sub("_", base)
+            metric_name = _shown(base)
             yield f"# TYPE {metric_name} {'summary' if summary and kind == 'histogram' else shown}\n"
             for name, metric in sorted(groups.pop(base), key=lambda entry: _parts(entry[0])):
-                tags = config.tagged(name)[1]  # asked for anew: to keep them would take more memory than all the names
+                known = store.tags.get(name)
+                tags = [*(known or config.tagged(name))[1]]  # asked for anew: to keep them would take more memory than all the names
                 if isinstance(metric, Histogram):
                     yield "".join(_summary(metric_name, tags, metric) if summary else _histogram(metric_name, tags, metric, config.buckets(name)))
                 elif isinstance(metric, str):
                     yield f"{metric_name}{{{_labels([*tags, ('text_value', metric)])}}} 0\n"
                 else:
                     yield f"{metric_name}{{{_labels(tags)}}} {metric}\n"
+
+
+def _shown(base: str) -> str:
+    for namespace in _NAMESPACES:
+        if base.startswith(namespace):
+            return _UNSAFE.sub("_", base[len(namespace) :])
+    return "envoy_" + _UNSAFE.sub("_", base)
 
 
 def _parts(name: str) -> list[str]:

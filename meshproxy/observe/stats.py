@@ -134,6 +134,7 @@ class Text(Metric):
 
 _CLASSES: dict[Kind, type[Metric]] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram, "text": Text}
 M = TypeVar("M", bound=Metric)
+Tag = tuple[str, str]
 
 
 class Scope:
@@ -188,6 +189,8 @@ class Store:
         # Called before metrics are read: hot code may count in fewer places than there are metrics and settle the difference here.
         self.collectors: list[Callable[[], None]] = []
         self._metrics: dict[str, Metric] = {}
+        # What the names of some metrics say that were made by `tagged`: the name without its tags, and the tags.
+        self.tags: dict[str, tuple[str, tuple[Tag, ...]]] = {}
         self._declared: dict[tuple[Kind, str], list[tuple[str, ...]]] = {}
         self._next_id = 0
         self._workers: dict[int, _Worker] = {}
@@ -216,6 +219,14 @@ class Store:
             self._next_id += 1
             self._metrics[name] = made
             self._new.append(made)
+        return made
+
+    def tagged(self, cls: type[M], name: str, tags: tuple[Tag, ...], shared: bool = False) -> M:
+        """The metric of a name with these tags, which are not looked for in it. Its full name holds them, as Envoy has it: `name.tag.value.tag.value`."""
+        full = ".".join([name, *[word for tag in tags for word in tag if word]])
+        made = self.metric(cls, full, shared)
+        if full in self._metrics:
+            self.tags[full] = name, tags
         return made
 
     def counter(self, name: str) -> Counter:
@@ -252,6 +263,7 @@ class Store:
 
         for name in [name for name in self._metrics if is_gone(name)]:
             self._removed.append(self._metrics.pop(name).id)
+            self.tags.pop(name, None)
         for key in [key for key in self._declared if is_gone(key[1])]:
             del self._declared[key]
         self._new = [metric for metric in self._new if not is_gone(metric.name)]
@@ -282,7 +294,7 @@ class Store:
             elif isinstance(metric, Text) and metric.value != metric.sent:
                 texts.append((metric.id, metric.value))
                 metric.sent = metric.value
-        new = [(metric.id, metric.kind, metric.name, metric.shared) for metric in self._new]
+        new = [(metric.id, metric.kind, metric.name, metric.shared, self.tags.get(metric.name)) for metric in self._new]
         frame = marshal.dumps((self._frames, new, self._new_declarations, self._removed, counts, histograms, texts))
         self._frames += 1
         self._new = []
@@ -300,8 +312,10 @@ class Store:
             worker = self._workers[worker_id] = _Worker()
         for kind, prefix, names in declarations:
             self.declare(kind, prefix, self._tuples.setdefault(names, names))
-        for metric_id, kind, name, shared in new:
+        for metric_id, kind, name, shared, tags in new:
             worker.metrics[metric_id] = self.metric(_CLASSES[kind], name, shared)
+            if tags is not None and name in self._metrics:
+                self.tags[name] = tags
         for metric_id, delta in zip(counts[::2], counts[1::2], strict=True):
             self._count(worker, worker.metrics[metric_id], delta)
         for metric_id, drained in histograms:

@@ -72,6 +72,11 @@ class StreamInfo:
     route_time: float = 0.0  # seconds that choosing it took; only where a log asks
     virtual_cluster_name: str | None = None  # set when a try is counted
 
+    # -- who is at the other ends (observe.peers.Peer), where http.filters.peer_metadata finds that out; `peer_said`: what the request told of its sender
+    downstream_peer: Any = None
+    upstream_peer: Any = None
+    peer_said: int = 0
+
     # -- what it does not have in common with others
     # Of a stream that went by a lane or a plan (http.plan), when it has ended: (kind, repeated, connection, host, request_id, service_time, start, end,
     # start_wall). The kind is an object that stands for all streams that had the same route and response and, if `repeated`, the same request. The others

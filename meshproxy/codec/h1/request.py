@@ -72,12 +72,13 @@ class RequestParser(Parser):
     repetition that is not parsed at all.
     """
 
-    __slots__ = ("expect_continue", "keep_alive", "upgrade")
+    __slots__ = ("expect_continue", "head_size", "keep_alive", "upgrade")
 
     sink: RequestSink
 
     def __init__(self, sink: RequestSink, options: Options) -> None:
         super().__init__(sink, options)
+        self.head_size = 0  # bytes of the last head that was parsed
         self.keep_alive = True
         self.expect_continue = False
         self.upgrade: bytes | None = None
@@ -116,6 +117,7 @@ class RequestParser(Parser):
             self.seen = max(len(data) - 3, 0)
             return data
         lines, end = found
+        self.head_size = end
         options = self.options
         method, target, version = options.request_line(lines[0])
         if version == 10 and not options.accept_http_10:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 class FilterContext(Record, frozen=True):
-    """What a filter may use when it is compiled. `scope` is `http.<stat_prefix>.`; `stat_prefix` is the connection manager's."""
+    """What a filter may use when it is compiled. `scope` is `http.<stat_prefix>.`; `stat_prefix` is the connection manager's. `listener`: its proto, None where
+    there is none."""
 
     context: Context
     scope: Scope
     stat_prefix: str
+    listener: Any = None
 
     @property
     def runtime(self) -> Any:

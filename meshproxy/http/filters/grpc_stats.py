@@ -35,10 +35,11 @@ _MAX_END = 65536  # bytes of such a message that are kept to be read
 
 
 class MessageCounts(dict[str, str]):
-    """What `emit_filter_state` leaves for access logs: the counts so far, as the JSON of a FilterObject, and as plain text."""
+    """What `emit_filter_state` leaves for access logs and `istio_stats`: the counts so far, as the JSON of a FilterObject, and as plain text."""
 
     def set(self, requests: int, responses: int) -> None:
         """Take the present counts."""
+        self.requests, self.responses = requests, responses
         self._text = f"{requests},{responses}"
         for name, count in (("requestMessageCount", requests), ("responseMessageCount", responses)):
             if count:
