@@ -20,6 +20,7 @@ from meshproxy.http import extension_configs, route_configs
 from meshproxy.http import manager as managers
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
+from meshproxy.scheduling import turns
 from meshproxy.upstream.cluster_manager import Validator
 from meshproxy.upstream.loads import Loads
 from meshproxy.upstream.options import EDS
@@ -124,6 +125,7 @@ class Dynamic:
 
     async def initialise(self) -> None:
         """Ask for clusters and wait until they are warm, then for routes and listeners. What does not come in time is gone without."""
+        turns.lengthen()
         if self._sources.ads is not None:
             self._sources.ads.start()
         if self._loads is not None and self._bootstrap.cluster_manager.HasField("load_stats_config"):

@@ -183,11 +183,6 @@ def reap() -> list[tuple[int, int]]:
         ended.append((pid, os.waitstatus_to_exitcode(status)))
 
 
-def give_way() -> None:
-    """In main, in the midst of long work: let a worker that wants the same processor have it, which the kernel would do only some milliseconds later."""
-    os.sched_yield()
-
-
 def name_process(name: str) -> None:
     """Name the process as ps and top show it (at most 15 bytes)."""
     try:

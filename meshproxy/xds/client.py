@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import process
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.codec import grpc
 from meshproxy.net.tasks import spawn
+from meshproxy.scheduling import turns
 from meshproxy.upstream.grpc_client import GrpcClient
 from meshproxy.upstream.grpc_stream import GrpcError
 from meshproxy.xds.resources import WILDCARD, Update
@@ -240,7 +240,7 @@ class Mux:
         problems = []
         names = self._subscriptions.get(update.type.url, {})
         for name in concerned:
-            process.give_way()
+            turns.give_way()
             part = update
             if name != WILDCARD:
                 found = [by_name[name]] if name in by_name else []

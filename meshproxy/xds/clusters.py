@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import process
 from meshproxy.api.errors import Collector, ConfigError, Problem
 from meshproxy.net.tasks import spawn
 from meshproxy.record import Record
+from meshproxy.scheduling import turns
 from meshproxy.upstream.discovery import Discovery, Watch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Clusters:
         added = False
         check = self._new_check()
         for resource in update.resources:
-            process.give_way()
+            turns.give_way()
             try:
                 added |= self._add(resource, check)
             except ConfigError as error:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xxhash import xxh64_intdigest
 
-from meshproxy import process
 from meshproxy.api import support, unknown
 from meshproxy.api.errors import INVALID, Collector, ConfigError, Problem
+from meshproxy.scheduling import turns
 from meshproxy.xds.resources import Update
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Rules:
         found = [one.message for one in resources if one.message is not None and id(one.message) not in self._looked]
         if len(found) > 1:
             for start in range(0, len(found), TOGETHER):
-                process.give_way()
+                turns.give_way()
                 some = found[start : start + TOGETHER]
                 if support.all_right(some):
                     self._looked.update((id(message), (message, [], [])) for message in some)
