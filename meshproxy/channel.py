@@ -57,6 +57,8 @@ class Kind(IntEnum):
     ROUTES = 24  # marshal (key, RouteConfiguration; empty: nobody needs it any more)
     EXTENSION = 27  # marshal (key, google.protobuf.Any; empty: there is none any more): the configuration of an HTTP filter
     RUNTIME_LAYER = 26  # marshal (name, google.protobuf.Struct): what a layer by discovery holds now
+    DEMAND = 28  # worker -> main: marshal (what, seconds): a request needs something, see http.demand
+    DEMANDED = 29  # marshal (what, whether it is there): after all that this means
     SECRET = 25  # marshal (key, Secret; empty: nobody needs it any more)
 
 

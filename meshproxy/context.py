@@ -40,6 +40,7 @@ class Context(Record):
     secrets: Any = None  # api.secrets.Secrets; None where there are none
     routes: Any = None  # http.route_configs.RouteConfigs; None where nothing comes by discovery
     extensions: Any = None  # http.extension_configs.ExtensionConfigs; None where nothing comes by discovery
+    demand: Any = None  # http.demand.Demand; None where nothing comes by discovery
     access_logs: Any = None  # observe.access_log.Sinks: shared open files
     drain: Any = None  # net.listener.Drain
     node: Any = None  # envoy.config.core.v3.Node

@@ -7,17 +7,20 @@ reaches workers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import marshal
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy import worker
-from meshproxy.api import errors, semantics
+from meshproxy.api import errors, messages, semantics
 from meshproxy.api import secrets as api_secrets
+from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
-from meshproxy.http import extension_configs, route_configs
+from meshproxy.http import demand, extension_configs, route_configs
 from meshproxy.http import manager as managers
+from meshproxy.http.filters import on_demand
 from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.net.listener import Listener
 from meshproxy.scheduling import turns
@@ -33,6 +36,7 @@ from meshproxy.xds.extensions import Extensions, ExtensionSubscription
 from meshproxy.xds.listeners import ListenerUpdates
 from meshproxy.xds.loads import LoadReporter
 from meshproxy.xds.needs import Needs
+from meshproxy.xds.on_demand import OnDemandClusters
 from meshproxy.xds.resources import CLUSTER, LISTENER, WILDCARD
 from meshproxy.xds.routes import Routes, RouteSubscription
 from meshproxy.xds.runtime import RuntimeLayer
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from meshproxy.upstream.discovery import Discovery
     from meshproxy.workers import Pool
     from meshproxy.xds.subscription import Subscription
+
+log = logging.getLogger("meshproxy.config")
 
 LOADS_DEADLINE = 1.0  # seconds that a load report waits for the workers
 
@@ -84,7 +90,8 @@ class Dynamic:
         assert plan.routes is not None
         self._route_configs = plan.routes
         self.needs = Needs()
-        self._routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes)
+        self._routes = Routes(self._sources, context, self._rules, self._check_routes, self._tell_routes, self._answer_host)
+        self._on_demand: dict[bytes, OnDemandClusters] = {}  # by serialised ConfigSource
         self._secrets = Secrets(self._sources, context, self._rules, self._tell_secret)
         self._extensions = Extensions(self._sources, context, self._rules, self._compile_manager, self._tell_extension)
         discovery.make_eds = lambda cluster, scope, on_changed: Eds(cluster, scope, on_changed, self._sources, context, self._rules)
@@ -111,15 +118,64 @@ class Dynamic:
         self._cds: Subscription | None = None
         self._lds: Subscription | None = None
         if resources.HasField("cds_config"):
-            tell = Tell(self._tell_cluster, self._tell_clusters_removed)
-            self.clusters = Clusters(context.clusters, discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
-            self.clusters.acquire = self._acquire_for_cluster
+            self.clusters = self._make_clusters()
             with errors.under("dynamic_resources.cds_config"):
                 self._cds = self._sources.subscribe(resources.cds_config, CLUSTER, WILDCARD, self.clusters, context.stats.scope("cluster_manager.cds."))
         if resources.HasField("lds_config"):
             self.listeners = ListenerUpdates(listeners, context, self._check_listener, self._first_listeners.set)
             with errors.under("dynamic_resources.lds_config"):
                 self._lds = self._sources.subscribe(resources.lds_config, LISTENER, WILDCARD, self.listeners, context.stats.scope("listener_manager.lds."))
+
+    def _make_clusters(self) -> Clusters:
+        tell = Tell(self._tell_cluster, self._tell_clusters_removed)
+        context = self._context
+        made = Clusters(context.clusters, self._discovery, context, self._rules, self._new_cluster_check, tell, self._first_clusters.set)
+        made.acquire = self._acquire_for_cluster
+        made.on_active = self._cluster_is_active
+        return made
+
+    # -- what requests wait for
+
+    def demand(self, what: tuple[str, bytes, str], timeout: float) -> None:
+        """A request in a worker needs something: see http.demand."""
+        kind, key, name = what
+        if kind == demand.HOST:
+            routes = self.needs.known.get(b"routes:" + key)
+            hosts = routes.hosts if isinstance(routes, RouteSubscription) else None
+            if hosts is None:
+                self._answer(what, found=False)
+            else:
+                hosts.demand(name)
+            return
+        try:
+            source = self._on_demand_source(messages.known("envoy.config.core.v3.ConfigSource").FromString(key))
+        except ConfigError as error:  # of a route, which is not looked at so closely
+            log.warning("clusters on demand: %s", error)
+            self._answer(what, found=False)
+            return
+        source.demand(name, timeout)
+
+    def _on_demand_source(self, source: Any) -> OnDemandClusters:
+        """Where clusters come from on demand. Raises ConfigError."""
+        key = source.SerializeToString(deterministic=True)
+        found = self._on_demand.get(key)
+        if found is None:
+            if self.clusters is None:
+                self.clusters = self._make_clusters()
+            found = self._on_demand[key] = OnDemandClusters(
+                source, self._sources, self.clusters, self._context, lambda name, found: self._answer((demand.CLUSTER, key, name), found=found)
+            )
+        return found
+
+    def _cluster_is_active(self, name: str) -> None:
+        for source in self._on_demand.values():
+            source.settle(name, True)
+
+    def _answer_host(self, key: bytes, host: str) -> None:
+        self._answer((demand.HOST, key, host), found=True)
+
+    def _answer(self, what: tuple[str, bytes, str], *, found: bool) -> None:
+        self._pool.broadcast(Kind.DEMANDED, marshal.dumps((what, found)))
 
     # -- the start, in Envoy's order
 
@@ -184,6 +240,7 @@ class Dynamic:
         whole = type(manager)()
         whole.CopyFrom(manager)
         whole.route_config.CopyFrom(routes)
+        whole.route_config.ClearField("vhds")  # they come on their own, and are among the others here
         self._compile_manager(whole)
 
     def _compile_manager(self, manager: Any) -> None:
@@ -191,6 +248,8 @@ class Dynamic:
         managers.compile(manager, NetworkContext(scratch, scratch.stats.scope("")))
 
     def _acquire(self, listener: Any, ready: Callable[[], None]) -> Callable[[], None]:
+        for source in on_demand.sources(listener):
+            self._on_demand_source(source)
         wanted = [*self._routes.wanted(listener), *self._secrets.wanted(listener), *self._extensions.wanted(listener, self.needs)]
         return self.needs.acquire(wanted, ready)
 
@@ -316,6 +375,8 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         for manager in route_configs.managers(listener):
             check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
+        for source in on_demand.sources(listener):
+            check(f"static_resources.listeners[{at}]: odcds.source", source)
         for manager, position in extension_configs.filters(listener):
             discovery = manager.http_filters[position].config_discovery
             check(f"static_resources.listeners[{at}]: http_filters[{position}].config_discovery.config_source", discovery.config_source)

@@ -252,6 +252,9 @@ class Supervisor:
         elif kind is Kind.EJECTED:
             self._pool.broadcast(kind, body, but=one)
             self._discovery.ejected(*marshal.loads(body))
+        elif kind is Kind.DEMAND:
+            assert self._dynamic is not None
+            self._dynamic.demand(*marshal.loads(body))
 
     # -- what main finds out -----------------------------------------------------------------------------------------------------------------------------
 

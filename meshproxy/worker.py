@@ -20,6 +20,7 @@ from meshproxy.api.runtime import Runtime
 from meshproxy.channel import Channel, Kind
 from meshproxy.context import Context
 from meshproxy.http import extension_configs, route_configs
+from meshproxy.http.demand import Demand
 from meshproxy.http.extension_configs import ExtensionConfigs
 from meshproxy.http.route_configs import RouteConfigs
 from meshproxy.net.drain import Drain
@@ -179,7 +180,8 @@ class Worker:
         if plan.routes is not None:
             context.routes = RouteConfigs(plan.routes.serialised)
             context.extensions = ExtensionConfigs(plan.extensions)
-            self._inbound.routes, self._inbound.extensions = context.routes, context.extensions
+            context.demand = Demand(lambda what, timeout: self._channel.send(Kind.DEMAND, marshal.dumps((what, timeout))))
+            self._inbound.routes, self._inbound.extensions, self._inbound.demand = context.routes, context.extensions, context.demand
         self._registry = ListenerRegistry()
         self._accepting = self._left = False
         self._replaced = 0
@@ -211,6 +213,7 @@ class Worker:
             Kind.LISTENER_DRAINED: self._close_drained,
             Kind.ROUTES: self._routes,
             Kind.EXTENSION: lambda body: context.extensions.update(*marshal.loads(body)),
+            Kind.DEMANDED: self._demanded,
             Kind.SECRET: lambda body: context.secrets.update(*marshal.loads(body)),
         }
         context.clusters.on_immediate_failure = lambda cluster, address: self._channel.send(Kind.FAILED, marshal.dumps((cluster, address)))
@@ -276,6 +279,10 @@ class Worker:
             self._context.routes.update(key, serialised)
         else:
             self._context.routes.forget(key)
+
+    def _demanded(self, body: bytes) -> None:
+        what, found = marshal.loads(body)
+        self._context.demand.answered(what, found=found)
 
     def _context_for(self, proto: Any) -> Context:
         return self._inbound if proto.traffic_direction == 1 else self._context

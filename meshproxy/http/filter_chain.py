@@ -18,6 +18,9 @@ class _Hold:
 # What a filter's hook returns that keeps what it was given: a response's head, until the filter calls `stream.release_headers()`, or a piece of a body.
 HOLD: Any = _Hold()
 
+# In place of a filter's `request_headers_repeated`: a request that repeats itself would not be held up by it.
+SETTLED: Any = object()
+
 _NAMES = ("request_headers", "request_data", "request_trailers", "response_headers", "response_data", "response_trailers", "complete")
 
 
@@ -64,7 +67,7 @@ class Chain:
         # The data hook of the filter with the n-th head hook; and where trailers begin that the n-th data hook adds.
         self.response_data_at = _positions(backwards, "response_headers", "response_data", own=False)
         self.response_trailers_after = _positions(backwards, "response_data", "response_trailers", own=True)
-        looking = [filter_ for filter_ in filters if hasattr(filter_, "request_headers")]
+        looking = [one for one in filters if hasattr(one, "request_headers") and getattr(one, "request_headers_repeated", None) is not SETTLED]
         self.shaper: Any = looking[0] if looking and hasattr(looking[0], "shape_request") else None
         others = [filter_ for filter_ in looking if filter_ is not self.shaper]
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in others]

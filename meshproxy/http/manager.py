@@ -106,6 +106,8 @@ class HttpConnectionManager:
         self.wall_offset = context.wall() - context.clock()
         # -- the parts
         self._by_discovery = proto.HasField("rds")
+        self._routes_key = route_configs.key_of(proto.rds) if self._by_discovery else b""
+        self.asks_for_hosts: bytes | None = None  # the key of a route configuration that gets virtual hosts when they are needed
         self._retired: Drain | None = None  # of this connection manager alone
         with errors.under("route_config"):
             self.routes = RouteTable(self._first_routes(proto), context)
@@ -151,12 +153,20 @@ class HttpConnectionManager:
     def _first_routes(self, proto: hcm_pb2.HttpConnectionManager) -> Any:
         """The RouteConfiguration to begin with."""
         if not self._by_discovery:
+            if proto.route_config.HasField("vhds"):
+                errors.fail("vhds", "virtual hosts by discovery need a route configuration by discovery (rds)", errors.UNSUPPORTED)
             return proto.route_config
         configs = self.context.routes
-        return route_configs.RouteConfigs().use(b"", self) if configs is None else configs.use(route_configs.key_of(proto.rds), self)
+        routes = route_configs.RouteConfigs().use(b"", self) if configs is None else configs.use(self._routes_key, self)
+        self._note_vhds(routes)
+        return routes
+
+    def _note_vhds(self, routes: Any) -> None:
+        self.asks_for_hosts = self._routes_key if routes.HasField("vhds") else None
 
     def set_routes(self, proto: Any) -> None:
         """Route by another RouteConfiguration from the next request on."""
+        self._note_vhds(proto)
         self.routes = RouteTable(proto, self.context, insert_original=not self.router.suppress)
         if self._connection_class is ServerConnection:
             self.match = self.routes.match

@@ -45,8 +45,9 @@ HONOURS = {
     "envoy.config.route.v3.RouteConfiguration": (
         "name virtual_hosts internal_only_headers response_headers_to_add response_headers_to_remove request_headers_to_add request_headers_to_remove"
         " most_specific_header_mutations_wins validate_clusters max_direct_response_body_size_bytes request_mirror_policies ignore_port_in_host_matching"
-        " vhost_header ignore_path_parameters_in_path_matching typed_per_filter_config metadata"
+        " vhost_header ignore_path_parameters_in_path_matching typed_per_filter_config metadata vhds"
     ),
+    "envoy.config.route.v3.Vhds": "config_source",
     **datasource.HONOURS,
     **matchers.HONOURS,
     **{name: fields for name, fields in runtime.HONOURS.items() if "Fraction" in name},

@@ -32,6 +32,7 @@ log = logging.getLogger("meshproxy.http")
 _HEADERS, _DATA, _TRAILERS = range(3)
 _PROTOCOLS = {10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}
 UNCHOSEN: Any = object()  # in place of a host
+ANEW: Any = object()  # what a filter's awaitable is answered with when the request is to begin anew: there may be another route, with other filters
 
 
 class Stream(StreamInfo):
@@ -230,7 +231,7 @@ class Stream(StreamInfo):
 
     def _hold_headers(self, result: Any, position: int, end_stream: bool) -> None:
         # A function of its own: the closure would make the variables of the hot loop cells.
-        self._intercept(result, lambda _: self._request_headers(position, end_stream))
+        self._intercept(result, lambda value: self._request_headers(position, end_stream) if value is not ANEW else self.begin(end_stream))
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """Request body from the codec."""

@@ -164,6 +164,16 @@ class Mux:
                 self._forget_expiry(one.type.url, one.name)
                 self._wake.set()
 
+    def ask(self, type: ResourceType, name: str) -> None:
+        """Ask for one resource more, for who subscribed to all."""
+        self._session.subscribe(type, name)
+        self._wake.set()
+
+    def let_go(self, type: ResourceType, name: str) -> None:
+        """No longer ask for it."""
+        self._session.unsubscribe(type, name)
+        self._wake.set()
+
     def _all(self) -> list[StreamSubscription]:
         return [one for names in self._subscriptions.values() for found in names.values() for one in found]
 
@@ -300,6 +310,15 @@ class StreamSubscription(Subscription):
         self._mux.add(self)
         if self._own:
             self._mux.start()
+
+    def ask(self, name: str) -> None:
+        """Of a subscription to all: ask for one resource by its name."""
+        self.attempts.n += 1
+        self._mux.ask(self.type, name)
+
+    def let_go(self, name: str) -> None:
+        """No longer ask for it."""
+        self._mux.let_go(self.type, name)
 
     def close(self) -> None:
         super().close()

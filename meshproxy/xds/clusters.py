@@ -58,7 +58,8 @@ class Clusters:
         self.active: dict[str, Dynamic] = {}
         self.warming: dict[str, Dynamic] = {}
         self.version = ""
-        self._manager = manager
+        self._manager = self.manager = manager
+        self.on_active: Callable[[str], None] = lambda name: None  # a version of a cluster is in use, in the workers, too
         self._discovery = discovery
         self._context = context
         self._rules = rules
@@ -74,8 +75,25 @@ class Clusters:
         self._scope = scope
 
     def updated(self, update: Update) -> None:
-        """Add what is new, replace what has changed, then remove what is gone. Raises ConfigError after that if some were wrong."""
+        """An answer of CDS. Raises ConfigError; what was good of it is in use."""
         problems = Collector()
+        added, removed = self._take(update, problems)
+        if added or removed:
+            self.version = update.version
+        if added and not problems.problems:
+            self._scope.counter("config_reload").n += 1
+            self._scope.gauge("config_reload_time_ms").n = int(self._context.wall() * 1000)
+        self._first()
+        problems.raise_any()
+
+    def take(self, update: Update) -> None:
+        """The same of what was asked for by name."""
+        problems = Collector()
+        self._take(update, problems)
+        problems.raise_any()
+
+    def _take(self, update: Update, problems: Collector) -> tuple[bool, bool]:
+        """Add what is new, replace what has changed, then remove what is gone; whether there was such. Notes what is wrong."""
         added = False
         check = self._new_check()
         for resource in update.resources:
@@ -87,14 +105,7 @@ class Clusters:
         gone = set(update.removed)
         if update.complete:
             gone |= {*self.active, *self.warming} - {one.name for one in update.resources}
-        removed = self._remove(gone)
-        if added or removed:
-            self.version = update.version
-        if added and not problems.problems:
-            self._scope.counter("config_reload").n += 1
-            self._scope.gauge("config_reload_time_ms").n = int(self._context.wall() * 1000)
-        self._first()
-        problems.raise_any()
+        return added, self._remove(gone)
 
     def failed(self) -> None:
         """Nothing (good) came: the start goes on."""
@@ -167,6 +178,7 @@ class Clusters:
         if health:
             self._manager.set_health(name, health)
         self._tell.changed(name, entry.serialised, assignment, health)
+        self.on_active(name)
         if old is not None:
             old.release()
 

@@ -39,22 +39,25 @@ CLUSTER = _type("envoy.config.cluster.v3.Cluster", "name", True, "envoy.service.
 ENDPOINTS = _type("envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_name", False, "envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints")
 LISTENER = _type("envoy.config.listener.v3.Listener", "name", True, "envoy.service.listener.v3.ListenerDiscoveryService", "Listeners")
 ROUTES = _type("envoy.config.route.v3.RouteConfiguration", "name", False, "envoy.service.route.v3.RouteDiscoveryService", "Routes")
+VIRTUAL_HOST = _type("envoy.config.route.v3.VirtualHost", "name", False, "envoy.service.route.v3.VirtualHostDiscoveryService", "VirtualHosts")
 SECRETS = _type("envoy.extensions.transport_sockets.tls.v3.Secret", "name", False, "envoy.service.secret.v3.SecretDiscoveryService", "Secrets")
 RUNTIME = _type("envoy.service.runtime.v3.Runtime", "name", False, "envoy.service.runtime.v3.RuntimeDiscoveryService", "Runtime")
 EXTENSION = _type("envoy.config.core.v3.TypedExtensionConfig", "name", False, "envoy.service.extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs")
 
-TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRETS, EXTENSION, RUNTIME)}
+TYPES = {type.url: type for type in (CLUSTER, ENDPOINTS, LISTENER, ROUTES, VIRTUAL_HOST, SECRETS, EXTENSION, RUNTIME)}
 # What comes first in a stream: whatever is referred to before what refers to it.
 ORDER = tuple(TYPES)
 
 
 class Resource(NamedTuple):
-    """One resource as it came. `message` is None in a heartbeat, which only says that it lives on. `ttl`: seconds it lives, 0.0 for ever."""
+    """One resource as it came. `message` is None in a heartbeat, which only says that it lives on, and of a virtual host that is not there. `ttl`: seconds it
+    lives, 0.0 for ever. `aliases`: other names by which it was asked for."""
 
     name: str
     version: str
     message: Any
     ttl: float = 0.0
+    aliases: tuple[str, ...] = ()
 
 
 class Update(Record):
@@ -85,9 +88,9 @@ def of_envelope(envelope: Any, type: ResourceType, version: str) -> Resource:
     """A resource in an envelope. Raises ValueError."""
     ttl = envelope.ttl.seconds + envelope.ttl.nanos / 1e9 if envelope.HasField("ttl") else 0.0
     if not envelope.HasField("resource"):
-        return Resource(envelope.name, version, None, ttl)
+        return Resource(envelope.name, version, None, ttl, tuple(envelope.aliases))
     message = _parse(envelope.resource, type)
-    return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl)
+    return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl, tuple(envelope.aliases))
 
 
 def _parse(packed: Any, type: ResourceType) -> Any:

@@ -42,8 +42,11 @@ class Sources:
             with under("dynamic_resources.ads_config"):
                 self.ads = Api(ads, is_static).ads(context)
 
-    def subscribe(self, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope) -> Subscription:
-        """A subscription for a resource of that name (or xds.resources.WILDCARD), not started. Raises ConfigError, with paths relative to `source`."""
+    def subscribe(self, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope, *, delta: bool = False) -> Subscription:
+        """A subscription for a resource of that name (or xds.resources.WILDCARD), not started. Raises ConfigError, with paths relative to `source`.
+
+        `delta`: it makes sense by delta only.
+        """
         check(source, self._is_static, has_ads=self.ads is not None)
         which = source.WhichOneof("config_source_specifier")
         if which in ("path", "path_config_source"):
@@ -54,8 +57,25 @@ class Sources:
         own = which != "ads"
         mux = Api(source.api_config_source, self._is_static).single(type, scope, self._context) if own else self.ads
         assert mux is not None
+        if delta and not mux.delta:
+            fail("ads", "ADS must use DELTA_GRPC api_type for this")
         kept = self._cache.entry(type, name) if self._cache is not None else None
         return StreamSubscription(mux, own, type, name, watcher, scope, self._context, self._rules, init_timeout(source), kept)
+
+    def shared(self, source: Any, type: ResourceType, scope: Scope) -> Mux:
+        """The stream of a source (one of delta), for several subscriptions: that of all types, or one of their own. Raises ConfigError."""
+        check(source, self._is_static, has_ads=self.ads is not None)
+        if source.WhichOneof("config_source_specifier") == "ads":
+            assert self.ads is not None
+            if not self.ads.delta:
+                fail("ads", "ADS must use DELTA_GRPC api_type for this")
+            return self.ads
+        return Api(source.api_config_source, self._is_static).single(type, scope, self._context)
+
+    def on_shared(self, mux: Mux, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope) -> Subscription:
+        """A subscription on such a stream."""
+        mux.start()
+        return StreamSubscription(mux, False, type, name, watcher, scope, self._context, self._rules, init_timeout(source))
 
     def close(self) -> None:
         """Watch nothing any more."""

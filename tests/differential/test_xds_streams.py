@@ -30,8 +30,8 @@ class Plane(ControlPlane):
         super().__init__()
         self.site = site
 
-    def put(self, kind: str, version: str, *messages: Config, ttl: float = 0.0) -> None:
-        super().put(kind, version, *map(self.site.render, messages), ttl=ttl)
+    def pack(self, kind: str, message: Config) -> Any:
+        return super().pack(kind, self.site.render(message))
 
     async def set(self, kind: str, version: str, *messages: Config, ttl: float = 0.0) -> None:
         """Replace all resources of a kind, and push."""

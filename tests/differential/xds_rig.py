@@ -24,6 +24,7 @@ KINDS = {
     "cluster": f"{TYPE}cluster.v3.Cluster",
     "listener": f"{TYPE}listener.v3.Listener",
     "route": f"{TYPE}route.v3.RouteConfiguration",
+    "vhost": f"{TYPE}route.v3.VirtualHost",
     "endpoint": f"{TYPE}endpoint.v3.ClusterLoadAssignment",
     "runtime": "type.googleapis.com/envoy.service.runtime.v3.Runtime",
     "extension": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
@@ -68,8 +69,12 @@ class Client:
 
     async def get(self, path: str = "/", host: str = "a.test") -> str:
         """Status and body of a response, with " close" if it says that the connection ends; or "closed"."""
+        return await self.send(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n")
+
+    async def send(self, request: str) -> str:
+        """The same of a request as it is."""
         try:
-            self._writer.write(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            self._writer.write(request.encode())
             async with asyncio.timeout(LIMIT_S):
                 head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
                 length = re.search(r"content-length: (\d+)", head)
@@ -158,13 +163,13 @@ class Site:
         self._clients.append(client)
         return client
 
-    async def get(self, listener: str, path: str = "/") -> str:
+    async def get(self, listener: str, path: str = "/", host: str = "a.test") -> str:
         """One exchange on a connection of its own; "refused" if there is none."""
         try:
             client = await self.connect(listener)
         except ConnectionError:
             return "refused"
-        answer = await client.get(path)
+        answer = await client.get(path, host)
         client.close()
         return answer
 
@@ -179,10 +184,10 @@ class Site:
             while (await self.stat(name)).strip('"') != str(value):
                 await asyncio.sleep(0.01)
 
-    async def until_get(self, listener: str, answer: str, path: str = "/") -> None:
+    async def until_get(self, listener: str, answer: str, path: str = "/", host: str = "a.test") -> None:
         """Wait for an answer: what all workers have heard shows only there."""
         async with asyncio.timeout(LIMIT_S):
-            while await self.get(listener, path) != answer:
+            while await self.get(listener, path, host) != answer:
                 await asyncio.sleep(0.01)
 
     def note(self, *what: Any) -> None:

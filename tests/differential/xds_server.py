@@ -24,7 +24,8 @@ _COMPLETE = ("cluster", "listener")  # kinds of which an answer of the state of 
 class ControlPlane:
     """Serves one site. `resources[kind][name]` is (version, message); `log[kind]` is what was asked, as text.
 
-    `hold`: kinds that are not answered until it is emptied and `push` is called. `port` is kept over `stop` and `start`.
+    `hold`: kinds that are not answered until it is emptied and `push` is called. `port` is kept over `stop` and `start`. `prefetch`: whoever asks for virtual
+    hosts gets all at once, and not only those that it names.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class ControlPlane:
         self.port = 0
         self.streams = 0
         self.handlers: list[Any] = []  # of other services
+        self.prefetch = False
         self._changed = asyncio.Condition()
         self._server: Any = None
 
@@ -48,12 +50,13 @@ class ControlPlane:
             ("cluster", "Clusters"),
             ("listener", "Listeners"),
             ("route", "Routes"),
+            ("route", "VirtualHosts"),
             ("endpoint", "Endpoints"),
             ("secret", "Secrets"),
             ("extension", "ExtensionConfigs"),
         ):
             methods = {f"Stream{kind}": self._sotw, f"Delta{kind}": self._delta}
-            name = "ExtensionConfig" if service == "extension" else kind.removesuffix("s")
+            name = {"extension": "ExtensionConfig"}.get(service, kind.removesuffix("s"))
             self._serve(f"envoy.service.{service}.v3.{name}DiscoveryService", methods)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
@@ -79,12 +82,15 @@ class ControlPlane:
         self.lives[kind] = ttl
         known = {}
         for one in messages:
-            packed = convert.to_message({"@type": KINDS[kind], **one}, any_pb2.Any)
-            known[one.get("name") or one["cluster_name"]] = (version, packed)
+            known[one.get("name") or one["cluster_name"]] = (version, self.pack(kind, one))
         before = self.resources[kind]
         # What has not changed keeps its version, as control planes do it in delta.
         self.resources[kind] = {name: before[name] if name in before and before[name][1] == entry[1] else entry for name, entry in known.items()}
         self.versions[kind] = version
+
+    def pack(self, kind: str, message: dict[str, Any]) -> Any:
+        """A resource, from JSON."""
+        return convert.to_message({"@type": KINDS[kind], **message}, any_pb2.Any)
 
     async def push(self) -> None:
         """Tell every stream that something may have changed."""
@@ -167,6 +173,7 @@ class ControlPlane:
         known: dict[str, dict[str, str]] = {}  # what the client has
         absent: dict[str, set[str]] = {}  # asked for, and said not to be there
         again: dict[str, set[str]] = {}
+        greeted = {"vhost"}  # but for those that wait for a first answer, whatever is in it
 
         def take(request: Any) -> None:
             kind = _URLS[request.type_url]
@@ -175,6 +182,9 @@ class ControlPlane:
             subscribe, unsubscribe = set(request.resource_names_subscribe), set(request.resource_names_unsubscribe)
             if first and not subscribe and kind in _COMPLETE:
                 subscribe.add("*")
+            if first and not subscribe and kind == "vhost":
+                greeted.discard(kind)
+                subscribe.update({"*"} if self.prefetch else ())
             known.setdefault(kind, {}).update(request.initial_resource_versions)
             names |= subscribe
             names -= unsubscribe
@@ -202,14 +212,21 @@ class ControlPlane:
                         news = {name: entry for name, entry in chosen.items() if known[kind].get(name) != entry[0] or name in asked}
                         gone = {name for name in known[kind] if name not in chosen}
                         missing = {name for name in names - {"*"} if name not in chosen and name not in absent[kind]}
-                        if not (news or gone or missing):
+                        if not (news or gone or missing or kind == "vhost" not in greeted):
                             continue
+                        if kind not in greeted:
+                            greeted.add(kind)
+                            absent[kind] |= {"routes/"}  # Envoy does not take an answer without any resource for one
+                            missing |= {"routes/"}
                         for name in gone | missing:
                             known[kind].pop(name, None)
                             absent[kind].add(name)
                         count += 1
                         answer = _DeltaResponse(type_url=KINDS[kind], system_version_info=self.versions.get(kind, "0"), nonce=str(count))
-                        answer.removed_resources.extend(sorted(gone | missing))
+                        answer.removed_resources.extend(sorted(gone if kind == "vhost" else gone | missing))
+                        if kind == "vhost":  # what is not there has an empty place
+                            for name in missing - gone:
+                                answer.resources.add(name=name, aliases=[name], version="none")
                         for name, (version, packed) in news.items():
                             known[kind][name] = version
                             one = answer.resources.add(name=name, version=version, resource=packed)

@@ -34,18 +34,16 @@ def hcm(**fields: Any) -> dict[str, Any]:
 
 SCOPED = {"name": "s", "scope_key_builder": {"fragments": [{"header_value_extractor": {"name": "h"}}]}, "rds_config_source": ADS,
           "scoped_rds": {"scoped_rds_config_source": ADS}}  # fmt: skip
-ON_DEMAND = {"name": "on_demand", "typed_config": {"@type": f"{FILTERS}http.on_demand.v3.OnDemand"}}
+ON_DEMAND = {"name": "on_demand", "typed_config": {"@type": f"{FILTERS}http.on_demand.v3.OnDemand", "odcds": {"resources_locator": "xdstp://a/b"}}}
 BY_DISCOVERY = {"name": "x", "config_discovery": {"config_source": ADS, "type_urls": [f"{TYPE}a.B"]}}
 
 
 @pytest.mark.parametrize(
     ("name", "document", "path"),
     [
-        ("route.v3.RouteConfiguration", {"name": "r", "vhds": {"config_source": ADS}}, "vhds"),
-        ("listener.v3.Listener", listener(hcm(route_config={"name": "r", "vhds": {"config_source": ADS}})), f"{MANAGER}.route_config.vhds"),
         ("listener.v3.Listener", listener(hcm(scoped_routes=SCOPED)), f"{MANAGER}.scoped_routes"),
         ("listener.v3.Listener", listener(hcm(route_config={}, http_filters=[ON_DEMAND])),
-         f"{MANAGER}.http_filters[0].typed_config"),
+         f"{MANAGER}.http_filters[0].typed_config.odcds.resources_locator"),
         ("listener.v3.Listener", listener(BY_DISCOVERY), f"{FIRST}.config_discovery"),
         ("listener.v3.Listener", listener(hcm(), listener_filters=[BY_DISCOVERY]), "listener_filters[0].config_discovery"),
         ("cluster.v3.Cluster", {"name": "c", "lrs_server": ADS, "filters": [{"name": "f"}]}, "filters"),
