@@ -10,8 +10,10 @@ RUN python -m venv /opt/meshproxy \
  && /opt/meshproxy/bin/pip install --no-cache-dir --require-hashes -r runtime.lock \
  && pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
  && /opt/meshproxy/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+ && rm -rf /opt/meshproxy/lib/python3.11/site-packages/pip* \
  && /opt/meshproxy/bin/python -m compileall -q /opt/meshproxy/lib \
- && rm -rf /opt/meshproxy/lib/python3.11/site-packages/pip*
+ # A first start writes the cache of those that follow (meshproxy/start_cache.py), which cannot write themselves.
+ && /opt/meshproxy/bin/meshproxy --config-yaml '{admin: {}}' --mode init_only
 
 FROM python:3.11-slim
 COPY --from=build /opt/meshproxy /opt/meshproxy

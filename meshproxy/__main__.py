@@ -1,5 +1,18 @@
-"""`python -m meshproxy`."""
+"""The `meshproxy` command, and `python -m meshproxy`."""
 
-from meshproxy.cli import main
+from typing import NoReturn
 
-main()
+from meshproxy import start_cache
+
+
+def main() -> NoReturn:
+    """Entry point of the command; see `cli`."""
+    # Before anything else is imported.
+    start_cache.install()
+    from meshproxy import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from meshproxy import process
+from meshproxy import process, start_cache
 from meshproxy.api import document
 from meshproxy.api.errors import DEPRECATED, UNKNOWN, ConfigError, Problem
 
@@ -49,6 +49,8 @@ def run(options: Options) -> int:
     reading.close()
     if options.mode != "validate":
         from meshproxy import supervisor
+
+        start_cache.keep(wait=options.mode == "init_only")
     serialised, problems, warnings = checking.read()
     try:
         if problems:
@@ -94,9 +96,12 @@ def _set_up_logs(options: Options) -> tuple[logs.Levels, logs.Handler]:
 
 def _read(options: Options) -> tuple[list[document.Source], _Problems, _Problems]:
     """In the first child: the configuration as plain data or, when it is large, as a message; or what is wrong with it, and warnings."""
+    large = _is_large(options.config_path) and process.cpu_count() > 1
+    if not large:
+        start_cache.leave()  # of what is kept together, this child needs little
     try:
         sources = document.read(options.config_path or None, options.config_yaml)
-        if _is_large(options.config_path) and process.cpu_count() > 1:
+        if large:
             bootstrap, warnings = _convert(sources, options)
             return [("pb", bootstrap.SerializeToString())], [], _plain(warnings)
     except ConfigError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import convert, document, messages, semantics, support
@@ -104,6 +103,8 @@ def from_binary(data: bytes) -> Bootstrap:
 
 def from_text_format(data: bytes) -> Bootstrap:
     """The bootstrap of a message in protobuf's text format. Raises ConfigError."""
+    from google.protobuf import text_format  # large, and seldom needed
+
     try:
         text = data.decode()
         for name in _TEXT_TYPE.findall(text):

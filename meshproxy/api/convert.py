@@ -19,7 +19,7 @@ from itertools import chain, islice
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
-from google.protobuf import any_pb2, duration_pb2, message_factory, struct_pb2, timestamp_pb2
+from google.protobuf import any_pb2, duration_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
@@ -321,7 +321,7 @@ def _map(entry: Any) -> Convert:
     key_type = entry.fields_by_name["key"].type
     value_field = entry.fields_by_name["value"]
     convert = _convert_one(value_field)
-    cls = message_factory.GetMessageClass(value_field.message_type) if value_field.message_type is not None else None
+    cls = messages.class_of(value_field.message_type) if value_field.message_type is not None else None
 
     def run(value: Any, walk: Walk) -> dict[Any, Any]:
         if value.__class__ is not dict:

@@ -8,19 +8,27 @@ files behind a bootstrap make the start wait for (docs/decisions/0005-start-up.m
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from meshproxy.deferred import defer
 
-from meshproxy.api import own
+# What the descriptor pool in Python needs, for where there is no compiled protobuf.
+for _module in ("internal.python_message", "descriptor_database", "text_encoding"):
+    defer(f"google.protobuf.{_module}")
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, reflection  # noqa: E402
+from google.protobuf.internal import api_implementation  # noqa: E402
+from google.protobuf.message import Message  # noqa: E402
+
+from meshproxy.api import own  # noqa: E402
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
-    from google.protobuf.message import Message
 
 # Type URLs reach us from configuration that others wrote: they must never name a module outside the API.
 _ROOTS = ("envoy", "xds", "udpa", "google")
@@ -72,7 +80,20 @@ def descriptor(name: str) -> Descriptor | None:
 def message_class(name: str) -> type[Message] | None:
     """The class of a message by full name, or None."""
     found = descriptor(name)
-    return message_factory.GetMessageClass(found) if found is not None else None
+    return class_of(found) if found is not None else None
+
+
+def class_of(found: Descriptor) -> type[Message]:
+    """The class of a message, by its descriptor.
+
+    Compiled protobuf makes the classes of the messages in it when they are first seen, most of them never. GetMessageClass would make all: 350 for a bootstrap.
+    """
+    if api_implementation.Type() != "upb":
+        return message_factory.GetMessageClass(found)
+    made: Any = getattr(found, "_concrete_class", None) or reflection.GeneratedProtocolMessageType(
+        found.name, (Message,), {"DESCRIPTOR": found, "__module__": None}
+    )
+    return made
 
 
 def known(name: str) -> Any:
@@ -131,7 +152,7 @@ def _serialised(package: str, name: str) -> bytes | None:
         except OSError:
             continue
         if literal is not None:
-            return literal[1].decode("unicode_escape").encode("latin-1")
+            return codecs.escape_decode(literal[1])[0]
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import convert, document, messages
@@ -83,6 +82,8 @@ def read(path: str, rules: Rules) -> Any:
         except DecodeError as error:
             raise ConfigError(f"not a serialised {_RESPONSE}") from error
     if form == "pb_text":
+        from google.protobuf import text_format  # large, and seldom needed
+
         try:
             return text_format.Parse(content.decode(), cls())
         except (UnicodeDecodeError, text_format.ParseError, RecursionError) as error:
