@@ -39,16 +39,26 @@ class Answer(Record, frozen=True):
 
 
 class HttpClient:
-    """Requests to one cluster. `timeout`: seconds for a request with its retries, None for no limit; `max_body`: bytes of an answer, more is a failure."""
+    """Requests to one cluster. `timeout`: seconds for a request with its retries, None for no limit; `max_body`: bytes of an answer, more is a failure;
+    `forwarded_for`: requests say so of this machine.
+    """
 
     def __init__(
-        self, context: Context, cluster_name: str, *, timeout: float | None = None, max_body: int = 4 << 20, policy: RetryPolicy | None = None
+        self,
+        context: Context,
+        cluster_name: str,
+        *,
+        timeout: float | None = None,
+        max_body: int = 4 << 20,
+        policy: RetryPolicy | None = None,
+        forwarded_for: bool = True,
     ) -> None:
         self._context = context
         self.cluster_name = cluster_name
         self._timeout = timeout
         self._max_body = max_body
         self._policy = policy or retry.NO_POLICY
+        self._forwarded_for = forwarded_for
         self._total = context.stats.scope("http.async-client.").counter("rq_total")
 
     async def request(self, head: RequestHead, body: bytes = b"") -> Answer:
@@ -57,7 +67,8 @@ class HttpClient:
         if cluster is None:
             raise HttpError(f"there is no cluster {self.cluster_name!r}")
         head.set(b"x-envoy-internal", b"true")
-        head.set(b"x-forwarded-for", machine_address().encode())
+        if self._forwarded_for:
+            head.set(b"x-forwarded-for", machine_address().encode())
         limits = [limit for limit in (self._timeout, self._policy.per_try_timeout) if limit]
         if limits:
             head.set(b"x-envoy-expected-rq-timeout-ms", b"%d" % round(min(limits) * 1000))

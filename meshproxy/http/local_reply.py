@@ -63,7 +63,11 @@ class LocalReplies:
             return self._grpc(head, reply, b"" if stream.request.method == b"HEAD" else body), b""  # type: ignore[union-attr]  # gRPC by its head
         items = head.items
         if body:
-            items.append((b"content-length", b"%d" % len(body)))
+            if b"content-length" in head:
+                head.set(b"content-length", b"%d" % len(body))  # a filter's own cannot be right
+                items = head.items
+            else:
+                items.append((b"content-length", b"%d" % len(body)))
             if content_type is None:
                 items.append(_TEXT)
             elif b"content-type" not in head:

@@ -37,6 +37,8 @@ HONOURS = {
     "envoy.config.route.v3.HedgePolicy": "hedge_on_per_try_timeout",
 }
 
+_OWN_RETRY_ON = "5xx,gateway-error,connect-failure,reset"  # of requests of our own
+
 # What a decision can be.
 NO, RETRY, NO_OVERFLOW, NO_LIMIT = range(4)
 
@@ -454,6 +456,33 @@ class RetryState:
             context.attempt = attempt
             host = cluster.pick(context)
         return host
+
+
+def compile_core_policy(proto: Any, runtime: Any) -> RetryPolicy:
+    """A core.v3.RetryPolicy, of requests of our own, as the policy of a route."""
+    from meshproxy.api import messages
+
+    route = messages.known("envoy.config.route.v3.RetryPolicy")()
+    route.retry_on = proto.retry_on or _OWN_RETRY_ON
+    if proto.HasField("num_retries"):
+        route.num_retries.value = proto.num_retries.value
+    base = 1.0
+    if proto.HasField("retry_back_off"):
+        back_off = proto.retry_back_off
+        base = _seconds(back_off.base_interval)
+        if base < 0.001:
+            fail("retry_back_off.base_interval", "must be at least 1ms")
+        if back_off.HasField("max_interval") and _seconds(back_off.max_interval) < base:
+            fail("retry_back_off.max_interval", "must not be less than base_interval")
+    maximum = _seconds(proto.retry_back_off.max_interval) if proto.retry_back_off.HasField("max_interval") else 10 * base
+    route.retry_back_off.base_interval.FromNanoseconds(round(base * 1e9))
+    route.retry_back_off.max_interval.FromNanoseconds(round(maximum * 1e9))
+    route.per_try_timeout.CopyFrom(route.retry_back_off.max_interval)  # as in Envoy, for no reason that it gives
+    return compile_retry_policy(route, runtime)
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def _unsigned(text: bytes | None) -> int | None:

@@ -167,15 +167,27 @@ class Stream(StreamInfo):
         self.route_changes += 1
         self.route = self.manager.match(self)
 
-    async def buffered_request(self, limit: int) -> bool:
-        """Wait until the whole request body is here; False when it is over `limit` bytes. For filters that hold the stream in `request_headers`."""
-        if self.request_ended and self._request_hold is not None:
-            return not self._request_hold.over(limit)
+    async def buffered_request(self, limit: int, *, partly: bool = False) -> bool:
+        """Wait until the whole request body is here; False when it is over `limit` bytes. For filters that hold the stream in `request_headers`.
+
+        `partly`: or until `limit` bytes of it are here, which is no failure.
+        """
+        hold = self._request_hold
+        assert hold is not None
+        if self.request_ended:
+            return partly or not hold.over(limit)
+        buffering = _Buffering(limit, asyncio.get_running_loop().create_future(), partly)
+        hold.watch(buffering)
+        hold.limit = max(limit, hold.limit)
+        try:
+            return await buffering.done
+        finally:
+            hold.unwatch()
+
+    def buffered_body(self, limit: int) -> tuple[bytes, bool]:
+        """What is here of the body while a filter holds the stream: `limit` bytes at most, and whether there is more."""
         assert self._request_hold is not None
-        self._buffering = _Buffering(limit, asyncio.get_running_loop().create_future())
-        self._request_hold.watch(self._buffering)
-        self._request_hold.limit = max(limit, self._request_hold.limit)
-        return await self._buffering.done
+        return self._request_hold.body(limit)
 
     def release_headers(self) -> None:
         """Let the response's head go on that this filter kept (`HOLD`). What the hook returns from which this is called follows it."""
@@ -651,13 +663,14 @@ class Stream(StreamInfo):
 
 
 class _Buffering:
-    """A filter that waits for the whole request body."""
+    """A filter that waits for the whole request body, or (`partly`) for so much of it."""
 
-    __slots__ = ("done", "limit")
+    __slots__ = ("done", "limit", "partly")
 
-    def __init__(self, limit: int, done: asyncio.Future[bool]) -> None:
+    def __init__(self, limit: int, done: asyncio.Future[bool], partly: bool) -> None:
         self.limit = limit
         self.done = done
+        self.partly = partly
 
 
 class _Hold:
@@ -716,6 +729,22 @@ class _Hold:
     def watch(self, buffering: _Buffering) -> None:
         self._buffering = buffering
         self._check()
+        if not buffering.done.done():
+            self._unpause()  # whoever waited before may have had enough
+
+    def unwatch(self) -> None:
+        """Nobody waits for the body any more: from here on what comes is held back above the limit."""
+        self._buffering = None
+
+    def body(self, limit: int) -> tuple[bytes, bool]:
+        """The first bytes that wait, and whether there are more."""
+        size = 0
+        pieces = []
+        for kind, payload, _, _ in self._queue:
+            if kind == _DATA and size < limit:
+                pieces.append(payload[: limit - size])
+                size += len(pieces[-1])
+        return b"".join(pieces), self.size > limit
 
     def put(self, kind: int, payload: Any, end_stream: bool, position: int = 0) -> None:
         if kind == _DATA:
@@ -746,7 +775,9 @@ class _Hold:
         buffering = self._buffering
         if buffering is None or buffering.done.done():
             return
-        if self.over(buffering.limit):
+        if buffering.partly and self.size >= buffering.limit:
+            buffering.done.set_result(True)
+        elif not buffering.partly and self.over(buffering.limit):
             buffering.done.set_result(False)
         elif (self._queue and self._queue[-1][2]) or self.stream.request_ended:
             buffering.done.set_result(True)

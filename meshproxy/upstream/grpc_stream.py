@@ -190,7 +190,11 @@ class GrpcStream:
             if end_stream and status is not None:
                 self._end_with(head)
                 return
-            self._abandon(GrpcError(grpc.status_of_http(head.status), f"the server answered with HTTP status {head.status}"))
+            error = GrpcError(grpc.status_of_http(head.status), f"the server answered with HTTP status {head.status}")
+            if end_stream and self._done_writing:
+                self._end_with(None, error)
+            else:
+                self._abandon(error)
         elif end_stream:
             self._end_with(head)
 
@@ -244,8 +248,8 @@ class GrpcStream:
 
     # -- the end
 
-    def _end_with(self, trailers: Headers | None) -> None:
-        """The server has ended the call, with a status in `trailers`."""
+    def _end_with(self, trailers: Headers | None, error: GrpcError | None = None) -> None:
+        """The server has ended the call, with a status in `trailers`, or with one of HTTP alone, which is the `error`."""
         assert self._cluster is not None
         exchange = self._exchange
         if exchange is not None and self._done_writing:
@@ -259,6 +263,9 @@ class GrpcStream:
             self._host.rq_success += 1
         else:
             self._host.rq_error += 1
+        if error is not None:
+            self._end(error)
+            return
         if status == grpc.OK and self._decoder.between:
             self.trailing_metadata = decode_metadata(trailers)
             self._end(None)

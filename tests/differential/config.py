@@ -27,6 +27,8 @@ TYPES = {
     "rbac_per_route": f"{_HTTP}.rbac.v3.RBACPerRoute",
     "jwt_authn": f"{_HTTP}.jwt_authn.v3.JwtAuthentication",
     "jwt_authn_per_route": f"{_HTTP}.jwt_authn.v3.PerRouteConfig",
+    "ext_authz": f"{_HTTP}.ext_authz.v3.ExtAuthz",
+    "ext_authz_per_route": f"{_HTTP}.ext_authz.v3.ExtAuthzPerRoute",
     "fault": f"{_HTTP}.fault.v3.HTTPFault",
     "local_ratelimit": f"{_HTTP}.local_ratelimit.v3.LocalRateLimit",
     "cors": f"{_HTTP}.cors.v3.Cors",

@@ -357,7 +357,8 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 class Play:
     """What an upstream does: the n-th request (or connection, if `on_connect`) gets the n-th script; the last one repeats. Without scripts: a 200 for each.
 
-    `settings`, `show`, `manual` concern connections that speak HTTP/2, see http2_wire.py; there each request's script runs beside the others.
+    `settings`, `show`, `manual` concern connections that speak HTTP/2, see http2_wire.py; there each request's script runs beside the others. `tidy`: what came
+    on a connection as it is compared, where not all of it is.
     """
 
     scripts: list[Script] | None = None
@@ -365,6 +366,7 @@ class Play:
     settings: dict[int, int] | None = None
     show: tuple[str, ...] = ()
     manual: tuple[str, ...] = ()
+    tidy: Callable[[Wire], bytes] | None = None
 
 
 def each(*scripts: Script) -> Play:
@@ -466,9 +468,8 @@ class Upstream:
         """What came on each connection, for which SNI and with which ALPN, and whether the proxy has ended it."""
         return [self._seen(wire) for wire in self.connections]
 
-    @staticmethod
-    def _seen(wire: Wire) -> dict[str, str]:
-        got = wire.received if wire.http2 is None else wire.http2.text()
+    def _seen(self, wire: Wire) -> dict[str, str]:
+        got = self.play.tidy(wire) if self.play.tidy is not None else wire.received if wire.http2 is None else wire.http2.text()
         seen = {"got": got.decode("latin-1"), "end": "closed by us" if wire.ended_by_us else wire.end or "kept"}
         if wire.tls:
             seen["sni"] = str(getattr(wire.ssl_object, "server_name_seen", None))

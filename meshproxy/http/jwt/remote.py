@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 _DEFAULT_CACHE_S = 600.0
 _EARLY_S = 5.0  # before the keys are too old the background fetches them again
 _DEFAULT_RETRY_S = 1.0
-_RETRY_ON = "5xx,gateway-error,connect-failure,reset"
 _MAX_BYTES = 1 << 20
 _USER_AGENT = b"Go-browser"  # Envoy's
 
@@ -46,7 +45,7 @@ class RemoteKeys:
         policy = None
         if proto.HasField("retry_policy"):
             with errors.under("retry_policy"):
-                policy = _compile_retry(proto.retry_policy, self._context.runtime)
+                policy = retry.compile_core_policy(proto.retry_policy, self._context.runtime)
         self._client = HttpClient(self._context, proto.http_uri.cluster, timeout=timeout or None, max_body=_MAX_BYTES, policy=policy)
         self._max_age = float(int(_seconds(proto.cache_duration))) if proto.HasField("cache_duration") else _DEFAULT_CACHE_S
         self._keys: Keys | None = None
@@ -136,29 +135,6 @@ def _request_head(proto: Any) -> RequestHead:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     items = [(b"user-agent", _USER_AGENT)]
     return RequestHead(b"GET", path.encode(), parts.netloc.encode(), items, scheme=parts.scheme.encode())
-
-
-def _compile_retry(proto: Any, runtime: Any) -> retry.RetryPolicy:
-    """A core.v3.RetryPolicy as the policy of a route."""
-    from meshproxy.api import messages
-
-    route = messages.known("envoy.config.route.v3.RetryPolicy")()
-    route.retry_on = proto.retry_on or _RETRY_ON
-    if proto.HasField("num_retries"):
-        route.num_retries.value = proto.num_retries.value
-    base = 1.0
-    if proto.HasField("retry_back_off"):
-        back_off = proto.retry_back_off
-        base = _seconds(back_off.base_interval)
-        if base < 0.001:
-            errors.fail("retry_back_off.base_interval", "must be at least 1ms")
-        if back_off.HasField("max_interval") and _seconds(back_off.max_interval) < base:
-            errors.fail("retry_back_off.max_interval", "must not be less than base_interval")
-    maximum = _seconds(proto.retry_back_off.max_interval) if proto.retry_back_off.HasField("max_interval") else 10 * base
-    route.retry_back_off.base_interval.FromNanoseconds(round(base * 1e9))
-    route.retry_back_off.max_interval.FromNanoseconds(round(maximum * 1e9))
-    route.per_try_timeout.CopyFrom(route.retry_back_off.max_interval)  # as in Envoy, for no reason that it gives
-    return retry.compile_retry_policy(route, runtime)
 
 
 def _seconds(duration: Any) -> float:
