@@ -126,7 +126,7 @@ def test_no_declaration_is_out_of_reach():
     """Whatever declares HONOURS is loaded by a core module or by an extension, and names fields that exist."""
     for module in support.all_modules():
         importlib.import_module(module)
-    reached = {name for name, module in sys.modules.items() if hasattr(module, "HONOURS")}
+    reached = {name for name, module in list(sys.modules.items()) if hasattr(module, "HONOURS")}
     for info in pkgutil.walk_packages(meshproxy.__path__, "meshproxy."):
         if not info.name.endswith("__main__"):
             assert not hasattr(importlib.import_module(info.name), "HONOURS") or info.name in reached, info.name
