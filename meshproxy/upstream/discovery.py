@@ -298,6 +298,7 @@ class Watch:
         for part in (self._source, self.checker):
             if part is not None:
                 part.close()
+        self._source = self.checker = None  # they know us, and would wait for the collector
 
     def _endpoints_changed(self, assignment: Any) -> None:
         self.assignment = assignment.SerializeToString()

@@ -100,7 +100,7 @@ class Api:
     def mux(self, method: str, scope: Scope, context: Context) -> Mux:
         """A stream to it, not begun. `scope`: of its `control_plane.*`."""
         client = GrpcClient(context.clusters, self.cluster, authority=self.authority, metadata=self.metadata)
-        session = Session(context.node, delta=self.delta, node_once=self.node_once)
+        session = Session(context.node, delta=self.delta, node_once=self.node_once, give_way=turns.give_way)
         return Mux(client, method, session, scope, context, Backoff(context.random.random, self.base, self.max))
 
     def ads(self, context: Context) -> Mux:
@@ -226,8 +226,9 @@ class Mux:
             self._identifier.value = self._session.identifier
         if update is None:
             return
-        for one in update.resources:
-            self._watch_expiry(update.type, one.name, one.ttl)
+        if self._expiries or any(one.ttl for one in update.resources):
+            for one in update.resources:
+                self._watch_expiry(update.type, one.name, one.ttl)
         problems = self._distribute(update)
         if problems:
             self._session.reject(update, "\n".join(problems))
@@ -242,9 +243,12 @@ class Mux:
         concerned = [name for name in names if name == WILDCARD or name in by_name or name in removed]
         rules = next((one.rules for name in concerned for one in names[name]), None)
         if rules is not None and self.delta and len(concerned) > 1:  # what comes by delta has changed: all of it will be looked at
-            with rules.prepared(update.resources):
+            with rules.prepared([one for one in update.resources if not self._has_checked(one, names)]):
                 return self._tell(update, concerned, by_name, removed)
         return self._tell(update, concerned, by_name, removed)
+
+    def _has_checked(self, resource: Resource, names: dict[str, list[StreamSubscription]]) -> bool:
+        return all(one.has_checked(resource) for name in (resource.name, WILDCARD) for one in names.get(name, ()))
 
     def _tell(self, update: Update, concerned: list[str], by_name: dict[str, Resource], removed: set[str]) -> list[str]:
         problems = []

@@ -152,9 +152,11 @@ class Clusters:
         return True
 
     async def _warm(self, entry: Dynamic, ready: asyncio.Event) -> None:
+        turns.give_way()  # clusters mostly come many at once, and get warm so
         await ready.wait()
         if entry.watch is not None:
             await entry.watch.wait_warm()
+        turns.give_way()
         if self.warming.get(entry.name) is entry:
             del self.warming[entry.name]
             self._count_warming()

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import ConfigError, fail, under
-from meshproxy.upstream import endpoints
 from meshproxy.xds.resources import ENDPOINTS
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class Eds:
         self._context = context
         self._rules = rules
         self._last = b""
+        self._digest = 0  # of what `_last` was made of
         self._scope = scope
         self._stale: asyncio.TimerHandle | None = None
         with under("eds_cluster_config.eds_config"):
@@ -53,15 +53,17 @@ class Eds:
                 return
             if len(update.resources) != 1:
                 fail("", f"Unexpected EDS resource length: {len(update.resources)}")
-            assignment = update.resources[0].message
+            resource = update.resources[0]
+            assignment = resource.message
             if assignment is None:
                 return
             if assignment.cluster_name != self._name:
                 fail("", f"Unexpected EDS cluster (expecting {self._name}): {assignment.cluster_name}")
-            serialised = assignment.SerializeToString(deterministic=True)
+            same = bool(resource.digest) and resource.digest == self._digest
+            serialised = self._last if same else assignment.SerializeToString(deterministic=True)
             if serialised != self._last:  # what is in use was right
-                self._rules.check(assignment)
-                endpoints.check(assignment)
+                self._rules.check_endpoints(assignment)
+            self._digest = resource.digest
         except ConfigError:
             self.resolved.set()
             raise
@@ -89,6 +91,7 @@ class Eds:
         """The endpoints are not to be used any longer."""
         self._stale = None
         self._scope.counter("assignment_stale", shared=True).n += 1
+        self._digest = 0
         nothing = ENDPOINTS.message(cluster_name=self._name)
         self._use(nothing, nothing.SerializeToString(deterministic=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
+from xxhash import xxh64_intdigest
 
 from meshproxy.api import messages, registry
 from meshproxy.record import Record, field
@@ -51,13 +52,14 @@ ORDER = tuple(TYPES)
 
 class Resource(NamedTuple):
     """One resource as it came. `message` is None in a heartbeat, which only says that it lives on, and of a virtual host that is not there. `ttl`: seconds it
-    lives, 0.0 for ever. `aliases`: other names by which it was asked for."""
+    lives, 0.0 for ever. `aliases`: other names by which it was asked for. `digest`: of its bytes as they came; 0 where they are not known."""
 
     name: str
     version: str
     message: Any
     ttl: float = 0.0
     aliases: tuple[str, ...] = ()
+    digest: int = 0
 
 
 class Update(Record):
@@ -80,8 +82,8 @@ def unpack(packed: Any, type: ResourceType, version: str) -> Resource:
         except DecodeError as error:
             raise ValueError("the envelope of a resource is not valid") from error
         return of_envelope(envelope, type, envelope.version or version)
-    message = _parse(packed, type)
-    return Resource(getattr(message, type.name_field), version, message)
+    message, digest = _parse(packed, type)
+    return Resource(getattr(message, type.name_field), version, message, digest=digest)
 
 
 def of_envelope(envelope: Any, type: ResourceType, version: str) -> Resource:
@@ -89,15 +91,17 @@ def of_envelope(envelope: Any, type: ResourceType, version: str) -> Resource:
     ttl = envelope.ttl.seconds + envelope.ttl.nanos / 1e9 if envelope.HasField("ttl") else 0.0
     if not envelope.HasField("resource"):
         return Resource(envelope.name, version, None, ttl, tuple(envelope.aliases))
-    message = _parse(envelope.resource, type)
-    return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl, tuple(envelope.aliases))
+    message, digest = _parse(envelope.resource, type)
+    return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl, tuple(envelope.aliases), digest)
 
 
-def _parse(packed: Any, type: ResourceType) -> Any:
+def _parse(packed: Any, type: ResourceType) -> tuple[Any, int]:
+    """The message, and the digest of its bytes. Raises ValueError."""
     if packed.type_url != type.url:
         raise ValueError(f"a resource is of type {packed.type_url!r} in a response of {type.url!r}")
+    data = packed.value
     try:
-        return type.message.FromString(packed.value)
+        return type.message.FromString(data), xxh64_intdigest(data)
     except DecodeError as error:
         raise ValueError(f"a resource is not a serialised {messages.full_name(type.url)}") from error
 

@@ -13,7 +13,7 @@ it had accepted is said again at the beginning of the next one. Source: envoy's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -22,6 +22,7 @@ from meshproxy.api import messages
 from meshproxy.xds.resources import ORDER, TYPES, WILDCARD, ResourceType, Update, check_names, of_envelope, unpack
 
 _INVALID_ARGUMENT = 3  # google.rpc.Code, of every refusal
+TOGETHER = 20  # resources that are read in one go
 MAX_DETAIL = 4096  # characters of a refusal: servers put them into logs and status fields
 _D = "envoy.service.discovery.v3."
 
@@ -53,12 +54,16 @@ class _State:
 
 
 class Session:
-    """One stream and those that replace it. `node`: envoy.config.core.v3.Node. `node_once`: only a stream's first request says it (it always does in delta)."""
+    """One stream and those that replace it. `node`: envoy.config.core.v3.Node. `node_once`: only a stream's first request says it (it always does in delta).
 
-    def __init__(self, node: Any, *, delta: bool, node_once: bool = False) -> None:
+    `give_way` is called now and then while a long response is read.
+    """
+
+    def __init__(self, node: Any, *, delta: bool, node_once: bool = False, give_way: Callable[[], None] = lambda: None) -> None:
         self.delta = delta
         self.open = False
         self.identifier = ""  # what the control plane calls itself
+        self._give_way = give_way
         self._node = node
         self._node_once = node_once or delta
         self._node_said = False
@@ -139,10 +144,11 @@ class Session:
         state.nonce = response.nonce
         version = response.system_version_info if self.delta else response.version_info
         try:
-            if self.delta:
-                resources = [of_envelope(one, state.type, one.version) for one in response.resources]
-            else:
-                resources = [unpack(one, state.type, version) for one in response.resources]
+            resources = []
+            for number, one in enumerate(response.resources):
+                if not number % TOGETHER:
+                    self._give_way()
+                resources.append(of_envelope(one, state.type, one.version) if self.delta else unpack(one, state.type, version))
             check_names(resources)
         except ValueError as error:
             state.answers.append((response.nonce, str(error)))

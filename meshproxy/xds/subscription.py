@@ -13,7 +13,9 @@ from xxhash import xxh64_intdigest
 from meshproxy.api import support, unknown
 from meshproxy.api.errors import INVALID, Collector, ConfigError, Problem
 from meshproxy.scheduling import turns
-from meshproxy.xds.resources import Update
+from meshproxy.upstream import endpoints
+from meshproxy.upstream.shapes import Shapes
+from meshproxy.xds.resources import ENDPOINTS, Update
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshproxy.config")
 
-TOGETHER = 20  # resources that are looked at in one go: as many cost less each, and take longer
+TOGETHER = 4  # resources that are looked at in one go: as many cost less each, and take longer
 MAX_UNKNOWN = 1000  # sorts of unknown fields that are remembered
 INIT_TIMEOUT = 15.0  # seconds for the first answer, unless the source says otherwise
 _COUNTERS = ("init_fetch_timeout", "update_attempt", "update_failure", "update_rejected", "update_success")
 _GAUGES = ("update_time", "version")
+
+_ASSIGNMENT = ENDPOINTS.message.DESCRIPTOR
 
 
 class Watcher(Protocol):
@@ -39,6 +43,19 @@ class Watcher(Protocol):
 
     def failed(self) -> None:
         """No (good) answer came: whoever waits for the first one waits no longer. May be called again."""
+
+
+class _Nobody:
+    """Who does not watch any longer."""
+
+    def updated(self, update: Update) -> None:
+        """It is no longer of interest."""
+
+    def failed(self) -> None:
+        """Nor is this."""
+
+
+_NOBODY = _Nobody()
 
 
 class Rules:
@@ -55,7 +72,9 @@ class Rules:
         self._warn_unknown = warn_unknown
         self._count_unknown = count_unknown
         self._seen_unknown: set[str] = set()
+        self._shapes = Shapes()
         self._looked: dict[int, tuple[Message, list[Problem], list[Problem]]] = {}  # what was found wrong with messages of the answer under way, by their ids
+        self._right: set[int] = set()  # ids of those of which there is nothing more to find out
 
     def unknown(self, what: str) -> None:
         """There are fields that nobody knows."""
@@ -69,9 +88,12 @@ class Rules:
         """What breaks a declared constraint: name of a resource -> problems."""
         found = {}
         self._look_at_all(resources)
-        for one in resources:
+        for number, one in enumerate(resources):
+            if not number % TOGETHER:
+                turns.give_way()
             problems = [problem for problem in self._look(one.message) if problem.kind == INVALID] if one.message is not None else []
-            for what in unknown.find(one.message) if one.message is not None and (self.reject_unknown or self._warn_unknown) else ():
+            looks = one.message is not None and (self.reject_unknown or self._warn_unknown) and id(one.message) not in self._right
+            for what in unknown.find(one.message) if looks else ():
                 if self.reject_unknown:
                     problems.append(Problem("", f"Protobuf message ({what}) has unknown fields"))
                 else:
@@ -102,22 +124,52 @@ class Rules:
     def prepared(self, resources: list[Resource]) -> Iterator[None]:
         """Within the block, which an answer is given to its watchers in, what was found out about its resources is remembered. Those of one type are looked at
         in one go: mostly there is nothing to say of any of them."""
-        outermost = not self._looked
+        outermost = self.begin()
         self._look_at_all(resources)
         try:
             yield
         finally:
             if outermost:
-                self._looked.clear()
+                self.forget()
+
+    def begin(self) -> bool:
+        """What is found out from now on is remembered; whether the caller is the one to `forget` it."""
+        return not self._looked
+
+    def forget(self) -> None:
+        """An answer was dealt with."""
+        self._looked.clear()
+        self._right.clear()
 
     def _look_at_all(self, resources: list[Resource]) -> None:
         found = [one.message for one in resources if one.message is not None and id(one.message) not in self._looked]
+        if found and found[0].DESCRIPTOR is _ASSIGNMENT:
+            found = [message for message in found if not self._is_known(message)]
         if len(found) > 1:
             for start in range(0, len(found), TOGETHER):
                 turns.give_way()
                 some = found[start : start + TOGETHER]
                 if support.all_right(some):
                     self._looked.update((id(message), (message, [], [])) for message in some)
+
+    def _is_known(self, assignment: Message) -> bool:
+        """Whether one like it was right; then there is nothing to find out."""
+        turns.give_way()
+        if assignment not in self._shapes:
+            return False
+        self._looked[id(assignment)] = assignment, [], []
+        self._right.add(id(assignment))
+        return True
+
+    def check_endpoints(self, assignment: Any) -> None:
+        """Raise ConfigError for what is wrong with a ClusterLoadAssignment, or not honoured; log what is deprecated."""
+        if id(assignment) in self._right:
+            return
+        self.check(assignment)
+        endpoints.check(assignment)
+        _, problems, warnings = self._looked.get(id(assignment), (None, [None], []))
+        if not problems and not warnings and not unknown.find(assignment):
+            self._shapes.learn(assignment)
 
 
 class Subscription:
@@ -155,6 +207,7 @@ class Subscription:
     def close(self) -> None:
         """No longer wanted."""
         self._closed = True
+        self._watcher = _NOBODY  # it knows us, and would wait for the collector
         self._answer_has_come()
 
     def _timed_out(self) -> None:
@@ -170,8 +223,12 @@ class Subscription:
 
     def answered(self, update: Update) -> None:
         """Pass an answer on. Raises ConfigError when it is refused."""
-        with self.rules.prepared([]):
+        outermost = self.rules.begin()
+        try:
             self._answered(update)
+        finally:
+            if outermost:
+                self.rules.forget()
 
     def _answered(self, update: Update) -> None:
         self._answer_has_come()
@@ -197,7 +254,7 @@ class Subscription:
     def _invalid(self, update: Update) -> dict[str, list[Problem]]:
         """What breaks a declared constraint, by name. What was right in the last answer and is the same is not looked at again: an answer of the state of the
         world says everything each time."""
-        digests = {one.name: xxh64_intdigest(one.message.SerializeToString(deterministic=True)) for one in update.resources if one.message is not None}
+        digests = {one.name: one.digest or xxh64_intdigest(one.message.SerializeToString()) for one in update.resources if one.message is not None}
         invalid = self.rules.invalid([one for one in update.resources if one.name in digests and self._checked.get(one.name) != digests[one.name]])
         if update.complete:
             self._checked.clear()
@@ -205,6 +262,10 @@ class Subscription:
         for name in (*invalid, *update.removed):
             self._checked.pop(name, None)
         return invalid
+
+    def has_checked(self, resource: Resource) -> bool:
+        """Whether it is what it was, and was right then."""
+        return bool(resource.digest) and self._checked.get(resource.name) == resource.digest
 
     def refused(self, error: ConfigError) -> None:
         """Count and tell a refusal."""
