@@ -1,8 +1,12 @@
 """The `meshproxy` command, and `python -m meshproxy`."""
 
-from typing import NoReturn
+from __future__ import annotations
 
 from meshproxy import start_cache
+
+TYPE_CHECKING = False  # as in start_cache
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:

@@ -13,11 +13,13 @@ import marshal
 import os
 import sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
-from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any
+from mmap import PROT_READ, mmap
 
+TYPE_CHECKING = False  # what this file imports does not come from the cache; typing and all behind it shall
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import CodeType, ModuleType
+    from typing import Any
 
 # Modules are kept in groups, each read at once: what `launch` needs before it forks its first child; what main needs; what only the second child needs.
 _GROUPS = 3
@@ -41,12 +43,12 @@ class _Finder:
 
     def __init__(self, descriptor: int) -> None:
         """Raises one of `_DAMAGED` if that is no cache."""
-        self._descriptor = descriptor
-        lengths = os.pread(descriptor, _LENGTH * (1 + _GROUPS), 0)
-        ends = [len(lengths)]
-        for start in range(0, len(lengths), _LENGTH):
-            ends.append(ends[-1] + int.from_bytes(lengths[start : start + _LENGTH], "little"))
-        if os.fstat(descriptor).st_size != ends[-1]:
+        # Mapped, not read: five megabytes need not be copied, nor memory be found for them.
+        self._file = mmap(descriptor, 0, prot=PROT_READ)
+        ends = [_LENGTH * (1 + _GROUPS)]
+        for start in range(0, ends[0], _LENGTH):
+            ends.append(ends[-1] + int.from_bytes(self._file[start : start + _LENGTH], "little"))
+        if len(self._file) != ends[-1]:
             raise ValueError("not as long as it says")
         self._ends = ends
         # Name -> file, modification time in s (images of containers keep no fractions), size, whether a package, group and place in it; None for an extension.
@@ -56,7 +58,8 @@ class _Finder:
 
     def _load(self, piece: int) -> Any:
         start, end = self._ends[piece : piece + 2]
-        return marshal.loads(os.pread(self._descriptor, end - start, start))
+        with memoryview(self._file) as whole, whole[start:end] as part:
+            return marshal.loads(part)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See importlib.abc.MetaPathFinder."""
@@ -93,7 +96,7 @@ class _Finder:
 
     def close(self) -> None:
         """Find no more."""
-        os.close(self._descriptor)
+        self._file.close()
         self._index.clear()
         self._groups.clear()
 
@@ -104,15 +107,10 @@ def install() -> None:
     if path is None:
         return
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        finder = _Finder(descriptor)
+        with open(path, "rb") as file:
+            sys.meta_path.insert(0, _Finder(file.fileno()))
     except _DAMAGED:
-        os.close(descriptor)
         return
-    sys.meta_path.insert(0, finder)
 
 
 def leave() -> bool:
@@ -143,7 +141,7 @@ def keep(wait: bool) -> None:
         return
     try:
         if wait or not os.fork():
-            os.nice(19)
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
             _write(path)
     except OSError:
         pass  # a full disk, for instance: the next start tries again
@@ -173,7 +171,7 @@ def _write(path: str) -> None:
     groups: list[list[CodeType | None]] = [[] for _ in range(_GROUPS)]
     for number, (name, module) in enumerate([*sys.modules.items()]):
         # Of a module that is still deferred, even looking at an attribute would load it.
-        spec = module.__spec__ if type(module) is ModuleType else None
+        spec = module.__spec__ if type(module) is type(sys) else None
         if spec is None or spec.origin is None or name == "__main__":
             continue
         if isinstance(spec.loader, SourceFileLoader):
