@@ -1,10 +1,14 @@
 """A control plane that does one thing, by delta: a thousand clusters that change every second. What it sends is made beforehand, and takes no time of others.
 
 As a program (`python -m benchmarks.mesh.pusher CLUSTERS BACKEND_PORT`) it says its port, and obeys lines of JSON:
-`{"push": KIND}` changes KIND once a second from now on, `{"push": ""}` nothing more; its answer is what became of the updates before: how many were
-sent, and how many were refused or not answered.
+`{"push": KIND}` changes KIND once a second from now on, `{"push": ""}` nothing more; its answer is what became of the updates before: how many there were,
+in how many responses (clusters that have changed want their endpoints again, and a client may ask for them besides), in how many seconds, and how many
+responses were refused.
 
 Cluster `backend`, to which traffic goes, is one of those that are sent, and stays as it is.
+
+A control plane is on another machine, mostly: what this one does is done in the long turns of `meshproxy.scheduling`, so that it does not delay the load and
+the service with which it shares a processor here.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import grpc
 import grpc.aio
 
 from meshproxy.api import convert, messages
+from meshproxy.scheduling import turns
 
 CLUSTERS, ENDPOINTS = "clusters", "endpoints"
 BACKEND = "backend"
@@ -58,7 +63,8 @@ class Pusher:
 
     def __init__(self, count: int, backend_port: int) -> None:
         self.variant = dict.fromkeys((CLUSTERS, ENDPOINTS), 0)
-        self.sent = 0
+        self.updates = 0
+        self.responses = 0
         self.unanswered = 0
         self.refused = 0
         self.streams: set[_Stream] = set()
@@ -88,6 +94,7 @@ class Pusher:
         due = loop.time()
         while True:
             self.variant[kind] ^= 1
+            self.updates += 1
             for stream in self.streams:
                 await stream.send(kind)
                 if kind == CLUSTERS:
@@ -134,7 +141,7 @@ class _Stream:
             return
         self._nonce += 1
         pusher = self._pusher
-        pusher.sent += 1
+        pusher.responses += 1
         pusher.unanswered += 1
         await self._context.write(pusher.body(kind, names) + b"\x2a" + _length(str(self._nonce).encode()))
 
@@ -164,6 +171,7 @@ def _response(url: str, variant: int, made: list[Any]) -> tuple[bytes, dict[str,
 
 async def main() -> None:
     """Do what standard input says."""
+    turns.lengthen()  # before gRPC has threads, which do as this one does
     pusher = Pusher(int(sys.argv[1]), int(sys.argv[2]))
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers([pusher.handler()])
@@ -171,17 +179,20 @@ async def main() -> None:
     await server.start()
     loop = asyncio.get_running_loop()
     pushing: asyncio.Task[None] | None = None
+    begun = took = 0.0
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         kind = json.loads(line)["push"]
         if pushing is not None:
             pushing.cancel()
             pushing = None
+            took = loop.time() - begun
             async with asyncio.timeout(_LIMIT_S):
                 while pusher.unanswered > 0:
                     await asyncio.sleep(0.02)
-        print(json.dumps({"sent": pusher.sent, "refused": pusher.refused}), flush=True)
-        pusher.sent = pusher.refused = 0
+        print(json.dumps({"updates": pusher.updates, "responses": pusher.responses, "seconds": took, "refused": pusher.refused}), flush=True)
+        pusher.updates = pusher.responses = pusher.refused = 0
         if kind:
+            begun = loop.time()
             pushing = asyncio.create_task(pusher.push(kind), name=f"push {kind}")
 
 
