@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from control.kinds.fields import Fields
+from control.model.labels import LabelSelector, Requirement
 from control.model.service import Locality
 from control.names import is_ip
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _HOST = re.compile(rf"\*|(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
 _MAX_HOST = 255
+_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,18 @@ def locality_of(text: str) -> Locality:
     """`region/zone/sub-zone`, as Istio writes localities."""
     parts = (text.split("/") + ["", "", ""])[:3]
     return Locality(*parts)
+
+
+def label_selector(fields: Fields) -> LabelSelector:
+    """Kubernetes' LabelSelector."""
+    return LabelSelector(fields.string_map("matchLabels"), fields.each("matchExpressions", _requirement))
+
+
+def _requirement(fields: Fields) -> Requirement:
+    operator, values = fields.text("operator", required=True, choices=_OPERATORS), fields.texts("values")
+    if operator in ("In", "NotIn") and not values:
+        fields.error("values", f"must not be empty for {operator}")
+    return Requirement(fields.text("key", required=True), operator, values)
 
 
 def export_to(spec: Fields, name: str = "exportTo") -> tuple[str, ...]:

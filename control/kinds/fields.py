@@ -197,6 +197,11 @@ class Fields:
             self.error(name, "must not be empty")
         return value
 
+    def count(self, name: str) -> int:
+        """How many there are in a list."""
+        value = self._value.get(name)
+        return len(value) if isinstance(value, list) else 0
+
     def each(self, name: str, parse: Callable[[Fields], _T | None], *, required: bool = False) -> tuple[_T, ...]:
         """What `parse` makes of each mapping of a list; None is left out."""
         made = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.model.labels import Namespace, labels_of
 from control.model.protocols import protocol_of_port
 from control.model.service import EndpointSlice, Port, Resolution, Service, SliceAddress, Workload
 from control.names import service_host
@@ -105,6 +106,12 @@ def _subset(meta: Meta, fields: Fields) -> EndpointSlice:
 def _address(fields: Fields, healthy: bool) -> SliceAddress:
     fields.ignore("hostname", "nodeName")
     return SliceAddress(fields.text("ip", required=True), healthy, "", _pod(fields))
+
+
+def parse_namespace(meta: Meta, body: Fields) -> Namespace:
+    """A Namespace, of which only the labels matter."""
+    body.rest()
+    return Namespace(meta.name, {**meta.labels, **labels_of(meta.name)})
 
 
 def parse_pod(meta: Meta, body: Fields) -> Workload | None:

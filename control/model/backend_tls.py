@@ -42,7 +42,7 @@ def _settings(policy: BackendTls, bundles: tuple[CaBundle | None, ...]) -> TlsSe
     known = [one.pem for one in bundles if one is not None]
     if len(known) < len(bundles):
         return TlsSettings(REFUSED)
-    return TlsSettings("SIMPLE", policy.hostname, "", policy.subject_alt_names or (policy.hostname,), ca_pem="".join(known))
+    return TlsSettings("SIMPLE", policy.hostname, "", policy.subject_alt_names or (policy.hostname,), ca_pem="".join(known), by_service=True)
 
 
 @functools.lru_cache(10_000)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from control.model.labels import LabelSelector
+from control.model.secret import CaBundle, ReferenceGrant, Referent, Referrer, is_granted
 from control.model.service import Protocol
 
 EVERYWHERE = "0.0.0.0"
@@ -28,7 +31,7 @@ class ServerTls:
 
     `credentials`: certificates to show; `ca`: whom clients' certificates must be from, None for the authorities that are with the first of `credentials`.
     `files` are certificates to show that are files of the gateway's machine, each with its key; `ca_file` and `crl_file` are about those of clients.
-    Versions are Envoy's names of them, "" for its own default.
+    `bundles` are ConfigMaps with the authorities of clients, and `ca_pem` what is in them. Versions are Envoy's names of them, "" for its own default.
     """
 
     mode: str
@@ -43,6 +46,8 @@ class ServerTls:
     files: tuple[tuple[str, str], ...] = ()
     ca_file: str = ""
     crl_file: str = ""
+    bundles: tuple[SecretRef, ...] = ()
+    ca_pem: str = ""
 
     @property
     def is_terminated(self) -> bool:
@@ -57,6 +62,7 @@ class ServerTls:
 @dataclass(frozen=True, slots=True)
 class GatewayServer:
     """A port on which a gateway listens. `hosts` are those that it serves: names, `*.suffix` or `*`, each with the namespace of the rules that may say so.
+    `selector` says of which namespaces these are; without it they say so themselves.
 
     `https_redirect`: plain requests are sent to https. `kinds`: of the rules that may say so, as far as the Gateway API limits them. `bind`: the address of the
     listener, "" for all of the machine's; `target`: its port, if that is not the one that clients mean.
@@ -71,6 +77,7 @@ class GatewayServer:
     kinds: tuple[str, ...] = ()
     bind: str = ""
     target: int = 0
+    selector: LabelSelector | None = None
 
     @property
     def place(self) -> tuple[str, int]:
@@ -86,13 +93,17 @@ class GatewayServer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gateway:
-    """What workloads with the labels of `selector` listen for; `anywhere`: in any namespace, not only the gateway's own."""
+    """What workloads with the labels of `selector` listen for; `anywhere`: in any namespace, not only the gateway's own.
+
+    `certificate`: what they show to services that want TLS, in the sense of a BackendTLSPolicy.
+    """
 
     name: str
     namespace: str
     selector: Mapping[str, str]
     servers: tuple[GatewayServer, ...]
     anywhere: bool = True
+    certificate: SecretRef | None = None
 
     @property
     def key(self) -> str:
@@ -102,3 +113,37 @@ class Gateway:
     def is_on(self, namespace: str, labels: Mapping[str, str]) -> bool:
         """Whether a workload serves this gateway."""
         return (self.anywhere or namespace == self.namespace) and self.selector.items() <= labels.items()
+
+
+def with_references(
+    gateways: Iterable[Gateway], namespaces: Mapping[str, Mapping[str, str]], bundles: Mapping[tuple[str, str], CaBundle], grants: tuple[ReferenceGrant, ...]
+) -> tuple[Gateway, ...]:
+    """The gateways with what other documents say: which namespaces there are, by their labels, and what is in ConfigMaps. The same objects for the same."""
+    made = []
+    for gateway in gateways:
+        chosen = tuple(
+            None if one.selector is None else tuple(sorted(name for name, labels in namespaces.items() if one.selector.chooses(labels)))
+            for one in gateway.servers
+        )
+        pems = tuple("" if one.tls is None else _pem(gateway, one.tls.bundles, bundles, grants) for one in gateway.servers)
+        made.append(_complete(gateway, chosen, pems) if any(pems) or any(one is not None for one in chosen) else gateway)
+    return tuple(made)
+
+
+def _pem(gateway: Gateway, named: tuple[SecretRef, ...], bundles: Mapping[tuple[str, str], CaBundle], grants: tuple[ReferenceGrant, ...]) -> str:
+    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
+    known = [bundles[one.namespace, one.name] for one in named if (one.namespace, one.name) in bundles]
+    return "".join(one.pem for one in known if is_granted(grants, who, Referent("", "ConfigMap", one.namespace, one.name)))
+
+
+@functools.lru_cache(10_000)
+def _complete(gateway: Gateway, chosen: tuple[tuple[str, ...] | None, ...], pems: tuple[str, ...]) -> Gateway:
+    servers = []
+    for server, namespaces, pem in zip(gateway.servers, chosen, pems, strict=True):
+        made = server
+        if namespaces is not None:  # without any, its names stay its own: nobody says anything about them
+            made = replace(made, hosts=tuple((namespace, host) for _, host in server.hosts for namespace in namespaces or ("",)))
+        if pem and server.tls is not None:
+            made = replace(made, tls=replace(server.tls, ca_pem=pem))
+        servers.append(made)
+    return replace(gateway, servers=tuple(servers))

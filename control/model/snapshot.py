@@ -11,7 +11,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from control.model.backend_tls import BackendTls, with_backend_tls
 from control.model.delegation import in_effect
 from control.model.envoy_filter import EnvoyFilter
-from control.model.gateway import Gateway
+from control.model.gateway import Gateway, with_references
+from control.model.labels import Namespace, labels_of
 from control.model.routing import RouteRules
 from control.model.secret import CA_SUFFIX, CaBundle, Credential, ReferenceGrant, Secret
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, RequestAuthentication, mtls_mode, spiffe_id
@@ -240,6 +241,7 @@ def build(
     grants: list[ReferenceGrant] = []
     backend_tls: list[BackendTls] = []
     filters: list[EnvoyFilter] = []
+    namespaces: dict[str, Mapping[str, str]] = {}
     for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
         if isinstance(one, Service):
             first = services.setdefault(one.host, one)
@@ -277,6 +279,10 @@ def build(
             backend_tls.append(one)
         elif isinstance(one, EnvoyFilter):
             filters.append(one)
+        elif isinstance(one, Namespace):
+            namespaces[one.name] = one.labels
+    for rule in rules:
+        namespaces.setdefault(rule.namespace, labels_of(rule.namespace))
     if backend_tls:
         services = with_backend_tls(services, backend_tls, bundles)
     references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, tuple(grants))
@@ -291,7 +297,8 @@ def build(
     security = Security(trust_domain, tuple(peers), tuple(access), identities, tuple(tokens))
     told = TelemetryConfig(mesh_configs[0].over(mesh) if mesh_configs else mesh, tuple(telemetry))
     more = {host: tuple(found) for host, found in others.items() if found}
-    config = _config(services, more, in_effect(rules, grants), tuple(destination_rules), tuple(gateways), tuple(sidecars), security, told, references, resolved)
+    edges = with_references(gateways, namespaces, bundles, tuple(grants))
+    config = _config(services, more, in_effect(rules, grants), tuple(destination_rules), edges, tuple(sidecars), security, told, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config

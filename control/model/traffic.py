@@ -88,7 +88,8 @@ class TlsSettings:
     """TLS that callers originate. `mode` is DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL or REFUSED, which is none that could be trusted.
 
     `ca_pem` are authorities to trust in place of those of the file `ca_certificates`; `ca_certificates`, `crl`, `certificate` and `private_key` are files on
-    the callers' machines. In place of all of them, `credential` is the name of a Secret in the callers' namespace.
+    the callers' machines. In place of all of them, `credential` is the name of a Secret in the callers' namespace. `by_service`: the service asks for it, not a
+    rule of the callers; `shown` is then the name over SDS of the certificate that a gateway has for such services.
     """
 
     mode: str
@@ -101,6 +102,8 @@ class TlsSettings:
     certificate: str = ""
     private_key: str = ""
     credential: str = ""
+    by_service: bool = False
+    shown: str = ""
 
     @property
     def is_originated(self) -> bool:

@@ -35,6 +35,11 @@ class Serving(NamedTuple):
         return f"https.{server.place[1]}.{server.name}.{self.gateway.name}.{self.gateway.namespace}{suffix}"
 
     @property
+    def is_isolated(self) -> bool:
+        """Whether no request of its hosts is another server's business: so it is with listeners of the Gateway API."""
+        return not self.gateway.anywhere
+
+    @property
     def caller(self) -> Caller:
         return Caller((self.namespace, (), False, self.gateway.key))
 
@@ -137,10 +142,17 @@ def mentioned(config: Config, servings: Iterable[Serving]) -> set[str]:
 def hosts(config: Config, servings: Iterable[Serving]) -> dict[str, list[tuple[Serving, RouteRules]]]:
     """What is said about requests, by host: exact names first."""
     found: dict[str, list[tuple[Serving, RouteRules]]] = {}
+    servings = list(servings)
     for serving in servings:
+        if serving.is_isolated:
+            for host in sorted({host for _, host in serving.server.hosts}):
+                if any(other.gateway is serving.gateway and other is not serving for other in servings):
+                    found.setdefault(host, [])
         for rules in config.route_rules:
             if rules.http and serving.takes(rules):
                 for host in serving.hosts(rules):
+                    if serving.is_isolated and not _is_nearest(serving, host, servings):
+                        continue
                     entries = found.setdefault(host, [])
                     if not any(one.gateway is serving.gateway and other is rules for one, other in entries):
                         entries.append((serving, rules))
@@ -148,6 +160,13 @@ def hosts(config: Config, servings: Iterable[Serving]) -> dict[str, list[tuple[S
             for _, host in serving.server.hosts:
                 found.setdefault(host, [])
     return dict(sorted(found.items(), key=lambda item: (_rank(item[0]), item[0])))
+
+
+def _is_nearest(serving: Serving, host: str, servings: list[Serving]) -> bool:
+    """Whether requests to a host, or to hosts of a pattern, are this listener's, and not those of another one of its gateway that names them more exactly."""
+    own = min(_rank(pattern) for _, pattern in serving.server.hosts if _both(host, pattern) == host)
+    others = (other for other in servings if other.gateway is serving.gateway and other is not serving)
+    return not any(_both(host, pattern) == host and _rank(pattern) < own for other in others for _, pattern in other.server.hosts)
 
 
 def is_redirected(host: str, servings: Iterable[Serving]) -> bool:
@@ -190,7 +209,7 @@ def _names(serving: Serving) -> tuple[str, ...]:
         names = [file_certificate(*pair) for pair in tls.files]
         return (*names, file_authorities(tls.ca_file, tls.crl_file)) if tls.asks_clients else tuple(names)
     names = [_name(serving.gateway, ref) for ref in tls.credentials]
-    if tls.asks_clients:
+    if tls.asks_clients and not tls.bundles:
         names.append(_name(serving.gateway, tls.ca) if tls.ca is not None else names[0] + CA_SUFFIX)
     return tuple(names)
 
@@ -205,14 +224,10 @@ def _has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespac
         return True
     if tls.mode == ISTIO_MUTUAL:
         return identity
-    known = config.references.credentials
-    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
-    for ref in tls.credentials:
-        key = _key(ref, namespace)
-        if ref.namespace and not is_granted(config.references.grants, who, Referent("", "Secret", *key)):
-            return False
-        if key not in known or not known[key].is_certificate:
-            return False
+    if not all(_may_show(config, gateway, ref, _key(ref, namespace)) for ref in tls.credentials):
+        return False
+    if tls.bundles:
+        return bool(tls.ca_pem)
     return not tls.asks_clients or _ca_key(config, tls, namespace) is not None
 
 
@@ -223,6 +238,23 @@ def _ca_key(config: Config, tls: ServerTls, namespace: str) -> Key | None:
         return authorities_key(config, where, name)
     known = config.references.credentials.get((where, name))
     return (where, name) if known is not None and known.is_ca else None
+
+
+def shown(config: Config, served: Iterable[Gateway]) -> Iterator[tuple[str, Key]]:
+    """(name over SDS, Secret) of the certificates that gateways have for services which ask for TLS."""
+    for gateway in served:
+        ref = gateway.certificate
+        if ref is not None and _may_show(config, gateway, ref, _key(ref, gateway.namespace)):
+            yield _name(gateway, ref), _key(ref, gateway.namespace)
+
+
+def _may_show(config: Config, gateway: Gateway, ref: SecretRef, key: Key) -> bool:
+    """Whether a Secret has a certificate, and may be referred to from where the gateway is."""
+    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
+    if ref.namespace and not is_granted(config.references.grants, who, Referent("", "Secret", *key)):
+        return False
+    known = config.references.credentials.get(key)
+    return known is not None and known.is_certificate
 
 
 def files(servings: Iterable[Serving]) -> Iterator[str]:
@@ -241,6 +273,6 @@ def secrets(config: Config, servings: Iterable[Serving], known: Mapping[Key, Sec
         names = _names(serving)
         for name, ref in zip(names, tls.credentials, strict=False):
             yield name, known[_key(ref, serving.namespace)], False
-        key = _ca_key(config, tls, serving.namespace) if tls.asks_clients else None
+        key = _ca_key(config, tls, serving.namespace) if tls.asks_clients and not tls.bundles else None
         if key is not None:
             yield names[-1], known[key], True

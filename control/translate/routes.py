@@ -92,10 +92,10 @@ def together(rules: Iterable[RouteRules], port: int, targets: dict[str, Target],
 def _exactness(match: RouteMatch | None) -> tuple[int, ...]:
     """What the Gateway API compares, in its order: exact path, length of the prefix, method, number of headers, number of query parameters."""
     if match is None:
-        return 0, 0, 0, 0, 0
+        return 1, 1, 0, 0, 0
     path = match.path
-    kind = 0 if path is None else {"exact": 2, "path_prefix": 1, "prefix": 1}.get(path.kind, 0)
-    length = len(path.text) if path is not None and kind else 0
+    kind = 1 if path is None else {"exact": 2, "path_prefix": 1, "prefix": 1}.get(path.kind, 0)
+    length = 1 if path is None else len(path.text) if kind else 0  # without a path, it is the prefix `/`
     return kind, length, int(match.method is not None), len(match.headers), len(match.query)
 
 

@@ -21,7 +21,7 @@ _SDS = {"ads": {}, "resource_api_version": "V3"}
 
 def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
     """The transport socket of a gateway's server. `names` of secrets: see `listeners.GatewayChain`."""
-    certificates = names[:-1] if tls.asks_clients else names
+    certificates = names[:-1] if tls.asks_clients and not tls.bundles else names
     common: dict[str, Any] = {
         "alpn_protocols": ["h2", "http/1.1"],
         "tls_certificate_sds_secret_configs": [_reference(name) for name in certificates],
@@ -34,7 +34,10 @@ def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
             checks["verify_certificate_spki"] = list(tls.spki)
         if tls.hashes:
             checks["verify_certificate_hash"] = list(tls.hashes)
-        common["combined_validation_context"] = {"default_validation_context": checks, "validation_context_sds_secret_config": _reference(names[-1])}
+        if tls.bundles:
+            common["validation_context"] = {"trusted_ca": {"inline_string": tls.ca_pem}}
+        else:
+            common["combined_validation_context"] = {"default_validation_context": checks, "validation_context_sds_secret_config": _reference(names[-1])}
     limits = {
         "tls_minimum_protocol_version": tls.min_version,
         "tls_maximum_protocol_version": tls.max_version,
@@ -76,6 +79,8 @@ def _trust(settings: TlsSettings) -> dict[str, Any]:
 
 def certificate_name(settings: TlsSettings) -> str:
     """Over SDS, of what callers show."""
+    if settings.shown:
+        return settings.shown
     return f"kubernetes://{settings.credential}" if settings.credential else file_certificate(settings.certificate, settings.private_key)
 
 

@@ -26,7 +26,7 @@ from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
 from control.translate.secrets import Means
-from control.translate.uses import Use, for_grpc, origin, ports_of, targets_of, uses_of
+from control.translate.uses import Use, for_grpc, origin, ports_of, showing, targets_of, uses_of
 from control.translate.view import View
 
 _T = TypeVar("_T")
@@ -56,6 +56,7 @@ class _Scope(NamedTuple):
     identity: bool  # they have certificates of the mesh
     edge: bool  # by the documents, they serve gateways
     known: bool  # a document describes them
+    shown: str  # name over SDS of what they show to services that ask for TLS
     unknown: Unknown | None  # what becomes of requests to what is not in the mesh, if that is said
 
     @property
@@ -144,13 +145,14 @@ class Translator:
             identity,
             bool(entitled),
             workload is not None,
+            next((name for name, _ in gateways.shown(whole, entitled)), ""),
             (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         traces = workloads.traces(whole, proxy, labels, client=True), workloads.traces(whole, proxy, labels, client=False)
         edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
         own = (_Same(whole), _Same(config), scope, workload, served, edge, traces)
-        clusters_key = (CLUSTER, _Same(config), scope.means, scope.unknown)
+        clusters_key = (CLUSTER, _Same(config), scope.means, scope.shown, scope.unknown)
         parts = {
             CLUSTER: (
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
@@ -218,6 +220,8 @@ class Translator:
         if endpoints is not None and use.subset is not None:
             endpoints = self._of_subset(endpoints, use.subset)
         policy = for_grpc(use.policy) if scope.grpc else use.policy
+        if scope.shown:
+            policy = showing(policy, scope.shown)
         identities = config.security.identities.get(use.service.key, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
         arguments = (use.service, use.port, name, policy, _Same(endpoints), origin(use), identities, scope.grpc)
@@ -364,7 +368,8 @@ class Translator:
     def _gateway_secrets(self, config: Config, snapshot: MeshSnapshot, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
         """Certificates and authorities, for the workload alone that documents say serves the gateways."""
         servings = [one for some in self._servings(config, scope, served).values() for one in some]
-        found = gateways.secrets(config, servings, snapshot.secrets)
+        found = list(gateways.secrets(config, servings, snapshot.secrets))
+        found += [(name, snapshot.secrets[key], False) for name, key in gateways.shown(config, served)]
         return ResourceSet(self._resource(SECRET, name, tls.secret, name, one, authorities) for name, one, authorities in found)
 
     def _callers_secrets(self, config: Config, snapshot: MeshSnapshot, scope: _Scope) -> ResourceSet:

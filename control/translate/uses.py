@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from control.model.service import Port, Service
 from control.model.snapshot import Config, visible
-from control.model.traffic import NO_POLICY, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
+from control.model.traffic import MUTUAL, NO_POLICY, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
 from control.names import outbound_cluster
 from control.translate import mtls
 from control.translate.http_route import Target
@@ -85,6 +85,15 @@ def for_grpc(policy: TrafficPolicy) -> TrafficPolicy:
     if balancer is not None and balancer.hash is not None:
         return policy
     return TrafficPolicy(LoadBalancer("ROUND_ROBIN", None, None, balancer.locality if balancer else None)).over(policy)
+
+
+@functools.lru_cache(10_000)
+def showing(policy: TrafficPolicy, certificate: str) -> TrafficPolicy:
+    """The policy of a gateway that has a certificate (by its name over SDS) for services that ask for TLS."""
+    tls = policy.tls
+    if tls is None or not tls.by_service or not tls.is_originated:
+        return policy
+    return replace(policy, tls=replace(tls, mode=MUTUAL, shown=certificate))
 
 
 def origin(use: Use) -> tuple[tuple[str, str], ...]:

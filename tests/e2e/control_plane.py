@@ -42,6 +42,7 @@ class Service:
     def __init__(self, name: str, tls: ssl.SSLContext | None = None) -> None:
         service = self
         self.status = 200
+        self.statuses: list[int] = []  # of the next answers, before `status`
         self.requests = 0
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,11 +50,18 @@ class Service:
 
             def do_GET(self) -> None:
                 service.requests += 1
-                body = json.dumps({"name": name, "path": self.path, "headers": {key.lower(): value for key, value in self.headers.items()}}).encode()
-                self.send_response(service.status)
+                self.rfile.read(int(self.headers.get("content-length", "0")))
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                body = json.dumps({"name": name, "method": self.command, "path": self.path, "headers": headers}).encode()
+                if service.statuses:
+                    self.send_response(service.statuses.pop(0))
+                else:
+                    self.send_response(service.status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_POST = do_PUT = do_OPTIONS = do_GET  # noqa: N815  # names of the class's library
 
             def log_message(self, format: str, *args: object) -> None:
                 """Quiet."""

@@ -14,7 +14,7 @@ import pytest
 from meshproxy.net.certificate import Certificate
 from tests.differential.pki import Authority
 from tests.differential.proxy import envoy_binary
-from tests.e2e.control_plane import fetch
+from tests.e2e.control_plane import Service, fetch
 from tests.e2e.proxy import PATIENCE, refused, wait_until
 from tests.e2e.test_control_traffic import Mesh
 
@@ -234,3 +234,46 @@ def test_tls_towards_a_backend_and_connections_by_route(mesh, pki):
     wait_until(lambda: fetch(port)[0] == 503)  # the certificate has another name
     (mesh.folder / "policy.yaml").unlink()
     wait_until(lambda: ask(raw, "a.test", pki)[1] == 200)
+
+
+def test_certificates_of_clients_and_for_backends(mesh, pki):
+    """As the Gateway API says it: whom HTTPS listeners let in, and what a gateway shows to backends that want to know who calls."""
+    port, open_to_all = mesh.ports.take(), mesh.ports.take()
+    mesh.write("edge.yaml", "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {gateway.networking.k8s.io/gateway-name: g}}}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki / "b.pem", pki / "b.key")
+    context.load_verify_locations(pki / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    bank = Service("bank", context)
+
+    def api(kind: str, name: str, spec: str) -> str:
+        return f"{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}}}, spec: {spec}}}"
+
+    authorities = "caCertificateRefs: [{group: '', kind: ConfigMap, name: roots}]"
+    ports = f"[{{port: {open_to_all}, tls: {{}}}}]"
+    frontend = f"{{default: {{validation: {{{authorities}}}}}, perPort: {ports}}}"
+    listeners = ", ".join(f"{{name: l{one}, port: {one}, protocol: HTTPS, tls: {{certificateRefs: [{{name: a}}]}}}}" for one in (port, open_to_all))
+    shown = "backend: {clientCertificateRef: {name: shown}}"
+    spec = f"{{gatewayClassName: mesh, listeners: [{listeners}], tls: {{frontend: {frontend}, %s}}}}"
+    roots = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "roots"}, "data": {"ca.crt": (pki / "ca.pem").read_text()}}
+    documents = [
+        "{apiVersion: v1, kind: Service, metadata: {name: bank}, spec: {selector: {app: bank}, ports: [{name: http, port: 80, targetPort: http}]}}",
+        f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: bank, labels: {{app: bank}}}}, spec: {{ports: {{http: {bank.port}}}}}}}",
+        api("HTTPRoute", "r", "{parentRefs: [{name: g}], rules: [{backendRefs: [{name: bank, port: 80}]}]}"),
+        api("BackendTLSPolicy", "p", f"{{targetRefs: [{{group: '', kind: Service, name: bank}}], validation: {{hostname: b.test, {authorities}}}}}"),
+        json.dumps(roots),
+        secret(pki, "a", "a"),
+        secret(pki, "shown", "client"),
+    ]
+    mesh.write("others.yaml", "\n---\n".join(documents))
+    mesh.write("gateway.yaml", api("Gateway", "g", spec % ""))
+    mesh.sidecar("edge")
+    try:
+        wait_until(lambda: ask(port, "a.test", pki, "client")[1] == 503)  # the bank wants to know who calls
+        mesh.write("gateway.yaml", api("Gateway", "g", spec % shown))
+        wait_until(lambda: ask(port, "a.test", pki, "client")[1] == 200)
+        assert ask(port, "a.test", pki, "client")[2]["name"] == "bank"
+        assert [ask(port, "a.test", pki, client)[1] for client in ("", "rogue")] == [0, 0]
+        assert [ask(open_to_all, "a.test", pki, client)[1] for client in ("client", "", "rogue")] == [200, 200, 200]
+    finally:
+        bank.close()

@@ -131,7 +131,7 @@ def test_routes_of_callers_own_namespace_are_for_them_alone():
     [
         (route("{rules: []}"), "spec.parentRefs: is needed"),
         (route("{parentRefs: [{kind: Mesh, group: x, name: a}]}"), "spec.parentRefs[0].kind: Mesh of x is no parent that meshctl serves"),
-        (rules("[{filters: [{type: CORS}]}]"), "spec.rules[0].filters[0].type: CORS is not served"),
+        (rules("[{filters: [{type: CORS}]}]"), "spec.rules[0].filters[0].cors: is needed"),
         (rules("[{matches: [{path: {value: a}}]}]"), "spec.rules[0].matches[0].path.value: 'a' must start with a slash"),
         (rules("[{retry: {codes: [200, x]}}]"), "spec.rules[0].retry.codes[1]: must be a whole number"),
     ],
