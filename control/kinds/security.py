@@ -71,15 +71,14 @@ def parse_authorization_policy(meta: Meta, body: Fields) -> AuthorizationPolicy:
     rules = spec.each("rules", _rule)
     if action == "DENY" and not rules:
         spec.error("rules", "a DENY without rules denies nothing")
-    selector, targets = _selector(spec), _targets(meta, spec)
-    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, selector, targets, _is_true(meta.annotations.get(_DRY_RUN, "")))
+    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, _selector(spec), targets(meta, spec), _is_true(meta.annotations.get(_DRY_RUN, "")))
 
 
 def _is_true(text: str) -> bool:
     return text in ("1", "t", "T", "true", "TRUE", "True")
 
 
-def _targets(meta: Meta, spec: Fields) -> tuple[str, ...]:
+def targets(meta: Meta, spec: Fields) -> tuple[str, ...]:
     """Names of Gateways of the Gateway API, in the policy's namespace."""
     single = spec.child("targetRef")
     names = spec.each("targetRefs", lambda below: _target(meta, below))
@@ -103,7 +102,7 @@ def _target(meta: Meta, fields: Fields) -> str:
 def parse_request_authentication(meta: Meta, body: Fields) -> RequestAuthentication:
     """`spec` of a RequestAuthentication."""
     spec = body.child("spec") or Fields({})
-    return RequestAuthentication(meta.name, meta.namespace, spec.each("jwtRules", lambda below: _jwt_rule(meta, below)), _selector(spec), _targets(meta, spec))
+    return RequestAuthentication(meta.name, meta.namespace, spec.each("jwtRules", lambda below: _jwt_rule(meta, below)), _selector(spec), targets(meta, spec))
 
 
 def _jwt_rule(meta: Meta, fields: Fields) -> JwtRule:

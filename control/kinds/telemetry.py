@@ -2,41 +2,104 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
 from typing import Any
 
-from control.kinds import sidecar
+from control.kinds import security, sidecar
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.model.metrics import METRICS, PROMETHEUS, STDOUT, Condition, Defaults, Logging, LogProvider, Metrics, Override
 from control.model.security import ROOT_NAMESPACE
 from control.model.telemetry import DEFAULT_SAMPLING, MeshConfig, Provider, Tag, Telemetry, Tracing
-from meshproxy.api import document
+from meshproxy.api import attributes, document
 from meshproxy.api.errors import ConfigError
 
 MESH_CONFIG = "istio"  # the ConfigMap in the root namespace whose `mesh` is the MeshConfig
+_COMPARISON = re.compile(r"response\.code\s*(==|>=|<=|>|<)\s*([0-9]{1,5})")
 _TAGS = {"literal": "value", "environment": "name", "header": "name", "formatter": "value"}
 
 
 def parse(meta: Meta, body: Fields) -> Telemetry:
     """`spec` of a Telemetry."""
     spec = body.child("spec") or Fields({})
-    spec.not_honoured("targetRef", "targetRefs", why="only a selector says which workloads are meant")
-    spec.not_honoured("metrics", why="proxies have Envoy's statistics, and there is nothing to override in them")
-    spec.not_honoured("accessLogging", why="access logs by policy are not served yet")
     selector = spec.child("selector")
     labels = (selector.string_map("matchLabels") or None) if selector is not None else None
-    return Telemetry(meta.name, meta.namespace, labels, spec.each("tracing", _tracing))
+    targets = security.targets(meta, spec)
+    parts = spec.each("tracing", _tracing), spec.each("metrics", _metrics), spec.each("accessLogging", _logging)
+    return Telemetry(meta.name, meta.namespace, labels, *parts, targets)
+
+
+def _sides(match: Fields | None) -> tuple[bool, bool]:
+    """Of clients, of servers."""
+    mode = match.text("mode", "CLIENT_AND_SERVER", choices=("CLIENT_AND_SERVER", "CLIENT", "SERVER")) if match is not None else "CLIENT_AND_SERVER"
+    return "CLIENT" in mode, "SERVER" in mode
+
+
+def _metrics(fields: Fields) -> Metrics:
+    return Metrics(
+        fields.each("providers", lambda one: one.text("name", required=True)), fields.duration("reportingInterval"), fields.each("overrides", _override)
+    )
+
+
+def _override(fields: Fields) -> Override:
+    match = fields.child("match")
+    metric = ""
+    if match is not None:
+        match.not_honoured("customMetric", why="there are Istio's standard metrics, and no others")
+        metric = match.text("metric", "ALL_METRICS", choices=("ALL_METRICS", *METRICS))
+    names = (METRICS[metric],) if metric in METRICS else ()
+    return Override(*_sides(match), names, fields.boolean("disabled", None), tuple(fields.mapping("tagOverrides", _tag_override).values()))
+
+
+def _tag_override(fields: Fields, name: str) -> tuple[str, str | None]:
+    one = fields.need(name)
+    value = one.text("value")
+    if one.text("operation", "UPSERT", choices=("UPSERT", "REMOVE")) == "REMOVE":
+        return name, None
+    try:
+        attributes.parse(value)
+    except ConfigError as error:
+        one.error("value", str(error), "unsupported")
+    return name, value
+
+
+def _logging(fields: Fields) -> Logging:
+    condition = fields.child("filter")
+    sides = _sides(fields.child("match"))
+    providers = fields.each("providers", lambda one: one.text("name", required=True))
+    return Logging(*sides, providers, bool(fields.boolean("disabled")), _conditions(condition) if condition is not None else ())
+
+
+def _conditions(fields: Fields) -> tuple[tuple[Condition, ...], ...]:
+    """Comparisons of the response's code; CEL is more than that."""
+    text = fields.text("expression", required=True)
+    made = []
+    for alternative in text.split("||"):
+        group = []
+        for part in alternative.split("&&"):
+            found = _COMPARISON.fullmatch(part.strip())
+            if found is None:
+                fields.error("expression", f"{part.strip()!r} is no comparison of response.code with a number: no other conditions are served", "unsupported")
+                return ()
+            op, code = found[1], int(found[2])
+            group.append({"==": Condition("EQ", code), ">=": Condition("GE", code), "<=": Condition("LE", code)}.get(op) or _strict(op, code))
+        made.append(tuple(group))
+    return tuple(made)
+
+
+def _strict(op: str, code: int) -> Condition:
+    return Condition("GE", code + 1) if op == ">" else Condition("LE", max(code - 1, 0))
 
 
 def _tracing(fields: Fields) -> Tracing:
-    match = fields.child("match")
-    mode = match.text("mode", "CLIENT_AND_SERVER", choices=("CLIENT_AND_SERVER", "CLIENT", "SERVER")) if match is not None else "CLIENT_AND_SERVER"
+    sides = _sides(fields.child("match"))
     fields.not_honoured("enableIstioTags", why="the tags of Istio's are always set")
     providers = fields.each("providers", lambda one: one.text("name", required=True)) if "providers" in fields else None
     if providers is not None and len(providers) > 1:
         fields.error("providers", "a proxy sends its spans to one provider", "unsupported")
     return Tracing(
-        "CLIENT" in mode,
-        "SERVER" in mode,
+        *sides,
         providers,
         fields.number("randomSamplingPercentage", 0.0, high=100.0) if "randomSamplingPercentage" in fields else None,
         fields.boolean("disableSpanReporting", None),
@@ -75,26 +138,68 @@ def parse_mesh_config(body: Fields) -> MeshConfig | None:
         body.error("data.mesh", "must be a mapping")
         return None
     mesh = Fields(value, "data.mesh", body.problems)
-    providers = {one.name: one for one in mesh.each("extensionProviders", _provider)}
-    chosen = mesh.child("defaultProviders")
-    defaults = chosen.texts("tracing") if chosen is not None else ()
-    for position, name in enumerate(defaults):
-        if name not in providers:
-            mesh.error(f"defaultProviders.tracing[{position}]", f"there is no provider {name!r} in extensionProviders")
+    found = dict(mesh.each("extensionProviders", _provider))
+    providers = {name: one for name, one in found.items() if isinstance(one, Provider)}
+    logs = {STDOUT: LogProvider(), **{name: one for name, one in found.items() if isinstance(one, LogProvider)}}
+    counters = frozenset((PROMETHEUS, *(name for name, one in found.items() if one is None)))
+    chosen = mesh.child("defaultProviders") or Fields({})
+    defaults = _chosen(mesh, chosen, "tracing", providers)
+    beside = Defaults(
+        counters,
+        _chosen(mesh, chosen, "metrics", counters) if "metrics" in chosen else (PROMETHEUS,),
+        tuple(sorted(logs.items())),
+        _chosen(mesh, chosen, "accessLogging", logs),
+        _log_file(mesh),
+    )
     config = mesh.child("defaultConfig")
     tracing = config.child("tracing") if config is not None else None
     sampling = tracing.number("sampling", DEFAULT_SAMPLING, high=100.0) if tracing is not None else DEFAULT_SAMPLING
     unknown = sidecar.unknown_of(mesh.child("outboundTrafficPolicy"))
-    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown)
+    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown, beside)
     mesh.end()
     return made
 
 
-def _provider(fields: Fields) -> Provider | None:
+def _chosen(mesh: Fields, chosen: Fields, what: str, known: Container[str]) -> tuple[str, ...]:
+    """Names of default providers."""
+    names = chosen.texts(what)
+    for position, name in enumerate(names):
+        if name not in known:
+            mesh.error(f"defaultProviders.{what}[{position}]", f"there is no provider {name!r} in extensionProviders")
+    return names
+
+
+def _log_file(mesh: Fields) -> LogProvider | None:
+    """The older way to have access logs, of everybody."""
+    path, text = mesh.text("accessLogFile"), mesh.text("accessLogFormat")
+    if mesh.text("accessLogEncoding", "TEXT", choices=("TEXT", "JSON")) == "JSON":
+        mesh.error("accessLogEncoding", "JSON is served for providers (envoyFileAccessLog.logFormat.labels)", "unsupported")
+    return LogProvider(path, text) if path else None
+
+
+def _file_log(fields: Fields) -> LogProvider:
+    form = fields.child("logFormat")
+    path = fields.text("path", "/dev/stdout")
+    fields.not_honoured("omitEmptyValues")
+    if form is None:
+        return LogProvider(path)
+    kind = form.one_of("text", "labels")
+    if kind == "labels":
+        return LogProvider(path, labels=tuple(sorted(form.string_map("labels").items())))
+    return LogProvider(path, form.text("text"))
+
+
+def _provider(fields: Fields) -> tuple[str, Provider | LogProvider | None] | None:
+    """Its name, and what it is; None: metrics, to be scraped."""
     name = fields.text("name", required=True)
-    kind = fields.one_of("opentelemetry", *_OTHER_PROVIDERS, required=True)
+    kind = fields.one_of("opentelemetry", "envoyFileAccessLog", "prometheus", *_OTHER_PROVIDERS, required=True)
+    if kind == "envoyFileAccessLog":
+        return name, _file_log(fields.need(kind))
+    if kind == "prometheus":
+        fields.child(kind)
+        return name, None
     if kind and kind != "opentelemetry":
-        fields.error(kind, f"{kind} is not served; of providers for traces opentelemetry is", "unsupported")
+        fields.error(kind, f"{kind} is not served; opentelemetry is for traces, prometheus for metrics, envoyFileAccessLog for access logs", "unsupported")
         fields.rest()
     if kind != "opentelemetry":
         return None
@@ -103,7 +208,7 @@ def _provider(fields: Fields) -> Provider | None:
     host = below.text("service", required=True).rpartition("/")[2]  # [<namespace>/]<host name>
     http = below.child("http")
     path, headers, timeout = _http(http) if http is not None else ("", (), 0.0)
-    return Provider(name, host, below.port("port", required=True), below.integer("maxTagLength", 0) or 0, path, headers, timeout)
+    return name, Provider(name, host, below.port("port", required=True), below.integer("maxTagLength", 0) or 0, path, headers, timeout)
 
 
 def _http(fields: Fields) -> tuple[str, tuple[tuple[str, str], ...], float]:
@@ -115,6 +220,6 @@ def _http(fields: Fields) -> tuple[str, tuple[tuple[str, str], ...], float]:
 
 
 _OTHER_PROVIDERS = (
-    "zipkin", "lightstep", "datadog", "stackdriver", "opencensus", "skywalking", "prometheus", "envoyFileAccessLog", "envoyHttpAls", "envoyTcpAls",
+    "zipkin", "lightstep", "datadog", "stackdriver", "opencensus", "skywalking", "envoyHttpAls", "envoyTcpAls",
     "envoyOtelAls", "envoyExtAuthzHttp", "envoyExtAuthzGrpc", "sds",
 )  # fmt: skip

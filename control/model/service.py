@@ -67,7 +67,7 @@ class Endpoint:
     weight: int = 1
     locality: Locality = NOWHERE
     healthy: bool = True
-    workload: str = ""  # `name.namespace` of what serves there, if it is known
+    workload: str = ""  # what serves there, if it is known: see `telemetry.endpoint_name`
     mtls: bool = False  # it takes mutual TLS of the mesh
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:

@@ -18,7 +18,7 @@ from control.model.secret import CA_SUFFIX, CaBundle, Credential, ReferenceGrant
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, RequestAuthentication, mtls_mode, spiffe_id
 from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
-from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, Telemetry, TelemetryConfig
+from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, Telemetry, TelemetryConfig, endpoint_name
 from control.model.traffic import DestinationRule
 from control.names import MESH, host_matches, service_host
 
@@ -416,14 +416,14 @@ class _Finder:
                         1,
                         Locality("", address.zone) if address.zone else workload_of.locality if workload_of is not None else Locality(),
                         address.healthy,
-                        f"{address.pod}.{one.namespace}" if address.pod else "",
+                        endpoint_name(address.pod, one.namespace, workload_of.labels if workload_of is not None else {}) if address.pod else "",
                         workload_of is not None and self.takes_mtls(workload_of, number),
                     )
         if not seen:
             for workload in behind:
                 number = workload.port_for(port)
                 if number:
-                    name = f"{workload.name}.{workload.namespace}"
+                    name = endpoint_name(workload.name, workload.namespace, workload.labels)
                     yield _endpoint(workload, workload.reached_at(number), name, mtls=self.takes_mtls(workload, number))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from control.model.metrics import Defaults, Logging, LogSettings, Metrics, MetricsSettings, logs_of, metrics_of
 from control.model.security import ROOT_NAMESPACE
 from control.model.sidecar import Unknown
 
 DEFAULT_SAMPLING = 1.0  # percent, as in Istio
 OTLP = "otlp"  # the provider that the command line names
+CLUSTER_ID = "Kubernetes"  # as Istio names a cluster of which it is not told otherwise
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 
@@ -47,12 +49,18 @@ class MeshConfig:
     sampling: float = DEFAULT_SAMPLING
     enabled: bool = True
     unknown: Unknown | None = None
+    beside: Defaults = field(default_factory=Defaults)  # metrics and access logs
 
     def over(self, base: MeshConfig) -> MeshConfig:
         """This one with what `base` has besides: its providers, and its default provider where this one names none."""
         providers = {**base.providers, **self.providers}
         return MeshConfig(
-            providers, self.defaults or base.defaults, self.sampling if self.defaults else base.sampling, self.enabled, self.unknown or base.unknown
+            providers,
+            self.defaults or base.defaults,
+            self.sampling if self.defaults else base.sampling,
+            self.enabled,
+            self.unknown or base.unknown,
+            self.beside,
         )
 
 
@@ -74,12 +82,16 @@ class Tracing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Telemetry:
-    """Of workloads that have the labels of `selector`; without one of a namespace, or in the root namespace of the mesh."""
+    """Of workloads that have the labels of `selector`, or that serve the Gateways in `targets`; without either of a namespace, or in the root namespace of the
+    mesh."""
 
     name: str
     namespace: str
     selector: Mapping[str, str] | None = None
     tracing: tuple[Tracing, ...] = ()
+    metrics: tuple[Metrics, ...] = ()
+    logging: tuple[Logging, ...] = ()
+    targets: tuple[str, ...] = ()
 
 
 def to_collector(address: str) -> MeshConfig:
@@ -108,14 +120,26 @@ class TelemetryConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     policies: tuple[Telemetry, ...] = ()
 
-    def tracing(self, name: str, namespace: str, labels: Mapping[str, str], trust_domain: str, *, client: bool) -> TracingSettings | None:
+    def metrics(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), *, client: bool) -> MetricsSettings | None:
+        """What a side of the proxy of a workload counts; None: nothing. `serves`: keys of its Gateways."""
+        chosen = narrowing(self.policies, namespace, labels, serves)
+        return metrics_of([entry for policy in chosen for entry in policy.metrics], self.mesh.beside, client=client)
+
+    def logs(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), *, client: bool) -> tuple[LogSettings, ...]:
+        """Its access logs."""
+        chosen = narrowing(self.policies, namespace, labels, serves)
+        return logs_of([policy.logging for policy in chosen if policy.logging], self.mesh.beside, client=client)
+
+    def tracing(
+        self, name: str, namespace: str, labels: Mapping[str, str], trust_domain: str, serves: Container[str] = (), *, client: bool
+    ) -> TracingSettings | None:
         """How a side of the proxy of a workload traces: as its own policy says, else that of its namespace, else that of the mesh; None: not at all."""
         mesh = self.mesh
         if not mesh.enabled:
             return None
         providers, sampling, disabled, by_request_id = mesh.defaults, mesh.sampling, False, True
         tags: tuple[Tag, ...] = ()
-        for policy in narrowing(self.policies, namespace, labels):
+        for policy in narrowing(self.policies, namespace, labels, serves):
             for one in policy.tracing:
                 if not (one.client if client else one.server):
                     continue
@@ -137,11 +161,14 @@ class TelemetryConfig:
         return TracingSettings(provider, 0.0 if disabled else sampling, (*standard, *tags), by_request_id, f"{service}.{namespace}")
 
 
-def narrowing(policies: Iterable[Telemetry], namespace: str, labels: Mapping[str, str]) -> list[Telemetry]:
+def narrowing(policies: Iterable[Telemetry], namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> list[Telemetry]:
     """The policies for a workload: that of the mesh, that of its namespace, its own; of several for the same the first one, as in Istio."""
     found: dict[int, Telemetry] = {}
     for one in policies:
-        if one.namespace == namespace and one.selector is not None and one.selector.items() <= labels.items():
+        if one.targets:
+            if any(f"{one.namespace}/{name}" in serves for name in one.targets):
+                found.setdefault(2, one)
+        elif one.namespace == namespace and one.selector is not None and one.selector.items() <= labels.items():
             found.setdefault(2, one)
         elif one.selector is None and one.namespace == namespace != ROOT_NAMESPACE:
             found.setdefault(1, one)
@@ -158,3 +185,17 @@ def canonical_service(name: str, labels: Mapping[str, str]) -> str:
 def canonical_revision(labels: Mapping[str, str]) -> str:
     """The version of it, by its labels."""
     return next((labels[label] for label in _CANONICAL_REVISION if labels.get(label)), "latest")
+
+
+def endpoint_name(name: str, namespace: str, labels: Mapping[str, str]) -> str:
+    """What the metadata of an endpoint say of the workload there, as Istio's proxies read it."""
+    return f"{name};{namespace};{canonical_service(name, labels)};{canonical_revision(labels)};{CLUSTER_ID}"
+
+
+def local_metadata(name: str, namespace: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Who a workload is, as the metadata of its node would say: of its labels those that metrics have, as `LABELS.<name>`."""
+    told = {label: labels[label] for label in ("app", "app.kubernetes.io/name", "app.kubernetes.io/version", "version") if labels.get(label)}
+    told["service.istio.io/canonical-name"] = canonical_service(name, labels)
+    told["service.istio.io/canonical-revision"] = canonical_revision(labels)
+    plain = (("CLUSTER_ID", CLUSTER_ID), ("NAME", name), ("NAMESPACE", namespace), ("WORKLOAD_NAME", name))
+    return (*plain, *((f"LABELS.{label}", value) for label, value in sorted(told.items())))

@@ -118,9 +118,11 @@ def proxies_of(*snapshots: MeshSnapshot) -> list[ProxyKey]:
     for snapshot in snapshots:
         for (namespace, name), workload in snapshot.workloads.items():
             if workload.sidecar is not None or any(one.is_on(namespace, workload.labels) for one in snapshot.config.gateways):
-                found[namespace, name] = ProxyKey(SIDECAR, name, namespace)
+                found[namespace, name] = ProxyKey(SIDECAR, name, namespace, counts=True)
     if not found:
-        found = {(one.namespace, ""): ProxyKey(SIDECAR, "any", one.namespace) for snapshot in snapshots for one in snapshot.config.services.values()}
+        found = {
+            (one.namespace, ""): ProxyKey(SIDECAR, "any", one.namespace, counts=True) for snapshot in snapshots for one in snapshot.config.services.values()
+        }
     return [found[key] for key in sorted(found)]
 
 

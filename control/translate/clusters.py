@@ -122,8 +122,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def inbound(port: int, endpoint: tuple[str, int], http2: bool) -> dict[str, Any]:
-    """The cluster by which a sidecar reaches the application beside it, at an address and port, or at a path and 0."""
+def inbound(port: int, endpoint: tuple[str, int], http2: bool, service: Service | None = None) -> dict[str, Any]:
+    """The cluster by which a sidecar reaches the application beside it, at an address and port, or at a path and 0. `service`: that it is part of."""
     name = inbound_cluster(port)
     host, number = endpoint
     address = {"socket_address": {"address": host, "port_value": number}} if number else {"pipe": {"path": host}}
@@ -137,6 +137,8 @@ def inbound(port: int, endpoint: tuple[str, int], http2: bool) -> dict[str, Any]
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
         },
     }
+    if service is not None:
+        cluster["metadata"] = {"filter_metadata": {"istio": {"services": [_service_metadata(service)]}}}
     if http2:
         cluster["typed_extension_protocol_options"] = _http_options({"explicit_http_config": {"http2_protocol_options": {}}})
     return cluster

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 from control.model.gateway import ISTIO_MUTUAL, ServerTls
 from control.model.security import AuthorizationPolicy, Mtls
-from control.model.telemetry import Tag, TracingSettings
 from control.names import inbound_cluster, outbound_cluster
 from control.translate import access, mtls, tls, tokens
 from control.translate.clusters import ADS
 from control.translate.http_route import NO_DEADLINE
-from control.translate.resource import duration, typed
+from control.translate.resource import typed
+from control.translate.telling import QUIET, Told
 
-_EXPORT_TIMEOUT_S = 10.0  # of a request with spans
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = {"name": "envoy.filters.http.router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
 _TLS_INSPECTOR = {"name": "envoy.filters.listener.tls_inspector", "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")}
@@ -32,28 +31,28 @@ def name(host: str, port: int) -> str:
     return f"{host}_{port}"
 
 
-def outbound_http(host: str, port: int, routes: str, traces: Traces = None) -> dict[str, Any]:
+def outbound_http(host: str, port: int, routes: str, told: Told = QUIET) -> dict[str, Any]:
     """Where an application sends its requests; their routes come by RDS."""
     rds = {"config_source": ADS, "route_config_name": routes}
-    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", [_CORS, _FAULT, _ROUTER], rds=rds, **tracing(traces)))
+    filters = told.http_filters([_CORS, _FAULT, _ROUTER])
+    return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", filters, rds=rds, **told.manager()), told)
 
 
 Clusters = tuple[tuple[str, int], ...]  # names and weights
-Traces = tuple[TracingSettings, str] | None  # what is traced and how, and the cluster of who gets it
 
 
 def outbound_tcp(
-    host: str, port: int, service: str, service_port: int, by_name: tuple[tuple[tuple[str, ...], Clusters], ...], rest: Clusters
+    host: str, port: int, service: str, service_port: int, by_name: tuple[tuple[tuple[str, ...], Clusters], ...], rest: Clusters, told: Told = QUIET
 ) -> dict[str, Any]:
     """Where an application opens connections to a port of a service. `by_name`: where those go whose ClientHello says one of some names; `rest`: the others."""
     prefix = outbound_cluster(service, service_port)
     chains: list[dict[str, Any]] = []
     for names, clusters in by_name:
         match = {} if "*" in names else {"filter_chain_match": {"server_names": list(names)}}
-        chains.append({**match, "filters": [_tcp_to(prefix, list(clusters))]})
+        chains.append({**match, "filters": [*told.network_filters(), _tcp_to(prefix, list(clusters), told)]})
     if rest:
-        chains.append({"filters": [_tcp_to(prefix, list(rest))]})
-    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "OUTBOUND", "filter_chains": chains}
+        chains.append({"filters": [*told.network_filters(), _tcp_to(prefix, list(rest), told)]})
+    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "OUTBOUND", "filter_chains": chains, **told.metadata()}
     if any("filter_chain_match" in chain for chain in chains):
         made["listener_filters"] = [_TLS_INSPECTOR]
     return made
@@ -91,20 +90,21 @@ class GatewayChain(NamedTuple):
     clusters: Clusters = ()
 
 
-def gateway(host: str, port: int, chains: tuple[GatewayChain, ...], guard: Guard, traces: Traces = None) -> dict[str, Any]:
+def gateway(host: str, port: int, chains: tuple[GatewayChain, ...], guard: Guard, told: Told = QUIET) -> dict[str, Any]:
     """Where a gateway listens for the outside: what clients say of where they come from is not believed. `guard`: whom it lets in; its mode plays no part."""
     made: dict[str, Any] = {
         "name": name(host, port),
         "address": address(host, port),
         "traffic_direction": "OUTBOUND",
-        "filter_chains": [_gateway_chain(host, port, chain, guard, traces) for chain in chains],
+        "filter_chains": [_gateway_chain(host, port, chain, guard, told) for chain in chains],
+        **told.metadata(),
     }
     if any(chain.names for chain in chains):
         made["listener_filters"] = [_TLS_INSPECTOR]
     return made
 
 
-def _gateway_chain(host: str, port: int, chain: GatewayChain, guard: Guard, traces: Traces) -> dict[str, Any]:
+def _gateway_chain(host: str, port: int, chain: GatewayChain, guard: Guard, told: Told) -> dict[str, Any]:
     stat_prefix = f"outbound_{host}_{port}"
     if chain.routes:
         rds = {"config_source": ADS, "route_config_name": chain.routes}
@@ -112,10 +112,10 @@ def _gateway_chain(host: str, port: int, chain: GatewayChain, guard: Guard, trac
         if chain.tls is not None and (chain.tls.asks_clients or chain.tls.mode == ISTIO_MUTUAL):
             shown = {"subject": True, "cert": True, "dns": True, "uri": True}
             details = {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": shown}
-        filters = [*guard.http_filters(edge=True), _CORS, _FAULT, _ROUTER]
-        last = [_manager(stat_prefix, filters, rds=rds, use_remote_address=True, **details, **tracing(traces))]
+        filters = told.http_filters([*guard.http_filters(edge=True), _CORS, _FAULT, _ROUTER], edge=True)
+        last = [_manager(stat_prefix, filters, rds=rds, use_remote_address=True, **details, **told.manager())]
     else:
-        last = [*guard.network_filters(), _tcp_to(stat_prefix, list(chain.clusters))]
+        last = [*guard.network_filters(), *told.network_filters(), _tcp_to(stat_prefix, list(chain.clusters), told)]
     made: dict[str, Any] = {"filters": last}
     if chain.names:
         made["filter_chain_match"] = {"server_names": list(chain.names)}
@@ -124,7 +124,7 @@ def _gateway_chain(host: str, port: int, chain: GatewayChain, guard: Guard, trac
     return made
 
 
-def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard, traces: Traces = None) -> dict[str, Any]:
+def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, guard: Guard, told: Told = QUIET) -> dict[str, Any]:
     """Where others send requests to the application, which listens on `target`."""
     cluster = inbound_cluster(target)
     action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
@@ -138,27 +138,27 @@ def inbound_http(host: str, port: int, target: int, operation: str, grpc: bool, 
         "virtual_hosts": [{"name": f"inbound|http|{target}", "domains": ["*"], "routes": [route]}],
         "validate_clusters": False,
     }
-    filters = [*guard.http_filters(), _FAULT, _ROUTER]
+    filters = told.http_filters([*guard.http_filters(), _FAULT, _ROUTER], inbound=True)
     if guard.mode is None:
-        return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config, **tracing(traces)))
+        return _listener("INBOUND", host, port, _manager(f"inbound_{host}_{port}", filters, route_config=config, **told.manager()), told)
     manager = _manager(
         f"inbound_{host}_{port}",
         filters,
         route_config=config,
         forward_client_cert_details="APPEND_FORWARD",
         set_current_client_cert_details={"subject": True, "dns": True, "uri": True},
-        **tracing(traces),
+        **told.manager(),
     )
-    return _guarded(host, port, [manager], guard)
+    return _guarded(host, port, [manager], guard, told)
 
 
-def inbound_tcp(host: str, port: int, target: int, guard: Guard) -> dict[str, Any]:
+def inbound_tcp(host: str, port: int, target: int, guard: Guard, told: Told = QUIET) -> dict[str, Any]:
     """Where others open connections to the application."""
-    proxy = _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target)})
-    return _guarded(host, port, [*guard.network_filters(), proxy], guard)
+    proxy = _tcp_proxy({"stat_prefix": inbound_cluster(target), "cluster": inbound_cluster(target), **told.access_log()})
+    return _guarded(host, port, [*guard.network_filters(), *told.network_filters(), proxy], guard, told)
 
 
-def _guarded(host: str, port: int, filters: list[dict[str, Any]], guard: Guard) -> dict[str, Any]:
+def _guarded(host: str, port: int, filters: list[dict[str, Any]], guard: Guard, told: Told) -> dict[str, Any]:
     """An inbound listener with mutual TLS, without, or with both, told apart by what a caller sends first."""
     plain = {"filters": filters}
     mutual = {"filters": filters, "transport_socket": mtls.downstream(guard.trust_domain)}
@@ -168,7 +168,7 @@ def _guarded(host: str, port: int, filters: list[dict[str, Any]], guard: Guard) 
         Mtls.PERMISSIVE: [{**mutual, "filter_chain_match": mtls.permissive_match()}, plain],
         Mtls.STRICT: [{**mutual, "filter_chain_match": {"transport_protocol": "tls"}}],
     }[guard.mode]
-    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "INBOUND", "filter_chains": chains}
+    made = {"name": name(host, port), "address": address(host, port), "traffic_direction": "INBOUND", "filter_chains": chains, **told.metadata()}
     if guard.mode in (Mtls.PERMISSIVE, Mtls.STRICT):
         made["listener_filters"] = [_TLS_INSPECTOR]
     return made
@@ -196,57 +196,21 @@ def grpc_server(resource: str, host: str, port: int, operation: str, guard: Guar
     return {"name": resource, "address": address(host, port), "traffic_direction": "INBOUND", "filter_chains": [chain]}
 
 
-def _listener(direction: str, host: str, port: int, last: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name(host, port), "address": address(host, port), "traffic_direction": direction, "filter_chains": [{"filters": [last]}]}
+def _listener(direction: str, host: str, port: int, last: dict[str, Any], told: Told) -> dict[str, Any]:
+    chains = [{"filters": [last]}]
+    return {"name": name(host, port), "address": address(host, port), "traffic_direction": direction, "filter_chains": chains, **told.metadata()}
 
 
-def _tcp_to(stat_prefix: str, clusters: list[tuple[str, int]]) -> dict[str, Any]:
+def _tcp_to(stat_prefix: str, clusters: list[tuple[str, int]], told: Told) -> dict[str, Any]:
     """To one of some clusters, by their weights."""
     if len(clusters) == 1:
-        return _tcp_proxy({"stat_prefix": stat_prefix, "cluster": clusters[0][0]})
+        return _tcp_proxy({"stat_prefix": stat_prefix, "cluster": clusters[0][0], **told.access_log()})
     weighted = [{"name": name, "weight": weight} for name, weight in clusters if weight]
-    return _tcp_proxy({"stat_prefix": stat_prefix, "weighted_clusters": {"clusters": weighted}})
+    return _tcp_proxy({"stat_prefix": stat_prefix, "weighted_clusters": {"clusters": weighted}, **told.access_log()})
 
 
 def _tcp_proxy(fields: dict[str, Any]) -> dict[str, Any]:
     return {"name": "envoy.filters.network.tcp_proxy", "typed_config": typed("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", **fields)}
-
-
-def tracing(traces: Traces) -> dict[str, Any]:
-    """What a connection manager has for it."""
-    if traces is None:
-        return {}
-    settings, cluster = traces
-    target = settings.provider
-    if target.http_path:
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        uri = {"uri": f"http://{host}:{target.port}{target.http_path}", "cluster": cluster, "timeout": duration(target.http_timeout_s or _EXPORT_TIMEOUT_S)}
-        headers = [{"header": {"key": name, "value": value}} for name, value in target.http_headers]
-        way: dict[str, Any] = {"http_service": {"http_uri": uri, "request_headers_to_add": headers}}
-    else:
-        way = {"grpc_service": {"envoy_grpc": {"cluster_name": cluster, "authority": target.host}}}
-    provider = typed("envoy.config.trace.v3.OpenTelemetryConfig", service_name=settings.service_name, **way)
-    made: dict[str, Any] = {
-        "client_sampling": {"value": 100},
-        "random_sampling": {"value": settings.sampling},
-        "overall_sampling": {"value": 100},
-        "custom_tags": [_custom_tag(tag) for tag in settings.tags],
-        "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": provider},
-    }
-    if settings.provider.max_tag_length:
-        made["max_path_tag_length"] = settings.provider.max_tag_length
-    if settings.by_request_id:
-        return {"tracing": made}
-    uuids = typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", use_request_id_for_trace_sampling=False)
-    return {"tracing": made, "request_id_extension": {"typed_config": uuids}}
-
-
-def _custom_tag(tag: Tag) -> dict[str, Any]:
-    if tag.kind == "literal":
-        return {"tag": tag.name, "literal": {"value": tag.value}}
-    if tag.kind == "formatter":
-        return {"tag": tag.name, "value": tag.value}
-    return {"tag": tag.name, "environment" if tag.kind == "environment" else "request_header": {"name": tag.value, "default_value": tag.default}}
 
 
 def _manager(stat_prefix: str, filters: list[dict[str, Any]], **routes: Any) -> dict[str, Any]:

@@ -9,18 +9,21 @@ from control.model.service import NOWHERE, Locality
 from meshproxy.api import convert
 
 SIDECAR = "sidecar"
+OURS = "meshproxy"  # the user agent of sidecars of ours
 GRPC = "grpc"  # gRPC's own client, which is its own proxy
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyKey:
-    """`kind` is SIDECAR or GRPC. The workload is (namespace, name); labels and place that its node says go before those of the workload's document."""
+    """`kind` is SIDECAR or GRPC. The workload is (namespace, name); labels and place that its node says go before those of the workload's document. `counts`:
+    it is one of ours, which has the filters for Istio's metrics."""
 
     kind: str
     name: str
     namespace: str
     labels: tuple[tuple[str, str], ...] = ()
     locality: Locality = NOWHERE
+    counts: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}.{self.namespace}"
@@ -43,7 +46,12 @@ def of_node(node: Any) -> ProxyKey:
     pairs = tuple(sorted((str(key), str(value)) for key, value in labels.items())) if isinstance(labels, dict) else ()
     here = node.locality
     return ProxyKey(
-        kind, _text(metadata.get("NAME")) or name, _text(metadata.get("NAMESPACE")) or namespace, pairs, Locality(here.region, here.zone, here.sub_zone)
+        kind,
+        _text(metadata.get("NAME")) or name,
+        _text(metadata.get("NAMESPACE")) or namespace,
+        pairs,
+        Locality(here.region, here.zone, here.sub_zone),
+        node.user_agent_name == OURS,
     )
 
 

@@ -19,13 +19,14 @@ from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERV
 from control.translate import clusters, gateways, listeners, routes, secrets, tls, workloads
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
-from control.translate.listeners import Clusters, Guard, Traces
+from control.translate.listeners import Clusters, Guard
 from control.translate.patches import Proxy as Patched
 from control.translate.patches import added, concerned, patched
 from control.translate.proxy import GRPC, ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
 from control.translate.secrets import Means
+from control.translate.telling import Told
 from control.translate.uses import Use, for_grpc, origin, ports_of, showing, targets_of, uses_of
 from control.translate.view import View
 
@@ -149,9 +150,9 @@ class Translator:
             (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
         )
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
-        traces = workloads.traces(whole, proxy, labels, client=True), workloads.traces(whole, proxy, labels, client=False)
+        told = workloads.told(whole, proxy, labels, served, client=True), workloads.told(whole, proxy, labels, served, client=False)
         edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
-        own = (_Same(whole), _Same(config), scope, workload, served, edge, traces)
+        own = (_Same(whole), _Same(config), scope, workload, served, edge, told)
         clusters_key = (CLUSTER, _Same(config), scope.means, scope.shown, scope.unknown)
         parts = {
             CLUSTER: (
@@ -169,7 +170,7 @@ class Translator:
             )
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *traces)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *told)),)
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
             key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
             parts[SECRET] = (
@@ -329,7 +330,7 @@ class Translator:
 
         return self._once((ENDPOINTS, _Same(uses), _Same(snapshot.endpoints)), build)
 
-    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], guard: Guard, traces: Traces) -> list[Resource]:
+    def _gateway_listeners(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], guard: Guard, told: Told) -> list[Resource]:
         """One listener for each address and port."""
         made = []
         for (bind, port), servings in self._servings(config, scope, served).items():
@@ -338,7 +339,7 @@ class Translator:
             chains = gateways.chains(config, servings, targets, mesh)
             if chains:
                 name = listeners.name(bind, port)
-                made.append(self._resource(LISTENER, name, listeners.gateway, bind, port, chains, guard, traces))
+                made.append(self._resource(LISTENER, name, listeners.gateway, bind, port, chains, guard, told))
         return made
 
     def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
@@ -400,7 +401,8 @@ class Translator:
             _, port = workloads.served(config, workload, target)
             ingress = workload.sidecar.ingress.get(target)
             host, number = ingress.endpoint if ingress is not None and ingress.endpoint is not None else ("", target)
-            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, target, (host or workload.address, number), port.protocol.is_http2))
+            arguments = target, (host or workload.address, number), port.protocol.is_http2, workloads.service_of(config, workload, target)
+            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, *arguments))
         return ResourceSet(made)
 
     def _collectors(self, config: Config) -> ResourceSet:
@@ -418,8 +420,8 @@ class Translator:
         workload: Workload | None,
         served: tuple[Gateway, ...],
         edge: Guard | None,
-        client: Traces,
-        server: Traces,
+        client: Told,
+        server: Told,
     ) -> ResourceSet:
         """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls. `edge`: of its gateways."""
         made = self._gateway_listeners(whole, scope, served, edge, client) if edge is not None else []
@@ -428,7 +430,7 @@ class Translator:
             made += self._outbound_listeners(config, scope, workload, workload.sidecar, client)
         return ResourceSet(made)
 
-    def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts, traces: Traces) -> list[Resource]:
+    def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts, told: Told) -> list[Resource]:
         made = []
         for target, listen in sidecar.inbound.items():
             host, port = workloads.served(config, workload, target)
@@ -438,25 +440,25 @@ class Translator:
             name = listeners.name(bind, listen)
             if port.protocol.is_http:
                 operation = f"{host}:{port.number}/*"
-                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard, traces)
+                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard, told)
                 made.append(self._resource(LISTENER, name, listeners.inbound_http, *arguments))
             else:
-                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard))
+                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard, told))
         return made
 
-    def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts, traces: Traces) -> list[Resource]:
+    def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts, told: Told) -> list[Resource]:
         made = []
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
-            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES, traces))
+            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES, told))
         for listen, service, port in workloads.outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
-                made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}", traces))
+                made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}", told))
             else:
                 by_name, rest = self._outbound_tcp(config, scope, service, port.number)
-                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, by_name, rest))
+                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, by_name, rest, told))
         return made
 
     def _outbound_tcp(self, config: Config, scope: _Scope, service: Service, port: int) -> tuple[tuple[tuple[tuple[str, ...], Clusters], ...], Clusters]:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
 from control.model.security import jwt_rules, mtls_mode
 from control.model.service import Port, Service, Workload
 from control.model.snapshot import Config, visible
-from control.model.telemetry import Provider
+from control.model.telemetry import Provider, local_metadata
 from control.names import outbound_cluster
 from control.translate import listeners, tokens
-from control.translate.listeners import Guard, Traces
+from control.translate.listeners import Guard
 from control.translate.proxy import ProxyKey
+from control.translate.telling import Told, Traces
 
 TRACING = "tracing"  # in names of clusters of collectors
 
 
-def traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], *, client: bool) -> Traces:
+def told(config: Config, proxy: ProxyKey, labels: Mapping[str, str], serves: Iterable[Gateway], *, client: bool) -> Told:
+    """What a side of a proxy that `serves` some gateways tells."""
+    keys = frozenset(one.key for one in serves)
+    telemetry = config.telemetry
+    metrics = telemetry.metrics(proxy.namespace, labels, keys, client=client) if proxy.counts else None
+    local = local_metadata(proxy.name, proxy.namespace, labels) if metrics is not None else ()
+    return Told(_traces(config, proxy, labels, keys, client=client), metrics, telemetry.logs(proxy.namespace, labels, keys, client=client), local)
+
+
+def _traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], serves: frozenset[str], *, client: bool) -> Traces:
     """What a side of a proxy traces, and who gets it."""
-    settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, client=client)
+    settings = config.telemetry.tracing(proxy.name, proxy.namespace, labels, config.security.trust_domain, serves, client=client)
     if settings is None:
         return None
     service = config.services.get(settings.provider.host)
@@ -58,12 +68,22 @@ def served(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
     return host, port if ingress is None else dataclasses.replace(port, protocol=ingress.protocol)
 
 
-def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
+def service_of(config: Config, workload: Workload, target: int) -> Service | None:
+    """The service that a port of a workload belongs to."""
+    return next((service for service, _ in _services(config, workload, target)), None)
+
+
+def _services(config: Config, workload: Workload, target: int) -> Iterator[tuple[Service, Port]]:
     for service in config.services.values():
         if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
             for port in service.ports:
                 if workload.port_for(port) == target:
-                    return service.host, port
+                    yield service, port
+
+
+def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
+    for service, port in _services(config, workload, target):
+        return service.host, port
     name = next((name for name, number in workload.ports.items() if number == target), "")
     return f"{workload.name}.{workload.namespace}", Port(target, name, protocol_of_port(name))
 

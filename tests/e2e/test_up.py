@@ -122,6 +122,8 @@ def test_a_mesh_from_a_folder(tmp_path, proxy):
         assert len(said["processes"]) == 8
         assert [one["mtls"]["http"] for one in said["workloads"]] == ["PERMISSIVE", "STRICT", "STRICT", "STRICT"]
         identities(up)
+        if proxy == "meshproxy":
+            counts(up)
         routes(up)
         mistakes(up)
         restarts(up)
@@ -148,6 +150,36 @@ def identities(up: Up) -> None:
     connection.request("GET", "http://prices/")  # as the front, which no policy lets in
     assert connection.getresponse().status == 403
     connection.close()
+
+
+def counts(up: Up) -> None:
+    """Both sides of a hop count its requests, and agree on who speaks to whom."""
+    wait_until(lambda: counted(up, "front", "source") == counted(up, "orders", "destination") != 0)
+    found = samples(up, "orders")
+    inbound = next(labels for labels in found if labels["reporter"] == "destination" and labels["response_code"] == "200")
+    outbound = next(labels for labels in found if labels["reporter"] == "source" and labels["response_code"] == "200")
+    principals = [f"{IDENTITY}{name}" for name in ("front", "orders", "prices")]
+    assert [inbound["source_principal"], inbound["destination_principal"], outbound["destination_principal"]] == principals
+    assert inbound["connection_security_policy"] == "mutual_tls"
+    assert [inbound[f"source_{name}"] for name in ("workload", "app", "canonical_service", "cluster")] == ["front", "front", "front", "Kubernetes"]
+    assert [inbound[f"destination_{name}"] for name in ("workload", "service", "service_name")] == ["orders", "orders.default.svc.cluster.local", "orders"]
+    assert [outbound[f"destination_{name}"] for name in ("workload", "version", "service")] == ["prices-v1", "v1", "prices.default.svc.cluster.local"]
+
+
+def counted(up: Up, name: str, reporter: str) -> float:
+    """Requests to orders as a sidecar sees them."""
+    host = "orders.default.svc.cluster.local"
+    return sum(float(labels["="]) for labels in samples(up, name) if labels["reporter"] == reporter and labels["destination_service"] == host)
+
+
+def samples(up: Up, name: str) -> list[dict[str, str]]:
+    """The labels of the requests that a sidecar has counted; `=` is how many."""
+    host, _, port = up.workload(name)["admin"].rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    connection.request("GET", "/stats/prometheus?filter=istio_requests_total")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return [{**dict(re.findall(r'(\w+)="([^"]*)"', line)), "=": line.rpartition(" ")[2]} for line in lines if line.startswith("istio_requests_total{")]
 
 
 def stat(admin: str, pattern: str) -> list[int]:

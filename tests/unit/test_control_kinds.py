@@ -124,8 +124,8 @@ metadata: {name: other, namespace: elsewhere, labels: {app: reviews}}
     assert not store.troubles
     found = build(store.objects).endpoints["reviews.shop.svc.cluster.local", 80]
     assert [(one.address, one.port, one.healthy, one.workload) for one in found] == [
-        ("127.0.0.1", 19080, True, "r1.shop"),
-        ("127.0.0.2", 9081, False, "r2.shop"),
+        ("127.0.0.1", 19080, True, "r1;shop;reviews;v1;Kubernetes"),
+        ("127.0.0.2", 9081, False, "r2;shop;reviews;latest;Kubernetes"),
     ]
 
 

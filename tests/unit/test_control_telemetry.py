@@ -191,8 +191,6 @@ def test_only_what_a_policy_concerns_is_made_anew():
         (telemetry("[{providers: [{name: a}, {name: b}]}]"), "spec.tracing[0].providers: a proxy sends"),
         (telemetry("[{match: {mode: ALL}}]"), "spec.tracing[0].match.mode"),
         (telemetry("[{unheardOf: 1}]"), "spec.tracing[0].unheardOf"),
-        (telemetry("[]").replace("tracing: []", "metrics: [{overrides: []}]"), "spec.metrics: proxies have"),
-        (telemetry("[]").replace("tracing: []", "accessLogging: [{disabled: true}]"), "spec.accessLogging: "),
         (mesh_config("extensionProviders: [{name: z, zipkin: {service: z, port: 9411}}]"), "data.mesh.extensionProviders[0].zipkin: "),
         (
             mesh_config("extensionProviders: [{name: o, opentelemetry: {service: o, port: 1, http: {path: v1}}}]"),
