@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from meshproxy.deferred import defer
 from meshproxy.record import Record
 from meshproxy.version import HOT_RESTART_VERSION, version_line
 
@@ -274,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     # Importing makes no garbage worth a collection; `launch` turns the collector on again.
     gc.disable()
+    # What asyncio and protobuf import for tracebacks and dates in words: it compiles patterns, and makes large tables.
+    defer("calendar", "linecache", "locale", "textwrap", "tokenize")
     # Only now: --help and mistakes are answered without loading the proxy.
     from meshproxy import launch
 

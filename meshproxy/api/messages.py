@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.deferred import defer
 
 # What the descriptor pool in Python needs, for where there is no compiled protobuf.
-for _module in ("internal.python_message", "descriptor_database", "text_encoding"):
-    defer(f"google.protobuf.{_module}")
+defer("google.protobuf.internal.python_message", "google.protobuf.descriptor_database", "google.protobuf.text_encoding")
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, reflection  # noqa: E402
 from google.protobuf.internal import api_implementation  # noqa: E402
