@@ -18,6 +18,7 @@ from meshproxy.codec.h1.request import KnownRequest, RequestParser
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http import plan as plans
 from meshproxy.http.downstream import NEVER, DownstreamConnection
+from meshproxy.http.planned_stream import PlannedStream
 from meshproxy.http.replies import Reply
 from meshproxy.http.stream import Stream
 from meshproxy.net import gates
@@ -44,6 +45,7 @@ class ServerConnection(DownstreamConnection):
         "_chunked",
         "_draining",
         "_out",
+        "_soft_drain",
         "additions",
         "changes",
         "closing",
@@ -75,6 +77,7 @@ class ServerConnection(DownstreamConnection):
         self._chunked = False
         self.closing = False  # close after the present response
         self._draining = False  # responses say that the connection will close; it does when `drain_timeout` is over, or the client closes
+        self._soft_drain = False  # what begins from now on is the last request
         self.additions: Any = None
 
     # -- the transport's calls
@@ -120,6 +123,8 @@ class ServerConnection(DownstreamConnection):
         successor.data_received(data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._soft_drain:
+            self.stats.downstream_cx_http1_soft_drain.n -= 1
         if self.headers_timer is not None:
             self.headers_timer.cancel()
             self.headers_timer = None
@@ -373,6 +378,7 @@ class ServerConnection(DownstreamConnection):
                 self.stats.downstream_rq_rx_reset.n += 1
             self._close(delayed=not stream.request_ended or stream.close_connection)
             return
+        self.closing = self._soft_drain
         self.idle_since = stream.end
         if self.full:
             self.pause_reading()  # `resume_writing` goes on
@@ -506,6 +512,23 @@ class ServerConnection(DownstreamConnection):
     def _close(self, *, delayed: bool, reason: str = "deferred_close_on_drained_connection") -> None:
         self.ready = False
         super()._close(delayed=delayed, reason=reason)
+
+    def _expire(self) -> None:
+        if self._discarding or not self.spoken or not self.manager.options.http1_safe_max_connection_duration:
+            super()._expire()
+            return
+        self.stats.downstream_cx_max_duration_reached.n += 1
+        if self.closing or self._draining:
+            return
+        self.stats.downstream_cx_http1_soft_drain.n += 1
+        self._soft_drain = True
+        self.ready = False
+        stream = self.stream
+        if stream is not None:
+            if stream.__class__ is PlannedStream:
+                stream.leave_plan()  # only `stream_done` looks whether the next request is the last
+        elif not self.head_since:
+            self.closing = True
 
     def _start_drain(self, reason: str) -> None:
         """The next response is the last; close when none has come for `drain_timeout`. A connection that never had a request closes at once."""

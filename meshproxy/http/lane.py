@@ -45,6 +45,7 @@ class Lane:
         "retired",
         "route",
         "said",
+        "scheme",
         "tally",
         "version",
         "watched",
@@ -68,6 +69,7 @@ class Lane:
         self.queue = manager.router.timeout_queue(route.timeout) if route.timeout else None
         self.queue_per_try = manager.router.per_try_queue(route.per_try_timeout) if route.per_try_timeout else None
         self.internal = internal
+        self.scheme: bytes | None = None  # that requests go upstream with, whatever theirs was
         shaper = chain.shaper
         self.said = 0 if shaper is None or shaper.skips(cluster) else said
         self.watched = bool(manager.logs or chain.complete)
@@ -222,6 +224,21 @@ class Lane:
         return learnt
 
 
+class SchemeLane(Lane):
+    """A lane of a connection manager whose requests get the scheme of the way upstream."""
+
+    __slots__ = ()
+
+    def __init__(self, *of: Any, **more: Any) -> None:
+        super().__init__(*of, **more)
+        self.scheme = b"http" if self.cluster.transport is None else b"https"
+
+    def forward(self, stream: PlannedStream) -> None:
+        """HOT: see `Lane.forward`."""
+        stream.request.scheme = self.scheme  # type: ignore[union-attr]
+        super().forward(stream)
+
+
 class Tally:
     """What is counted of the requests of one cluster, or of one lane whose route changes responses, until it is settled.
 
@@ -273,7 +290,12 @@ def make_lane(manager: HttpConnectionManager, route: Route | None, head: Request
             route.finalize_request(probe)  # type: ignore[arg-type]
         except Varies:
             return None
-    return Lane(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11, grpc=grpc, said=said)
+    kind = Lane
+    if manager.options.scheme_matches_upstream:
+        if cluster.options.choose_transport is not None:
+            return None  # hosts differ
+        kind = SchemeLane
+    return kind(manager, route, chain, cluster, internal=internal, version=20 if head.version == 20 else 11, grpc=grpc, said=said)
 
 
 def _is_plannable(route: Route) -> bool:

@@ -120,6 +120,7 @@ class HttpConnectionManager:
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
         self.router: router.Router
         self._filters = self._compile_filters(proto)
+        self.router.scheme_matches_upstream = options.scheme_matches_upstream
         self.routes.insert_original = not self.router.suppress
         self.tracing = self._compile_tracing(proto, network)
         self._plain_chain = self._build(None)

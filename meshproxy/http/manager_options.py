@@ -48,7 +48,7 @@ class Options:
     HONOURS = {
         _HCM + "HttpConnectionManager": (
             "codec_type stat_prefix route_config rds http_filters add_user_agent common_http_protocol_options http_protocol_options"
-            " http2_protocol_options server_name"
+            " http2_protocol_options http1_safe_max_connection_duration server_name"
             " server_header_transformation scheme_header_transformation max_request_headers_kb stream_idle_timeout stream_flush_timeout"
             " request_timeout"
             " request_headers_timeout drain_timeout delayed_close_timeout access_log use_remote_address xff_num_trusted_hops"
@@ -63,7 +63,7 @@ class Options:
         _HCM + "HttpConnectionManager.InternalAddressConfig": "unix_sockets cidr_ranges",
         _HCM + "HttpConnectionManager.SetCurrentClientCertDetails": "subject cert chain dns uri",
         _HCM + "RequestIDExtension": "typed_config",
-        "envoy.config.core.v3.SchemeHeaderTransformation": "scheme_to_overwrite",
+        "envoy.config.core.v3.SchemeHeaderTransformation": "scheme_to_overwrite match_upstream",
         "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig": "forward_reason_phrase formatter_type_on_envoy_headers",
         "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig": "pack_trace_reason use_request_id_for_trace_sampling",
         "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig": "xff_num_trusted_hops skip_xff_append",
@@ -84,6 +84,7 @@ class Options:
         self.request_timeout = seconds(proto, "request_timeout", 0.0)
         self.request_headers_timeout = seconds(proto, "request_headers_timeout", 0.0)
         self.max_connection_duration = seconds(common, "max_connection_duration", 0.0)
+        self.http1_safe_max_connection_duration: bool = proto.http1_safe_max_connection_duration
         self.max_stream_duration = seconds(common, "max_stream_duration", 0.0)
         self.drain_timeout = seconds(proto, "drain_timeout", 5.0)
         self.delayed_close_timeout = seconds(proto, "delayed_close_timeout", 1.0)
@@ -113,6 +114,7 @@ class Options:
         self.closes_on_bad_request: bool = not wrapped(h1, "override_stream_error_on_invalid_http_message", bool(lenient))
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()
+        self.scheme_matches_upstream: bool = proto.scheme_header_transformation.match_upstream
         self.server_header_transformation: int = proto.server_header_transformation
         self.upgrades = {entry.upgrade_type.lower(): wrapped(entry, "enabled", True) for entry in proto.upgrade_configs}
         if len(self.upgrades) != len(proto.upgrade_configs):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 COUNTERS = tuple(
     """downstream_cx_delayed_close_timeout downstream_cx_destroy downstream_cx_destroy_active_rq downstream_cx_destroy_local
     downstream_cx_destroy_local_active_rq downstream_cx_destroy_remote downstream_cx_destroy_remote_active_rq downstream_cx_drain_close
-    downstream_cx_http1_soft_drain downstream_cx_http1_total downstream_cx_http2_total downstream_cx_http3_total downstream_cx_idle_timeout
+    downstream_cx_http1_total downstream_cx_http2_total downstream_cx_http3_total downstream_cx_idle_timeout
     downstream_cx_max_duration_reached downstream_cx_max_requests_reached downstream_cx_overload_disable_keepalive downstream_cx_protocol_error
     downstream_cx_rx_bytes_total downstream_cx_ssl_total downstream_cx_total downstream_cx_tx_bytes_total downstream_cx_upgrades_total
     downstream_flow_control_paused_reading_total downstream_flow_control_resumed_reading_total downstream_rq_1xx downstream_rq_2xx downstream_rq_3xx
@@ -23,6 +23,7 @@ COUNTERS = tuple(
 GAUGES = (
     "downstream_cx_active",
     "downstream_cx_http1_active",
+    "downstream_cx_http1_soft_drain",
     "downstream_cx_http2_active",
     "downstream_cx_http3_active",
     "downstream_cx_rx_bytes_buffered",

@@ -280,6 +280,8 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
     except Varies:
         return None
     outcome.lane = lane
+    if lane.scheme is not None:
+        head.scheme = lane.scheme
     outcome.finished = head.copy()
     outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
     return outcome if not outcome.id or outcome.wire.count(outcome.id) == 1 else None

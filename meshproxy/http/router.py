@@ -70,6 +70,7 @@ class Router:
         self.suppress_grpc_failures = proto.suppress_grpc_request_failure_code_stats
         self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
+        self.scheme_matches_upstream = False  # as the connection manager says
         self.forwarding_class = Forwarding
 
     def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN, finalized: bool = False) -> Reply | None:
@@ -127,6 +128,8 @@ class Router:
             return replies.NO_HEALTHY_UPSTREAM
         index = head._index
         stream.host = host
+        if self.scheme_matches_upstream:
+            head.scheme = b"http" if host.transport is None else b"https"
         if index is None or not retry.REQUEST_HEADERS.isdisjoint(index):
             forwarding.retry = retry.start(route, head, cluster, self.random, self.context.runtime)
             forwarding.retries = forwarding.retry is not None

@@ -255,6 +255,8 @@ def _try_out(manager: HttpConnectionManager, route: Route | None, known: ShapedR
         lane.route.finalize_request(probe)  # type: ignore[arg-type]
     head.__class__ = RequestHead
     outcome.lane = lane
+    if lane.scheme is not None:
+        head.scheme = lane.scheme
     outcome.finished = head
     outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
     return outcome if all(outcome.wire.count(mark) <= 1 for mark in marks) else None
