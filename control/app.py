@@ -1,8 +1,9 @@
-"""The control plane as a process: a folder is watched, snapshots are made of it and served. Everything is wired together here."""
+"""The control plane as a process: a folder, a cluster or both are watched, snapshots are made of them and served. Everything is wired together here."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from control.sources.folder import Folder
 if TYPE_CHECKING:
     import grpc
 
+    from control.sources.kubernetes import Kubernetes
+
 _log = logging.getLogger("meshctl")
 Arrange = Callable[[Mapping[Any, Any]], Mapping[Any, Any]]
 LOOK_EVERY_S = 0.2
@@ -27,17 +30,26 @@ PATIENCE_S = 0.5  # ... or when it has waited for so long
 
 
 class Mesh:
-    """A folder and the snapshot of it that is served. Decides nothing by the clock: `App` says when to look.
+    """Sources of documents and the snapshot of them that is served. Decides nothing by the clock: `App` says when to look.
 
-    `arrange`: completes what the documents say, and gives the same objects for the same ones. `defaults`: what holds where they say nothing.
+    `folder` "" is none. `cluster`: makes a Kubernetes source for a store. `arrange`: completes what the documents say, and gives the same objects for the same
+    ones. `defaults`: what holds where they say nothing.
     """
 
-    def __init__(self, folder: str, trust_domain: str, arrange: Arrange | None = None, defaults: MeshConfig = NO_MESH_CONFIG) -> None:
+    def __init__(
+        self,
+        folder: str,
+        trust_domain: str,
+        arrange: Arrange | None = None,
+        defaults: MeshConfig = NO_MESH_CONFIG,
+        cluster: Callable[[Store], Kubernetes] | None = None,
+    ) -> None:
         self.trust_domain = trust_domain
         self._defaults = defaults
         self._arrange = arrange
         self.store = Store()
-        self.folder = Folder(folder, self.store)
+        self.folder = Folder(folder, self.store) if folder else None
+        self.cluster = cluster(self.store) if cluster is not None else None
         self.snapshot: MeshSnapshot = build({}, None, trust_domain, defaults)
 
     @property
@@ -46,8 +58,24 @@ class Mesh:
         return self.store.troubles
 
     def look(self) -> bool:
-        """Read what has changed; returns whether anything had. Raises OSError without the folder."""
-        return self.folder.scan(time.time_ns())
+        """Read what has changed; returns whether anything had. Raises OSError without the folder, when the cluster has been looked at."""
+        changed = self.cluster is not None and self.cluster.take()
+        if self.folder is None:
+            return changed
+        try:
+            return self.folder.scan(time.time_ns()) or changed
+        except OSError:
+            if changed:
+                return True
+            raise
+
+    async def wait(self) -> None:
+        """Until it is time to look again."""
+        if self.cluster is None:
+            await asyncio.sleep(LOOK_EVERY_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.cluster.changed.wait(), LOOK_EVERY_S if self.folder is not None else None)
 
     def settle(self) -> bool:
         """Make a snapshot of what was read; returns whether it is another one."""
@@ -71,8 +99,9 @@ class App:
         arrange: Arrange | None = None,
         identify: Identify | None = None,
         defaults: MeshConfig = NO_MESH_CONFIG,
+        cluster: Callable[[Store], Kubernetes] | None = None,
     ) -> None:
-        self.mesh = Mesh(folder, trust_domain, arrange, defaults)
+        self.mesh = Mesh(folder, trust_domain, arrange, defaults, cluster)
         self.hub = Hub(self.mesh.snapshot)
         self.server = XdsServer(self.hub, handlers, identify)
         self._reported: list[str] = []
@@ -85,15 +114,15 @@ class App:
         self._report()
 
     async def run(self, on_change: Callable[[], None] | None = None) -> None:
-        """Watch the folder until cancelled. While it is away, what was there last is served."""
+        """Watch the sources until cancelled. While one is away, what was there last is served."""
         missing = False
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await self.mesh.wait()
             try:
                 changed = self.mesh.look()
             except OSError as error:
                 if not missing:
-                    _log.error("%s: %s; serving what was there last", self.mesh.folder.path, error.strerror)
+                    _log.error("%s: %s; serving what was there last", self.mesh.folder.path if self.mesh.folder else "", error.strerror)
                 missing = True
                 continue
             missing = False
@@ -106,7 +135,7 @@ class App:
                     on_change()
 
     async def _quiet(self) -> None:
-        """Wait until the folder rests: tools write many files one after another."""
+        """Wait until the sources rest: tools write many files one after another."""
         waited = 0.0
         while waited < PATIENCE_S:
             await asyncio.sleep(QUIET_S)

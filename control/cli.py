@@ -13,7 +13,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from control.ca import commands as commands_of_authority
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve xDS from a folder, which is watched")
-    serve.add_argument("folder")
+    serve = commands.add_parser("serve", help="serve xDS from a folder, a Kubernetes cluster, or both, which are watched")
+    serve.add_argument("folder", nargs="?", default="")
     serve.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="ADDRESS", help=f"where proxies connect (default {DEFAULT_ADDRESS}); port 0 takes any")
     serve.add_argument("--allow-plaintext", action="store_true", help="--listen may be an address that other machines reach: whoever does reads the whole mesh")
     serve.add_argument("--address-path", metavar="FILE", help="write the address into this file when it is served")
@@ -70,7 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--mtls-listen", default="", metavar="ADDRESS", help="the same for callers with a certificate of the mesh: xDS, and renewal")
     serve.add_argument("--tls-name", action="append", default=[], metavar="NAME", help="a DNS name or IP address of that certificate; repeat it")
     serve.add_argument("--otlp", default="", metavar="HOST:PORT", help="have every request traced, to a collector there that takes OTLP over gRPC")
-    serve.add_argument("--kubernetes", default="", metavar="URL", help="of an API server that says whose service account tokens are")
+    serve.add_argument("--kubernetes", action="store_true", help="the objects of a cluster: in a pod, its own; elsewhere, that of the kubeconfig")
+    serve.add_argument("--kubeconfig", default="", metavar="FILE", help="instead of the pod's service account, $KUBECONFIG or ~/.kube/config")
+    serve.add_argument("--context", default="", metavar="NAME", help="of the kubeconfig, instead of its current one")
+    serve.add_argument("--namespace", action="append", default=[], metavar="NAME", help="only this namespace of the cluster; repeat it")
+    serve.add_argument("--token-reviews", action="store_true", help="the cluster says whose service account tokens are, also with a folder alone")
+    serve.add_argument("--status-listen", default="", metavar="ADDRESS", help="HTTP in the clear: /healthz, /readyz, and /status about the sources")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     serve.set_defaults(run=_serve)
 
@@ -164,21 +169,64 @@ def _serve(options: argparse.Namespace) -> int:
 
 async def _serving(options: argparse.Namespace) -> int:
     app_module = _needs_grpc()
+    _check_plaintext(options)
+    _check_sources(options)
     try:
         defaults = to_collector(options.otlp) if options.otlp else NO_MESH_CONFIG
     except ValueError as error:
         raise UsageError(f"--otlp {error}") from error
-    authority = _authority(options)
-    if authority is not None:
-        app = app_module.App(options.folder, authority.handlers(), options.trust_domain, identify=authority.admission, defaults=defaults)
-    else:
-        app = app_module.App(options.folder, (), options.trust_domain, defaults=defaults)
+    async with contextlib.AsyncExitStack() as ending:
+        server = await _api_server(options, ending)
+        authority = _authority(options, server)
+        of_authority: dict[str, Any] = {"identify": authority.admission, "handlers": authority.handlers()} if authority is not None else {}
+        app = app_module.App(options.folder, trust_domain=options.trust_domain, defaults=defaults, cluster=_cluster(options, server), **of_authority)
+        serving = asyncio.create_task(_until_ended(options, app, authority, ending), name="serve")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+    return 0
+
+
+async def _until_ended(options: argparse.Namespace, app: Any, authority: Any, ending: contextlib.AsyncExitStack) -> None:
+    """Serve until cancelled. What is to be ended then is put into `ending`. Raises UsageError."""
+    status = await _status_page(options, app, ending)
+    watching = None
+    if app.mesh.cluster is not None:
+        watching = asyncio.create_task(app.mesh.cluster.run(), name="watch the cluster")
+        ending.callback(watching.cancel)
+        await _beside(watching, app.mesh.cluster.wait_settled())
     try:
         app.load()
     except OSError as error:
         raise UsageError(f"{options.folder}: {error.strerror}") from error
-    host, _, _ = options.listen.rpartition(":")
-    _check_plaintext(options)
+    address = await _listen(options, app, authority, ending)
+    if options.address_path:
+        pathlib.Path(options.address_path).write_text(address, encoding="utf-8")
+    sources = " and ".join(filter(None, (options.folder, "the cluster" if options.kubernetes else "")))
+    log = logging.getLogger("meshctl")
+    log.info("serving %s on %s: %d documents, %d complaints", sources, address, len(app.mesh.store.objects), len(app.mesh.troubles))
+    if status is not None:
+        status.ready = True
+    await _beside(watching, app.run())
+
+
+async def _beside(task: asyncio.Task[None] | None, doing: Coroutine[Any, Any, None]) -> None:
+    """Do something for as long as a task does not fail: then it fails, too."""
+    if task is None:
+        await doing
+        return
+    other = asyncio.ensure_future(doing)
+    try:
+        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
+        (other if other.done() else task).result()
+    finally:
+        other.cancel()
+
+
+async def _listen(options: argparse.Namespace, app: Any, authority: Any, ending: contextlib.AsyncExitStack) -> str:
+    """Open all ports; returns the address of the first. Raises UsageError."""
     log = logging.getLogger("meshctl")
     where = options.listen
     try:
@@ -200,24 +248,58 @@ async def _serving(options: argparse.Namespace) -> int:
         except OSError as error:
             await app.server.stop()
             raise UsageError(f"{options.ca_socket}: {error.strerror}") from error
-    address = f"{host}:{port}"
-    if options.address_path:
-        pathlib.Path(options.address_path).write_text(address, encoding="utf-8")
-    logging.getLogger("meshctl").info(
-        "serving %s on %s: %d documents, %d complaints", options.folder, address, len(app.mesh.store.objects), len(app.mesh.troubles)
-    )
-    watching = asyncio.create_task(app.run(), name="watch the folder")
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, watching.cancel)
+        ending.push_async_callback(authority.stop)
+    ending.push_async_callback(app.server.stop)
+    return f"{options.listen.rpartition(':')[0]}:{port}"
+
+
+def _check_sources(options: argparse.Namespace) -> None:
+    """Raises UsageError."""
+    if not options.folder and not options.kubernetes:
+        raise UsageError("a folder, or --kubernetes, is needed")
+    if not options.kubernetes and not options.token_reviews and (options.kubeconfig or options.context):
+        raise UsageError("--kubeconfig and --context need --kubernetes or --token-reviews")
+    if options.namespace and not options.kubernetes:
+        raise UsageError("--namespace needs --kubernetes")
+
+
+async def _api_server(options: argparse.Namespace, ending: contextlib.AsyncExitStack) -> Any:
+    """The ApiServer that is asked, or None."""
+    if not options.kubernetes and not options.token_reviews:
+        return None
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-    finally:
-        await app.server.stop()
-        if authority is not None:
-            await authority.stop()
-    return 0
+        from control.api_server import Access, ApiServer
+    except ModuleNotFoundError as error:
+        if error.name not in ("kubernetes_asyncio", "aiohttp"):
+            raise
+        raise UsageError("kubernetes_asyncio is needed: pip install 'meshproxy[control]'") from error
+    made = ApiServer(Access(options.kubeconfig, options.context))
+    ending.push_async_callback(made.close)
+    return made
+
+
+def _cluster(options: argparse.Namespace, server: Any) -> Any:
+    """What makes the source of a cluster's objects, or None."""
+    if not options.kubernetes:
+        return None
+    from control.sources.kubernetes import Kubernetes
+
+    return lambda store: Kubernetes(server, store, tuple(options.namespace))
+
+
+async def _status_page(options: argparse.Namespace, app: Any, ending: contextlib.AsyncExitStack) -> Any:
+    """The StatusPage that is asked for, or None. Raises UsageError."""
+    if not options.status_listen:
+        return None
+    from control.status_page import StatusPage
+
+    page = StatusPage(app.mesh)
+    try:
+        await page.start(*_host_and_port(options.status_listen, "--status-listen"))
+    except OSError as error:
+        raise UsageError(f"cannot listen on {options.status_listen}: {error.strerror}") from error
+    ending.push_async_callback(page.stop)
+    return page
 
 
 def _check_plaintext(options: argparse.Namespace) -> None:
@@ -229,7 +311,7 @@ def _check_plaintext(options: argparse.Namespace) -> None:
         )
 
 
-def _authority(options: argparse.Namespace) -> Any:
+def _authority(options: argparse.Namespace, server: Any) -> Any:
     """The RunningAuthority that is asked for, or None."""
     if not options.ca_dir:
         if options.tls_listen or options.mtls_listen or options.ca_socket:
@@ -244,7 +326,8 @@ def _authority(options: argparse.Namespace) -> Any:
     settings = Settings(life_s=options.certificate_life, max_life_s=options.certificate_life)
     try:
         names = (*NAMES, *options.tls_name)
-        running = RunningAuthority(Options(options.ca_dir, options.trust_domain, settings, options.ca_socket, names, options.kubernetes))
+        reviews = _reviews(server)
+        running = RunningAuthority(Options(options.ca_dir, options.trust_domain, settings, options.ca_socket, names, reviews))
         for one in options.ca_user:
             uid, _, who = one.partition("=")
             namespace, _, account = who.partition("/")
@@ -252,6 +335,15 @@ def _authority(options: argparse.Namespace) -> Any:
     except (StoreError, BadCertificate, ValueError) as error:
         raise UsageError(str(error)) from error
     return running
+
+
+def _reviews(server: Any) -> Any:
+    """Who knows service account tokens, or None."""
+    if server is None:
+        return None
+    from control.ca.token_review import TokenReviews
+
+    return TokenReviews(server)
 
 
 def _needs_grpc() -> Any:
@@ -382,8 +474,8 @@ def _secure(options: argparse.Namespace, beyond: str) -> Any:
         raise UsageError(f"{options.token_file}: {error}") from error
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def _host_and_port(address: str, option: str = "--server") -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UsageError(f"--server {address}: host:port is needed")
+        raise UsageError(f"{option} {address}: host:port is needed")
     return host.strip("[]"), int(port)

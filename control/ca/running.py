@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from control.ca.admission import Admission
 from control.ca.attestation import Attestor, Renewals, UnixPeers
 from control.ca.authority import Authority
-from control.ca.kubernetes import ApiServer, KubernetesTokens
+from control.ca.kubernetes import KubernetesTokens, Reviews
 from control.ca.rotation import Settings
 from control.ca.server import OwnCertificate, UnixFront
 from control.ca.service import CertificateService
@@ -33,14 +33,14 @@ SYSTEM_NAMESPACE, SERVICE_ACCOUNT = "mesh-system", "meshctl"
 
 class Options(Record, frozen=True):
     """`folder`: of the authority's keys; `socket`: path of the Unix socket whose callers are known by their process, "" for none; `names`: that the control
-    plane's TLS port is called by; `kubernetes`: URL of an API server that reviews tokens, "" for none."""
+    plane's TLS port is called by; `reviews`: who knows service account tokens."""
 
     folder: str
     trust_domain: str
     settings: Settings = Settings()
     socket: str = ""
     names: Sequence[str] = NAMES
-    kubernetes: str = ""
+    reviews: Reviews | None = None
 
 
 class RunningAuthority:
@@ -52,7 +52,7 @@ class RunningAuthority:
         self.tokens = tokens_of(options.folder)
         self.peers = UnixPeers()
         attestors: list[Attestor] = [self.tokens, Renewals(options.trust_domain, self.authority.bundle)]
-        accounts = KubernetesTokens(options.trust_domain, ApiServer(options.kubernetes)) if options.kubernetes else None
+        accounts = KubernetesTokens(options.trust_domain, options.reviews) if options.reviews is not None else None
         if accounts is not None:
             attestors.append(accounts)
         self.admission = Admission(options.trust_domain, accounts)

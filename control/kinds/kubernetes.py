@@ -1,16 +1,29 @@
-"""Kubernetes: Service, Endpoints, EndpointSlice and Pod, as far as they say where services are."""
+"""Kubernetes: Service, Endpoints, EndpointSlice, Pod and Node, as far as they say where services are.
+
+A Pod says by an annotation how its sidecar listens, as a Workload does in `spec.sidecar`:
+
+metadata:
+  annotations:
+    meshproxy/sidecar: '{"inbound": [{"port": 8000, "listen": 18000}], "httpProxy": 15001, "identity": true}'
+"""
 
 from __future__ import annotations
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.kinds.workload import parse_sidecar
 from control.model.labels import Namespace, labels_of
 from control.model.protocols import protocol_of_port
-from control.model.service import EndpointSlice, Port, Resolution, Service, SliceAddress, Workload
+from control.model.service import EndpointSlice, Locality, NodePlace, Port, Resolution, Service, SidecarPorts, SliceAddress, Workload
 from control.names import service_host
+from meshproxy.api import document
+from meshproxy.api.errors import ConfigError
 
 _SERVICE_NAME = "kubernetes.io/service-name"
 _EXPORT_TO = "networking.istio.io/exportTo"
+SIDECAR = "meshproxy/sidecar"
+_REGION, _ZONE, _SUB_ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"
+_OLD_REGION, _OLD_ZONE = "failure-domain.beta.kubernetes.io/region", "failure-domain.beta.kubernetes.io/zone"
 
 
 def parse_service(meta: Meta, body: Fields) -> Service:
@@ -74,12 +87,13 @@ def _endpoint_port(fields: Fields) -> tuple[str, int]:
 def _slice_endpoint(fields: Fields) -> list[SliceAddress]:
     fields.ignore("hostname", "nodeName", "deprecatedTopology", "hints")
     conditions = fields.child("conditions")
-    healthy = True
+    healthy, draining = True, False
     if conditions is not None:
-        conditions.ignore("serving", "terminating")
         healthy = conditions.boolean("ready", True) is not False
+        serving, ending = conditions.boolean("serving", healthy), conditions.boolean("terminating", False)
+        draining = bool(not healthy and serving and ending)
     zone, pod = fields.text("zone"), _pod(fields)
-    return [SliceAddress(address, healthy, zone, pod) for address in fields.texts("addresses", required=True)]
+    return [SliceAddress(address, healthy, zone, pod, draining) for address in fields.texts("addresses", required=True)]
 
 
 def _pod(fields: Fields) -> str:
@@ -115,18 +129,48 @@ def parse_namespace(meta: Meta, body: Fields) -> Namespace:
 
 
 def parse_pod(meta: Meta, body: Fields) -> Workload | None:
-    """A Pod that has an address. Most of what a Pod says is for others."""
+    """A Pod that has an address, and has not ended. Most of what a Pod says is for others."""
     status, spec = body.rest_of("status"), body.need("spec")
     address = status.text("podIP")
-    account = spec.text("serviceAccountName", "default")
+    account, node = spec.text("serviceAccountName", "default"), spec.text("nodeName")
     ports: dict[str, int] = {}
     for some in spec.each("containers", lambda container: container.rest_of("").each("ports", _container_port)):
         ports.update(some)
     spec.rest()
     healthy = not any(kind == "Ready" and value != "True" for kind, value in status.each("conditions", _condition))
-    if not address:
+    sidecar = _sidecar(meta, body)
+    if not address or status.text("phase") in ("Succeeded", "Failed"):  # the address may be another's by now
         return None
-    return Workload(meta.name, meta.namespace, address, meta.labels, {name: port for name, port in ports.items() if name}, account, healthy=healthy)
+    named = {name: port for name, port in ports.items() if name}
+    return Workload(meta.name, meta.namespace, address, meta.labels, named, account, healthy=healthy, sidecar=sidecar, node=node)
+
+
+def _sidecar(meta: Meta, body: Fields) -> SidecarPorts | None:
+    """What a Pod's annotation says."""
+    text = meta.annotations.get(SIDECAR, "")
+    if not text:
+        return None
+    path = f"metadata.annotations[{SIDECAR}]"
+    try:
+        value = document.parse(text)
+    except ConfigError as error:
+        body.error(path, str(error))
+        return None
+    if not isinstance(value, dict):
+        body.error(path, "must be a mapping, in YAML or JSON")
+        return None
+    fields = Fields(value, path, body.problems)
+    made = parse_sidecar(meta, fields)
+    fields.end()
+    return made
+
+
+def parse_node(meta: Meta, body: Fields) -> NodePlace:
+    """Where a Node is, by its labels."""
+    body.ignore("spec")
+    labels = meta.labels
+    region, zone = labels.get(_REGION) or labels.get(_OLD_REGION, ""), labels.get(_ZONE) or labels.get(_OLD_ZONE, "")
+    return NodePlace(meta.name, Locality(region, zone, labels.get(_SUB_ZONE, "")))
 
 
 def _container_port(fields: Fields) -> tuple[str, int]:

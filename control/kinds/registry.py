@@ -22,7 +22,7 @@ from control.kinds import (
 )
 from control.kinds.common import Meta, Parser
 from control.kinds.fields import Fields
-from meshproxy.api.errors import Problem
+from meshproxy.api.errors import UNKNOWN, Problem
 
 OWN = "meshproxy"
 _CORE = ""
@@ -35,6 +35,7 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
     (_CORE, "Endpoints"): (("v1",), kubernetes.parse_endpoints),
     (_CORE, "Pod"): (("v1",), kubernetes.parse_pod),
     (_CORE, "Namespace"): (("v1",), kubernetes.parse_namespace),
+    (_CORE, "Node"): (("v1",), kubernetes.parse_node),
     (_CORE, "Secret"): (("v1",), secret.parse_secret),
     (_CORE, "ConfigMap"): (("v1",), secret.parse_config_map),
     ("discovery.k8s.io", "EndpointSlice"): (("v1",), kubernetes.parse_endpoint_slice),
@@ -61,7 +62,7 @@ KINDS: dict[tuple[str, str], tuple[tuple[str, ...], Parser]] = {
 
 # What stands beside those in the folders of mesh users, and is for others. An empty kind is every kind of the group.
 _FOR_OTHERS = {
-    *((_CORE, kind) for kind in ("LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota")),
+    *((_CORE, kind) for kind in ("Event", "LimitRange", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota")),
     (_CORE, "ServiceAccount"),
     ("apps", ""),
     ("autoscaling", ""),
@@ -74,6 +75,7 @@ _FOR_OTHERS = {
     ("networking.k8s.io", "NetworkPolicy"),
 }
 
+_PRUNED = {_CORE, "discovery.k8s.io"}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
@@ -110,8 +112,11 @@ def for_others(group: str, kind: str) -> bool:
     return (group, kind) in _FOR_OTHERS or (group, "") in _FOR_OTHERS
 
 
-def parse(document: Any) -> tuple[Any, list[Problem]]:
-    """The object of a document, which is None when there are problems, or when it is not for us."""
+def parse(document: Any, *, pruned: bool = False) -> tuple[Any, list[Problem]]:
+    """The object of a document, which is None when there are problems, or when it is not for us.
+
+    `pruned`: an API server has checked it. In kinds of Kubernetes itself, a field that we do not know is then a newer one, and no mistake of anybody.
+    """
     problems: list[Problem] = []
     if not isinstance(document, dict):
         return None, [Problem("", "a document must be a mapping with apiVersion, kind and metadata")]
@@ -130,6 +135,8 @@ def parse(document: Any) -> tuple[Any, list[Problem]]:
     made = parser(meta, body)
     body.ignore("status")
     body.end()
+    if pruned and group in _PRUNED:
+        problems = [one for one in problems if one.kind != UNKNOWN or one.path.startswith("metadata.")]
     return (None if problems else made), problems
 
 

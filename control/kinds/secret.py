@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Any
 
 from control.kinds import telemetry
 from control.kinds.common import Meta
@@ -17,6 +18,15 @@ from control.model.telemetry import MeshConfig
 _CHAIN_AND_KEY = (("tls.crt", "tls.key"), ("cert", "key"))
 _AUTHORITIES = (("ca.crt", "ca.crl"), ("cacert", "crl"))
 _TLS = "kubernetes.io/tls"
+
+
+def is_for_us(document: dict[str, Any]) -> bool:
+    """Whether a Secret or a ConfigMap may have anything for a mesh."""
+    meta = document.get("metadata") or {}
+    if document["kind"] == "ConfigMap" and telemetry.is_mesh_config(Meta(str(meta.get("name")), str(meta.get("namespace")), {}, {})):
+        return True
+    names = {name for field in ("data", "stringData") for name in document.get(field) or ()}
+    return document.get("type") == _TLS or any(names.issuperset(pair) for pair in _CHAIN_AND_KEY) or any(pair[0] in names for pair in _AUTHORITIES)
 
 
 def parse_secret(meta: Meta, body: Fields) -> Secret | None:

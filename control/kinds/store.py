@@ -1,7 +1,8 @@
 """Files of documents, and the last good state of every object in them.
 
-A file's text goes in, objects and problems come out. A document that is wrong never takes down one that is right: its object keeps the state in which it was
-last right. When a document cannot even be read, one cannot know which object it was; then all objects that its file had last time, and has no longer, stay.
+A file's text goes in, objects and problems come out; or documents that somebody else has read already, each for itself (`read_object`, `place`). A document
+that is wrong never takes down one that is right: its object keeps the state in which it was last right. When a document cannot even be read, one cannot know
+which object it was; then all objects that its file had last time, and has no longer, stay.
 A document whose text did not change gives the same object again, which is how `translate` knows what it need not do twice.
 """
 
@@ -22,7 +23,8 @@ _BETWEEN = re.compile(r"^---(?:[ \t].*)?\r?$", re.MULTILINE)  # at the start of 
 
 
 class Trouble(NamedTuple):
-    """What is wrong with a document. `place` counts the documents of a file from 0; -1 is the file itself. `kept`: an earlier state of the object is served."""
+    """What is wrong with a document. `place` counts the documents of a file from 0; -1 is the file itself, or the one object that it is. `kept`: an earlier
+    state of the object is served."""
 
     file: str
     place: int
@@ -32,13 +34,16 @@ class Trouble(NamedTuple):
 
     def __str__(self) -> str:
         where = self.file if self.place < 0 else f"{self.file}: document {self.place + 1}"
-        who = f" ({self.identity})" if self.identity is not None else ""
+        who = f" ({self.identity})" if self.identity is not None and self.place >= 0 else ""
         return f"{where}{who}: {self.problem}" + (" [its last good state is kept]" if self.kept else "")
 
 
 @dataclass(slots=True)
-class _Document:
-    """One document of a file: what it said when it was last read. `value` is None for what is not for us, and for what is wrong."""
+class Document:
+    """One document of a file: what it said when it was last read. `value` is None for what is not for us, and for what is wrong.
+
+    `text` is the same only if the document is: what is written, or a digest of it.
+    """
 
     text: str
     line: int
@@ -49,10 +54,12 @@ class _Document:
 
 @dataclass(slots=True)
 class _File:
-    documents: list[_Document] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
     problem: str = ""  # why it could not be read at all
     content: bytes | None = None
     good: dict[Identity, Any] = field(default_factory=dict)  # what is served of it
+    troubles: list[Trouble] = field(default_factory=list)
+    single: bool = False  # it is one object, and no file at all
 
 
 class Store:
@@ -60,9 +67,14 @@ class Store:
 
     def __init__(self) -> None:
         self._files: dict[str, _File] = {}
-        self._order: list[str] = []
         self._served: dict[Identity, Any] = {}
         self._troubles: list[Trouble] = []
+        self._changed: set[str] = set()  # files, since `settle`
+        self._gone: dict[Identity, Any] = {}  # what was served of files that went, since then
+        self._taken: dict[Identity, str] = {}  # which file has an object
+        self._owned: dict[str, list[Identity]] = {}  # the same by file
+        self._contested = False  # whether several have one
+        self._troubled: set[str] = set()
 
     @property
     def objects(self) -> dict[Identity, Any]:
@@ -84,6 +96,7 @@ class Store:
         known = self._files.setdefault(file, _File())
         if known.content == content:
             return False
+        self._changed.add(file)
         known.problem = ""
         known.content = content
         before = {one.text: one for one in known.documents}
@@ -102,24 +115,69 @@ class Store:
         """A file is there and cannot be read: what it had stays."""
         known = self._files.setdefault(file, _File())
         known.problem, known.content = why, None
+        self._changed.add(file)
 
     def remove(self, file: str) -> None:
         """A file is gone, and with it its objects."""
-        self._files.pop(file, None)
+        known = self._files.pop(file, None)
+        if known is not None:
+            self._changed.add(file)
+            self._gone.update(known.good)
+
+    # --- objects one by one
+
+    def read_object(self, name: str, text: str, value: Any) -> Document:
+        """What an API server says of an object, for `place`. `name` stands for it as a file's does; `text`: see Document. Changes nothing."""
+        known = self._files.get(name)
+        if known is not None and known.documents and known.documents[0].text == text:
+            return known.documents[0]
+        made, problems = registry.parse(value, pruned=True)
+        return Document(text, 0, registry.identity(value), made, problems)
+
+    def place(self, name: str, one: Document) -> bool:
+        """An object is there, or has changed; returns whether it says something else than before."""
+        known = self._files.get(name)
+        if known is None:
+            known = self._files[name] = _File(single=True)
+        elif known.documents and known.documents[0] is one:
+            return False
+        known.documents = [one]
+        self._changed.add(name)
+        return True
+
+    # --- what is served
 
     def settle(self) -> bool:
         """After some changes: decide what is served now. Returns whether anything but troubles is different."""
-        troubles: list[Trouble] = []
-        taken: dict[Identity, str] = {}
+        changed, self._changed = self._changed, set()
+        before, self._gone = self._gone, {}
+        if self._contested or any(self._contests(name, changed) for name in changed):
+            changed, before = set(self._files), dict(self._served)  # who has an object may be another now, wherever it is
+            self._taken, self._owned, self._troubled, self._contested = {}, {}, set(), False
+        for name in changed:
+            if name in self._files:
+                before.update(self._files[name].good)
+            for identity in self._owned.pop(name, ()):
+                del self._taken[identity]
+        self._troubled -= changed
         served: dict[Identity, Any] = {}
-        for name in sorted(self._files):
-            served.update(self._settle_file(name, self._files[name], taken, troubles))
-        self._troubles = troubles
-        same = len(served) == len(self._served) and all(self._served.get(identity) is value for identity, value in served.items())
-        self._served = served
-        return not same
+        for name in sorted(changed & self._files.keys()):
+            served.update(self._settle_file(name, self._files[name]))
+        self._troubles = [one for name in sorted(self._troubled) for one in self._files[name].troubles]
+        if len(served) == len(before) and all(before.get(identity) is value for identity, value in served.items()):
+            return False
+        self._served = {identity: value for identity, value in self._served.items() if identity not in before} | served
+        return True
 
-    def _settle_file(self, name: str, file: _File, taken: dict[Identity, str], troubles: list[Trouble]) -> Iterator[tuple[Identity, Any]]:
+    def _contests(self, name: str, changed: set[str]) -> bool:
+        """Whether a file has an object that one has which did not change."""
+        file = self._files.get(name)
+        owners = [self._taken.get(one.identity, name) for one in file.documents if one.identity is not None] if file is not None else []
+        return any(owner not in changed for owner in owners)
+
+    def _settle_file(self, name: str, file: _File) -> dict[Identity, Any]:
+        """What is served of it."""
+        taken, troubles, owned = self._taken, [], self._owned.setdefault(name, [])
         before, good = file.good, {}
         unknown = bool(file.problem)
         if file.problem:
@@ -129,22 +187,27 @@ class Store:
             problems = one.problems
             if identity is not None and identity in taken:
                 problems = [Problem("metadata.name", f"{identity} is in {taken[identity]} already")]
+                self._contested = True
             elif identity is not None:
                 taken[identity] = name
+                owned.append(identity)
                 if one.value is not None:
                     good[identity] = one.value
                 elif problems and identity in before:
                     good[identity] = before[identity]
             else:
                 unknown |= bool(problems)
-            troubles += [Trouble(name, index, identity, problem, identity in good and identity in before) for problem in problems]
+            troubles += [Trouble(name, -1 if file.single else index, identity, problem, identity in good and identity in before) for problem in problems]
         if unknown:  # a document that cannot be read may be any of those that are missed
             for identity, value in before.items():
                 if identity not in taken:
                     taken[identity] = name
+                    owned.append(identity)
                     good[identity] = value
-        file.good = good
-        yield from good.items()
+        file.good, file.troubles = good, troubles
+        if troubles:
+            self._troubled.add(name)
+        return good
 
 
 def _split(text: str) -> Iterator[tuple[int, str]]:
@@ -157,14 +220,14 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
     yield line, text[start:]
 
 
-def _read(text: str, line: int, before: dict[str, _Document]) -> list[_Document]:
+def _read(text: str, line: int, before: dict[str, Document]) -> list[Document]:
     known = before.get(text)
     if known is not None and (known.line == line or known.identity is not None):
         return [known]
     try:
         value = document.parse("\n" * line + text)  # so that messages count the lines of the file
     except ConfigError as error:
-        return [_Document(text, line, None, None, error.problems)]
+        return [Document(text, line, None, None, error.problems)]
     if value is None:
         return []
     if isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list):
@@ -172,6 +235,6 @@ def _read(text: str, line: int, before: dict[str, _Document]) -> list[_Document]
     return [_document(text, line, value)]
 
 
-def _document(text: str, line: int, value: Any) -> _Document:
+def _document(text: str, line: int, value: Any) -> Document:
     made, problems = registry.parse(value)
-    return _Document(text, line, registry.identity(value), made, problems)
+    return Document(text, line, registry.identity(value), made, problems)

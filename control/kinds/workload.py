@@ -41,13 +41,13 @@ def parse(meta: Meta, body: Fields) -> Workload:
         spec.integer("weight", 1, low=1) or 1,
         locality_of(spec.text("locality")),
         spec.boolean("healthy", True) is not False,
-        _sidecar(meta, sidecar, chosen=run is not None) if sidecar is not None else None,
+        parse_sidecar(meta, sidecar, chosen=run is not None) if sidecar is not None else None,
         Run(run.texts("command"), tuple(run.string_map("env").items()), run.text("workingDirectory")) if run is not None else None,
     )
 
 
-def _sidecar(meta: Meta, fields: Fields, *, chosen: bool) -> SidecarPorts:
-    """`chosen`: where it listens for other services may be left open."""
+def parse_sidecar(meta: Meta, fields: Fields, *, chosen: bool = False) -> SidecarPorts:
+    """How a sidecar listens. `chosen`: where it listens for other services may be left open."""
     inbound = fields.each("inbound", lambda one: (one.port("port", required=True), one.port("listen", required=True)))
     outbound = fields.each(
         "outbound",

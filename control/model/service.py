@@ -69,6 +69,7 @@ class Endpoint:
     healthy: bool = True
     workload: str = ""  # what serves there, if it is known: see `telemetry.endpoint_name`
     mtls: bool = False  # it takes mutual TLS of the mesh
+    draining: bool = False  # it serves what it has, and is to get nothing new; it is not `healthy` then
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:
         """Whether all of these labels are among the endpoint's."""
@@ -135,6 +136,7 @@ class Workload:
     healthy: bool = True
     sidecar: SidecarPorts | None = None
     run: Run | None = None
+    node: str = ""  # whose place is its own
 
     def port_for(self, port: Port) -> int:
         """Where this workload serves that port of a service; 0 when it does not."""
@@ -178,12 +180,21 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class SliceAddress:
-    """One address of an EndpointSlice; `pod` names the pod that has it, whose labels count."""
+    """One address of an EndpointSlice; `pod` names the pod that has it, whose labels count. `draining`: see Endpoint."""
 
     address: str
     healthy: bool = True
     zone: str = ""
     pod: str = ""
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlace:
+    """Where a machine of a cluster is."""
+
+    name: str
+    locality: Locality
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from control.model.labels import Namespace, labels_of
 from control.model.routing import RouteRules
 from control.model.secret import CA_SUFFIX, CaBundle, Credential, ReferenceGrant, Secret
 from control.model.security import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, Mtls, PeerAuthentication, RequestAuthentication, mtls_mode, spiffe_id
-from control.model.service import Endpoint, EndpointSlice, Locality, Port, Resolution, Service, Workload
+from control.model.service import NOWHERE, Endpoint, EndpointSlice, Locality, NodePlace, Port, Resolution, Service, SliceAddress, Workload
 from control.model.sidecar import Imports, Sidecar, sidecar_for, with_ingress
 from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, Telemetry, TelemetryConfig, endpoint_name
 from control.model.traffic import DestinationRule
@@ -37,6 +37,7 @@ def visible(thing: _Exported, namespace: str) -> bool:
 
 Labels = tuple[tuple[str, str], ...]
 Endpoints = Mapping[tuple[str, int], tuple[Endpoint, ...]]
+_T = TypeVar("_T")
 _P = TypeVar("_P", RouteRules, DestinationRule)
 
 
@@ -223,90 +224,58 @@ def build(
     objects: Mapping[Any, Any], before: MeshSnapshot | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN, mesh: MeshConfig = NO_MESH_CONFIG
 ) -> MeshSnapshot:
     """The snapshot of what documents describe, in the order of namespace and name. Parts that are as they were `before` are the same objects."""
+    found = _Found(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity)))
     services: dict[str, Service] = {}
     others: dict[str, list[Service]] = defaultdict(list)
-    workloads: dict[tuple[str, str], Workload] = {}
+    for one in found.all(Service):
+        first = services.setdefault(one.host, one)
+        if all(one.namespace != known.namespace for known in (first, *others[one.host])):
+            others[one.host].append(_further(one))
+    places = {one.name: one.locality for one in found.all(NodePlace) if one.locality != NOWHERE}
+    workloads = {(one.namespace, one.name): _placed(one, places[one.node]) if one.node in places else one for one in found.all(Workload)}
     slices: dict[str, list[EndpointSlice]] = defaultdict(list)
-    rules: list[RouteRules] = []
-    destination_rules: list[DestinationRule] = []
-    gateways: list[Gateway] = []
-    sidecars: list[Sidecar] = []
-    peers: list[PeerAuthentication] = []
-    access: list[AuthorizationPolicy] = []
-    telemetry: list[Telemetry] = []
-    mesh_configs: list[MeshConfig] = []
-    tokens: list[RequestAuthentication] = []
-    secrets: dict[Key, Secret] = {}
-    bundles: dict[Key, CaBundle] = {}
-    grants: list[ReferenceGrant] = []
-    backend_tls: list[BackendTls] = []
-    filters: list[EnvoyFilter] = []
-    namespaces: dict[str, Mapping[str, str]] = {}
-    for one in _flat(objects[identity] for identity in sorted(objects, key=lambda identity: (identity[2:], identity))):
-        if isinstance(one, Service):
-            first = services.setdefault(one.host, one)
-            if all(one.namespace != known.namespace for known in (first, *others[one.host])):
-                others[one.host].append(_further(one))
-        elif isinstance(one, Workload):
-            workloads[one.namespace, one.name] = one
-        elif isinstance(one, EndpointSlice):
-            slices[service_host(one.service, one.namespace)].append(one)
-        elif isinstance(one, RouteRules):
-            rules.append(one)
-        elif isinstance(one, DestinationRule):
-            destination_rules.append(one)
-        elif isinstance(one, Gateway):
-            gateways.append(one)
-        elif isinstance(one, Sidecar):
-            sidecars.append(one)
-        elif isinstance(one, PeerAuthentication):
-            peers.append(one)
-        elif isinstance(one, AuthorizationPolicy):
-            access.append(one)
-        elif isinstance(one, Telemetry):
-            telemetry.append(one)
-        elif isinstance(one, MeshConfig):
-            mesh_configs.append(one)
-        elif isinstance(one, RequestAuthentication):
-            tokens.append(one)
-        elif isinstance(one, Secret):
-            secrets[one.namespace, one.name] = one
-        elif isinstance(one, CaBundle):
-            bundles[one.namespace, one.name] = one
-        elif isinstance(one, ReferenceGrant):
-            grants.append(one)
-        elif isinstance(one, BackendTls):
-            backend_tls.append(one)
-        elif isinstance(one, EnvoyFilter):
-            filters.append(one)
-        elif isinstance(one, Namespace):
-            namespaces[one.name] = one.labels
+    for one_slice in found.all(EndpointSlice):
+        slices[service_host(one_slice.service, one_slice.namespace)].append(one_slice)
+    secrets = {(one.namespace, one.name): one for one in found.all(Secret)}
+    bundles = {(one.namespace, one.name): one for one in found.all(CaBundle)}
+    namespaces = {one.name: one.labels for one in found.all(Namespace)}
+    rules = found.all(RouteRules)
     for rule in rules:
         namespaces.setdefault(rule.namespace, labels_of(rule.namespace))
+    backend_tls, sidecars, grants, peers = found.all(BackendTls), found.all(Sidecar), found.all(ReferenceGrant), found.all(PeerAuthentication)
     if backend_tls:
         services = with_backend_tls(services, backend_tls, bundles)
     references = References({key: Credential(bool(one.chain), bool(one.ca)) for key, one in secrets.items()}, tuple(grants))
     if sidecars:
         workloads = {key: with_ingress(one, sidecars) for key, one in workloads.items()}
-    in_order = tuple(sorted(filters, key=lambda one: one.order))
+    in_order = tuple(sorted(found.all(EnvoyFilter), key=lambda one: one.order))
     finder = _Finder(workloads, tuple(peers))
-    by_key = {one.key: one for one in (*services.values(), *(one for found in others.values() for one in found))}
+    by_key = {one.key: one for one in (*services.values(), *(one for more in others.values() for one in more))}
     endpoints = _endpoints(by_key, finder, slices, before.endpoints if before is not None else {})
-    resolved = {key: found for key, found in endpoints.items() if by_key[key[0]].resolution is not Resolution.ENDPOINTS}
-    identities = {key: found for key, service in by_key.items() if (found := finder.identities(service, trust_domain))}
-    security = Security(trust_domain, tuple(peers), tuple(access), identities, tuple(tokens))
-    told = TelemetryConfig(mesh_configs[0].over(mesh) if mesh_configs else mesh, tuple(telemetry))
-    more = {host: tuple(found) for host, found in others.items() if found}
-    edges = with_references(gateways, namespaces, bundles, tuple(grants))
-    config = _config(services, more, in_effect(rules, grants), tuple(destination_rules), edges, tuple(sidecars), security, told, references, resolved)
+    resolved = {key: known for key, known in endpoints.items() if by_key[key[0]].resolution is not Resolution.ENDPOINTS}
+    identities = {key: who for key, service in by_key.items() if (who := finder.identities(service, trust_domain))}
+    access, tokens = tuple(found.all(AuthorizationPolicy)), tuple(found.all(RequestAuthentication))
+    security = Security(trust_domain, tuple(peers), access, identities, tokens)
+    configs = found.all(MeshConfig)
+    told = TelemetryConfig(configs[0].over(mesh) if configs else mesh, tuple(found.all(Telemetry)))
+    more = {host: tuple(some) for host, some in others.items() if some}
+    edges = with_references(found.all(Gateway), namespaces, bundles, tuple(grants))
+    policies = tuple(found.all(DestinationRule))
+    config = _config(services, more, in_effect(rules, grants), policies, edges, tuple(sidecars), security, told, references, resolved)
     if before is not None:
         if same_config(config, before.config):
             config = before.config
-        if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is found for key, found in endpoints.items()):
+        if len(endpoints) == len(before.endpoints) and all(before.endpoints.get(key) is known for key, known in endpoints.items()):
             endpoints = before.endpoints
         if secrets == before.secrets:
             return MeshSnapshot(config, workloads, endpoints, before.secrets, in_order)
     return MeshSnapshot(config, workloads, endpoints, secrets, in_order)
+
+
+@functools.lru_cache(100_000)
+def _placed(workload: Workload, place: Locality) -> Workload:
+    """A workload that is where its machine is, if it does not say itself where."""
+    return workload if workload.locality != NOWHERE else replace(workload, locality=place)
 
 
 @functools.lru_cache(10_000)
@@ -357,12 +326,17 @@ def _endpoints(services: Mapping[str, Service], finder: _Finder, slices: Mapping
     return made
 
 
-def _flat(values: Iterable[Any]) -> Iterable[Any]:
-    for value in values:
-        if isinstance(value, tuple):
-            yield from value
-        else:
-            yield value
+class _Found:
+    """Objects by their class, in their order."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._by_class: dict[type, list[Any]] = defaultdict(list)
+        for value in values:
+            for one in value if isinstance(value, tuple) else (value,):
+                self._by_class[type(one)].append(one)
+
+    def all(self, kind: type[_T]) -> list[_T]:
+        return self._by_class.get(kind, [])
 
 
 class _Finder:
@@ -403,28 +377,32 @@ class _Finder:
         if service.resolution is not Resolution.ENDPOINTS and not service.static and not service.selector:
             yield Endpoint(service.host, port.target if isinstance(port.target, int) else port.number)
         seen = False
+        there: dict[str, Endpoint] = {}
         for one in slices:
             seen = True
             number = one.ports.get(port.name)
             if number:
                 for address in one.addresses:
-                    workload_of = self._workloads.get((one.namespace, address.pod)) if address.pod else None
-                    yield Endpoint(
-                        address.address,
-                        workload_of.reached_at(number) if workload_of is not None else number,
-                        _labels(workload_of) if workload_of is not None else (),
-                        1,
-                        Locality("", address.zone) if address.zone else workload_of.locality if workload_of is not None else Locality(),
-                        address.healthy,
-                        endpoint_name(address.pod, one.namespace, workload_of.labels if workload_of is not None else {}) if address.pod else "",
-                        workload_of is not None and self.takes_mtls(workload_of, number),
-                    )
+                    known = there.get(address.address)  # while endpoints move between slices, one may be in two
+                    if known is None or (address.healthy and not known.healthy):
+                        there[address.address] = self._of_slice(one, address, number)
+        yield from there.values()
         if not seen:
             for workload in behind:
                 number = workload.port_for(port)
                 if number:
                     name = endpoint_name(workload.name, workload.namespace, workload.labels)
                     yield _endpoint(workload, workload.reached_at(number), name, mtls=self.takes_mtls(workload, number))
+
+    def _of_slice(self, one: EndpointSlice, address: SliceAddress, number: int) -> Endpoint:
+        healthy, draining = address.healthy, address.draining
+        workload = self._workloads.get((one.namespace, address.pod)) if address.pod else None
+        if workload is None:
+            name = endpoint_name(address.pod, one.namespace, {}) if address.pod else ""
+            return Endpoint(address.address, number, (), 1, Locality("", address.zone) if address.zone else NOWHERE, healthy, name, False, draining)
+        place = workload.locality if address.zone in ("", workload.locality.zone) else Locality("", address.zone)
+        name, mtls = endpoint_name(address.pod, one.namespace, workload.labels), self.takes_mtls(workload, number)
+        return Endpoint(address.address, workload.reached_at(number), _labels(workload), 1, place, healthy, name, mtls, draining)
 
 
 def _endpoint(workload: Workload, port: int, name: str, *, mtls: bool) -> Endpoint:

@@ -97,7 +97,7 @@ def _endpoint(one: Endpoint) -> dict[str, Any]:
         "load_balancing_weight": one.weight,
     }
     if not one.healthy:
-        made["health_status"] = "UNHEALTHY"
+        made["health_status"] = "DRAINING" if one.draining else "UNHEALTHY"
     metadata: dict[str, Any] = {}
     if one.workload:
         metadata["istio"] = {"workload": one.workload}

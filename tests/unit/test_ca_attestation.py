@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Self
 
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from control.api_server import Access, ApiServer
 from control.ca import certificates
 from control.ca.attestation import AttestorUnavailable, Caller, PeerCredentials, Rejected, Renewals, UnixPeers
 from control.ca.authority import Authority
 from control.ca.csr import parse_csr
-from control.ca.kubernetes import ApiServer, KubernetesTokens
+from control.ca.kubernetes import KubernetesTokens
 from control.ca.rotation import DAY
+from control.ca.token_review import TokenReviews
 from meshproxy.api.renewal import signed_text
 from tests.unit.ca_help import API, NOW, WEB, Clock, csr
 
@@ -127,6 +131,30 @@ def api_server():
     fake.close()
 
 
+class Reviews(TokenReviews):
+    """By the API server at a URL, with the token in a file."""
+
+    def __init__(self, url: str, folder: Path, token_file: str = "") -> None:
+        user = {"tokenFile": token_file} if token_file else {}
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(
+            json.dumps({
+                "clusters": [{"name": "c", "cluster": {"server": url}}],
+                "users": [{"name": "u", "user": user}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            })
+        )  # fmt: skip
+        self.server = ApiServer(Access(str(kubeconfig)))
+        super().__init__(self.server)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.close()
+
+
 async def test_kubernetes(api_server, tmp_path):
     (tmp_path / "token").write_text("ours\n")
     api_server.tokens = {
@@ -136,7 +164,11 @@ async def test_kubernetes(api_server, tmp_path):
         "odd": ("system:serviceaccount:shop", ("istio-ca",)),
         "path": ("system:serviceaccount:shop:../x", ("istio-ca",)),
     }
-    attestor = KubernetesTokens("mesh.test", ApiServer(api_server.url, str(tmp_path / "token")))
+    async with Reviews(api_server.url, tmp_path, str(tmp_path / "token")) as reviews:
+        await check_kubernetes(KubernetesTokens("mesh.test", reviews), api_server)
+
+
+async def check_kubernetes(attestor, api_server):
     assert [str(one) for one in await attestor.attest(Caller(tokens=("good",)), REQUEST)] == ["spiffe://mesh.test/ns/shop/sa/web"]
     path, authorization, asked = api_server.calls[0]
     assert (path, authorization) == ("/apis/authentication.k8s.io/v1/tokenreviews", "Bearer ours")
@@ -164,17 +196,17 @@ async def test_kubernetes(api_server, tmp_path):
         (201, b'{"status": {"authenticated": true, "audiences": ["istio-ca"], "user": 3}}', Rejected),
     ],
 )
-async def test_what_api_servers_may_answer(api_server, status, body, error):
+async def test_what_api_servers_may_answer(api_server, tmp_path, status, body, error):
     api_server.status, api_server.body = status, body
-    with pytest.raises(error):
-        await KubernetesTokens("mesh.test", ApiServer(api_server.url, "")).attest(Caller(tokens=("good",)), REQUEST)
+    async with Reviews(api_server.url, tmp_path) as reviews:
+        with pytest.raises(error):
+            await KubernetesTokens("mesh.test", reviews).attest(Caller(tokens=("good",)), REQUEST)
 
 
 async def test_an_api_server_that_is_away(api_server, tmp_path):
     url = api_server.url
     api_server.server.server_close()
-    for server in (ApiServer(url, ""), ApiServer(url, str(tmp_path / "none"))):
-        with pytest.raises(AttestorUnavailable, match="could not be asked"):
-            await KubernetesTokens("mesh.test", server).attest(Caller(tokens=("good",)), REQUEST)
-    with pytest.raises(ValueError):
-        ApiServer("kubernetes")
+    for token_file in ("", str(tmp_path / "none")):
+        async with Reviews(url, tmp_path, token_file) as reviews:
+            with pytest.raises(AttestorUnavailable, match="could not be asked"):
+                await KubernetesTokens("mesh.test", reviews).attest(Caller(tokens=("good",)), REQUEST)

@@ -1,0 +1,99 @@
+"""What tests do to an API server, over HTTP, in a few words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_OTHER_PLURALS = {"Gateway": "gateways", "Telemetry": "telemetries", "PeerAuthentication": "peerauthentications", "ServiceEntry": "serviceentries"}
+_OTHER_PLURALS |= {"AuthorizationPolicy": "authorizationpolicies", "GatewayClass": "gatewayclasses"}
+_CLUSTER = ("Node", "Namespace", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
+
+
+class Client:
+    """An administrator."""
+
+    def __init__(self, server: Any, token: str = "admin-token") -> None:
+        self.server = server
+        self._http = httpx.Client(base_url=server.url, verify=False, headers={"authorization": f"Bearer {token}"}, timeout=60)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def create(self, document: dict[str, Any]) -> dict[str, Any]:
+        return self._made(self._http.post(path(document).rpartition("/")[0], json=document))
+
+    def get(self, document: dict[str, Any]) -> dict[str, Any]:
+        return self._made(self._http.get(path(document)))
+
+    def replace(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Whatever is there."""
+        known = self.get(document)
+        meta = {**document["metadata"], "resourceVersion": known["metadata"]["resourceVersion"]}
+        return self._made(self._http.put(path(document), json={**document, "metadata": meta}))
+
+    def patch(self, document: dict[str, Any], patch: dict[str, Any], subresource: str = "") -> dict[str, Any]:
+        where = path(document) + (f"/{subresource}" if subresource else "")
+        return self._made(self._http.patch(where, content=json.dumps(patch), headers={"content-type": "application/merge-patch+json"}))
+
+    def delete(self, document: dict[str, Any]) -> None:
+        self._made(self._http.request("DELETE", path(document), json={"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}))
+
+    def list(self, api: str, plural: str, namespace: str = "default") -> list[dict[str, Any]]:
+        root = f"/apis/{api}" if "/" in api else f"/api/{api}"
+        return self._made(self._http.get(f"{root}/namespaces/{namespace}/{plural}"))["items"]
+
+    @staticmethod
+    def _made(response: httpx.Response) -> dict[str, Any]:
+        assert response.is_success, response.text
+        return response.json()
+
+
+def path(document: dict[str, Any]) -> str:
+    """Of an object."""
+    api, kind, meta = document["apiVersion"], document["kind"], document["metadata"]
+    root = f"/apis/{api}" if "/" in api else f"/api/{api}"
+    plural = _OTHER_PLURALS.get(kind, kind.lower() + "s")
+    within = "" if kind in _CLUSTER else f"/namespaces/{meta.get('namespace', 'default')}"
+    return f"{root}{within}/{plural}/{meta['name']}"
+
+
+def kubeconfig(folder: Path, server: Any, user: dict[str, Any] | None = None) -> Path:
+    """A kubeconfig for a server; `user`: as it says who one is."""
+    authority = getattr(server, "authority", None)
+    cluster = {"server": server.url, **({"certificate-authority": str(authority)} if authority is not None else {})}
+    found = folder / "kubeconfig"
+    found.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "c", "cluster": cluster}],
+                "users": [{"name": "u", "user": user if user is not None else {"token": "admin-token"}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    return found
+
+
+def crd(group: str, plural: str, kind: str, version: str = "v1", *, namespaced: bool = True) -> dict[str, Any]:
+    """A CustomResourceDefinition that takes anything."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": anything, "status": anything}}}
+    annotations = {"annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api"}} if group.endswith("k8s.io") else {}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}", **annotations},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced" if namespaced else "Cluster",
+            "names": {"plural": plural, "singular": kind.lower(), "kind": kind},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema, "subresources": {"status": {}}}],
+        },
+    }
