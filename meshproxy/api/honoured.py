@@ -23,7 +23,8 @@ HONOURS = {
     f"{_BOOTSTRAP}ClusterManager": "local_cluster_name upstream_bind_config load_stats_config",
     f"{_CORE}AggregatedConfigSource": "",
     f"{_CORE}SelfConfigSource": "",
-    f"{_CORE}ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only",
+    f"{_CORE}ApiConfigSource": "api_type transport_api_version grpc_services set_node_on_first_message_only rate_limit_settings",
+    f"{_CORE}RateLimitSettings": "max_tokens fill_rate",
     f"{_CORE}BackoffStrategy": "base_interval max_interval",
     f"{_CORE}GrpcService": "envoy_grpc timeout initial_metadata",  # the timeout is one of unary calls; xDS has streams, in Envoy too
     f"{_CORE}GrpcService.EnvoyGrpc": "cluster_name authority retry_policy",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.codec import grpc
 from meshproxy.net.tasks import spawn
+from meshproxy.net.token_bucket import TokenBucket
 from meshproxy.scheduling import turns
 from meshproxy.upstream.grpc_client import GrpcClient
 from meshproxy.upstream.grpc_stream import GrpcError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshproxy.config")
 
 BASE_INTERVAL, MAX_INTERVAL = 0.5, 30.0  # seconds between streams
+MAX_TOKENS, FILL_RATE = 100, 10.0  # requests at once, and a second, where they are limited and nothing else is said
 _V3 = 2  # envoy.config.core.v3.ApiVersion
 GRPC, DELTA_GRPC = 2, 3  # envoy.config.core.v3.ApiConfigSource.ApiType
 _ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
@@ -97,11 +100,19 @@ class Api:
             self.base = backoff.base_interval.ToTimedelta().total_seconds()
             self.max = backoff.max_interval.ToTimedelta().total_seconds() if backoff.HasField("max_interval") else max(self.base * 10, self.base)
 
+        self.rate: tuple[int, float] | None = None  # requests at once, and a second
+        if source.HasField("rate_limit_settings"):
+            settings = source.rate_limit_settings
+            rate = settings.fill_rate.value if settings.HasField("fill_rate") else FILL_RATE
+            if not math.isfinite(rate):
+                fail("rate_limit_settings.fill_rate", f"The value of fill_rate in RateLimitSettings ({rate}) must not be NaN nor Inf")
+            self.rate = settings.max_tokens.value if settings.HasField("max_tokens") else MAX_TOKENS, rate
+
     def mux(self, method: str, scope: Scope, context: Context) -> Mux:
         """A stream to it, not begun. `scope`: of its `control_plane.*`."""
         client = GrpcClient(context.clusters, self.cluster, authority=self.authority, metadata=self.metadata)
         session = Session(context.node, delta=self.delta, node_once=self.node_once, give_way=turns.give_way)
-        return Mux(client, method, session, scope, context, Backoff(context.random.random, self.base, self.max))
+        return Mux(client, method, session, scope, context, Backoff(context.random.random, self.base, self.max), self.rate)
 
     def ads(self, context: Context) -> Mux:
         """The stream of all types."""
@@ -113,9 +124,15 @@ class Api:
 
 
 class Mux:
-    """A stream, those that replace it, and the subscriptions on it. `start` it inside the running loop."""
+    """A stream, those that replace it, and the subscriptions on it. `start` it inside the running loop.
 
-    def __init__(self, client: GrpcClient, method: str, session: Session, scope: Scope, context: Context, backoff: Backoff) -> None:
+    `rate`: requests at once, and a second; None for as many as there are. Refusals are limited in any case: many a control plane answers each with the same
+    resources at once.
+    """
+
+    def __init__(
+        self, client: GrpcClient, method: str, session: Session, scope: Scope, context: Context, backoff: Backoff, rate: tuple[int, float] | None = None
+    ) -> None:
         self.delta = session.delta
         self._client = client
         self._method = method
@@ -126,8 +143,10 @@ class Mux:
         self._expiries: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        scope.declare("counter", ("control_plane.rate_limit_enforced",))
-        scope.declare("gauge", ("control_plane.pending_requests",))
+        self._rate = TokenBucket(*rate, context.clock) if rate is not None else None
+        self._refusals = TokenBucket(MAX_TOKENS, FILL_RATE, context.clock)
+        self._enforced = scope.counter("control_plane.rate_limit_enforced")
+        self._pending = scope.gauge("control_plane.pending_requests")
         self._connected = scope.gauge("control_plane.connected_state")
         self._identifier = scope.text("control_plane.identifier")
 
@@ -202,8 +221,11 @@ class Mux:
             try:
                 async for data in stream:
                     self._backoff.reset()
+                    before = self._session.refusals
                     self._receive(data)
                     self._wake.set()
+                    while self._session.refusals > before and not self._refusals.consume():
+                        await _pause(self._refusals.next_token())
             finally:
                 sender.cancel()
 
@@ -212,10 +234,22 @@ class Mux:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                for request in list(self._session.requests()):
+                while (request := next(self._session.requests(), None)) is not None:
+                    if self._rate is not None:
+                        await self._may_send(self._rate)
                     await stream.send(request)
         except GrpcError:
             return  # whoever reads hears of it, too
+        finally:
+            self._pending.n = 0
+
+    async def _may_send(self, rate: TokenBucket) -> None:
+        """Wait for a token."""
+        while not rate.consume():
+            self._enforced.n += 1
+            self._pending.n = 1 + self._session.pending
+            await _pause(rate.next_token())
+        self._pending.n = 0
 
     def _receive(self, data: bytes) -> None:
         try:
@@ -283,6 +317,10 @@ class Mux:
         del self._expiries[type.url, name]
         self._session.forget(type, name)
         self._distribute(Update(type, "", [], [name]))
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(max(seconds, 0.001))
 
 
 class StreamSubscription(Subscription):

@@ -13,6 +13,7 @@ it had accepted is said again at the beginning of the next one. Source: envoy's 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class _State:
         self.said: set[str] | None = None  # the names that this stream was told; None: nothing was said yet
         self.named = False  # names were said, so an empty list no longer means everything
         self.again: set[str] = set()  # names to be asked for once more (delta)
-        self.answers: list[tuple[str, str]] = []  # (nonce, why not): responses to be answered
+        self.answers: deque[tuple[str, str]] = deque()  # (nonce, why not): responses to be answered
         self.due = bool(self.names)
 
 
@@ -62,6 +63,7 @@ class Session:
     def __init__(self, node: Any, *, delta: bool, node_once: bool = False, give_way: Callable[[], None] = lambda: None) -> None:
         self.delta = delta
         self.open = False
+        self.refusals = 0  # since the beginning
         self.identifier = ""  # what the control plane calls itself
         self._give_way = give_way
         self._node = node
@@ -113,19 +115,24 @@ class Session:
             state.fresh()
 
     def requests(self) -> Iterator[bytes]:
-        """What is to be sent now, serialised; nothing while there is no stream."""
+        """What is to be sent now, serialised; nothing while there is no stream. What the caller does not take comes the next time."""
         if not self.open:
             return
         for url in sorted(self._types, key=_rank):
             state = self._types[url]
-            for nonce, why in state.answers:
+            while state.answers:
+                nonce, why = state.answers.popleft()
                 yield self._answer(state, nonce, why)
-            state.answers.clear()
             if state.due:
                 state.due = False
                 request = self._delta_request(state) if self.delta else self._request(state)
                 if request is not None:
                     yield self._serialise(request)
+
+    @property
+    def pending(self) -> int:
+        """How many requests there are to be sent, at most."""
+        return sum(len(state.answers) + state.due for state in self._types.values()) if self.open else 0
 
     def receive(self, data: bytes) -> Update | None:
         """A response. Returns what it says of what is wanted, to be answered by `accept` or `reject`; None when it was answered here, or concerns nobody.
@@ -151,6 +158,7 @@ class Session:
                 resources.append(of_envelope(one, state.type, one.version) if self.delta else unpack(one, state.type, version))
             check_names(resources)
         except ValueError as error:
+            self.refusals += 1
             state.answers.append((response.nonce, str(error)))
             return None
         wanted = state.names
@@ -171,6 +179,7 @@ class Session:
 
     def reject(self, update: Update, why: str) -> None:
         """Refuse a response: the version stays the one before."""
+        self.refusals += 1
         self._types[update.type.url].answers.append((update.nonce, why[:MAX_DETAIL] or "rejected"))
 
     def forget(self, type: ResourceType, name: str) -> None:

