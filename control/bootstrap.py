@@ -147,13 +147,14 @@ def _cluster(name: str, address: dict[str, Any], options: dict[str, Any]) -> dic
     }
 
 
-def grpc(name: str, namespace: str, servers: Sequence[tuple[str, int]], *, certificates: str = "") -> dict[str, Any]:
+def grpc(name: str, namespace: str, servers: Sequence[tuple[str, int]], *, certificates: str = "", tls: bool = False) -> dict[str, Any]:
     """The file that GRPC_XDS_BOOTSTRAP names. A client goes to the first server that answers.
 
-    `certificates`: the folder in which an agent keeps those of the workload, for calls between workloads.
+    `certificates`: the folder in which an agent keeps those of the workload, for calls between workloads and, with `tls`, for the control plane (gRFC A65).
     """
+    credentials = {"type": "tls", "config": _files(certificates)} if tls else {"type": "insecure"}
     uris = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in servers]
-    made = [{"server_uri": uri, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]} for uri in uris]
+    made = [{"server_uri": uri, "channel_creds": [credentials], "server_features": ["xds_v3"]} for uri in uris]
     found: dict[str, Any] = {
         "xds_servers": made,
         "node": {"id": f"{name}.{namespace}", "metadata": {"GENERATOR": "grpc", "NAME": name, "NAMESPACE": namespace}},

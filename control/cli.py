@@ -439,9 +439,11 @@ def _bootstrap(options: argparse.Namespace) -> int:
     servers = [_host_and_port(one) for one in options.server or [_server(options)]]
     beyond = next((host for host, _ in servers if not is_local(host)), "") if not options.allow_plaintext else ""
     if options.target == "grpc":
-        if options.tls or beyond:
-            raise UsageError("gRPC clients without a sidecar cannot prove to the control plane who they are yet; --allow-plaintext goes without TLS")
-        made = bootstrap.grpc(name, namespace or "default", servers, certificates=options.certificates)
+        tls = bool(options.tls or beyond)
+        if tls and not options.certificates:
+            why = f"{beyond} is another machine, where" if beyond else "by TLS"
+            raise UsageError(f"{why} a gRPC client must say who it is: by the certificate in --certificates; --allow-plaintext goes without")
+        made = bootstrap.grpc(name, namespace or "default", servers, certificates=options.certificates, tls=tls)
     else:
         secure = _secure(options, beyond) if options.tls or beyond else None
         made = bootstrap.envoy(name, namespace or "default", servers, delta=not options.sotw, admin_port=options.admin_port, sds=options.sds, secure=secure)

@@ -126,9 +126,10 @@ class ControlPlane:
         return (self._work / "control-stderr").read_text()
 
     def ask(self, *arguments: str):
-        """What `meshctl` says, as plain values."""
+        """What `meshctl` says, as plain values, of this control plane unless the arguments name another address."""
+        where = [] if "--server" in arguments else ["--server", self.address]
         run = subprocess.run(
-            [sys.executable, "-m", "control", *arguments, "--server", self.address, "-o", "json"],
+            [sys.executable, "-m", "control", *arguments, *where, "-o", "json"],
             capture_output=True,
             text=True,
             cwd=ROOT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import subprocess
 import sys
 from concurrent import futures
@@ -15,32 +15,12 @@ import pytest
 
 from tests.e2e.control_plane import ControlPlane, Ports, write
 from tests.e2e.proxy import PATIENCE, ROOT, Proxy, wait_until
+from tests.interop.grpc_mesh import Client, end, run, service, write_rules
 
 pytestmark = pytest.mark.slow
 
-TARGET = "xds:///who:50051"
 IDENTITY = "spiffe://cluster.local/ns/default/sa/"
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {name: who}
-spec:
-  selector: {app: who}
-  ports: [{name: grpc, port: 50051, targetPort: grpc}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: who}
-spec:
-  host: who
-  trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}
-  subsets: [{name: a, labels: {version: a}}, {name: b, labels: {version: b}}]
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: all}
-spec: {mtls: {mode: STRICT}}
-"""
+STRICT = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: all}, spec: {mtls: {mode: STRICT}}}"
 
 
 def workload(name: str, account: str, port: int, sidecar: str = "") -> str:
@@ -49,29 +29,34 @@ def workload(name: str, account: str, port: int, sidecar: str = "") -> str:
 
 
 class Mesh:
-    """A control plane with its authority, and what runs under it. `life`: of certificates, which agents renew at half of it."""
+    """A control plane with its authority, and what runs under it.
 
-    def __init__(self, work: Path, life: str = "1h") -> None:
+    `life`: of certificates, which agents renew at half of it. `tls`: gRPC speaks TLS with the control plane, too.
+    """
+
+    def __init__(self, work: Path, life: str = "1h", *, tls: bool = False) -> None:
         self.work = work
         self.folder = work / "mesh"
         self.folder.mkdir()
         self.ports = Ports()
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.ports.close)
-        write(self.folder, "who.yaml", SERVICE)
+        write(self.folder, "who.yaml", f"{service('{tls: {mode: ISTIO_MUTUAL}}')}---\n{STRICT}")
         write(self.folder, "client.yaml", workload("client", "client", 1))
         self.socket = work / "ca.sock"
         flags = ["--ca-dir", str(work / "ca"), "--ca-socket", str(self.socket), "--certificate-life", life]
+        flags += ["--mtls-listen", "127.0.0.1:0"] if tls else []
         self.control = self.stack.enter_context(ControlPlane(self.folder, work, flags=flags))
+        found = re.search(r"mutual TLS on (127.0.0.1:\d+)", self.control.log())
+        self.by_tls = found[1] if found is not None else ""
+        if self.by_tls:
+            flags[-1] = self.by_tls  # the same when it comes again
         self.servers: dict[str, subprocess.Popen] = {}
         self.server_ports: dict[str, int] = {}
 
     def run(self, *command: str, **env: str) -> subprocess.Popen:
         """A module of ours as a process, until the end; `env` is added to its environment."""
-        with (self.work / f"{command[0]}-{len(list(self.work.iterdir()))}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env={**os.environ, **env}
-            )
+        process = run(self.work / f"{command[0]}-{len(list(self.work.iterdir()))}.log", *command, **env)
         self.stack.callback(end, process)
         return process
 
@@ -91,17 +76,19 @@ class Mesh:
 
     def certificates(self, name: str, account: str) -> Path:
         """Start an agent for that account; the folder where it has written, and goes on to."""
-        folder = self.work / f"{name}-certificates"
+        folder = self.work / f"{name}-{account}-certificates"
         own = ["--authority", f"unix:{self.socket}", "--join-token-file", self.token(account)]
-        agent = self.run("control", "agent", "--socket", str(self.work / f"{name}.sock"), "--files", str(folder), *own)
+        agent = self.run("control", "agent", "--socket", str(self.work / f"{name}-{account}.sock"), "--files", str(folder), *own)
         wait_until(lambda: agent.poll() is None and (folder / "root-cert.pem").exists())
         return folder
 
     def bootstrap(self, name: str, account: str, *flags: str) -> str:
-        path = self.work / f"{name}.json"
+        path = self.work / f"{name}-{account}.json"
+        flags = ("--server", self.by_tls, "--tls", *flags) if self.by_tls else flags
         made = self.control.ask("bootstrap", name, "--for", "grpc", "--certificates", str(self.certificates(name, account)), *flags)
-        for provider in made["certificate_providers"].values():
-            provider["config"]["refresh_interval"] = "1s"
+        for one in (*made["certificate_providers"].values(), *made["xds_servers"][0]["channel_creds"]):
+            if "config" in one:
+                one["config"]["refresh_interval"] = "1s"
         path.write_text(json.dumps(made))
         return str(path)
 
@@ -113,33 +100,12 @@ class Mesh:
         self.servers[version] = self.run("tests.interop.grpc_xds_server", version, f"127.0.0.1:{port}", GRPC_XDS_BOOTSTRAP=self.bootstrap(name, account))
 
     def client(self) -> Client:
-        return Client(self.run("tests.interop.grpc_xds_client", "secure", GRPC_XDS_BOOTSTRAP=self.bootstrap("client", "client")))
+        made = Client(self.work / "client.log", self.bootstrap("client", "client"), secure=True)
+        self.stack.callback(end, made.process)
+        return made
 
     def rules(self, http: str) -> None:
-        head = "apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: who}"
-        write(self.folder, "rules.yaml", f"{{{head}, spec: {{hosts: [who], http: {http}}}}}")
-
-
-def end(process: subprocess.Popen) -> None:
-    process.kill()
-    process.communicate()
-
-
-class Client:
-    """Calls of a client process."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        self._process = process
-
-    def call(self, count: int = 1, metadata: str = "-", target: str = TARGET) -> list:
-        """What each server answers: its mapping, or the status code that comes instead."""
-        self._process.stdin.write(f"{target} {metadata} {count}\n")
-        self._process.stdin.flush()
-        return [json.loads(one) if one.startswith("{") else one for one in json.loads(self._process.stdout.readline())]
-
-    def who(self, count: int = 8, metadata: str = "-") -> set[str]:
-        """Who answers, or the status codes."""
-        return {one["name"] if isinstance(one, dict) else one for one in self.call(count, metadata)}
+        write_rules(self.folder, http)
 
 
 @pytest.fixture
@@ -232,3 +198,35 @@ def test_a_server_behind_a_sidecar(mesh):
     client = mesh.client()
     wait_until(lambda: client.who() == {"a"})
     assert sidecar.stat(f"listener.127.0.0.1_{listen}.ssl.handshake") >= 1
+
+
+def test_the_control_plane_is_reached_by_tls(tmp_path):
+    """Certificates of a few seconds: connections that are made anew show the one of then."""
+    mesh = Mesh(tmp_path, life="6s", tls=True)
+    with mesh.stack:
+        mesh.serve("a")
+        made = json.loads(Path(mesh.bootstrap("client", "client")).read_text())
+        (credentials,) = made["xds_servers"][0]["channel_creds"]
+        assert credentials["type"] == "tls"
+        client = mesh.client()
+        wait_until(lambda: client.who() == {"a"})
+        mesh.rules("[{fault: {abort: {grpcStatus: ABORTED, percentage: {value: 100}}}, retries: {attempts: 0}, route: [{destination: {host: who}}]}]")
+        wait_until(lambda: client.who() == {"ABORTED"})
+        first = Path(credentials["config"]["certificate_file"]).read_bytes()
+        wait_until(lambda: Path(credentials["config"]["certificate_file"]).read_bytes() != first)
+        mesh.control.kill()
+        mesh.control.start()
+        mesh.rules("[{route: [{destination: {host: who}}]}]")
+        wait_until(lambda: client.who() == {"a"})
+
+
+def test_the_control_plane_tells_nothing_to_whoever_has_another_certificate(tmp_path):
+    mesh = Mesh(tmp_path, tls=True)
+    with mesh.stack:
+        mesh.serve("a")
+        client = mesh.client()
+        wait_until(lambda: client.who() == {"a"})
+        made = Client(mesh.work / "liar.log", mesh.bootstrap("client", "other"), secure=True)
+        mesh.stack.callback(end, made.process)
+        assert made.who(1) == {"UNAVAILABLE"}
+        assert "may not have the configuration of client.default" in mesh.control.log()

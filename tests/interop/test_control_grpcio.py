@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from concurrent import futures
 from pathlib import Path
 
@@ -14,23 +11,9 @@ import pytest
 
 from tests.e2e.control_plane import ControlPlane, write
 from tests.e2e.proxy import wait_until
+from tests.interop.grpc_mesh import TARGET, Client, end, service, write_rules
 
 pytestmark = pytest.mark.slow
-
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {name: who}
-spec:
-  selector: {app: who}
-  ports: [{name: grpc, port: 50051, targetPort: grpc}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: who}
-spec: {host: who, subsets: [{name: a, labels: {version: a}}, {name: b, labels: {version: b}}]}
-"""
-TARGET = "xds:///who:50051"
 
 
 def server(name: str) -> tuple[grpc.Server, int]:
@@ -50,7 +33,7 @@ class Mesh:
         self.folder = work / "mesh"
         self.folder.mkdir()
         self.servers = {}
-        write(self.folder, "who.yaml", SERVICE)
+        write(self.folder, "who.yaml", service())
         for name in ("a", "b"):
             self.servers[name], port = server(name)
             write(
@@ -63,31 +46,14 @@ class Mesh:
         self.control.start()
         bootstrap = work / "bootstrap.json"
         bootstrap.write_text(json.dumps(self.control.ask("bootstrap", "client", "--for", "grpc")))
-        with (work / "client-stderr").open("wb") as stderr:
-            self.client = subprocess.Popen(
-                [sys.executable, "-m", "tests.interop.grpc_xds_client"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env={**os.environ, "GRPC_XDS_BOOTSTRAP": str(bootstrap)},
-            )
+        self.client = Client(work / "client-stderr", str(bootstrap))
+        self.call = self.client.call
 
     def rules(self, http: str) -> None:
-        head = "apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: who}"
-        write(self.folder, "rules.yaml", f"{{{head}, spec: {{hosts: [who], http: {http}}}}}")
-
-    def call(self, count: int = 1, metadata: str = "-", target: str = TARGET) -> list[str]:
-        """Who answers each call, or the status code that comes instead."""
-        self.client.stdin.write(f"{target} {metadata} {count}\n")
-        self.client.stdin.flush()
-        return json.loads(self.client.stdout.readline())
+        write_rules(self.folder, http)
 
     def close(self) -> None:
-        self.client.stdin.close()
-        self.client.stdout.close()
-        self.client.kill()
-        self.client.wait()
+        end(self.client.process)
         self.control.kill()
         for one in self.servers.values():
             one.stop(None).wait()

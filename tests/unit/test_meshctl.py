@@ -73,6 +73,21 @@ def test_bootstrap_for_grpc(capsys):
     assert made["node"]["metadata"] == {"GENERATOR": "grpc", "NAME": "web", "NAMESPACE": "default"}
 
 
+def test_bootstrap_for_grpc_by_tls(capsys):
+    arguments = ["bootstrap", "web", "--for", "grpc", "-o", "json", "--server", "control.example:15011"]
+    assert cli.main(arguments) == 2
+    assert "control.example is another machine, where a gRPC client must say who it is: by the certificate in --certificates" in capsys.readouterr().err
+    assert cli.main([*arguments, "--certificates", "/certificates"]) == 0
+    (server,) = json.loads(capsys.readouterr().out)["xds_servers"]
+    assert server["server_uri"] == "control.example:15011"
+    (credentials,) = server["channel_creds"]
+    files = {"certificate_file": "cert-chain.pem", "private_key_file": "key.pem", "ca_certificate_file": "root-cert.pem"}
+    assert credentials == {"type": "tls", "config": {**{key: f"/certificates/{name}" for key, name in files.items()}, "refresh_interval": "5s"}}
+    assert cli.main([*arguments, "--certificates", "/certificates", "--allow-plaintext"]) == 0
+    (server,) = json.loads(capsys.readouterr().out)["xds_servers"]
+    assert server["channel_creds"] == [{"type": "insecure"}]
+
+
 def test_bootstrap_needs_a_port(capsys):
     assert cli.main(["bootstrap", "web", "--server", "here"]) == 2
     assert "host:port" in capsys.readouterr().err
