@@ -10,6 +10,7 @@ Untraced connection managers know nothing of this: those that trace have their s
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from meshproxy.api import errors, registry, runtime
 from meshproxy.observe import flags
@@ -353,10 +354,11 @@ def _tracer(proto: Any, context: Any) -> Any:
         return None
     with errors.under("provider.typed_config"):
         packed = proto.provider.typed_config
-        key = "tracer", packed.type_url, packed.value
-        tracer = context.shared.get(key)
+        # One that no connection manager has any more goes when the last of its spans is sent.
+        tracers = context.shared.setdefault("tracers", WeakValueDictionary())
+        key = packed.type_url, packed.value
+        tracer = tracers.get(key)
         if tracer is None:
             module = registry.module(registry.type_url(packed), "tracer")
-            tracer = module.compile(registry.unpack(packed), context)
-            context.shared[key] = tracer
+            tracer = tracers[key] = module.compile(registry.unpack(packed), context)
         return tracer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakSet
 
 from meshproxy.net import tasks
 
@@ -30,7 +31,7 @@ class Batch(Generic[_T]):
         self._waiting: list[_T] = []
         self._under_way = 0
         self._timer: asyncio.TimerHandle | None = None
-        context.shared.setdefault("span batches", []).append(self)  # the worker looks here before it ends
+        context.shared.setdefault("span batches", WeakSet()).add(self)  # the worker looks here before it ends
 
     @property
     def busy(self) -> bool:

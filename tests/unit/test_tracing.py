@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from meshproxy.api import messages
 from meshproxy.api.errors import ConfigError
 from meshproxy.api.runtime import Layer, Runtime, parse_entry
 from meshproxy.codec.headers import RequestHead
-from meshproxy.http import opentelemetry
+from meshproxy.http import opentelemetry, tracing
 from meshproxy.tracing.batch import Batch
 from meshproxy.tracing.opentelemetry import Tracer
 from meshproxy.upstream.grpc_stream import GrpcError
@@ -175,3 +176,31 @@ async def test_a_batch_goes_on_after_an_accident():
     assert batch.put(4)
     await settled()
     assert sent == [[0], [1], [4]]
+
+
+async def test_a_tracer_goes_with_those_who_have_it_once_its_spans_are_sent():
+    context = upstream_help.context()
+    context.loop = asyncio.get_running_loop()
+    context.runtime = Runtime([Layer("l", {"tracing.opentelemetry.flush_interval_ms": parse_entry("1")})])
+    proto = messages.known("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing")()
+    proto.provider.typed_config.Pack(config())
+    made, other = tracing._tracer(proto, context), tracing._tracer(proto, context)
+    assert made is other
+    collector = made._exporter._client = Collector()
+    collector.gate = asyncio.Event()
+    spans(made, 1)
+    del made, other
+    gc.collect()
+    assert len(context.shared["tracers"]) == len(context.shared["span batches"]) == 1  # one waits
+    async with asyncio.timeout(10):
+        while not collector.calls:
+            await asyncio.sleep(0.001)
+    gc.collect()
+    (batch,) = context.shared["span batches"]
+    assert batch.busy
+    del batch
+    collector.gate.set()
+    await settled()
+    gc.collect()
+    assert not context.shared["tracers"]
+    assert not context.shared["span batches"]
