@@ -12,7 +12,7 @@ HONOURS = {
         "hpack_table_size max_concurrent_streams initial_stream_window_size initial_connection_window_size allow_connect max_outbound_frames"
         " max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream"
         " max_inbound_window_update_frames_per_data_frame_sent stream_error_on_invalid_http_messaging override_stream_error_on_invalid_http_message"
-        " custom_settings_parameters connection_keepalive use_oghttp2_codec"
+        " custom_settings_parameters connection_keepalive use_oghttp2_codec allow_metadata max_metadata_size"
     ),
     f"{_CORE}Http2ProtocolOptions.SettingsParameter": "identifier value",
     f"{_CORE}KeepaliveSettings": "interval timeout interval_jitter connection_idle_interval",
@@ -41,6 +41,9 @@ def compile_http2(proto: Any, stream_errors: bool | None = None) -> dict[str, An
     values: dict[str, Any] = {name: getattr(proto, name).value for name in _NUMBERS if proto.HasField(name)}
     values["custom_settings"] = _custom_settings(proto)
     values["allow_connect"] = proto.allow_connect
+    values["allow_metadata"] = proto.allow_metadata
+    if proto.HasField("max_metadata_size"):
+        values["max_metadata_size"] = proto.max_metadata_size.value
     lenient = proto.stream_error_on_invalid_http_messaging if stream_errors is None else stream_errors
     if proto.HasField("override_stream_error_on_invalid_http_message"):
         lenient = proto.override_stream_error_on_invalid_http_message.value

@@ -282,6 +282,13 @@ class Attempt:
             self._let_go()
         owner.on_attempt_trailers(self, trailers)
 
+    def on_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map that goes with the response (codec.h2.metadata); it does not wait for the head."""
+        if self.owner is not None and not self.abandoned:
+            stream = self.stream
+            stream.last_active = self.owner.router.clock()
+            stream.codec.send_metadata(fields)
+
     def on_upstream_reset(self, reason: str, details: str) -> None:
         """The exchange broke under us."""
         self.exchange = None

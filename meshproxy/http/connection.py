@@ -353,6 +353,10 @@ class ServerConnection(DownstreamConnection):
         else:
             self.flush()
 
+    def send_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """HTTP/1 has nothing for it."""
+        self.stats.metadata_not_supported_error.n += 1
+
     def write(self, data: bytes) -> None:
         """Write at once, after what was kept back."""
         data = self._out + data

@@ -53,6 +53,9 @@ class Exchange(Protocol):
     def send_trailers(self, trailers: Headers) -> None:
         """The response's end."""
 
+    def send_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map that is no part of the response (codec.h2.metadata), at any time before its end; dropped where the client cannot know it."""
+
     def flush(self) -> None:
         """Send what was kept back: whoever acts on a stream from a timer or a task calls this at the end."""
 

@@ -162,6 +162,8 @@ class Forwarding(Tries):
             route.virtual_cluster.count(stream, "upstream_rq_total")
         if route.per_try_idle_timeout and self.ended:  # else when the request is complete
             attempt.restart_idle_timer()
+        if (maps := stream.locals.pop("metadata", None)) is not None:
+            attempt.exchange.add_metadata(maps)
         duration = stream.locals.get("stream_duration", self.cluster.max_stream_duration)
         if duration and self._duration_timer is None:
             self._duration_timer = self.router.context.loop.call_later(duration, self._duration_reached)
@@ -212,6 +214,17 @@ class Forwarding(Tries):
         if attempt.exchange is not None:
             attempt.send_trailers(trailers)
         self._request_complete()
+
+    def metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map that goes with the request (codec.h2.metadata): to the try that there is, or the next one. As Envoy, no other one gets it."""
+        if self.done:
+            return
+        attempt = self.winner or (self.attempts[-1] if self.attempts else self)
+        if attempt.exchange is not None:
+            attempt.exchange.send_metadata(fields)
+        else:
+            self.stream.locals.setdefault("metadata", []).append(fields)
+            self.careful = True
 
     def _keep(self, data: bytes) -> None:
         if data:

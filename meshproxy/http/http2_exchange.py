@@ -228,6 +228,13 @@ class Http2Exchange(Http2Stream):
         if stream is not None:
             stream.on_trailers(trailers.own())
 
+    def on_metadata(self, fields: dict[bytes, bytes]) -> None:
+        if hasattr(self, "waiting"):
+            self.general()
+        stream = self.stream
+        if stream is not None and not stream.ended:
+            stream.on_metadata(fields)
+
     def on_reset(self, code: int, details: str, remote: bool) -> None:
         if hasattr(self, "waiting"):
             self.general()

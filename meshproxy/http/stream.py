@@ -305,6 +305,15 @@ class Stream(StreamInfo):
         if self.forwarding is not None:
             self.forwarding.trailers(trailers)
 
+    def on_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map from the codec, for the upstream: no filter looks at it. While there is no upstream yet, it waits."""
+        self.last_active = self.manager.clock()
+        forwarding = self.forwarding
+        if forwarding is None:
+            self.locals.setdefault("metadata", []).append(fields)
+        else:
+            forwarding.metadata(fields)
+
     def _request_complete(self, now: float) -> None:
         self.request_ended = True
         self.request_end = now

@@ -13,7 +13,7 @@ from meshproxy.upstream.connection import Connection
 from meshproxy.upstream.pool import PROTOCOL_ERROR, TERMINATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from meshproxy.codec.headers import Headers, Pair, RequestHead, ResponseHead
     from meshproxy.upstream.http1_pool import Http1Pool
@@ -104,6 +104,14 @@ class Http1Connection(Connection):
             self._leave(request)
             self.close()
             request.on_upstream_reset(TERMINATION, "")
+
+    def send_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """HTTP/1 has nothing for it."""
+        self.add_metadata((fields,))
+
+    def add_metadata(self, maps: Collection[dict[bytes, bytes]]) -> None:
+        """HTTP/1 has nothing for it."""
+        self.stats.scope.counter("http1.metadata_not_supported_error").n += len(maps)
 
     def send_trailers(self, trailers: Headers) -> None:
         """The request's end; trailers need a chunked body."""

@@ -290,6 +290,7 @@ class Http2Request(Http2Stream):
     __slots__ = ("_data", "_known", "connection", "planned", "pool", "request", "way")
 
     protocol = "HTTP/2"
+    _maps: Iterable[dict[bytes, bytes]] = ()  # metadata that follows the head
     held_back = False  # the request was told to wait
     upgrade: bytes | None = None  # what the stream is to become
     way: Any  # only of planned requests: see `upstream.pool.PlanExchange`
@@ -353,6 +354,8 @@ class Http2Request(Http2Stream):
                 pseudo += ((b":path", head.path), _CONNECT, (b":scheme", head.scheme), (b":protocol", upgrade))
                 items = [pair for pair in items if pair[0] not in _UPGRADE and pair != (b"content-length", b"0")]
         self._send_block(pseudo + items, end_stream=False)
+        for fields in self._maps:
+            self.send_metadata(fields)
         for data in body:
             self.send_data(data, False)
         if ended:
@@ -369,6 +372,10 @@ class Http2Request(Http2Stream):
     def send_trailers(self, trailers: Headers) -> None:  # type: ignore[override]  # that one takes pairs
         """The request's end."""
         super().send_trailers(trailers.items)
+
+    def add_metadata(self, maps: Iterable[dict[bytes, bytes]]) -> None:
+        """See `upstream.pool.Exchange`."""
+        self._maps = maps
 
     def let_go(self) -> None:
         """All was sent and received; the stream may still have some of it in its queue."""
@@ -545,6 +552,13 @@ class Http2Request(Http2Stream):
             self.stats.upstream_rq_tx_reset.n += 1
             self._reset(errors.INTERNAL_ERROR)
             request.on_upstream_done_early()
+
+    def on_metadata(self, fields: dict[bytes, bytes]) -> None:
+        if self._known is not None or self.planned is not None:
+            self.release()
+        take = getattr(self.request, "on_metadata", None)  # the proxy's own requests have no use for it
+        if take is not None:
+            take(fields)
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
         if self._known is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshproxy.net import dial, tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from meshproxy.codec.headers import Headers, RequestHead
     from meshproxy.context import Context
@@ -73,6 +73,12 @@ class Exchange(Protocol):
 
     def send_trailers(self, trailers: Headers) -> None:
         """The request's end."""
+
+    def send_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map that is no part of the request (codec.h2.metadata). Dropped where the host cannot know it."""
+
+    def add_metadata(self, maps: Collection[dict[bytes, bytes]]) -> None:
+        """The same for those that are to follow the head, which has not gone out."""
 
     def let_go(self) -> None:
         """All was sent and received: `request` is served no more."""

@@ -31,6 +31,7 @@ from tests.differential.http2_steps import (
     Headers,
     Heard,
     Hello,
+    Metadata,
     Open,
     Rst,
     Settings,
@@ -68,9 +69,9 @@ from tests.differential.wire import (
 
 __all__ = [
     "OK", "PROBE_HOST", "Body", "Case", "Close", "Counted", "Data", "Echo", "EchoData", "Ended", "Eof", "Frame", "GoAway", "Got", "HalfClose", "Head",
-    "Headers", "Heard", "Hello", "Idle", "Open", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Rst", "Settings", "Show", "Signal", "Sync", "Tls",
-    "Until", "Update", "Wait", "answer", "ask", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get", "grpc_head",
-    "h2_case", "h2_cluster", "hcm", "head", "http", "http2_options", "lines", "listener", "message", "reply", "req", "to", "y",
+    "Headers", "Heard", "Hello", "Idle", "Metadata", "Open", "Pair", "Play", "Request", "Reset", "Response", "Rig", "Rst", "Settings", "Show", "Signal",
+    "Sync", "Tls", "Until", "Update", "Wait", "answer", "ask", "bootstrap", "check_cases", "cluster", "each", "endpoint", "file_log", "filter_", "get",
+    "grpc_head", "h2_case", "h2_cluster", "hcm", "head", "http", "http2_options", "lines", "listener", "message", "reply", "req", "to", "y",
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import hpack
+
 from tests.differential import http2_wire as h2
 from tests.differential.http2_wire import Fields, Http2End
 
@@ -117,6 +119,29 @@ class Frame:
         if self.type == h2.HEADERS and end.client:
             end.opened(self.stream & 0x7FFFFFFF)
         wire.send(h2.frame(self.type, self.flags, self.stream, self.payload, length=self.length) * self.times)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """METADATA frames on the current stream: one map. `split`: in frames of so many bytes; `block`: these bytes for it; `end`: whether it ends."""
+
+    fields: Fields = ()
+    stream: int | None = None
+    split: int = 0
+    block: bytes | None = None
+    end: bool = True
+
+    async def run(self, wire: Wire, signals: Signals) -> None:
+        block = self.block
+        if block is None:  # nothing that depends on what came before
+            block = hpack.Encoder().encode([hpack.NeverIndexedHeaderTuple(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.fields])
+        pieces = [block[at : at + self.split] for at in range(0, len(block), self.split)] if self.split else [block]
+        for number, piece in enumerate(pieces, 1):
+            flags = h2.END_METADATA if self.end and number == len(pieces) else 0
+            wire.send(h2.frame(h2.METADATA, flags, wire.current if self.stream is None else self.stream, piece))
+
+    def __repr__(self) -> str:
+        return f"Metadata({len(list(self.fields))} fields, stream={self.stream})"
 
 
 @dataclass(frozen=True)

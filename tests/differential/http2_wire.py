@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION")
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+METADATA, END_METADATA = 0x4D, 0x4  # Envoy's extension: maps of a stream, in header blocks of their own
 END_STREAM, ACK, END_HEADERS, PADDED, HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 SETTING_NAMES = {1: "header_table_size", 2: "enable_push", 3: "max_concurrent_streams", 4: "initial_window_size", 5: "max_frame_size",
                  6: "max_header_list_size", 8: "enable_connect_protocol"}  # fmt: skip
@@ -55,6 +56,7 @@ class Seen:
         self.data = bytearray()
         self.send_window = send_window
         self.ended = False  # by END_STREAM or RST_STREAM
+        self.metadata = b""  # a block that has not ended
 
     def add(self, kind: str, value: bytes) -> None:
         if kind == "data" and self.events and self.events[-1][0] == "data":
@@ -202,6 +204,8 @@ class Http2End:
         elif type_ == GOAWAY:
             last, code = struct.unpack(">II", payload[:8])
             self._note("goaway", b"last=%d %s" % (last, error_name(code).encode()))
+        elif type_ == METADATA:
+            self._metadata(flags, stream, payload)
         elif type_ == WINDOW_UPDATE:
             self._window_update(stream, *struct.unpack(">I", payload))
         else:
@@ -235,6 +239,15 @@ class Http2End:
             self.wire.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload))))
             if not seen.ended:
                 self.wire.send(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", len(payload))))
+
+    def _metadata(self, flags: int, stream: int, payload: bytes) -> None:
+        assert stream in self.streams, "METADATA on an idle stream"
+        seen = self.streams[stream]
+        seen.metadata += payload
+        if flags & END_METADATA:
+            block, seen.metadata = seen.metadata, b""
+            pairs = sorted(hpack.Decoder(max_header_list_size=1 << 24).decode(block, raw=True))  # the order of a map means nothing
+            self._event(stream, "metadata", b"".join(b"\r\n" + name + b": " + _short(value) for name, value in pairs))
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if flags & ACK:
@@ -275,6 +288,10 @@ class Http2End:
         text = b"".join(b"stream %d:%b\r\n" % (number, seen.text()) for number, seen in sorted(self.streams.items()) if number not in self.hidden)
         text += b"".join(b"%b %b\r\n" % (kind.encode(), value) for kind, value in sorted(self.connection, key=lambda event: event[0]) if kind in self.show)
         return text + (b"GARBAGE " + self.garbage.encode() + b"\r\n" if self.garbage else b"")
+
+
+def _short(value: bytes) -> bytes:
+    return value if len(value) <= _SHOWN_DATA else b"<%d bytes, crc %08x>" % (len(value), zlib.crc32(value))
 
 
 def _unpad(flags: int, payload: bytes) -> bytes:

@@ -22,6 +22,7 @@ def test_what_is_not_set_is_left_to_the_defaults():
     assert compile_http2(options({})) == {
         "custom_settings": (),
         "allow_connect": False,
+        "allow_metadata": False,
         "stream_error_on_invalid_http_message": False,
     }
 
@@ -33,6 +34,8 @@ def test_every_field_is_read():
         "initial_stream_window_size": 65535,
         "initial_connection_window_size": 65536,
         "allow_connect": True,
+        "allow_metadata": True,
+        "max_metadata_size": 5,
         "max_outbound_frames": 1,
         "max_outbound_control_frames": 2,
         "max_consecutive_inbound_frames_with_empty_payload": 0,
@@ -46,6 +49,7 @@ def test_every_field_is_read():
         **{name: value[name] for name in value if name.startswith(("hpack", "max_", "initial_"))},
         "custom_settings": ((16, 3), (2, 0)),
         "allow_connect": True,
+        "allow_metadata": True,
         "stream_error_on_invalid_http_message": True,
         "keepalive_interval": 1.5,
         "keepalive_timeout": 0.001,

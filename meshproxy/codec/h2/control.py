@@ -14,6 +14,7 @@ from meshproxy.codec.h2.frames import (
     GOAWAY,
     MAX_STREAM_ID,
     MAX_WINDOW,
+    METADATA,
     PING,
     PRIORITY,
     PUSH_PROMISE,
@@ -178,6 +179,13 @@ def _priority(session: Session, flags: int, stream_id: int, payload: bytes) -> N
         raise Http2Error(errors.ENHANCE_YOUR_CALM, "Too many PRIORITY frames", flood=True)
 
 
+def _metadata(session: Session, flags: int, stream_id: int, payload: bytes) -> None:
+    if session.options.allow_metadata:
+        from meshproxy.codec.h2.metadata import receive  # few have any
+
+        receive(session, flags, stream_id, payload)
+
+
 _HANDLERS: dict[int, Callable[[Session, int, int, bytes], None]] = {
     PRIORITY: _priority,
     RST_STREAM: _rst_stream,
@@ -187,4 +195,5 @@ _HANDLERS: dict[int, Callable[[Session, int, int, bytes], None]] = {
     GOAWAY: _goaway,
     WINDOW_UPDATE: _window_update,
     CONTINUATION: _continuation,
+    METADATA: _metadata,
 }

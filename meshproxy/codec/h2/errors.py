@@ -39,6 +39,8 @@ class Http2Error(Exception):
     makes of it in the details of the other streams.
     """
 
+    silent = False  # as flood, but that it counts as an error of the protocol
+
     def __init__(self, code: int, message: str, details: str = UNKNOWN, *, flood: bool = False, stream: object = None) -> None:
         super().__init__(message)
         self.code = code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from struct import Struct
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+METADATA = 0x4D  # see metadata.py
 
 END_STREAM = ACK = 1
 END_HEADERS = 4

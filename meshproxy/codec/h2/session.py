@@ -260,7 +260,7 @@ class Session(Output):
         try:
             self._feed(data)
         except Http2Error as error:
-            if not error.flood:
+            if not (error.flood or error.silent):
                 self.emit(frames.encode_goaway(self.last_peer_id, error.code))
             raise
 

@@ -19,6 +19,7 @@ class Options(Record):
     initial_connection_window_size: int = 24 * 1024 * 1024
     allow_connect: bool = False
     allow_metadata: bool = False
+    max_metadata_size: int = 1024 * 1024  # of all that comes on a stream
     max_outbound_frames: int = 10000
     max_outbound_control_frames: int = 1000
     max_consecutive_inbound_frames_with_empty_payload: int = 1

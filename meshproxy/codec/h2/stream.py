@@ -37,6 +37,7 @@ class Http2Stream:
     _warned = False
     relay: Relay | None = None  # by which its data goes on to another stream
     feeder: Relay | None = None  # by which another's comes
+    metadata: Any = None  # what has come of maps (metadata.Incoming)
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -164,6 +165,14 @@ class Http2Stream:
             self.local_closed = True
             self._queued_end = pairs
 
+    def send_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map in METADATA frames, at once whatever is queued; dropped where options do not allow it, or our side has ended."""
+        session = self.session
+        if session.options.allow_metadata and not self.local_closed:
+            from meshproxy.codec.h2.metadata import encode  # few have any
+
+            session.emit(encode(self.id, fields))
+
     def reset(self, code: int) -> None:
         """RST_STREAM; what is queued is dropped and nothing more comes. No-op on a stream that is over, or was never opened."""
         session = self.session
@@ -205,6 +214,9 @@ class Http2Stream:
 
     def on_trailers(self, trailers: KnownTrailers) -> None:
         """The message's end."""
+
+    def on_metadata(self, fields: dict[bytes, bytes]) -> None:
+        """A map, not empty, in METADATA frames; at any time before the peer's end."""
 
     def on_reset(self, code: int, details: str, remote: bool) -> None:
         """The stream is over: by the peer (`remote`), or because of what it sent, and then it was told so already. Nothing follows."""
