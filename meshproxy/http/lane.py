@@ -37,6 +37,7 @@ class Lane:
         "grpc",
         "internal",
         "manager",
+        "operation",
         "outlier",
         "pool_key",
         "queue",
@@ -47,6 +48,7 @@ class Lane:
         "said",
         "scheme",
         "tally",
+        "tracing",
         "version",
         "watched",
     )
@@ -72,12 +74,17 @@ class Lane:
         self.scheme: bytes | None = None  # that requests go upstream with, whatever theirs was
         shaper = chain.shaper
         self.said = 0 if shaper is None or shaper.skips(cluster) else said
+        # What responses are told that the route is called, where requests are traced; None where they are not.
+        tracing = manager.tracing
+        self.operation = None if tracing is None else tracing.lane_operation(route)
+        self.tracing = tracing
         self.watched = bool(manager.logs or chain.complete)
         self.retired = False  # something changed: what is still on its way goes the general way back
         # Responses as they go downstream, and tallies: the same for all routes that do not change responses.
         if route.finalize_response is None:
-            self._planned = manager.planned_responses.setdefault((version, shaper, self.said), {})
-            key = cluster, internal, version, None if route.retry is None else route.retry.from_status, shaper, self.said
+            shaped = shaper, self.said, self.operation
+            self._planned = manager.planned_responses.setdefault((version, *shaped), {})
+            key = cluster, internal, version, None if route.retry is None else route.retry.from_status, *shaped
             self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
         else:
             self._planned = {}
@@ -100,6 +107,8 @@ class Lane:
             head.items.append((timeouts.EXPECTED, expected))  # type: ignore[union-attr]
         if route.finalize_request is not None:
             route.finalize_request(stream)
+        if self.tracing is not None:
+            self.tracing.begin_try(stream, head, 0.0)  # type: ignore[arg-type]  # it has begun as one that is traced
         host = self.cluster.pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(self.pool_key)
@@ -178,6 +187,8 @@ class Lane:
             times[milliseconds] = 1
         service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
         codec.answer(response, service_time, body, trailers, now)
+        if self.tracing is not None:
+            self.tracing.count(stream.reason)
         if self.watched:
             stream.end = now
             size = len(body)
@@ -278,6 +289,8 @@ class Tally:
 def make_lane(manager: HttpConnectionManager, route: Route | None, head: RequestHead, *, internal: bool, grpc: bool, said: int) -> Lane | None:
     """The lane of a route; None when its requests need more than a lane does. `head`: of one of them. `said`: see `Lane`."""
     if route is None or not route.cluster_name or not manager.plannable or not _is_plannable(route):
+        return None
+    if manager.tracing is not None and manager.tracing.lane_operation(route) is None:
         return None
     chain = manager.chains.get(route) or manager.compile_chain(route)
     cluster = manager.router.clusters.get(route.cluster_name)

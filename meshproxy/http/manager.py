@@ -143,7 +143,7 @@ class HttpConnectionManager:
         self._shapes: list[RequestShape] = []  # that have plans
         # Whether requests can go by plan at all.
         self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
-        self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id or self.tracing is not None)
+        self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
         self._drain = context.drain
         if context.drain is not None:
             context.drain.register(self)
@@ -235,7 +235,6 @@ class HttpConnectionManager:
             made = Tracing(proto.tracing, network, self.stats, packs_reason=head.packs_trace_reason, decides_by_id=head.traces_by_id)
         self.stream_class = TracedStream
         self.router.forwarding_class = TracedForwarding
-        self.has_stream_timers = True  # whoever asks sends all requests the general way
         self.finish_response_head = self._finish_traced_head  # type: ignore[method-assign]
         self.logs_times |= made.verbose
         return made
@@ -420,6 +419,8 @@ class HttpConnectionManager:
 
     def plan(self, known: Any, additions: Any) -> plan.Plan | None:
         """The plan for a head that repeats itself, made now if there is none yet; None if there can be none."""
+        if self.tracing is not None:
+            return None  # what goes upstream is another head each time
         made: Any = known.plans.get(additions, NO_PLANS)
         if made is NO_PLANS or (made is not None and made.generation != self.changes.n):
             if known.plans is NO_PLANS or len(known.plans) >= plan.MAX_PER_HEAD:
@@ -432,6 +433,8 @@ class HttpConnectionManager:
 
     def shaped_plans(self, known: ShapedRequest, additions: Any) -> ShapedPlans | None:
         """The same for a head of a known shape."""
+        if self.tracing is not None:
+            return None
         shape = known.shape
         made: Any = shape.plans.get(additions, NO_PLANS)
         if made is NO_PLANS or (made is not None and made.generation != self.changes.n):

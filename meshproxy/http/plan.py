@@ -201,6 +201,9 @@ def start(codec: Any, known: Any, body: bytes, additions: Any, now: float) -> Pl
     lane = manager.lane(route, head, stream.is_internal) if known.method in (_WITH_BODY if body else METHODS) else None
     if body and lane is not None and len(body) > lane.body_limit:
         lane = None
+    tracing = manager.tracing
+    if tracing is not None and not tracing.stays_in_lane(stream):
+        lane = None
     if lane is None or stream.__class__ is not PlannedStream:
         if stream.__class__ is PlannedStream:
             stream.leave_plan()

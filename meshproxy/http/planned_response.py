@@ -82,6 +82,8 @@ def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
             head.set(SERVICE_TIME, _TIME_MARK)
         probe = Probe()
         probe.response = head
+        if lane.operation is not None:
+            probe.tracing, probe.operation, probe.span = manager.tracing.holds(route), lane.operation, None  # type: ignore[union-attr]
         try:
             if route.finalize_response is not None:
                 route.finalize_response(probe)  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ class PlannedStream(Stream):
                 self.peer_said, self.downstream_peer = lane.said, plan.peer
         if stage == FILTERS:
             self._before_sending(plan)
-            self.__class__ = Stream  # type: ignore[assignment]
+            self.__class__ = self.manager.stream_class  # type: ignore[assignment]
             return
         self.cluster = lane.cluster
         self._upstream = connected = self.connected
@@ -73,11 +73,12 @@ class PlannedStream(Stream):
         if stage == UPSTREAM:
             self._nothing_back()
             self.codec.leave_plan(0)
-            self.__class__ = Stream  # type: ignore[assignment]
-            self.forwarding = Forwarding.under_way(lane.manager.router, self, connected, body, lane.queue, lane.queue_per_try)
+            self.__class__ = self.manager.stream_class  # type: ignore[assignment]
+            router = lane.manager.router
+            self.forwarding = router.forwarding_class.under_way(router, self, connected, body, lane.queue, lane.queue_per_try)
         else:
             self._finished()
-            self.__class__ = Stream  # type: ignore[assignment]
+            self.__class__ = self.manager.stream_class  # type: ignore[assignment]
 
     def _before_sending(self, plan: Plan | None) -> None:
         """The filters run; nothing was counted yet."""

@@ -17,10 +17,13 @@ class Varies(Exception):
 class Probe:
     """Stands in for a stream: it has the head that it was given, and nothing else is known of it."""
 
-    __slots__ = ("request", "response")
+    __slots__ = ("operation", "request", "response", "span", "tracing")
 
     request: RequestHead
     response: ResponseHead
+    operation: bytes  # this and the next two: of responses of connection managers that trace
+    span: None
+    tracing: Any
     tunnel = echoes_request_id = False  # or there would be no plan
 
     def __getattr__(self, name: str) -> Any:

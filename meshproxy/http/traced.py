@@ -12,24 +12,22 @@ from meshproxy.observe import flags
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
-    from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
+    from meshproxy.codec.headers import Headers, ResponseHead
     from meshproxy.http.attempt import Attempt
-    from meshproxy.http.manager import HttpConnectionManager
+    from meshproxy.http.router import Router
     from meshproxy.tracing.span import Span
     from meshproxy.upstream.host import Host
 
 
 class TracedStream(Stream):
-    """A stream with a span."""
+    """A stream with a span. It has no slots of its own, so that one that went by a lane (`http.planned_stream`) can become one."""
 
-    __slots__ = ("operation", "reason", "span", "tracing")
+    __slots__ = ()
 
-    def __init__(self, manager: HttpConnectionManager, codec: Any, head: RequestHead, now: float) -> None:
-        super().__init__(manager, codec, head, now)
-        self.span: Span | None = None
-        self.reason: str | None = None  # why it is traced: the name of the statistic that counts it
-        self.tracing: Any = None  # what holds for its route, from the moment that it has one
-        self.operation = b""  # what the route calls it, where others are told
+    span: Span | None = None
+    reason: str | None = None  # why it is traced: the name of the statistic that counts it
+    tracing: Any = None  # what holds for its route, from the moment that it has one
+    operation: bytes = b""  # what the route calls it, where others are told
 
     def begin(self, end_stream: bool) -> None:
         """Run a request whose head was prepared: begin its span before filters see it."""
@@ -73,6 +71,14 @@ class TracedForwarding(Forwarding):
     __slots__ = ("_tries",)
 
     stream: TracedStream
+
+    @classmethod
+    def under_way(cls, router: Router, stream: Stream, connection: Any, body: bytes, queue: Any, per_try: Any) -> TracedForwarding:
+        """See `Forwarding`: a request whose head has named its span's parent, and that has no span of its own for a try."""
+        made = super().under_way(router, stream, connection, body, queue, per_try)
+        assert isinstance(made, TracedForwarding)
+        made._tries = {}
+        return made
 
     def begin(self, host: Host, end_stream: bool) -> None:
         """Send the head."""

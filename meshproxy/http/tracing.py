@@ -81,6 +81,7 @@ class Tracing:
         self._runtime = context.runtime
         self._bits = context.random.getrandbits
         self._stats = stats
+        self._counters = {reason: getattr(stats, f"tracing_{reason or 'not_traceable'}") for reason in (None, *_MARKS)}
         self._packs_reason = packs_reason
         self._decides_by_id = decides_by_id
         listener = network.listener
@@ -109,7 +110,7 @@ class Tracing:
         """There are others now."""
         self._effective = {None: self._own}
 
-    def _of(self, route: Any) -> _Effective:
+    def holds(self, route: Any) -> _Effective:
         """What holds for a route."""
         said: Any = None if route is None else route.tracing
         made = self._effective.get(said)
@@ -127,13 +128,29 @@ class Tracing:
         """Decide, and begin the span of a request that has its route."""
         head = stream.request
         assert head is not None
-        holds = stream.tracing = self._of(stream.route)
+        holds = stream.tracing = self.holds(stream.route)
         reason = stream.reason = self._decide(head, holds)
         name = b"egress " + head.authority if self._egress else b"ingress"
         span = self._tracer.start(head, name, client=self._client, traced=reason is not None, at=stream.start_wall) if self._tracer is not None else None
         stream.span = span
         if holds.operation is None:
             self._decorate(stream, head, span)
+
+    def stays_in_lane(self, stream: TracedStream) -> bool:
+        """HOT: begin, and say whether nothing more is to be done than `begin_try` and `count`: the span of such a stream is not sent to anybody."""
+        head: Any = stream.request
+        decorated = not self._egress and DECORATOR in head._index  # what becomes of the response depends on it
+        self.begin(stream)
+        span = stream.span
+        return not decorated and (span is None or not span.sampled)
+
+    def lane_operation(self, route: Any) -> bytes | None:
+        """What responses of a route's lane are told that it is called; None where its requests have no lane."""
+        holds = self.holds(route)
+        if self.spawns or holds.operation is not None:
+            return None
+        decorator = None if route is None else route.decorator
+        return b"" if decorator is None or not decorator[1] else decorator[0].encode()
 
     def _decide(self, head: RequestHead, holds: _Effective) -> str | None:
         """The name of the statistic that counts why a request is traced, or None. Its id says so afterwards."""
@@ -245,6 +262,10 @@ class Tracing:
         span.finish(at=at)
 
     # -- the end
+
+    def count(self, reason: str | None) -> None:
+        """HOT: a stream is over that has gone by its lane."""
+        self._counters[reason].n += 1
 
     def finish(self, stream: TracedStream) -> None:
         """A stream is over."""
