@@ -377,15 +377,15 @@ class _Finder:
         if service.resolution is not Resolution.ENDPOINTS and not service.static and not service.selector:
             yield Endpoint(service.host, port.target if isinstance(port.target, int) else port.number)
         seen = False
-        there: dict[str, Endpoint] = {}
+        there: dict[tuple[str, int], Endpoint] = {}
         for one in slices:
             seen = True
             number = one.ports.get(port.name)
             if number:
                 for address in one.addresses:
-                    known = there.get(address.address)  # while endpoints move between slices, one may be in two
+                    known = there.get((address.address, number))  # while endpoints move between slices, one may be in two
                     if known is None or (address.healthy and not known.healthy):
-                        there[address.address] = self._of_slice(one, address, number)
+                        there[address.address, number] = self._of_slice(one, address, number)
         yield from there.values()
         if not seen:
             for workload in behind:

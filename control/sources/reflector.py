@@ -123,6 +123,7 @@ class Discovery:
         when, task = self._known.get(key, (0.0, None))
         if task is None or now - when > self._memory_s or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.ensure_future(ask())
+            task.add_done_callback(lambda one: one.cancelled() or one.exception())  # also if nobody waits for it any longer
             self._known[key] = now, task
         return await asyncio.shield(task)
 

@@ -81,9 +81,9 @@ class Service:
 
 
 class ControlPlane:
-    """`meshctl serve` over a folder."""
+    """`meshctl serve` over a folder, or over what the flags say."""
 
-    def __init__(self, folder: Path, work: Path, listen: str = "127.0.0.1:0", flags: list[str] | None = None) -> None:
+    def __init__(self, folder: Path | None, work: Path, listen: str = "127.0.0.1:0", flags: list[str] | None = None) -> None:
         self.folder = folder
         self._work = work
         self._listen = listen
@@ -101,9 +101,10 @@ class ControlPlane:
     def start(self) -> None:
         path = self._work / "control-address"
         path.unlink(missing_ok=True)
+        folder = [str(self.folder)] if self.folder is not None else []
         with (self._work / "control-stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "control", "serve", str(self.folder), "--listen", self._listen, "--address-path", str(path), *self._flags],
+                [sys.executable, "-m", "control", "serve", *folder, "--listen", self._listen, "--address-path", str(path), *self._flags],
                 stderr=stderr,
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 _OTHER_PLURALS = {"Gateway": "gateways", "Telemetry": "telemetries", "PeerAuthentication": "peerauthentications", "ServiceEntry": "serviceentries"}
-_OTHER_PLURALS |= {"AuthorizationPolicy": "authorizationpolicies", "GatewayClass": "gatewayclasses"}
+_OTHER_PLURALS |= {"AuthorizationPolicy": "authorizationpolicies", "GatewayClass": "gatewayclasses", "NetworkPolicy": "networkpolicies"}
 _CLUSTER = ("Node", "Namespace", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
 
 

@@ -34,7 +34,7 @@ class RealApiServer:
         folder = assets()
         assert folder is not None
         self._folder = folder
-        (work / "tokens.csv").write_text("admin-token,admin,admin,system:masters\nother-token,other,other,system:masters\n")
+        (work / "tokens.csv").write_text("admin-token,admin,admin,system:masters\nmeshctl-token,system:serviceaccount:mesh-system:meshctl,meshctl\n")
         subprocess.run(["openssl", "genrsa", "-out", str(work / "sa.key"), "2048"], check=True, capture_output=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._spawn(

@@ -9,8 +9,10 @@ import itertools
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from control.api_server import Access, ApiServer, Refused, Unreachable
 from control.kinds.store import Store
@@ -290,6 +292,25 @@ async def test_only_what_is_selected_is_read(server, client, namespace, tmp_path
         (trouble,) = source.store.troubles
         assert trouble.identity[3] == "broken"
         assert "secret!" not in str(trouble)
+
+
+MANIFEST = Path(__file__).resolve().parents[2] / "examples/kubernetes/meshctl.yaml"
+
+
+async def test_what_our_manifest_lets_us_do(server, client, tmp_path):
+    """It is whole, the API server takes it, and with it nothing is forbidden."""
+    if not isinstance(server, RealApiServer):
+        pytest.skip("only the real one knows about rights")
+    for document in yaml.safe_load_all(MANIFEST.read_text()):
+        client.create(document)
+    async with Source(server, tmp_path, user={"token": "meshctl-token"}) as source:
+        await source.settled()
+        assert {one.kind: one.problem for one in source.kubernetes.statistics() if one.problem} == {}
+        assert source.names("Service", "mesh-system") == {"meshctl"}
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": "admin-token"}}
+        assert (await source.api.send("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review))["status"]["authenticated"]
+        with pytest.raises(Refused, match="403"):
+            await source.api.get("/apis/apps/v1/deployments")
 
 
 # --- what only the one in memory can be made to do
