@@ -7,6 +7,8 @@ from typing import Any
 
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
+from control.kinds.security import targets
+from control.kinds.virtual_service import check_regex
 from control.model.envoy_filter import ANY, GATEWAY, INBOUND, OUTBOUND, PLACES, EnvoyFilter, Patch, PatchMatch
 from meshproxy.api import convert, messages, support
 from meshproxy.api.errors import INVALID, ConfigError, Problem
@@ -15,10 +17,8 @@ _CONTEXTS = (ANY, INBOUND, OUTBOUND, GATEWAY)
 _OPERATIONS = ("MERGE", "ADD", "REMOVE", "INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST", "REPLACE")
 _NOT_PLAIN = {
     "BOOTSTRAP": "bootstraps are not made here while proxies run",
-    "EXTENSION_CONFIG": "extensions by discovery are not served",
-    "LISTENER_FILTER": "listener filters cannot be patched one by one; LISTENER can add some",
 }
-_LISTENERS = ("LISTENER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER")
+_LISTENERS = ("LISTENER", "LISTENER_FILTER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER")
 _ROUTES = ("ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE")
 _T = "type.googleapis.com/envoy.extensions.filters."
 _MANAGER = {"@type": f"{_T}network.http_connection_manager.v3.HttpConnectionManager", "stat_prefix": "a", "route_config": {"name": "a"}}
@@ -29,12 +29,12 @@ _TCP = {"name": "tcp", "typed_config": {"@type": f"{_T}network.tcp_proxy.v3.TcpP
 def parse(meta: Meta, body: Fields) -> EnvoyFilter:
     """`spec` of an EnvoyFilter."""
     spec = body.need("spec")
-    spec.not_honoured("targetRefs", why="only workloads are patched, by workloadSelector")
+    names = targets(meta, spec, "workloadSelector")
     selector = spec.child("workloadSelector")
     labels = selector.string_map("labels") if selector is not None else {}
     patches = spec.each("configPatches", lambda fields: _patch(meta, fields), required=True)
     priority = spec.integer("priority", 0, low=-(2**31), high=2**31 - 1) or 0
-    return EnvoyFilter(meta.name, meta.namespace, labels, priority, patches)
+    return EnvoyFilter(meta.name, meta.namespace, labels, priority, patches, names)
 
 
 def _patch(meta: Meta, fields: Fields) -> Patch | None:
@@ -47,37 +47,43 @@ def _patch(meta: Meta, fields: Fields) -> Patch | None:
         fields.rest()
         patch.rest()
         return None
-    patch.not_honoured("filterClass", why="where filters stand is said by a match of another filter")
+    filter_class = patch.text("filterClass", choices=("UNSPECIFIED", "AUTHN", "AUTHZ", "STATS")).replace("UNSPECIFIED", "")
     operation = patch.text("operation", required=True, choices=_OPERATIONS)
     if operation and operation not in PLACES[place][1]:
         patch.error("operation", f"{operation} cannot be done to {place}; {', '.join(PLACES[place][1])} can")
+    if filter_class and (place, operation) != ("HTTP_FILTER", "ADD"):
+        patch.error("filterClass", f"is for ADD of HTTP_FILTER, not for {operation} of {place}")
     match = fields.child("match")
-    context, found = ANY, PatchMatch()
+    context, found, version, metadata = ANY, PatchMatch(), "", {}
     if match is not None:
-        match.not_honoured("proxy", why="patches do not depend on versions and metadata of proxies")
+        proxy = match.child("proxy")
+        if proxy is not None:
+            version, metadata = proxy.text("proxyVersion"), proxy.string_map("metadata")
+            check_regex(proxy, "proxyVersion", version)
         context = match.text("context", ANY, choices=_CONTEXTS)
         found = _match(match, place)
     value = _value(patch, place, operation)
-    return Patch(f"EnvoyFilter {meta.namespace}/{meta.name}: {fields.path}", place, operation, context, found, value)
+    where = f"EnvoyFilter {meta.namespace}/{meta.name}: {fields.path}"
+    return Patch(where, place, operation, context, found, value, filter_class, version, tuple(sorted(metadata.items())))
 
 
 # --- where
 
 
 def _match(fields: Fields, place: str) -> PatchMatch:
-    field = "listener" if place in _LISTENERS else "routeConfiguration" if place in _ROUTES else "cluster"
+    field = "listener" if place in _LISTENERS else "routeConfiguration" if place in _ROUTES else "cluster" if place == "CLUSTER" else ""
     for other in ("listener", "routeConfiguration", "cluster"):
         if other != field and other in fields:
-            fields.error(other, f"is not where {place} is; use {field}")
+            fields.error(other, f"is not where {place} is" + (f"; use {field}" if field else ""))
             fields.child(other)
-    below = fields.child(field)
+    below = fields.child(field) if field else None
     if below is None:
         return PatchMatch()
     return {"listener": _listener, "routeConfiguration": _route_configuration, "cluster": _cluster}[field](below)
 
 
 def _listener(fields: Fields) -> PatchMatch:
-    fields.not_honoured("listenerFilter", "portName")
+    fields.not_honoured("portName", why="Istio does not implement it, either; use portNumber")
     chain = fields.child("filterChain") or Fields({})
     chain.not_honoured("destinationPort", why="every port has a listener of its own; use portNumber")
     filter = chain.child("filter") or Fields({})
@@ -91,11 +97,11 @@ def _listener(fields: Fields) -> PatchMatch:
         application_protocols=chain.text("applicationProtocols"),
         filter=filter.text("name"),
         sub_filter=sub.text("name"),
+        listener_filter=fields.text("listenerFilter"),
     )
 
 
 def _route_configuration(fields: Fields) -> PatchMatch:
-    fields.not_honoured("gateway", "portName", why="gateways share route configurations; use name or portNumber")
     host = fields.child("vhost") or Fields({})
     route = host.child("route") or Fields({})
     action = route.text("action", ANY, choices=(ANY, "ROUTE", "REDIRECT", "DIRECT_RESPONSE"))
@@ -106,6 +112,8 @@ def _route_configuration(fields: Fields) -> PatchMatch:
         domain=host.text("domainName"),
         route=route.text("name"),
         action="" if action == ANY else action,
+        gateway=fields.text("gateway"),
+        port_name=fields.text("portName"),
     )
 
 
@@ -159,6 +167,9 @@ def _around(place: str, plain: Mapping[str, Any]) -> tuple[Any, str]:
         host: Mapping[str, Any] = plain if place == "VIRTUAL_HOST" else {"name": "a", "domains": ["*"], "routes": [plain]}
         prefix = "virtual_hosts[0]" + ("" if place == "VIRTUAL_HOST" else ".routes[0]")
         return convert.to_message({"name": "a", "virtual_hosts": [host]}, messages.known(PLACES["ROUTE_CONFIGURATION"][0])), prefix
+    whole: dict[str, Any] = {"name": "a", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}}}
+    if place == "LISTENER_FILTER":
+        return convert.to_message({**whole, "listener_filters": [plain]}, messages.known(PLACES["LISTENER"][0])), "listener_filters[0]"
     if place == "FILTER_CHAIN":
         chain, prefix = plain, "filter_chains[0]"
     elif place == "NETWORK_FILTER":
@@ -166,5 +177,4 @@ def _around(place: str, plain: Mapping[str, Any]) -> tuple[Any, str]:
     else:
         chain = {"filters": [{"name": "hcm", "typed_config": {**_MANAGER, "http_filters": [plain, _ROUTER]}}]}
         prefix = "filter_chains[0].filters[0].typed_config.http_filters[0]"
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": 1}}
-    return convert.to_message({"name": "a", "address": address, "filter_chains": [chain]}, messages.known(PLACES["LISTENER"][0])), prefix
+    return convert.to_message({**whole, "filter_chains": [chain]}, messages.known(PLACES["LISTENER"][0])), prefix

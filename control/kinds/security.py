@@ -78,14 +78,14 @@ def _is_true(text: str) -> bool:
     return text in ("1", "t", "T", "true", "TRUE", "True")
 
 
-def targets(meta: Meta, spec: Fields) -> tuple[str, ...]:
-    """Names of Gateways of the Gateway API, in the policy's namespace."""
+def targets(meta: Meta, spec: Fields, selector: str = "selector") -> tuple[str, ...]:
+    """Names of Gateways of the Gateway API, in the policy's namespace. `selector`: the field that cannot be beside them."""
     single = spec.child("targetRef")
     names = spec.each("targetRefs", lambda below: _target(meta, below))
     if single is not None:
         names = (*names, _target(meta, single))
-    if names and "selector" in spec:
-        spec.error("selector", "there are targetRefs already; only one of them can be")
+    if names and selector in spec:
+        spec.error(selector, "there are targetRefs already; only one of them can be")
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "FILTER_CHAIN": ("envoy.config.listener.v3.FilterChain", _EDITS),
     "NETWORK_FILTER": ("envoy.config.listener.v3.Filter", (*_EDITS, *_INSERTS, "REPLACE")),
     "HTTP_FILTER": ("envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter", (*_EDITS, *_INSERTS, "REPLACE")),
+    "LISTENER_FILTER": ("envoy.config.listener.v3.ListenerFilter", (*_EDITS, *_INSERTS, "REPLACE")),
+    "EXTENSION_CONFIG": ("envoy.config.core.v3.TypedExtensionConfig", ("ADD",)),
     "CLUSTER": ("envoy.config.cluster.v3.Cluster", _EDITS),
     "ROUTE_CONFIGURATION": ("envoy.config.route.v3.RouteConfiguration", ("MERGE",)),
     "VIRTUAL_HOST": ("envoy.config.route.v3.VirtualHost", _EDITS),
@@ -42,11 +44,17 @@ class PatchMatch:
     action: str = ""  # ROUTE, REDIRECT or DIRECT_RESPONSE
     service: str = ""
     subset: str = ""
+    listener_filter: str = ""
+    gateway: str = ""  # namespace/name
+    port_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """`place` is a key of PLACES, `value` the message of that place (None for REMOVE). `where` names the document, for messages."""
+    """`place` is a key of PLACES, `value` the message of that place (None for REMOVE). `where` names the document, for messages.
+
+    `filter_class`: behind what an HTTP filter is added, AUTHN, AUTHZ or (all) STATS. `version` is a pattern, and `metadata` has pairs, of the nodes of proxies.
+    """
 
     where: str
     place: str
@@ -54,20 +62,29 @@ class Patch:
     context: str
     match: PatchMatch
     value: Any = None
+    filter_class: str = ""
+    version: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EnvoyFilter:
-    """Patches for the workloads with these labels (all, without) in its namespace; that of the mesh is every namespace."""
+    """Patches for the workloads with these labels (all, without) in its namespace; that of the mesh is every namespace.
+
+    `targets`: only for those that serve Gateways of the Gateway API of these names in its namespace.
+    """
 
     name: str
     namespace: str
     selector: Mapping[str, str]
     priority: int
     patches: tuple[Patch, ...]
+    targets: tuple[str, ...] = ()
 
-    def is_for(self, namespace: str, labels: Mapping[str, str]) -> bool:
-        """Whether a workload is meant."""
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways."""
+        if self.targets:
+            return self.namespace == namespace and any(f"{namespace}/{one}" in serves for one in self.targets)
         return self.namespace in (namespace, ROOT_NAMESPACE) and self.selector.items() <= labels.items()
 
     @property

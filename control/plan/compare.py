@@ -10,14 +10,14 @@ from control.model.snapshot import MeshSnapshot, build
 from control.model.telemetry import MeshConfig
 from control.output import plain
 from control.translate.proxy import GRPC, SIDECAR, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, ROUTES, SECRET
+from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ORDER, ROUTES, SECRET
 from control.translate.translator import Translator
 from control.translate.view import View
 from control.up.arrange import Arrangement
 from control.up.ports import Ports, Use
 from meshproxy.api import messages
 
-TYPES = {CLUSTER: "cluster", ENDPOINTS: "endpoints", LISTENER: "listener", ROUTES: "route", SECRET: "secret"}
+TYPES = {CLUSTER: "cluster", ENDPOINTS: "endpoints", LISTENER: "listener", ROUTES: "route", SECRET: "secret", EXTENSION: "extension"}
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 
 

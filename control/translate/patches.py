@@ -7,22 +7,28 @@ with it.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from control.model.envoy_filter import ANY, GATEWAY, INBOUND, OUTBOUND, Patch, PatchMatch
-from control.translate.resource import CLUSTER, LISTENER, ROUTES, Resource
+from control.translate import tokens
+from control.translate.resource import CLUSTER, EXTENSION, LISTENER, ROUTES, Resource
 from meshproxy.api import messages, support
 from meshproxy.api.errors import INVALID
+from meshproxy.api.regex import compile_captures
 
 _log = logging.getLogger("meshctl")
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _PLACES = {
     CLUSTER: ("CLUSTER",),
-    LISTENER: ("LISTENER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER", "ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"),
+    EXTENSION: ("EXTENSION_CONFIG",),
+    LISTENER: ("LISTENER", "LISTENER_FILTER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER", "ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"),
     ROUTES: ("ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"),
 }
+# Behind which filters those of a class are added; those of STATS are behind all but the router.
+_BEHIND = {"AUTHN": (tokens.NAME,), "AUTHZ": (tokens.NAME, "envoy.filters.http.rbac.")}
 _INBOUND = 1  # envoy.config.core.v3.TrafficDirection
 _PREDEFINED = (
     "Duration",
@@ -59,10 +65,23 @@ def concerned(url: str, patches: Iterable[Patch]) -> tuple[Patch, ...]:
     return tuple(patch for place in _PLACES.get(url, ()) for patch in patches if patch.place == place)
 
 
+def is_meant(patch: Patch, said: Mapping[str, str]) -> bool:
+    """Whether a patch is for a proxy whose node has this metadata."""
+    if patch.version and not _has_version(patch.version, said.get("ISTIO_VERSION", "")):
+        return False
+    return all(said.get(key) == value for key, value in patch.metadata)
+
+
+@functools.lru_cache(1000)
+def _has_version(pattern: str, version: str) -> bool:
+    """As Istio: who does not say its version has none of any pattern."""
+    return bool(version) and compile_captures(f"(?s:.*)(?:{pattern})(?s:.*)")[0](version.encode()) is not None
+
+
 def added(url: str, patches: Iterable[Patch], proxy: Proxy) -> Iterator[Resource]:
     """The resources that patches bring themselves."""
     for patch in patches:
-        if patch.operation == "ADD" and patch.place in ("CLUSTER", "LISTENER") and patch.context in (ANY, proxy.role, _other(proxy.role)):
+        if patch.operation == "ADD" and patch.place in ("CLUSTER", "LISTENER", "EXTENSION_CONFIG") and patch.context in (ANY, proxy.role, _other(proxy.role)):
             yield Resource(url, patch.value.name, patch.value.SerializeToString(deterministic=True))
 
 
@@ -165,6 +184,9 @@ def _listener(message: Any, patch: Patch, context: str, proxy: Proxy) -> None:
         if not match.filter or any(_has(chain, match) for chain in message.filter_chains):
             _edit(message, patch)
         return
+    if patch.place == "LISTENER_FILTER":
+        _edit_list(message.listener_filters, patch, lambda one: _named(one.name, match.listener_filter), anywhere=not match.listener_filter)
+        return
     if patch.place == "FILTER_CHAIN":
         _edit_list(message.filter_chains, patch, lambda chain: _chain_matches(chain, match) and _has(chain, match))
         if not message.filter_chains:
@@ -204,7 +226,9 @@ def _http_filters(chain: Any, patch: Patch) -> None:
             continue
         filters = manager[1].http_filters
         last = filters[-1].name if filters else ""
-        _edit_list(filters, patch, lambda one: _named(one.name, match.sub_filter), anywhere=not match.sub_filter, last=last)
+        behind = _BEHIND.get(patch.filter_class)
+        place = None if behind is None else 1 + max((index for index, one in enumerate(filters) if one.name.startswith(behind)), default=-1)
+        _edit_list(filters, patch, lambda one: _named(one.name, match.sub_filter), anywhere=not match.sub_filter, last=last, place=place)
         keep()
 
 
@@ -241,6 +265,8 @@ def _route_configuration(message: Any, patch: Patch, ports: set[int]) -> None:
     match = patch.match
     if match.name not in ("", message.name) or (match.port and match.port not in ports):
         return
+    if (match.gateway or match.port_name) and not _is_of_gateway(message.name, match):
+        return
     if patch.place == "ROUTE_CONFIGURATION":
         _edit(message, patch)
         return
@@ -251,6 +277,14 @@ def _route_configuration(message: Any, patch: Patch, ports: set[int]) -> None:
         if _host_matches(host, match):
             anywhere = not match.route and not match.action
             _edit_list(host.routes, patch, lambda route: _route_matches(route, match), anywhere=anywhere)
+
+
+def _is_of_gateway(name: str, match: PatchMatch) -> bool:
+    """Whether a route configuration is that of one server of one gateway, as its name says. Servers without TLS share theirs: it is of none of them."""
+    parts = name.split(".")
+    if parts[0] != "https" or len(parts) < 5:
+        return False
+    return match.gateway in ("", f"{parts[4]}/{parts[3]}") and match.port_name in ("", parts[2])
 
 
 def _host_matches(host: Any, match: PatchMatch) -> bool:
@@ -264,8 +298,8 @@ def _route_matches(route: Any, match: PatchMatch) -> bool:
 # --- lists
 
 
-def _edit_list(items: Any, patch: Patch, matches: Callable[[Any], bool], *, anywhere: bool = False, last: str = "") -> None:
-    """One operation on a repeated field. `anywhere`: the patch names no item. `last`: the name of what must stay at the end."""
+def _edit_list(items: Any, patch: Patch, matches: Callable[[Any], bool], *, anywhere: bool = False, last: str = "", place: int | None = None) -> None:
+    """One operation on a repeated field. `anywhere`: the patch names no item. `last`: the name of what must stay at the end. `place`: where ADD puts it."""
     operation, value = patch.operation, patch.value
     found = [index for index, item in enumerate(items) if matches(item)]
     made = list(items)
@@ -279,7 +313,7 @@ def _edit_list(items: Any, patch: Patch, matches: Callable[[Any], bool], *, anyw
         for index in found:
             made[index] = value
     elif operation == "ADD":
-        made.insert(len(made) - 1 if last else len(made), value)
+        made.insert(place if place is not None else len(made) - 1 if last else len(made), value)
     elif operation == "INSERT_FIRST" or (operation == "INSERT_BEFORE" and anywhere):
         made.insert(0, value)
     elif operation == "INSERT_AFTER" and anywhere:

@@ -16,7 +16,7 @@ GRPC = "grpc"  # gRPC's own client, which is its own proxy
 @dataclass(frozen=True, slots=True)
 class ProxyKey:
     """`kind` is SIDECAR or GRPC. The workload is (namespace, name); labels and place that its node says go before those of the workload's document. `counts`:
-    it is one of ours, which has the filters for Istio's metrics."""
+    it is one of ours, which has the filters for Istio's metrics. `metadata`: what else its node says in texts."""
 
     kind: str
     name: str
@@ -24,6 +24,7 @@ class ProxyKey:
     labels: tuple[tuple[str, str], ...] = ()
     locality: Locality = NOWHERE
     counts: bool = False
+    metadata: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}.{self.namespace}"
@@ -52,6 +53,7 @@ def of_node(node: Any) -> ProxyKey:
         pairs,
         Locality(here.region, here.zone, here.sub_zone),
         node.user_agent_name == OURS,
+        tuple(sorted((key, value) for key, value in metadata.items() if isinstance(value, str))),
     )
 
 

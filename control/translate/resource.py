@@ -14,8 +14,9 @@ ENDPOINTS = f"{TYPE_PREFIX}envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = f"{TYPE_PREFIX}envoy.config.listener.v3.Listener"
 ROUTES = f"{TYPE_PREFIX}envoy.config.route.v3.RouteConfiguration"
 SECRET = f"{TYPE_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
+EXTENSION = f"{TYPE_PREFIX}envoy.config.core.v3.TypedExtensionConfig"
 # Whatever is referred to comes before what refers to it.
-ORDER = (CLUSTER, ENDPOINTS, SECRET, LISTENER, ROUTES)
+ORDER = (CLUSTER, ENDPOINTS, SECRET, EXTENSION, LISTENER, ROUTES)
 
 
 class Resource:

@@ -21,9 +21,9 @@ from control.translate.endpoints import Labels, depends_on_locality, load_assign
 from control.translate.gateways import Serving
 from control.translate.listeners import Clusters, Guard
 from control.translate.patches import Proxy as Patched
-from control.translate.patches import added, concerned, patched
+from control.translate.patches import added, concerned, is_meant, patched
 from control.translate.proxy import GRPC, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
+from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
 from control.translate.routes import Caller
 from control.translate.secrets import Means
 from control.translate.telling import Told
@@ -178,7 +178,10 @@ class Translator:
                 self._callers_secrets(config, snapshot, scope),
                 self._once((SECRET, _Same(config), scope, served), lambda: self._file_secrets(config, scope, served)),
             )
-            patches = tuple(patch for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels) for patch in one.patches)
+            parts[EXTENSION] = (NO_RESOURCES,)
+            said, serves = dict(proxy.metadata), {one.key for one in served}
+            ours = (one for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels, serves))
+            patches = tuple(patch for one in ours for patch in one.patches if is_meant(patch, said))
             if patches:
                 parts = self._patched(parts, patches, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served)))
         return View(parts)

@@ -98,3 +98,40 @@ def test_istios_sample_of_a_local_rate_limit(mesh):
     wait_until(lambda: edge.stat("listener_manager.listener_modified") > 0 or edge.stat("listener_manager.listener_in_place_updated") > 0)
     wait_until(lambda: fetch(mesh.inbound, "/productpage")[0] == 429)
     assert fetch(mesh.inbound, "/other")[0] == 200  # a hundred of them are allowed
+
+
+def test_listener_filters_and_extensions_by_discovery(mesh):
+    web = mesh.sidecar()
+    assert fetch(mesh.port)[0] == 200
+    header = "{header: {key: x-later, value: 'yes'}}"
+    source = "{ads: {}, resource_api_version: V3}"
+    mesh.write(
+        "patches.yaml",
+        document(
+            "later",
+            f"""
+            applyTo: EXTENSION_CONFIG
+            match: {{context: SIDECAR_OUTBOUND}}
+            patch:
+              operation: ADD
+              value: {{name: later, typed_config: {{"@type": {T}.header_mutation.v3.HeaderMutation, mutations: {{request_mutations: [{{append: {header}}}]}}}}}}
+            """,
+            f"""
+            applyTo: HTTP_FILTER
+            match: {{context: SIDECAR_OUTBOUND, listener: {{filterChain: {{filter: {{name: {HCM}, subFilter: {{name: envoy.filters.http.router}}}}}}}}}}
+            patch:
+              operation: INSERT_BEFORE
+              value: {{name: later, config_discovery: {{config_source: {source}, type_urls: ["{T}.header_mutation.v3.HeaderMutation"]}}}}
+            """,
+            """
+            applyTo: LISTENER_FILTER
+            match: {context: SIDECAR_OUTBOUND}
+            patch:
+              operation: ADD
+              value: {name: http, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
+            """,
+        ),
+    )
+    wait_until(lambda: fetch(mesh.port)[1].get("headers", {}).get("x-later") == "yes")
+    wait_until(lambda: fetch(mesh.port)[0] == 200 and web.stat("http_inspector.http11_found") > 0)
+    assert web.stat("listener_manager.lds.update_rejected") == 0

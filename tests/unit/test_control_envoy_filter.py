@@ -9,14 +9,16 @@ import pytest
 import yaml
 
 from control.kinds.store import Store
-from control.translate.proxy import ProxyKey
-from control.translate.resource import CLUSTER, LISTENER, ORDER, ROUTES
+from control.translate.proxy import ProxyKey, of_node
+from control.translate.resource import CLUSTER, EXTENSION, LISTENER, ORDER, ROUTES
 from control.translate.translator import Translator
-from meshproxy.api import support
+from meshproxy.api import convert, messages, support
+from tests.differential.pki import Authority
 from tests.unit.control_help import MESH, WEB, cluster, istio, listener, plain, snapshot, view_of
-from tests.unit.test_control_gateway_tls import EDGE, KEY, TO_REVIEWS, gateway
+from tests.unit.test_control_gateway_tls import EDGE, KEY, TO_REVIEWS, certificate, gateway, https
 from tests.unit.test_control_kinds import complaints
 
+GROUP = "gateway.networking.k8s.io"
 REVIEWS = "outbound|9080||reviews.default.svc.cluster.local"
 HCM = "envoy.filters.network.http_connection_manager"
 ROUTER = "envoy.filters.http.router"
@@ -40,7 +42,7 @@ def patch(place: str, operation: str, value: str = "", match: str = "", context:
 def view(*texts: str, proxy: ProxyKey = WEB):
     made = view_of(*texts, proxy=proxy)
     for url in ORDER:
-        for one in made.all(url):
+        for one in made.all(url) if url != EXTENSION else ():  # what it is for, it does not say by itself
             assert not support.check(one.message)[0], one
     return made
 
@@ -266,6 +268,113 @@ def test_proxies_with_the_same_patches_share_what_they_make(caplog):
         assert len(caplog.records) == said + 1  # of what is new
 
 
+# --- listener filters, extensions, and which proxies are meant
+
+INSPECTOR = f"{{name: http, typed_config: {{'@type': {T}listener.http_inspector.v3.HttpInspector}}}}"
+STRICT = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: STRICT}}}"
+
+
+def listener_filters(*texts: str) -> list[str]:
+    web = MESH_WITH_IDENTITY
+    return [one["name"].rpartition(".")[2] for one in listener(view(web, STRICT, *texts, proxy=CALLED), "127.0.0.1_18080").get("listener_filters", ())]
+
+
+CALLED = ProxyKey("sidecar", "called", "default")
+MESH_WITH_IDENTITY = (
+    "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: called, labels: {app: called}}, "
+    "spec: {ports: {http: 8080}, sidecar: {identity: true, inbound: [{port: 8080, listen: 18080}]}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("operation", "match", "expected"),
+    [
+        ("ADD", "", ["tls_inspector", "http"]),
+        ("INSERT_FIRST", "", ["http", "tls_inspector"]),
+        ("INSERT_BEFORE", "{listener: {listenerFilter: envoy.filters.listener.tls_inspector}}", ["http", "tls_inspector"]),
+        ("INSERT_AFTER", "{listener: {listenerFilter: envoy.filters.listener.tls_inspector}}", ["tls_inspector", "http"]),
+        ("REPLACE", "{listener: {listenerFilter: envoy.filters.listener.tls_inspector}}", ["http"]),
+        ("REPLACE", "{listener: {listenerFilter: other}}", ["tls_inspector"]),
+        ("ADD", "{listener: {portNumber: 9}}", ["tls_inspector"]),
+    ],
+)
+def test_listener_filters(operation, match, expected):
+    assert listener_filters(patch("LISTENER_FILTER", operation, INSPECTOR, match)) == expected
+    removed = patch("LISTENER_FILTER", "REMOVE", match="{listener: {listenerFilter: envoy.filters.listener.tls_inspector}}")
+    assert listener_filters(removed) == []
+
+
+def test_extensions_by_discovery():
+    reference = (
+        "{name: later, config_discovery: {config_source: {ads: {}, resource_api_version: V3}, "
+        f"type_urls: ['{T}http.header_mutation.v3.HeaderMutation']}}}}"
+    )
+    extension = patch("EXTENSION_CONFIG", "ADD", HEADERS.replace("name: headers", "name: later"), name="e")
+    made = view(extension, patch("HTTP_FILTER", "INSERT_FIRST", reference, after(HCM), name="f"))
+    assert plain(made, EXTENSION, "later")["typed_config"]["@type"] == f"{T}http.header_mutation.v3.HeaderMutation"
+    assert http_filters(extension, patch("HTTP_FILTER", "INSERT_FIRST", reference, after(HCM), name="f"))[0] == "later"
+
+
+@pytest.mark.parametrize(
+    ("match", "said", "applied"),
+    [
+        (r"{proxyVersion: '^1\.2.*'}", {"ISTIO_VERSION": "1.29.0"}, True),
+        (r"{proxyVersion: '^1\.2.*'}", {"ISTIO_VERSION": "1.3.0"}, False),
+        (r"{proxyVersion: '9'}", {"ISTIO_VERSION": "1.29.0"}, True),
+        ("{proxyVersion: '.*'}", {}, False),
+        ("{metadata: {CANARY: 'yes'}}", {"CANARY": "yes", "OTHER": "x"}, True),
+        ("{metadata: {CANARY: 'yes'}}", {"CANARY": "no"}, False),
+        ("{metadata: {CANARY: 'yes'}}", {}, False),
+    ],
+)
+def test_proxies_by_what_their_nodes_say(match, said, applied):
+    text = patch("HTTP_FILTER", "INSERT_FIRST", HEADERS, f"{{proxy: {match}, {after(HCM)[1:]}")
+    key = of_node(convert.to_message({"id": "web.default", "metadata": said}, messages.known("envoy.config.core.v3.Node")))
+    manager = listener(view(text, proxy=key), "127.0.0.1_18000")["filter_chains"][0]["filters"][-1]["typed_config"]
+    assert (manager["http_filters"][0]["name"] == "headers") is applied
+
+
+def test_classes_of_filters():
+    policy = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a}, spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}}"
+    rule = "{issuer: a, jwksUri: 'http://keys.test/'}"
+    tokens = f"{{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {{name: a}}, spec: {{jwtRules: [{rule}]}}}}"
+    for name, neighbours in (
+        ("AUTHN", ("jwt_authn", "headers", "allow")),
+        ("AUTHZ", ("jwt_authn", "allow", "headers")),
+        ("STATS", ("fault", "headers", "router")),
+    ):
+        text = patch("HTTP_FILTER", "ADD", HEADERS).replace('"ADD"', f'"ADD", "filterClass": "{name}"')
+        found = http_filters(text, policy, tokens)
+        index = found.index(neighbours[0])
+        assert tuple(found[index : index + 3]) == neighbours, found
+
+
+def test_gateways_by_target_and_by_name(tmp_path_factory):
+    Authority(folder := tmp_path_factory.mktemp("pki"), "ca").issue("a", "a.test")
+    pki = {path.name: path.read_text() for path in folder.iterdir()}
+    texts = [EDGE, gateway(https("{mode: SIMPLE, credentialName: shop}", "[a.test]")), certificate(pki, "shop"), TO_REVIEWS]
+
+    def is_patched(match: str) -> bool:
+        text = patch("VIRTUAL_HOST", "MERGE", "{include_attempt_count_in_response: true}", f"{{routeConfiguration: {match}}}", "GATEWAY")
+        (host,) = plain(view(*texts, text, proxy=KEY), ROUTES, "https.8443.https.g.default")["virtual_hosts"]
+        return "include_attempt_count_in_response" in host
+
+    assert [is_patched(f"{{{one}}}") for one in ("gateway: default/g", "portName: https", "gateway: default/g, portName: https, portNumber: 8443")] == [
+        True
+    ] * 3
+    assert [is_patched(f"{{{one}}}") for one in ("gateway: default/other", "portName: http", "gateway: other/g")] == [False] * 3
+
+    edge = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: edge, labels: {gateway.networking.k8s.io/gateway-name: g}}}"
+    listeners = "gatewayClassName: m, listeners: [{name: a, port: 80, protocol: HTTP}]"
+    api = f"{{apiVersion: {GROUP}/v1, kind: Gateway, metadata: {{name: g}}, spec: {{{listeners}}}}}"
+    for name, timeout in (("g", "7s"), ("other", "10s")):
+        refs = f'"targetRefs": [{{"group": "{GROUP}", "kind": "Gateway", "name": "{name}"}}], "priority"'
+        text = patch("CLUSTER", "MERGE", "{connect_timeout: 7s}").replace('"priority"', refs)
+        made = view(edge, api, text, proxy=KEY)
+        assert cluster(made, REVIEWS)["connect_timeout"] == timeout
+        assert cluster(view(text), REVIEWS)["connect_timeout"] == "10s"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -286,8 +395,28 @@ def test_proxies_with_the_same_patches_share_what_they_make(caplog):
         ),
         (patch("HTTP_ROUTE", "ADD", "{name: a}"), "spec.configPatches[0].patch.value.match: is required"),
         (patch("CLUSTER", "REMOVE", match="{listener: {}}"), "spec.configPatches[0].match.listener: is not where CLUSTER is; use cluster"),
-        (patch("CLUSTER", "REMOVE", match="{proxy: {proxyVersion: x}}"), "spec.configPatches[0].match.proxy: patches do not depend on"),
-        (patch("HTTP_ROUTE", "REMOVE", match="{routeConfiguration: {gateway: a/b}}"), "spec.configPatches[0].match.routeConfiguration.gateway: gateways share"),
+        (patch("CLUSTER", "REMOVE", match="{proxy: {proxyVersion: '['}}"), "spec.configPatches[0].match.proxy.proxyVersion: no regular expression"),
+        (patch("LISTENER", "REMOVE", match="{listener: {portName: a}}"), "spec.configPatches[0].match.listener.portName: Istio does not implement it"),
+        (patch("EXTENSION_CONFIG", "MERGE", "{name: a}"), "spec.configPatches[0].patch.operation: MERGE cannot be done to EXTENSION_CONFIG"),
+        (patch("EXTENSION_CONFIG", "ADD", HEADERS, "{cluster: {}}"), "spec.configPatches[0].match.cluster: is not where EXTENSION_CONFIG is"),
+        (
+            patch("EXTENSION_CONFIG", "ADD", f"{{name: a, typed_config: {{'@type': {T}http.lua.v3.Lua}}}}"),
+            "spec.configPatches[0].patch.value.typed_config: envoy.ex",
+        ),
+        (
+            patch("LISTENER_FILTER", "ADD", f"{{name: a, typed_config: {{'@type': {T}listener.local_ratelimit.v3.LocalRateLimit}}}}"),
+            "spec.configPatches[0].patch.value.typed_config: envoy.ex",
+        ),
+        (
+            patch("CLUSTER", "REMOVE").replace('"REMOVE"', '"REMOVE", "filterClass": "AUTHN"'),
+            "spec.configPatches[0].patch.filterClass: is for ADD of HTTP_FILTER",
+        ),
+        (
+            patch("CLUSTER", "REMOVE", labels="{a: b}").replace(
+                '"priority"', '"targetRefs": [{"group": "' + GROUP + '", "kind": "Gateway", "name": "g"}], "priority"'
+            ),
+            "spec.workloadSelector: there are targetRefs already",
+        ),
     ],
 )
 def test_mistakes(text, complaint):
