@@ -64,14 +64,20 @@ def _selector(spec: Fields) -> dict[str, str] | None:
 def parse_authorization_policy(meta: Meta, body: Fields) -> AuthorizationPolicy:
     """`spec` of an AuthorizationPolicy."""
     spec = body.child("spec") or Fields({})
-    spec.not_honoured("provider", why="meshctl serves no external authorisation yet")
     action = spec.text("action", "ALLOW", choices=("ALLOW", "DENY", "AUDIT", "CUSTOM"))
-    if action == "CUSTOM":
-        spec.error("action", "CUSTOM needs external authorisation, which meshctl does not serve yet", "unsupported")
-    rules = spec.each("rules", _rule)
+    provider = spec.child("provider")
+    named = provider.text("name", required=True) if provider is not None else ""
+    if provider is None and action == "CUSTOM":
+        spec.error("provider", "is required: who is asked")
+    elif provider is not None and action != "CUSTOM":
+        spec.error("provider", f"only the action CUSTOM asks somebody, not {action}")
+    dry_run = _is_true(meta.annotations.get(_DRY_RUN, ""))
+    if dry_run and action == "CUSTOM":
+        spec.error("action", f"{_DRY_RUN} of CUSTOM is not served: whoever is asked decides", "unsupported")
+    rules = spec.each("rules", _custom_rule if action == "CUSTOM" else _rule)
     if action == "DENY" and not rules:
         spec.error("rules", "a DENY without rules denies nothing")
-    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, _selector(spec), targets(meta, spec), _is_true(meta.annotations.get(_DRY_RUN, "")))
+    return AuthorizationPolicy(meta.name, meta.namespace, action, rules, _selector(spec), targets(meta, spec), dry_run, named)
 
 
 def _is_true(text: str) -> bool:
@@ -169,6 +175,14 @@ def _rule(fields: Fields) -> AccessRule:
         fields.each("to", lambda below: _operation(below.need("operation"))),
         fields.each("when", _condition),
     )
+
+
+def _custom_rule(fields: Fields) -> AccessRule:
+    """Tokens are verified after the service was asked, as in Istio: what is in them cannot decide whether it is."""
+    made = _rule(fields)
+    if any(one.is_http for one in made.sources) or any(one.key.startswith("request.auth.") for one in made.conditions):
+        fields.error("", "what is in a token cannot be asked for here: CUSTOM comes before tokens are verified", "unsupported")
+    return made
 
 
 def _source(fields: Fields) -> Source:

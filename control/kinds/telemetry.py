@@ -6,11 +6,11 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from control.kinds import security, sidecar
+from control.kinds import ext_authz, security, sidecar
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.model.metrics import METRICS, PROMETHEUS, STDOUT, Condition, Defaults, Logging, LogProvider, Metrics, Override
-from control.model.security import ROOT_NAMESPACE
+from control.model.security import ROOT_NAMESPACE, Authorizer
 from control.model.telemetry import DEFAULT_SAMPLING, MeshConfig, Provider, Tag, Telemetry, Tracing
 from meshproxy.api import attributes, document
 from meshproxy.api.errors import ConfigError
@@ -138,9 +138,13 @@ def parse_mesh_config(body: Fields) -> MeshConfig | None:
         body.error("data.mesh", "must be a mapping")
         return None
     mesh = Fields(value, "data.mesh", body.problems)
-    found = dict(mesh.each("extensionProviders", _provider))
+    each = mesh.each("extensionProviders", _provider)
+    found = dict(each)
+    if len(found) < len(each):
+        mesh.error("extensionProviders", "names must differ")
     providers = {name: one for name, one in found.items() if isinstance(one, Provider)}
     logs = {STDOUT: LogProvider(), **{name: one for name, one in found.items() if isinstance(one, LogProvider)}}
+    authorizers = {name: one for name, one in found.items() if isinstance(one, Authorizer)}
     counters = frozenset((PROMETHEUS, *(name for name, one in found.items() if one is None)))
     chosen = mesh.child("defaultProviders") or Fields({})
     defaults = _chosen(mesh, chosen, "tracing", providers)
@@ -155,7 +159,7 @@ def parse_mesh_config(body: Fields) -> MeshConfig | None:
     tracing = config.child("tracing") if config is not None else None
     sampling = tracing.number("sampling", DEFAULT_SAMPLING, high=100.0) if tracing is not None else DEFAULT_SAMPLING
     unknown = sidecar.unknown_of(mesh.child("outboundTrafficPolicy"))
-    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown, beside)
+    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown, beside, authorizers)
     mesh.end()
     return made
 
@@ -189,12 +193,14 @@ def _file_log(fields: Fields) -> LogProvider:
     return LogProvider(path, form.text("text"))
 
 
-def _provider(fields: Fields) -> tuple[str, Provider | LogProvider | None] | None:
+def _provider(fields: Fields) -> tuple[str, Provider | LogProvider | Authorizer | None] | None:
     """Its name, and what it is; None: metrics, to be scraped."""
     name = fields.text("name", required=True)
-    kind = fields.one_of("opentelemetry", "envoyFileAccessLog", "prometheus", *_OTHER_PROVIDERS, required=True)
+    kind = fields.one_of("opentelemetry", "envoyFileAccessLog", "prometheus", *ext_authz.KINDS, *_OTHER_PROVIDERS, required=True)
     if kind == "envoyFileAccessLog":
         return name, _file_log(fields.need(kind))
+    if kind in ext_authz.KINDS:
+        return name, ext_authz.parse(fields, name, kind)
     if kind == "prometheus":
         fields.child(kind)
         return name, None
@@ -221,5 +227,5 @@ def _http(fields: Fields) -> tuple[str, tuple[tuple[str, str], ...], float]:
 
 _OTHER_PROVIDERS = (
     "zipkin", "lightstep", "datadog", "stackdriver", "opencensus", "skywalking", "envoyHttpAls", "envoyTcpAls",
-    "envoyOtelAls", "envoyExtAuthzHttp", "envoyExtAuthzGrpc", "sds",
+    "envoyOtelAls", "sds",
 )  # fmt: skip

@@ -124,9 +124,37 @@ def _is_for(
     return namespace in (where, ROOT_NAMESPACE) and (selector is None or selector.items() <= labels.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Authorizer:
+    """An authorisation service that policies with the action CUSTOM name: asked by HTTP, or else by gRPC.
+
+    `body`: bytes of the request's body that it gets, whether their beginning is enough, and whether they are bytes rather than text. Names of headers may
+    begin or end with a star; `headers` are those of requests that it gets, `added` what it gets besides; `upstream`, `refused` and `allowed` are of its
+    answer: what goes into a request that it lets pass, into the answer to one that it does not, and into the response to one that it does.
+    """
+
+    name: str
+    host: str
+    port: int
+    http: bool
+    timeout_s: float
+    fail_open: bool = False
+    status_on_error: int = 0  # 0: the proxy's default
+    clears_route: bool = False
+    body: tuple[int, bool, bool] | None = None
+    path_prefix: str = ""
+    headers: tuple[str, ...] = ()
+    added: tuple[tuple[str, str], ...] = ()
+    upstream: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AuthorizationPolicy:
-    """`action` is ALLOW, DENY or AUDIT. An ALLOW without rules allows nothing. `targets`: names of Gateways. `dry_run`: it is only counted what it would do."""
+    """`action` is ALLOW, DENY, AUDIT or CUSTOM, which leaves the decision to the Authorizer `provider`. An ALLOW without rules allows nothing. `targets`: names
+    of Gateways. `dry_run`: it is only counted what it would do.
+    """
 
     name: str
     namespace: str
@@ -135,6 +163,7 @@ class AuthorizationPolicy:
     selector: Mapping[str, str] | None = None
     targets: tuple[str, ...] = ()
     dry_run: bool = False
+    provider: str = ""
 
     def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
         """Whether a workload is meant; `serves`: the keys of its Gateways."""

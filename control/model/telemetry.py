@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from control.model.metrics import Defaults, Logging, LogSettings, Metrics, MetricsSettings, logs_of, metrics_of
-from control.model.security import ROOT_NAMESPACE
+from control.model.security import ROOT_NAMESPACE, Authorizer
 from control.model.sidecar import Unknown
 
 DEFAULT_SAMPLING = 1.0  # percent, as in Istio
@@ -42,7 +42,7 @@ class Provider:
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
     """What holds for the whole mesh, as in Istio's MeshConfig. `sampling`: percent of the requests whose callers have not decided; `unknown`: what becomes of
-    those to what is not in the mesh."""
+    those to what is not in the mesh; `authorizers`: whom policies may leave their decision to."""
 
     providers: Mapping[str, Provider] = field(default_factory=dict)
     defaults: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ class MeshConfig:
     enabled: bool = True
     unknown: Unknown | None = None
     beside: Defaults = field(default_factory=Defaults)  # metrics and access logs
+    authorizers: Mapping[str, Authorizer] = field(default_factory=dict)
 
     def over(self, base: MeshConfig) -> MeshConfig:
         """This one with what `base` has besides: its providers, and its default provider where this one names none."""
@@ -61,6 +62,7 @@ class MeshConfig:
             self.enabled,
             self.unknown or base.unknown,
             self.beside,
+            {**base.authorizers, **self.authorizers},
         )
 
 

@@ -1,7 +1,7 @@
 """AuthorizationPolicies -> RBAC filters of those who are called.
 
 AUDIT comes first, which only notes in metadata what its rules say, then DENY, then ALLOW; with an ALLOW for a workload, what none allows is denied. What is
-only tried (`istio.io/dry-run`) is in shadow rules.
+only tried (`istio.io/dry-run`) is in shadow rules. CUSTOM comes before all of them, see `custom.py`.
 """
 
 from __future__ import annotations
@@ -50,13 +50,19 @@ def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domain: s
         if policy.action != action:
             continue
         rules = made.setdefault("shadow_rules" if policy.dry_run else "rules", {"action": _ACTIONS[action], "policies": {}})
-        for index, rule in enumerate(policy.rules):
-            found = _policy(rule, trust_domain, action, http)
-            if found is not None:
-                rules["policies"][f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"] = found
+        rules["policies"].update(named_rules(policy, trust_domain, http=http))
     if "shadow_rules" in made and action in _DRY_RUN:
         made["shadow_rules_stat_prefix"] = _DRY_RUN[action]
     return made
+
+
+def named_rules(policy: AuthorizationPolicy, trust_domain: str, *, http: bool) -> dict[str, Rule]:
+    """The rules of one policy, by the names that metadata and statistics have of them."""
+    found = {
+        f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]": _policy(rule, trust_domain, policy.action, http)
+        for index, rule in enumerate(policy.rules)
+    }
+    return {name: rule for name, rule in found.items() if rule is not None}
 
 
 def _policy(rule: AccessRule, trust_domain: str, action: str, http: bool) -> Rule | None:

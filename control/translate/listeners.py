@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from control.model.gateway import ISTIO_MUTUAL, ServerTls
 from control.model.security import AuthorizationPolicy, Mtls
 from control.names import inbound_cluster, outbound_cluster
-from control.translate import access, mtls, tls, tokens
+from control.translate import access, custom, mtls, tls, tokens
 from control.translate.clusters import ADS
 from control.translate.http_route import NO_DEADLINE
 from control.translate.resource import typed
@@ -66,14 +66,20 @@ class Guard:
     trust_domain: str
     policies: tuple[AuthorizationPolicy, ...] = ()
     tokens: tokens.Tokens = ()
+    authorizers: custom.Authorizers = ()
 
     def http_filters(self, *, edge: bool = False) -> list[dict[str, Any]]:
-        """Of a connection manager: tokens first, since access may be a matter of what is in them."""
-        return [*tokens.http_filters(self.tokens, edge=edge), *access.http_filters(self.policies, self.trust_domain)]
+        """Of a connection manager: tokens before access, which may be a matter of what is in them; and first who is left the decision to, as in Istio."""
+        return [
+            *custom.http_filters(self.policies, self.trust_domain, self.authorizers),
+            *tokens.http_filters(self.tokens, edge=edge),
+            *access.http_filters(self.policies, self.trust_domain),
+        ]
 
     def network_filters(self) -> list[dict[str, Any]]:
         """Of plain connections."""
-        return access.network_filters(self.policies, self.trust_domain)
+        asking = custom.network_filters(self.policies, self.trust_domain, self.authorizers)
+        return [*asking, *access.network_filters(self.policies, self.trust_domain)]
 
 
 class GatewayChain(NamedTuple):
@@ -188,7 +194,7 @@ def grpc_server(resource: str, host: str, port: int, operation: str, guard: Guar
         _MANAGER,
         stat_prefix=resource,
         route_config={"name": resource, "virtual_hosts": [{"name": resource, "domains": ["*"], "routes": [route]}]},
-        http_filters=[*access.http_filters(guard.policies, guard.trust_domain), _ROUTER],
+        http_filters=[*custom.http_filters(guard.policies, guard.trust_domain, ()), *access.http_filters(guard.policies, guard.trust_domain), _ROUTER],
     )
     chain: dict[str, Any] = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     if guard.mode is Mtls.STRICT:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from control.model.gateway import Gateway
 from control.model.protocols import protocol_of_port
-from control.model.security import jwt_rules, mtls_mode
+from control.model.security import AuthorizationPolicy, jwt_rules, mtls_mode
 from control.model.service import Port, Service, Workload
 from control.model.snapshot import Config, visible
 from control.model.telemetry import Provider, local_metadata
 from control.names import outbound_cluster
-from control.translate import listeners, tokens
+from control.translate import custom, listeners, tokens
 from control.translate.listeners import Guard
 from control.translate.proxy import ProxyKey
 from control.translate.telling import Told, Traces
@@ -47,7 +47,22 @@ def needed(config: Config, namespace: str, workload: Workload | None) -> frozens
     if workload is not None:
         for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels):
             found.update(tokens.hosts(rule))
+        policies = (one for one in config.security.authorization if one.is_for(namespace, workload.labels))
+        found.update(one.host for one, _ in _authorizers(config, namespace, policies))
     return frozenset(one for one in found if one in config.services)
+
+
+def _authorizers(config: Config, namespace: str, policies: Iterable[AuthorizationPolicy]) -> custom.Authorizers:
+    """Whom policies leave decisions to and a proxy in a namespace can reach."""
+    known = config.telemetry.mesh.authorizers
+    named = {one.provider for one in policies if one.action == "CUSTOM"}
+    found = [known[name] for name in sorted(named) if name in known]
+    return tuple((one, outbound_cluster(one.host, one.port)) for one in found if _reaches(config, namespace, one.host, one.port))
+
+
+def _reaches(config: Config, namespace: str, host: str, port: int) -> bool:
+    service = config.services.get(host)
+    return service is not None and visible(service, namespace) and service.port(port) is not None
 
 
 def is_service(config: Config, provider: Provider) -> bool:
@@ -95,7 +110,8 @@ def guard(config: Config, workload: Workload, port: int) -> Guard:
     identity = workload.sidecar is not None and workload.sidecar.identity
     mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
     rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels)
-    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
+    authorizers = _authorizers(config, workload.namespace, policies)
+    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services), authorizers)
 
 
 def edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served: tuple[Gateway, ...]) -> Guard:
@@ -104,7 +120,7 @@ def edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served
     serves = frozenset(one.key for one in served)
     policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves))
     rules = jwt_rules(security.request_authentication, namespace, labels, serves)
-    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services))
+    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services), _authorizers(config, namespace, policies))
 
 
 def outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:

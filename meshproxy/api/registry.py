@@ -61,6 +61,7 @@ KINDS: dict[str, dict[str, str]] = {
         f"{_E}filters.network.http_connection_manager.v3.HttpConnectionManager": "meshproxy.http.manager",
         f"{_E}filters.network.tcp_proxy.v3.TcpProxy": "meshproxy.tcp.proxy",
         f"{_E}filters.network.rbac.v3.RBAC": "meshproxy.tcp.filters.rbac",
+        f"{_E}filters.network.ext_authz.v3.ExtAuthz": "meshproxy.tcp.filters.ext_authz",
         f"{_E}filters.network.connection_limit.v3.ConnectionLimit": "meshproxy.tcp.filters.connection_limit",
         f"{_E}filters.network.local_ratelimit.v3.LocalRateLimit": "meshproxy.tcp.filters.local_ratelimit",
         "stats.PluginConfig": "meshproxy.tcp.filters.istio_stats",

@@ -77,17 +77,18 @@ def _request(data: bytes) -> list[str]:
     """The lines of a CheckRequest."""
     request = external_auth_pb2.CheckRequest.FromString(data[5:])
     attributes = request.attributes
-    assert attributes.request.http.id.isdigit() or not attributes.HasField("request")
-    attributes.request.http.id = ""
-    moment = attributes.request.time
-    assert (moment.seconds > 1_500_000_000 and moment.nanos) or not attributes.HasField("request")
-    attributes.request.ClearField("time")
-    header_map = attributes.request.http.header_map
-    ordered = sorted(header_map.headers, key=lambda one: one.key)  # stable: values of one name stay in their order
-    pairs = [(one.key, one.raw_value) for one in ordered]
-    del header_map.headers[:]
-    for key, value in pairs:
-        header_map.headers.add(key=key, value=value.decode("latin-1"))  # shown as text: ids in it become symbols
+    if attributes.HasField("request"):
+        assert attributes.request.http.id.isdigit()
+        attributes.request.http.id = ""
+        moment = attributes.request.time
+        assert moment.seconds > 1_500_000_000
+        attributes.request.ClearField("time")
+        header_map = attributes.request.http.header_map
+        ordered = sorted(header_map.headers, key=lambda one: one.key)  # stable: values of one name stay in their order
+        pairs = [(one.key, one.raw_value) for one in ordered]
+        del header_map.headers[:]
+        for key, value in pairs:
+            header_map.headers.add(key=key, value=value.decode("latin-1"))  # shown as text: ids in it become symbols
     plain = json_format.MessageToDict(request, preserving_proto_field_name=True)["attributes"]
     for end in ("source", "destination"):
         where = plain[end]["address"].get("socket_address")

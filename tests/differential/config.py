@@ -20,6 +20,7 @@ TYPES = {
     "hcm": f"{_NET}.http_connection_manager.v3.HttpConnectionManager",
     "tcp_proxy": f"{_NET}.tcp_proxy.v3.TcpProxy",
     "network_rbac": f"{_NET}.rbac.v3.RBAC",
+    "network_ext_authz": f"{_NET}.ext_authz.v3.ExtAuthz",
     "connection_limit": f"{_NET}.connection_limit.v3.ConnectionLimit",
     "network_ratelimit": f"{_NET}.local_ratelimit.v3.LocalRateLimit",
     "router": f"{_HTTP}.router.v3.Router",

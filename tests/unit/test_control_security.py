@@ -207,7 +207,13 @@ def test_all_of_it_is_valid_and_honoured_by_our_sidecar():
     [
         (peers("{mtls: {mode: MAYBE}}"), "spec.mtls.mode: 'MAYBE' is not one of"),
         (peers("{portLevelMtls: {80: {mode: STRICT}}}"), "spec.portLevelMtls: needs a selector"),
-        (access("{action: CUSTOM, provider: {name: x}}"), "spec.action: CUSTOM needs external authorisation"),
+        (access("{action: CUSTOM}"), "spec.provider: is required"),
+        (access("{action: DENY, provider: {name: x}, rules: [{}]}"), "spec.provider: only the action CUSTOM asks somebody"),
+        (access("{action: CUSTOM, provider: {}}"), "spec.provider.name"),
+        (
+            access("{action: CUSTOM, provider: {name: x}, rules: [{when: [{key: 'request.auth.claims[a]', values: [b]}]}]}"),
+            "spec.rules[0]: what is in a token",
+        ),
         (access("{action: DENY}"), "spec.rules: a DENY without rules denies nothing"),
         (access("{rules: [{from: [{source: {}}]}]}"), "spec.rules[0].from[0].source: at least one field is needed"),
         (access("{targetRef: {kind: Service, name: x}}"), "spec.targetRef.kind: Service of core is nothing that meshctl serves policies for"),

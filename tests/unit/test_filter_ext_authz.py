@@ -19,8 +19,9 @@ from meshproxy.http.header_mutations import ADD_IF_ABSENT, APPEND, OVERWRITE, OV
 from meshproxy.http.mutation_rules import ADD, ALLOWED, FAILED, IGNORED, REMOVE, SET, MutationRules
 from meshproxy.http.replies import Reply
 from meshproxy.observe import flags
+from meshproxy.tcp.filters import ext_authz as network_ext_authz
 from tests.unit import stream_help
-from tests.unit.filter_help import Route, Stream, context, counters, proto
+from tests.unit.filter_help import Route, Stream, connection, context, counters, network_context, proto
 
 _P = "envoy.extensions.filters.http.ext_authz.v3"
 GRPC = "grpc_service: {envoy_grpc: {cluster_name: authz}}, transport_api_version: V3"
@@ -407,3 +408,72 @@ def test_the_request_to_a_service_that_is_asked_by_http() -> None:
     service._mutate(stream, head)
     assert (head.method, head.path, head.authority) == (b"GET", b"/check/p?q", b"example.com")
     assert sorted(head.items) == [(b"content-length", b"4"), (b"x-b", b"mine"), (b"x-c", b"added"), (b"x-envoy-auth-partial-body", b"false")]
+
+
+# -- connections
+
+_NETWORK = "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"
+
+
+def make_network(said: Verdict, fields: str = "") -> tuple[Any, Any, Service]:
+    ctx = context()
+    made = network_ext_authz.compile(proto(_NETWORK, f"{{stat_prefix: x, {GRPC}, {fields}}}"), network_context(ctx))
+    service = Service(said)
+    made._service = service  # type: ignore[assignment]
+    return made, ctx, service
+
+
+@pytest.mark.parametrize(
+    ("said", "fields", "passes", "counted"),
+    [
+        (Verdict(OK), "", None, {"ok": 1, "total": 1}),
+        (Verdict(DENIED), "", False, {"denied": 1, "cx_closed": 1, "total": 1}),
+        (Verdict(ERROR), "", False, {"error": 1, "cx_closed": 1, "total": 1}),
+        (Verdict(ERROR), "failure_mode_allow: true", None, {"error": 1, "failure_mode_allowed": 1, "total": 1}),
+    ],
+)
+def test_connections(said: Verdict, fields: str, passes: bool | None, counted: dict[str, int]) -> None:
+    made, ctx, service = make_network(said, fields)
+    conn = connection()
+    assert asyncio.run(made.on_first_data(conn)) is passes
+    assert {name.removeprefix("ext_authz.x."): count for name, count in counters(ctx).items()} == counted
+    assert service.asked[0].source.address.socket_address.address == "10.0.0.1"
+    assert (conn.local_close_reason, bool(conn.flags & flags.UAEX)) == (("ext_authz_close", True) if passes is False else (None, False))
+
+
+def test_connections_that_metadata_switches_off() -> None:
+    made, ctx, service = make_network(Verdict(DENIED), "filter_enabled_metadata: {filter: a, path: [{key: b}], value: {present_match: true}}")
+    assert made.on_first_data(connection()) is None
+    assert counters(ctx) == {"ext_authz.x.disabled": 1}
+    assert service.asked == []
+
+
+async def test_a_connection_that_ends_cancels_the_call() -> None:
+    made, ctx, service = make_network(Verdict(OK))
+
+    async def check(request: Any, view: Any) -> Verdict:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    service.check = check  # type: ignore[method-assign]
+    conn = connection()
+    task = asyncio.create_task(made.on_first_data(conn))
+    await asyncio.sleep(0)
+    assert counters(ctx)["ext_authz.x.active"] == 1
+    made.on_close(conn)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "ext_authz.x.active" not in counters(ctx)
+
+
+@pytest.mark.parametrize(
+    ("config", "path"),
+    [
+        (f"{{{GRPC}}}", "stat_prefix"),
+        ("{stat_prefix: x, transport_api_version: V3}", "grpc_service"),
+        ("{stat_prefix: x, grpc_service: {envoy_grpc: {cluster_name: a}}}", "transport_api_version"),
+    ],
+)
+def test_wrong_configuration_for_connections(config: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        network_ext_authz.compile(proto(_NETWORK, config), network_context())

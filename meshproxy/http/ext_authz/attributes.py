@@ -122,6 +122,22 @@ class Attributes:
         ]
 
 
+def add_metadata(proto: Any, namespaces: tuple[str, ...], sources: tuple[Mapping[str, Any] | None, ...]) -> None:
+    """Put into a Metadata what the first of the sources that knows a namespace has in it."""
+    for name in namespaces:
+        for source in sources:
+            if source is not None and name in source:
+                proto.filter_metadata[name].update(source[name])
+                break
+
+
+def bootstrap_labels(key: str, node: Any) -> dict[str, str]:
+    """The labels of the destination: what the bootstrap's node has in its metadata under `key`."""
+    if node is None or key not in node.metadata.fields:
+        return {}
+    return {name: value.string_value for name, value in node.metadata.fields[key].struct_value.fields.items()}
+
+
 def text(value: bytes) -> str:
     """Bytes as the text of a message."""
     try:

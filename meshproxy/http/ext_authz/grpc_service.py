@@ -76,6 +76,13 @@ class GrpcService:
         return f"<GrpcService {self.cluster_name}>"
 
 
+def check_version(proto: Any) -> None:
+    """Raise ConfigError unless `transport_api_version` is V3."""
+    v3 = 2
+    if proto.transport_api_version != v3:
+        errors.fail("transport_api_version", "V2 (and AUTO) xDS transport protocol versions are deprecated: V3 is what is spoken")
+
+
 def _verdict(answer: Any) -> Verdict:
     code = answer.status.code
     if code == grpc.OK:

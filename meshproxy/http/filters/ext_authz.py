@@ -15,8 +15,8 @@ from meshproxy.api.metadata import struct_dict
 from meshproxy.api.runtime import compile_flag, compile_fraction
 from meshproxy.http import header_mutations, mutation_rules
 from meshproxy.http.ext_authz import mutations
-from meshproxy.http.ext_authz.attributes import Attributes
-from meshproxy.http.ext_authz.grpc_service import GrpcService
+from meshproxy.http.ext_authz.attributes import Attributes, add_metadata, bootstrap_labels
+from meshproxy.http.ext_authz.grpc_service import GrpcService, check_version
 from meshproxy.http.ext_authz.http_service import HttpService, list_matcher
 from meshproxy.http.ext_authz.verdict import DENIED, OK, Mutation, Verdict
 from meshproxy.http.header_mutations import APPEND
@@ -158,7 +158,8 @@ class Base(ExtAuthz):
         service = compile_service(proto, context)
         if service is None:
             errors.fail("", "one of grpc_service and http_service is required")
-        _check_version(proto)
+        if proto.HasField("grpc_service"):
+            check_version(proto)
         super().__init__(self, service, {}, _buffering(proto))
         self.clock = context.clock
         self.random = context.random
@@ -194,7 +195,7 @@ class Base(ExtAuthz):
         self.attributes = Attributes(
             certificate=proto.include_peer_certificate,
             session=proto.include_tls_session,
-            labels=_labels(proto.bootstrap_metadata_labels_key, context.context.node),
+            labels=bootstrap_labels(proto.bootstrap_metadata_labels_key, context.context.node),
             raw_headers=proto.encode_raw_headers,
             raw_body=proto.HasField("http_service") or proto.with_request_body.pack_as_bytes,
             allows=_allowed_headers(proto, runtime),
@@ -209,8 +210,8 @@ class Base(ExtAuthz):
         """Tell the service what filters before this one, and the route, say in the namespaces that it may see."""
         attributes.metadata_context.SetInParent()
         attributes.route_metadata_context.SetInParent()
-        _fill(attributes.metadata_context, self._namespaces, (stream.metadata, stream.connection.metadata))
-        _fill(attributes.route_metadata_context, self._route_namespaces, (stream.route.metadata,))
+        add_metadata(attributes.metadata_context, self._namespaces, (stream.metadata, stream.connection.metadata))
+        add_metadata(attributes.route_metadata_context, self._route_namespaces, (stream.route.metadata,))
 
     def logging_info(self, stream: Any, name: str) -> LoggingInfo | None:
         """What is kept for access logs, from now on in the stream's filter state; None: nothing that a check changes."""
@@ -334,12 +335,6 @@ def compile_service(proto: Any, context: FilterContext) -> Service | None:
     return None
 
 
-def _check_version(proto: Any) -> None:
-    v3 = 2
-    if proto.HasField("grpc_service") and proto.transport_api_version != v3:
-        errors.fail("transport_api_version", "V2 (and AUTO) xDS transport protocol versions are deprecated: V3 is what is spoken")
-
-
 def _buffering(proto: Any) -> tuple[int, bool] | None:
     settings = proto.with_request_body
     return (settings.max_request_bytes, settings.allow_partial_message) if proto.HasField("with_request_body") else None
@@ -355,21 +350,6 @@ def _allowed_headers(proto: Any, runtime: Any) -> Callable[[bytes], bool] | None
         with errors.under("http_service.authorization_request"):
             return list_matcher(request, "allowed_headers", runtime, always=_OF_HTTP)
     return list_matcher(proto, "allowed_headers", runtime, always=_OF_HTTP)
-
-
-def _labels(key: str, node: Any) -> dict[str, str]:
-    if node is None or key not in node.metadata.fields:
-        return {}
-    return {name: value.string_value for name, value in node.metadata.fields[key].struct_value.fields.items()}
-
-
-def _fill(proto: Any, namespaces: tuple[str, ...], sources: tuple[Mapping[str, Any] | None, ...]) -> None:
-    """What the first of the sources that knows a namespace has in it."""
-    for name in namespaces:
-        for source in sources:
-            if source is not None and name in source:
-                proto.filter_metadata[name].update(source[name])
-                break
 
 
 def _function(value: bool | Callable[[], bool]) -> Callable[[], bool]:
