@@ -21,7 +21,7 @@ from enum import IntEnum
 MAX_BODY = 1 << 30
 MAX_FDS = 64  # a frame; well under the kernel's SCM_MAX_FD of 253
 HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false; main skips what can wait, and awaits `wait_drained` before bulk
-READ_SIZE = 64 << 10  # a worker handles so much at a time, and then looks after its traffic
+READ_SIZE = 16 << 10  # a worker handles so much at a time, and then looks after its traffic
 BATCH = 16 << 10  # bytes queued that are sent at once; the first frame does not wait, and fewer behind it wait for the end of what runs
 MAX_TOGETHER = 256  # frames in one call; well under the kernel's IOV_MAX of 1024
 _HEAD = struct.Struct("<IBBH")

@@ -54,8 +54,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshproxy.config")
 
 # Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. An update makes very many objects that
-# stay; what it replaces leaves few cycles behind. The defaults (700, 10, 10) would look three times as often.
-GC_THRESHOLDS = (2_000, 10, 10)
+# stay, and what it replaces leaves few cycles behind; the defaults (700, 10, 10) would look at all of it with every second update. The second number is small
+# so that such a run, in which main does not give way, is short.
+GC_THRESHOLDS = (1_000, 5, 200)
+GC_AFTER_CHECKS = 64  # surroundings for checks, which are full of cycles, until the collector looks at everything
 LOADS_DEADLINE = 1.0  # seconds that a load report waits for the workers
 
 
@@ -88,6 +90,7 @@ class Dynamic:
         local = identity.LocalIdentity(workload, context) if workload is not None else None
         cache = Cache(options.config_cache, context.loop) if options.config_cache else None
         self._sources = sources.Sources(context, self._rules, ads, _static_clusters(bootstrap, workload).__contains__, local, cache)
+        self._scratches = 0  # that were made
         self.generation = 0  # another one with every change of clusters or secrets
         self._first_clusters = asyncio.Event()
         self._first_listeners = asyncio.Event()
@@ -229,6 +232,9 @@ class Dynamic:
     # -- checks, in surroundings of their own
 
     def _scratch(self) -> Context:
+        self._scratches += 1
+        if not self._scratches % GC_AFTER_CHECKS:
+            self._context.loop.call_soon(gc.collect)
         return worker.make_context(None, self._bootstrap, self._plan, worker_id=0)
 
     def _new_cluster_check(self) -> Callable[[Any], None]:

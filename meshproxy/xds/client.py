@@ -20,7 +20,7 @@ from meshproxy.scheduling import turns
 from meshproxy.upstream.grpc_client import GrpcClient
 from meshproxy.upstream.grpc_stream import GrpcError
 from meshproxy.xds.resources import WILDCARD, Update
-from meshproxy.xds.session import ProtocolError, Session
+from meshproxy.xds.session import TOGETHER, ProtocolError, Session
 from meshproxy.xds.subscription import Rules, Subscription
 
 if TYPE_CHECKING:
@@ -268,6 +268,9 @@ class Mux:
             self._session.reject(update, "\n".join(problems))
         else:
             self._session.accept(update)
+        while update.resources:  # nobody needs the list any more: what a long answer was made of goes piece by piece, too
+            del update.resources[-TOGETHER:]
+            turns.give_way()
 
     def _distribute(self, update: Update) -> list[str]:
         """Give everybody their part; returns what is wrong."""
@@ -276,13 +279,10 @@ class Mux:
         removed = set(update.removed)
         concerned = [name for name in names if name == WILDCARD or name in by_name or name in removed]
         rules = next((one.rules for name in concerned for one in names[name]), None)
-        if rules is not None and self.delta and len(concerned) > 1:  # what comes by delta has changed: all of it will be looked at
-            with rules.prepared([one for one in update.resources if not self._has_checked(one, names)]):
+        if rules is not None and len(concerned) > 1:
+            with rules.prepared(_unseen(update.resources, names)):
                 return self._tell(update, concerned, by_name, removed)
         return self._tell(update, concerned, by_name, removed)
-
-    def _has_checked(self, resource: Resource, names: dict[str, list[StreamSubscription]]) -> bool:
-        return all(one.has_checked(resource) for name in (resource.name, WILDCARD) for one in names.get(name, ()))
 
     def _tell(self, update: Update, concerned: list[str], by_name: dict[str, Resource], removed: set[str]) -> list[str]:
         problems = []
@@ -317,6 +317,17 @@ class Mux:
         del self._expiries[type.url, name]
         self._session.forget(type, name)
         self._distribute(Update(type, "", [], [name]))
+
+
+def _unseen(resources: list[Resource], names: dict[str, list[StreamSubscription]]) -> list[Resource]:
+    """Those that somebody is going to look at, since they are others than before."""
+    found = []
+    for number, resource in enumerate(resources):
+        if not number % TOGETHER:
+            turns.give_way()
+        if not all(one.has_checked(resource) for name in (resource.name, WILDCARD) for one in names.get(name, ())):
+            found.append(resource)
+    return found
 
 
 async def _pause(seconds: float) -> None:
