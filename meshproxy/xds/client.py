@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshproxy.config")
 
 BASE_INTERVAL, MAX_INTERVAL = 0.5, 30.0  # seconds between streams
+ASK_AGAIN = 0.2  # seconds that a server has to say by itself what is asked for again
 MAX_TOKENS, FILL_RATE = 100, 10.0  # requests at once, and a second, where they are limited and nothing else is said
 _V3 = 2  # envoy.config.core.v3.ApiVersion
 GRPC, DELTA_GRPC = 2, 3  # envoy.config.core.v3.ApiConfigSource.ApiType
@@ -143,6 +144,9 @@ class Mux:
         self._expiries: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._receiving = False
+        self._patient = False  # something is to be asked for again, after a while
+        self._patience: asyncio.TimerHandle | None = None
         self._rate = TokenBucket(*rate, context.clock) if rate is not None else None
         self._refusals = TokenBucket(MAX_TOKENS, FILL_RATE, context.clock)
         self._enforced = scope.counter("control_plane.rate_limit_enforced")
@@ -161,6 +165,8 @@ class Mux:
             self._task.cancel()
         for timer in self._expiries.values():
             timer.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
         self._connected.n = 0
 
     # -- subscriptions
@@ -168,7 +174,23 @@ class Mux:
     def add(self, one: StreamSubscription) -> None:
         """Ask for what it wants."""
         self._subscriptions.setdefault(one.type.url, {}).setdefault(one.name, []).append(one)
-        self._session.subscribe(one.type, one.name)
+        if self._session.subscribe(one.type, one.name, patient=self.delta):
+            # A cluster has changed. Most control planes say its endpoints again by themselves; by delta they do not have to.
+            self._patient = True
+            if not self._receiving:
+                self._be_patient()
+        else:
+            self._wake.set()
+
+    def _be_patient(self) -> None:
+        """From now on, not from when a long answer began."""
+        if self._patient and self._patience is None:
+            self._patience = self._context.loop.call_later(ASK_AGAIN, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._patience = None
+        self._patient = False
+        self._session.ask_again()
         self._wake.set()
 
     def discard(self, one: StreamSubscription) -> None:
@@ -222,11 +244,15 @@ class Mux:
                 async for data in stream:
                     self._backoff.reset()
                     before = self._session.refusals
+                    self._receiving = True
                     self._receive(data)
+                    self._receiving = False
+                    self._be_patient()
                     self._wake.set()
                     while self._session.refusals > before and not self._refusals.consume():
                         await _pause(self._refusals.next_token())
             finally:
+                self._receiving = False
                 sender.cancel()
 
     async def _send(self, stream: GrpcStream) -> None:

@@ -35,7 +35,7 @@ class ProtocolError(Exception):
 class _State:
     """One type on the stream. What `versions` says survives the stream; the rest is of this one."""
 
-    __slots__ = ("again", "answers", "due", "names", "named", "nonce", "said", "type", "version", "versions")
+    __slots__ = ("again", "answers", "due", "later", "names", "named", "nonce", "said", "type", "version", "versions")
 
     def __init__(self, type: ResourceType) -> None:
         self.type = type
@@ -50,6 +50,7 @@ class _State:
         self.said: set[str] | None = None  # the names that this stream was told; None: nothing was said yet
         self.named = False  # names were said, so an empty list no longer means everything
         self.again: set[str] = set()  # names to be asked for once more (delta)
+        self.later: set[str] = set()  # names to be asked for once more, unless they are told meanwhile
         self.answers: deque[tuple[str, str]] = deque()  # (nonce, why not): responses to be answered
         self.due = bool(self.names)
 
@@ -73,15 +74,29 @@ class Session:
 
     # -- what is wanted
 
-    def subscribe(self, type: ResourceType, name: str) -> None:
-        """Ask for a resource, or for all with WILDCARD. Asking again is a request, too: it wants to be answered even if nothing has changed."""
+    def subscribe(self, type: ResourceType, name: str, *, patient: bool = False) -> bool:
+        """Ask for a resource, or for all with WILDCARD. Asking again is a request, too: it wants to be answered even if nothing has changed; `patient`: it is
+        one only with the next `ask_again`, unless an answer comes before. Returns whether that is to be waited for."""
         state = self._types.get(type.url)
         if state is None:
             state = self._types[type.url] = _State(type)
         state.names.add(name)
-        state.due = True
-        if state.said is not None and name in state.said:
+        again = state.said is not None and name in state.said
+        if again and patient:
+            state.later.add(name)
+            return True
+        if again:
             state.again.add(name)
+        state.due = True
+        return False
+
+    def ask_again(self) -> None:
+        """What was asked for again, patiently, has not been told."""
+        for state in self._types.values():
+            if state.later:
+                state.again |= state.later
+                state.later.clear()
+                state.due = True
 
     def unsubscribe(self, type: ResourceType, name: str) -> None:
         """No longer ask for it."""
@@ -90,6 +105,7 @@ class Session:
             return
         state.names.discard(name)
         state.again.discard(name)
+        state.later.discard(name)
         if WILDCARD not in state.names:
             state.versions.pop(name, None)
         state.due = True
@@ -149,6 +165,8 @@ class Session:
         if state is None or state.said is None:
             return None  # of a type that nobody asked for: it has no request to be answered with
         state.nonce = response.nonce
+        if state.later:
+            state.later.difference_update([one.name for one in response.resources], response.removed_resources)
         version = response.system_version_info if self.delta else response.version_info
         try:
             resources = []

@@ -12,7 +12,7 @@ from meshproxy.api import convert, messages, support
 from meshproxy.api.errors import ConfigError
 from meshproxy.xds import client
 from meshproxy.xds.client import FILL_RATE, MAX_TOKENS, Api, Backoff, Mux, StreamSubscription
-from meshproxy.xds.resources import CLUSTER, WILDCARD
+from meshproxy.xds.resources import CLUSTER, ENDPOINTS, WILDCARD
 from meshproxy.xds.session import Session
 from meshproxy.xds.subscription import Rules
 from tests.unit import upstream_help as up
@@ -20,6 +20,8 @@ from tests.unit import upstream_help as up
 Source = messages.known("envoy.config.core.v3.ApiConfigSource")
 Request = messages.known("envoy.service.discovery.v3.DiscoveryRequest")
 Response = messages.known("envoy.service.discovery.v3.DiscoveryResponse")
+DeltaRequest = messages.known("envoy.service.discovery.v3.DeltaDiscoveryRequest")
+DeltaResponse = messages.known("envoy.service.discovery.v3.DeltaDiscoveryResponse")
 BAD = Response(type_url=CLUSTER.url, version_info="1", nonce="n")
 BAD.resources.add().Pack(convert.to_message({"name": "a", "connect_timeout": "-1s"}, CLUSTER.message))
 
@@ -132,6 +134,68 @@ def test_requests_that_wait_are_told():
         async with asyncio.timeout(20):
             while gauge.n:
                 await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+class Silent:
+    """A control plane that notes what it is asked by delta. It is its own stream."""
+
+    cluster_name = "control"
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.says: asyncio.Queue[bytes] = asyncio.Queue()
+
+    @contextlib.asynccontextmanager
+    async def stream(self, method):
+        yield self
+
+    async def send(self, data):
+        self.asked.put_nowait(list(DeltaRequest.FromString(data).resource_names_subscribe))
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await self.says.get()
+
+
+def test_who_subscribes_again_by_delta_gives_the_server_some_time_to_speak_by_itself(monkeypatch):
+    class Watcher:
+        def updated(self, update):
+            """It is right."""
+
+        def failed(self):
+            pytest.fail("it was right")
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        timers = []
+        monkeypatch.setattr(client, "ASK_AGAIN", 3600)
+        plane, context, rules = Silent(), up.context(), Rules()
+        context.loop = type("Loop", (), {"call_later": lambda self, seconds, what: timers.append((seconds, what)) or loop.call_later(seconds, what)})()
+        mux = Mux(plane, "method", Session(context.node, delta=True), context.stats.scope("x."), context, Backoff(lambda: 0.5))
+
+        def subscribe(name):
+            StreamSubscription(mux, False, ENDPOINTS, name, Watcher(), context.stats.scope("y."), context, rules, 0.0).start()
+
+        subscribe("a")
+        subscribe("b")
+        mux.start()
+        assert await plane.asked.get() == ["a", "b"]
+        subscribe("a")
+        subscribe("b")
+        ((seconds, ask),) = timers
+        assert seconds == client.ASK_AGAIN
+        response = DeltaResponse(type_url=ENDPOINTS.url, nonce="1")
+        one = response.resources.add(name="a", version="1")
+        one.resource.Pack(ENDPOINTS.message(cluster_name="a"))
+        plane.says.put_nowait(response.SerializeToString())
+        assert await plane.asked.get() == []  # an acknowledgement
+        ask()
+        assert await plane.asked.get() == ["b"]
+        mux.close()
 
     asyncio.run(run())
 

@@ -222,3 +222,31 @@ def test_what_was_removed_is_told_to_those_who_asked():
     update = session.receive(delta(ENDPOINTS, "n1", ("a", "stranger")))
     assert update.removed == ["a"]
     assert not update.complete
+
+
+def test_what_is_asked_for_again_patiently_is_asked_for_unless_it_was_told():
+    session = opened((ENDPOINTS, "a"), (ENDPOINTS, "b"), (ENDPOINTS, "c"), delta=True)
+    sent(session)
+    assert not session.subscribe(ENDPOINTS, "d", patient=True)  # for the first time
+    assert [list(one.resource_names_subscribe) for one in sent(session)] == [["d"]]
+    for name in "abcd":
+        assert session.subscribe(ENDPOINTS, name, patient=True)
+    assert sent(session) == []
+    session.accept(session.receive(delta(ENDPOINTS, "n1", a="1", removed=("b",))))
+    session.unsubscribe(ENDPOINTS, "d")
+    session.ask_again()
+    (request,) = sent(session)
+    assert (list(request.resource_names_subscribe), list(request.resource_names_unsubscribe), request.response_nonce) == (["c"], ["d"], "n1")
+    session.ask_again()
+    assert sent(session) == []
+
+
+def test_a_new_stream_asks_for_everything_and_waits_for_nothing():
+    session = opened((ENDPOINTS, "a"), delta=True)
+    sent(session)
+    session.subscribe(ENDPOINTS, "a", patient=True)
+    session.closed()
+    session.opened()
+    assert [list(one.resource_names_subscribe) for one in sent(session)] == [["a"]]
+    session.ask_again()
+    assert sent(session) == []
