@@ -69,6 +69,7 @@ class Cluster:
         "_locality_weights",
         "_metadata",
         "_original_dst",
+        "_preconnect",
         "_pool_kind",
         "_warm_hosts",
         "auto_san_validation",
@@ -140,6 +141,7 @@ class Cluster:
         compiled = ClusterOptions(type=options.STRICT_DNS if proto.HasField("cluster_type") else proto.type)
         with problems.under(""):
             compiled = options.compile_options(proto, scope, context.secrets, default_bind)
+        self._preconnect: Any = None  # upstream.preconnect.Preconnect
         self._take(compiled)
         with problems.under("circuit_breakers"):
             self.limits = limits.compile_limits(proto.circuit_breakers, self.name, context, share=not dry_run)
@@ -147,6 +149,11 @@ class Cluster:
         self._balancer: Balancer = ClusterProvided()  # so that endpoints are checked as well when the policy is wrong
         with problems.under(""):
             self._balancer = balance.compile_balancer(proto, deps)
+        if compiled.predictive_ratio > 1.0 and self._balancer.looks_ahead:
+            from meshproxy.upstream.preconnect import Preconnect  # few clusters have it
+
+            self._preconnect = Preconnect(compiled.predictive_ratio)
+            self.one_pool = False
         self._compile_outlier(proto, problems)
         if proto.health_checks and dry_run:
             with problems.under(""):
@@ -183,7 +190,7 @@ class Cluster:
         self.transport = compiled.transport
         self.auto_sni = compiled.auto_sni
         # A host has one HTTP pool a priority, whose key is the priority.
-        self.one_pool = not compiled.auto_sni and compiled.protocol != options.DOWNSTREAM
+        self.one_pool = not compiled.auto_sni and compiled.protocol != options.DOWNSTREAM and self._preconnect is None
         self._h2_options: Any = None
         self._pool_kind: type[Pool] = Http1Pool
         if compiled.protocol != options.HTTP1:
@@ -237,6 +244,7 @@ class Cluster:
         return (
             not special
             and self.preconnect_ratio <= 1.0
+            and self._preconnect is None
             and self.drops is None
             and not self.max_stream_duration
             and not (self.max_requests_per_connection and self.options.protocol != options.HTTP1)
@@ -251,7 +259,14 @@ class Cluster:
         return (priority, "h2") if self.options.protocol == options.DOWNSTREAM and version == 20 else priority
 
     def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool:
-        """The pool of `host` for such requests of `priority`, made when it is first needed. `raw`: what its connections carry is not HTTP."""
+        """The pool of `host` for a request of `priority` that is about to take a connection. `raw`: what that carries is not HTTP."""
+        if self._preconnect is not None:
+            healthy = sum(len(host_set.healthy) for host_set in self.host_sets)
+            self._preconnect.before_request(self.hosts, healthy, lambda host: self._pool_of(host, priority, head, raw))
+        return self._pool_of(host, priority, head, raw)
+
+    def _pool_of(self, host: Host, priority: int, head: RequestHead, raw: bool) -> Pool:
+        """Made when it is first needed."""
         pools = host.pools
         if pools is None:
             pools = host.pools = {}
@@ -485,6 +500,8 @@ class Cluster:
         if self._dry_run:
             return
         picker = self._balancer.rebuild(self.host_sets)
+        if self._preconnect is not None:
+            picker = self._preconnect.follow(picker)
         self.pick = picker if self._original_dst is None else self._original_dst.pick
         stats = self.stats
         stats.membership_total.n = sum(len(host_set.hosts) for host_set in self.host_sets)

@@ -42,7 +42,7 @@ HONOURS = {
         "healthy_panic_threshold zone_aware_lb_config locality_weighted_lb_config update_merge_window ignore_new_hosts_until_first_hc"
         " close_connections_on_host_set_change consistent_hashing_lb_config"
     ),
-    _CLUSTER + ".PreconnectPolicy": "per_upstream_preconnect_ratio",
+    _CLUSTER + ".PreconnectPolicy": "per_upstream_preconnect_ratio predictive_preconnect_ratio",
     "envoy.config.cluster.v3.UpstreamConnectionOptions": "tcp_keepalive",
     "envoy.config.core.v3.TransportSocket": "name typed_config",
     "envoy.config.core.v3.UpstreamHttpProtocolOptions": "auto_sni auto_san_validation override_auto_sni_header",
@@ -80,6 +80,7 @@ class ClusterOptions(Record):
     per_connection_buffer_limit: int = BUFFER_LIMIT
     max_requests_per_connection: int = 0
     preconnect_ratio: float = 1.0  # how many connections there should be for what is going on, to the next whole one
+    predictive_ratio: float = 1.0  # the same for the cluster as a whole: see upstream.preconnect
     max_connection_duration: float = 0.0
     max_stream_duration: float = 0.0
     idle_timeout: float = IDLE_TIMEOUT
@@ -176,6 +177,8 @@ def _timeouts(proto: Any, options: ClusterOptions) -> None:
     options.per_connection_buffer_limit = number(proto, "per_connection_buffer_limit_bytes", BUFFER_LIMIT)
     if proto.preconnect_policy.HasField("per_upstream_preconnect_ratio"):
         options.preconnect_ratio = proto.preconnect_policy.per_upstream_preconnect_ratio.value
+    if proto.preconnect_policy.HasField("predictive_preconnect_ratio"):
+        options.predictive_ratio = proto.preconnect_policy.predictive_preconnect_ratio.value
 
 
 def _http(proto: Any, options: ClusterOptions) -> None:

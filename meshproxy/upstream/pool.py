@@ -226,26 +226,40 @@ class Pool:
 
     def dial_as_needed(self) -> None:
         """Dial for those that wait, and ahead of need where the cluster says so, as far as circuit breakers allow."""
-        limits = self.limits
         for _ in range(_MAX_DIALS):
             if not self._wants_more():
                 return
-            allowed = limits.cx < limits.max_cx and self.host.cx_active < limits.max_cx_per_host
-            if not allowed:
-                self.stats.upstream_cx_overflow.n += 1
-                if self.connections or self.connecting:  # else nothing would ever serve those that wait
-                    return
-            self._dial()
-            if not allowed:
+            if not self._dial_if_allowed():
                 return
+
+    def _dial_if_allowed(self) -> bool:
+        limits = self.limits
+        allowed = limits.cx < limits.max_cx and self.host.cx_active < limits.max_cx_per_host
+        if not allowed:
+            self.stats.upstream_cx_overflow.n += 1
+            if self.connections or self.connecting:  # else nothing would ever serve those that wait
+                return False
+        self._dial()
+        return allowed
 
     def _wants_more(self) -> bool:
         waiting, expected = len(self.pending), self.room_expected()
         if self.ratio <= 1.0 or not self.host.healthy:
             return waiting > expected
+        waiting, active, room = self.load()
+        return (waiting + active) * self.ratio > room + active
+
+    def load(self) -> tuple[int, int, int]:
+        """How many requests wait and are served, and how many more there is room for, on connections that are being dialled, too."""
         active = sum(connection.active for connection in self.connections)
         room = sum(connection.room for connection in self.ready)
-        return (waiting + active) * self.ratio > expected + room + active
+        return len(self.pending), active, self.room_expected() + room
+
+    def dial_ahead(self, ratio: float) -> bool:
+        """Dial for a request that is expected, unless there is room for `ratio` times what is going on. Whether that was done, and may be again."""
+        waiting, active, room = self.load()
+        wanted = (waiting + active + 1) * ratio > room + active if self.host.healthy else waiting > self.room_expected()
+        return wanted and self._dial_if_allowed()
 
     def _dial(self) -> None:
         self.connecting += 1

@@ -1,4 +1,4 @@
-"""Options of connection managers and clusters that few set: the gentle end of old HTTP/1 connections, the scheme of the way upstream."""
+"""Options that few set: the gentle end of old HTTP/1 connections, the scheme of the way upstream, connections ahead of requests for a whole cluster."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from tests.differential.harness import (
     OK,
     Case,
     Counted,
+    Ended,
+    Heard,
     Idle,
+    Open,
     Request,
     Response,
     Signal,
+    Sync,
     Until,
     Wait,
     ask,
@@ -23,6 +27,7 @@ from tests.differential.harness import (
     get,
     h2_case,
     h2_cluster,
+    head,
     http,
     http2_options,
     req,
@@ -42,6 +47,28 @@ CLUSTERS = [
     cluster("tls", "tls_a", **TLS),
     cluster("tls_h2", "tls_h2", typed_extension_protocol_options=http2_options(), **TLS),
     cluster("mixed", "tls_h2", typed_extension_protocol_options=http2_options(), transport_socket_matches=[{"name": "all", "match": {}, **TLS}]),
+]
+THREE = ("a", "b", "c")
+
+
+def ahead(ratio: float, **fields: Any) -> dict[str, Any]:
+    return {"preconnect_policy": {"predictive_preconnect_ratio": ratio, **fields}}
+
+
+CLUSTERS += [
+    cluster("ahead-2", *THREE, **ahead(2.0)),
+    cluster("ahead-3", *THREE, **ahead(3.0)),
+    cluster("ahead-little", *THREE, **ahead(1.2)),
+    cluster("ahead-not", *THREE, **ahead(1.0)),
+    cluster("ahead-both", *THREE, **ahead(2.0, per_upstream_preconnect_ratio=2.0)),
+    cluster("ahead-one", "a", **ahead(3.0)),
+    cluster("ahead-random", *THREE, lb_policy="RANDOM", **ahead(3.0)),
+    cluster("ahead-least", "a", lb_policy="LEAST_REQUEST", **ahead(3.0)),
+    cluster("ahead-ring", "a", lb_policy="RING_HASH", **ahead(3.0)),
+    cluster("ahead-broken", *THREE, circuit_breakers={"thresholds": [{"max_connections": 2}]}, **ahead(3.0)),
+    cluster("ahead-dead", "dead", "dead2", **ahead(3.0)),
+    h2_cluster("ahead-h2", "h2a", "h2b", "h2c", **ahead(3.0)),
+    h2_cluster("ahead-h2-one", "h2a", "h2b", "h2c", options={"max_concurrent_streams": 1}, **ahead(3.0)),
 ]
 HOSTS = [*(vhost(one["name"].replace("_", "-"), one["name"]) for one in CLUSTERS), vhost("adds", "a")]
 CONFIG = bootstrap(
@@ -114,6 +141,21 @@ def scheme(on: str) -> list[Case]:
     return cases
 
 
-CASES = [*SOFT, *scheme("matching"), *scheme("matching_at_the_edge"), *scheme("not_matching")]
+def preconnect() -> list[Case]:
+    """How many connections there are. Which hosts get them, chance decides."""
+    cases = []
+    for one in CLUSTERS:
+        name = one["name"]
+        if name.startswith("ahead"):
+            asked = [step for n in range(4) for step in (get(f"/{n}", host=f"{name}.test"), Response())]
+            # Whether a connection is there when its request comes depends on which host that is for.
+            chance: dict[str, Any] = {"skip_stats": ("upstream_rq_pending_total",)} if name in {"ahead-random", "ahead-h2-one"} else {}
+            cases.append(Case(f"preconnect_{name}", asked, skip=("upstream", "log"), **chance))
+            pairs = [step for _ in range(3) for step in (Open(head(authority=f"{name}.test")), Open(head(authority=f"{name}.test")), Ended(), Sync())]
+            cases.append(h2_case(f"preconnect_{name}_two_at_once", *pairs, Heard("headers", 6), skip=("upstream", "log", "client"), **chance))
+    return cases
+
+
+CASES = [*preconnect(), *SOFT, *scheme("matching"), *scheme("matching_at_the_edge"), *scheme("not_matching")]
 
 test_case = check_cases(CASES)

@@ -54,6 +54,7 @@ class LbContext:
 class Balancer(Protocol):
     """A policy at work for one cluster."""
 
+    looks_ahead: bool  # whether what the picker says does not depend on when it is asked: hosts can be chosen before their requests come
     needs_hash: bool  # whether a request hash makes a difference
     observes_latency: bool  # whether `observe` wants to be called
 

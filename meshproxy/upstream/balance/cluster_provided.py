@@ -24,6 +24,7 @@ class ClusterProvided:
     """Nothing to choose from."""
 
     needs_hash = False
+    looks_ahead = False
     observes_latency = False
 
     def rebuild(self, host_sets: Sequence[HostSet]) -> Picker:

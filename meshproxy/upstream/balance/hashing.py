@@ -41,6 +41,7 @@ class HashBalancer:
     """A balancer around a table. `build(weights)` makes the table of one priority."""
 
     needs_hash = True
+    looks_ahead = False
     observes_latency = False
 
     def __init__(self, build: Callable[[Weights], Table], deps: Deps, *, locality_weighted: bool = False, balance_factor: int = 0) -> None:

@@ -64,6 +64,7 @@ class Average:
 class PeakEwma:
     """Power of two choices by expected latency."""
 
+    looks_ahead = False
     observes_latency = True
 
     def __init__(self, deps: Deps, *, decay_time: float = DECAY_TIME, default_rtt: float = DEFAULT_RTT, penalty: float = PENALTY / 1000.0) -> None:

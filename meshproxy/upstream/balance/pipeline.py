@@ -30,6 +30,7 @@ class Key(NamedTuple):
 class Policy(Protocol):
     """How to choose among the hosts of one list."""
 
+    looks_ahead: bool
     observes_latency: bool
 
     def refresh(self, host_sets: Sequence[HostSet]) -> None:
@@ -52,6 +53,7 @@ class Pipeline:
 
     def __init__(self, policy: Policy, deps: Deps) -> None:
         self.policy = policy
+        self.looks_ahead = policy.looks_ahead
         self.observes_latency = policy.observes_latency
         self.observe = policy.observe
         self._stats = deps.stats

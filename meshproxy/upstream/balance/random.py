@@ -30,6 +30,7 @@ def compile(proto: Any, deps: Deps) -> Balancer:
 class Random:
     """Any of them."""
 
+    looks_ahead = True
     observes_latency = False
 
     def __init__(self, deps: Deps) -> None:

@@ -31,6 +31,8 @@ def compile(proto: Any, deps: Deps) -> Balancer:
 class RoundRobin(WeightedPolicy):
     """In turn. The place in each list is kept when the list changes."""
 
+    looks_ahead = True
+
     def __init__(self, deps: Deps, slow_start: SlowStart | None = None) -> None:
         super().__init__(deps, slow_start)
         self._turns: dict[Key, _Turn] = {}

@@ -27,6 +27,7 @@ HONOURS = {
 class WeightedPolicy:
     """Base of the two policies. Subclasses say what a host weighs now, and how to pick when all weigh the same."""
 
+    looks_ahead = False
     observes_latency = False
 
     def __init__(self, deps: Deps, slow_start: SlowStart | None) -> None:
