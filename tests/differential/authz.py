@@ -9,10 +9,8 @@ from typing import Any
 from envoy.service.auth.v3 import external_auth_pb2
 from google.protobuf import json_format
 
-from tests.differential.harness import Body, Ended, Headers, Play, Request, answer, lines, message
+from tests.differential.harness import Body, Ended, Headers, Play, Request, answer, file_log, filter_, http, lines, message, y
 from tests.differential.wire import Script, Wire
-
-__all__ = ["allows", "ask_http", "denies", "errs", "grpc_play", "http_play", "says"]
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _SHOWN = (":path", ":authority", "content-type", "te", "grpc-timeout", "x-own", "x-computed")
@@ -107,3 +105,67 @@ def _tidy_http(wire: Wire) -> bytes:
         text += [first, *sorted(fields), b"", rest[:length]]
         rest = rest[length:]
     return b"\r\n".join(text)
+
+
+# ---- what the listeners of the cases have in common
+
+LOG = file_log(
+    "%REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% flags=%RESPONSE_FLAGS% cluster=%UPSTREAM_CLUSTER% route=%ROUTE_NAME% "
+    "%DYNAMIC_METADATA(envoy.filters.http.ext_authz:said)% rx=%BYTES_RECEIVED% tx=%BYTES_SENT%\n"
+)
+HOSTS = y("""
+- name: all
+  domains: ["*"]
+  routes:
+  - {match: {prefix: /, headers: [{name: x-tier, string_match: {exact: gold}}]}, name: gold, route: {cluster: b}}
+  - match: {prefix: /query}
+    name: query
+    route: {cluster: a}
+  - match: {prefix: /direct}
+    direct_response: {status: 200, body: {inline_string: direct}}
+  - match: {prefix: /nowhere}
+    route: {cluster: nowhere}
+  - match: {prefix: /, headers: [{name: x-no-route, present_match: true, invert_match: true}]}
+    name: all
+    route: {cluster: a}
+    metadata: {filter_metadata: {of-route: {key: value, deep: {n: 1}}, other: {x: y}}}
+""")
+GRPC = {"envoy_grpc": {"cluster_name": "h2authz"}, "timeout": "10s"}
+HTTP = {"server_uri": {"uri": "http://authz.test/base", "cluster": "authz", "timeout": "10s"}}
+
+
+def authz(name: str, *, hosts: Any = HOSTS, before: tuple[Any, ...] = (), listener: Any = None, **fields: Any) -> dict[str, Any]:
+    """A listener with the filter: by gRPC, unless there is an http_service."""
+    service = {} if "http_service" in fields else {"grpc_service": GRPC}
+    config = {"transport_api_version": "V3"} | service | fields
+    return http(
+        name, hosts, filters=[*before, filter_("ext_authz", **config)], access_log=[LOG], listener_fields=listener, route_config={"validate_clusters": False}
+    )
+
+
+def header(key: str, value: str, action: str | int | None = None, *, append: bool | None = None) -> dict[str, Any]:
+    option: dict[str, Any] = {"header": {"key": key, "value": value}}
+    if action is not None:
+        option["append_action"] = action
+    if append is not None:
+        option["append"] = append
+    return option
+
+
+def patterns(*names: str, how: str = "exact") -> dict[str, Any]:
+    return {"patterns": [{how: name} for name in names]}
+
+
+TLS = {
+    "name": "tls",
+    "typed_config": {
+        "@": "downstream_tls",
+        "require_client_certificate": False,
+        "common_tls_context": {
+            "tls_certificates": [{"certificate_chain": {"filename": "${pem:server}"}, "private_key": {"filename": "${key:server}"}}],
+            "validation_context": {"trusted_ca": {"filename": "${pem:ca}"}},
+        },
+    },
+}
+
+SENT = ("X-There: 1", "X-There: 2", "X-One: 1", "Cookie: a=b", "Accept: x/y")

@@ -273,3 +273,55 @@ def test_added_trailers_reach_a_filter_that_keeps_the_body() -> None:
     stream.go(True)
     respond(stream, b"a", b"b")
     assert codec.out == [head(2), ("data", b"abab", False), ("trailers", TRAILERS), ("done",)]
+
+
+async def test_a_filter_that_buffers_goes_on_reading_where_the_one_before_it_had_enough() -> None:
+    asked = asyncio.get_running_loop().create_future()
+
+    class Asks:
+        async def request_headers(self, stream: Any, end_stream: bool) -> None:
+            await asked
+
+    class Buffers:
+        whole: bool | None = None
+
+        async def request_headers(self, stream: Any, end_stream: bool) -> None:
+            self.whole = await stream.buffered_request(100)
+            assert stream.buffered_body(4) == (b"xxxx", True)
+
+    buffers = Buffers()
+    stream, codec, _ = make(Asks(), buffers, buffer_limit=10)
+    stream.go(False)
+    stream.on_data(b"x" * 20, False)
+    assert codec.paused
+    asked.set_result(None)
+    async with asyncio.timeout(5):
+        while codec.paused:
+            await asyncio.sleep(0)
+    stream.on_data(b"y" * 20, True)
+    async with asyncio.timeout(5):
+        while buffers.whole is None:
+            await asyncio.sleep(0)
+    assert buffers.whole
+
+
+async def test_a_filter_that_wants_the_beginning_alone() -> None:
+    class Peeks:
+        seen: Any = None
+
+        async def request_headers(self, stream: Any, end_stream: bool) -> None:
+            assert await stream.buffered_request(4, partly=True)
+            self.seen = stream.buffered_body(4)
+
+    peeks = Peeks()
+    stream, _, forwarding = make(peeks)
+    stream.go(False)
+    stream.on_data(b"ab", False)
+    await asyncio.sleep(0)
+    assert peeks.seen is None
+    stream.on_data(b"cde", False)
+    async with asyncio.timeout(5):
+        while stream._request_hold is not None:
+            await asyncio.sleep(0)
+    assert peeks.seen == (b"abcd", True)
+    assert [entry[1] for entry in forwarding.out if entry[0] == "data"] == [b"ab", b"cde"]
