@@ -57,6 +57,8 @@ class Options:
             " represent_ipv4_remote_address_as_ipv4_mapped_ipv6 upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action"
             " request_id_extension local_reply_config access_log_options access_log_flush_interval flush_access_log_on_new_request"
             " tracing strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
+            # Without an effect: there is no overload manager to tell of, and nothing that would read the connection's state.
+            " append_local_overload add_proxy_protocol_connection_state"
         ),
         _HCM + "HttpFilter": "name typed_config config_discovery is_optional disabled",
         _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hpack
 
 from tests.differential.harness import (
+    Body,
     Case,
     Data,
     Ended,
@@ -62,6 +63,7 @@ ONE = Metadata([("key", "value"), ("other", "thing")])
 TWO = Metadata([("second", "map")])
 LONG = Metadata([("long", "x" * 40_000)])
 ODD = Metadata([("UPPER Case", "v\x01"), ("", "empty"), (":path", "/x"), ("connection", "close")])
+BULK = bytes(range(256)) * 200
 LONG_SPLIT = Metadata(LONG.fields, split=16_000)
 
 
@@ -132,6 +134,8 @@ def responses() -> list[Case]:
         responding("response_too_large", start, Metadata([("k", "v" * 200)]), end, host="little"),
         Case("response_to_http1", [get(host="h2a.test"), Response()], [Ended(), start, ONE, end]),
         Case("response_to_http1_before_its_head", [get(host="h2a.test"), Response()], [Ended(), ONE, start, end]),
+        h2_case("while_data_is_relayed", Open(head("POST", authority="h2a.test"), end=False), Heard("headers"), Body(BULK, end=False), ONE, Body(BULK), Ended(),
+                up=[start, Got(len(BULK)), Heard("metadata"), Body(BULK, end=False), TWO, Ended(), Body(BULK)]),
         h2_case("both_ways", Open(head("POST", authority="h2a.test"), end=False), ONE, Heard("metadata"), Data(b"x", end=True), Ended(),
                 up=[Heard("metadata"), start, TWO, Ended(), end]),
     ]  # fmt: skip

@@ -77,6 +77,7 @@ CONFIG = bootstrap(
     http("soft_once", HOSTS, **OLD | {"common_http_protocol_options": {"max_connection_duration": "0.3s", "max_requests_per_connection": 1}}),
     http("matching", HOSTS, access_log=SCHEMES, scheme_header_transformation={"match_upstream": True}),
     http("matching_at_the_edge", HOSTS, access_log=SCHEMES, use_remote_address=True, scheme_header_transformation={"match_upstream": True}),
+    http("without_effect", HOSTS, append_local_overload=True, add_proxy_protocol_connection_state=False),
     http("not_matching", HOSTS, access_log=SCHEMES, scheme_header_transformation={"match_upstream": False}),
     clusters=CLUSTERS,
 )
@@ -156,6 +157,13 @@ def preconnect() -> list[Case]:
     return cases
 
 
-CASES = [*preconnect(), *SOFT, *scheme("matching"), *scheme("matching_at_the_edge"), *scheme("not_matching")]
+CASES = [
+    h2_case("options_without_effect", ask(), ask(authority="h2a.test"), on="without_effect"),
+    *preconnect(),
+    *SOFT,
+    *scheme("matching"),
+    *scheme("matching_at_the_edge"),
+    *scheme("not_matching"),
+]
 
 test_case = check_cases(CASES)

@@ -52,7 +52,7 @@ def test_plain_configuration_is_honoured():
     [
         (config(hds_config={}), "hds_config", "is not supported", UNSUPPORTED),
         (config(overload_manager={"resource_monitors": [{"name": "x"}]}), "overload_manager", "is not supported", UNSUPPORTED),
-        (config(manager={"append_local_overload": True}), f"{MANAGER}.append_local_overload", "is not supported", UNSUPPORTED),
+        (config(manager={"path_normalization_options": {}}), f"{MANAGER}.path_normalization_options", "is not supported", UNSUPPORTED),
         (
             config([LUA, ROUTER]),
             f"{MANAGER}.http_filters[0].typed_config",
@@ -113,10 +113,10 @@ def test_optional_filters_may_be_unknown():
 
 def test_validate_reports_everything(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text(json.dumps(config([ROUTER, BUFFER], manager={"append_local_overload": True})))
+    file.write_text(json.dumps(config([ROUTER, BUFFER], manager={"path_normalization_options": {}})))
     with pytest.raises(ConfigError) as caught:
         bootstrap.validate(str(file))
-    assert [problem.path for problem in caught.value.problems] == [f"{MANAGER}.append_local_overload"]
+    assert [problem.path for problem in caught.value.problems] == [f"{MANAGER}.path_normalization_options"]
     with pytest.raises(ConfigError) as caught:
         bootstrap.validate(str(file), unsupported="warn")
     assert [problem.path for problem in caught.value.problems] == [f"{MANAGER}.http_filters[0]", f"{MANAGER}.http_filters[1]"]
