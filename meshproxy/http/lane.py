@@ -188,7 +188,8 @@ class Lane:
         service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
         codec.answer(response, service_time, body, trailers, now)
         if self.tracing is not None:
-            self.tracing.count(stream.reason)
+            plan = stream.plan
+            self.tracing.count(None if plan is not None and plan.decided else stream.reason)
         if self.watched:
             stream.end = now
             size = len(body)
@@ -202,6 +203,8 @@ class Lane:
                 if plan.peer is not None:
                     stream.downstream_peer = plan.peer
                 stream.route, stream.chain, stream.is_internal = self.route, self.chain, self.internal
+                if plan.decided:
+                    plan.restore(stream)  # type: ignore[attr-defined]  # http.traced_plan.TracedPlan
                 plan = stream.plan = None
             wall = start + manager.wall_offset
             kind: Any = self if plan is None else plan, response.kind

@@ -233,6 +233,7 @@ class HttpConnectionManager:
         head = self.options.head
         with errors.under("tracing"):
             made = Tracing(proto.tracing, network, self.stats, packs_reason=head.packs_trace_reason, decides_by_id=head.traces_by_id)
+        self.preparer.new_id = self.preparer.ids.new_apart
         self.stream_class = TracedStream
         self.router.forwarding_class = TracedForwarding
         self.finish_response_head = self._finish_traced_head  # type: ignore[method-assign]
@@ -419,8 +420,6 @@ class HttpConnectionManager:
 
     def plan(self, known: Any, additions: Any) -> plan.Plan | None:
         """The plan for a head that repeats itself, made now if there is none yet; None if there can be none."""
-        if self.tracing is not None:
-            return None  # what goes upstream is another head each time
         made: Any = known.plans.get(additions, NO_PLANS)
         if made is NO_PLANS or (made is not None and made.generation != self.changes.n):
             if known.plans is NO_PLANS or len(known.plans) >= plan.MAX_PER_HEAD:
@@ -428,7 +427,12 @@ class HttpConnectionManager:
             if self._plans >= plan.MAX_PLANS:
                 self._forget_lanes()
             self._plans += 1
-            made = known.plans[additions] = plan.make_plan(self, known, additions)
+            if self.tracing is None:
+                made = known.plans[additions] = plan.make_plan(self, known, additions)
+            else:
+                from meshproxy.http.traced_plan import make_traced_plan  # few trace
+
+                made = known.plans[additions] = make_traced_plan(self, known, additions)
         return made
 
     def shaped_plans(self, known: ShapedRequest, additions: Any) -> ShapedPlans | None:

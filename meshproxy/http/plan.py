@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meshproxy.http.lane import Lane
     from meshproxy.http.manager import HttpConnectionManager
 
+DECORATOR = b"x-envoy-decorator-operation"
 MAX_PLANS = 512  # of one connection manager
 MAX_PER_HEAD = 16  # plans of one head: clients at so many addresses
 
@@ -60,6 +61,7 @@ class Plan:
     """What every repetition of a request head comes to, for clients that get the same additions."""
 
     varying = False  # heads differ in more than their ids: see http.shape_plan
+    decided = False  # the request id is drawn before the filters run: see http.traced_plan
 
     __slots__ = (
         "after",
@@ -229,9 +231,9 @@ def start(codec: Any, known: Any, body: bytes, additions: Any, now: float) -> Pl
 
 def make_plan(manager: HttpConnectionManager, known: Any, additions: Any) -> Plan | None:
     """The plan for a plain head; None when such requests are not all alike, or have no lane."""
-    first = _try_out(manager, known, additions)
+    first = try_out(manager, known, additions)
     # Once more: what comes out differently is no plan.
-    second = None if first is None else _try_out(manager, known, additions)
+    second = None if first is None else try_out(manager, known, additions)
     if first is None or second is None or first.but_id() != second.but_id() or first.lane is not second.lane:
         return None
     return Plan(first.lane, first, known.received)
@@ -254,7 +256,8 @@ class _Outcome:
         return self.wire.split(self.id) if self.id else [self.wire]
 
 
-def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Outcome | None:
+def try_out(manager: HttpConnectionManager, known: Any, additions: Any, trace: bytes = b"") -> _Outcome | None:
+    """Take a stand-in with this head to where it goes upstream; None where it needs more than a plan. `trace`: stands for its trace, if it has one."""
     outcome = _Outcome()
     head = known.head()
     scratch = Stream.__new__(Stream)
@@ -273,6 +276,8 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
             return None
         if known.method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
             return None  # HTTP/1 would have to frame the body
+        if trace and lane.tracing.tells_operation(lane.operation):  # type: ignore[union-attr]
+            head.set(DECORATOR, lane.operation)  # type: ignore[arg-type]  # it is traced, and so it has one
         if lane.chain.shaper is not None:
             outcome.peer = lane.chain.shaper.shape_request(head, lane.cluster)
         outcome.filtered = head.copy()
@@ -285,6 +290,8 @@ def _try_out(manager: HttpConnectionManager, known: Any, additions: Any) -> _Out
     outcome.lane = lane
     if lane.scheme is not None:
         head.scheme = lane.scheme
+    if trace and not lane.tracing.tracer.inject_root(head, trace):
+        return None
     outcome.finished = head.copy()
     outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
     return outcome if not outcome.id or outcome.wire.count(outcome.id) == 1 else None

@@ -55,10 +55,12 @@ class PlannedStream(Stream):
         else:
             self.bytes_received, self.request_ended, self.request_end = len(body), True, self.start
         if plan is not None:
-            if stage == FILTERS and plan.new_id is not None:
+            if stage == FILTERS and plan.new_id is not None and not plan.decided:
                 self.request_id = plan.new_id()
             self.request = plan.head(self, plan.filtered if stage == FILTERS else plan.finished)
             self.route, self.chain, self.is_internal = lane.route, lane.chain, lane.internal
+            if plan.decided:
+                plan.restore(self)  # type: ignore[attr-defined]  # http.traced_plan.TracedPlan
             if lane.chain.shaper is not None:
                 self.peer_said, self.downstream_peer = lane.said, plan.peer
         if stage == FILTERS:

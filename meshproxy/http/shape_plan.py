@@ -113,7 +113,7 @@ class ShapedPlan(Plan):
 
     varying = True
 
-    def __init__(self, outcome: _Outcome, own_id: int) -> None:
+    def __init__(self, outcome: Outcome, own_id: int) -> None:
         lane = self.lane = outcome.lane
         self.generation = lane.manager.changes.n
         self.hooks = ()
@@ -173,7 +173,7 @@ class _Template:
         return RequestHead(of.method, path, of.authority, items, scheme=of.scheme, version=of.version)
 
 
-class _Outcome:
+class Outcome:
     """What became of a head with marks in the place of its values, and then of the new request id if there is one."""
 
     __slots__ = ("filtered", "finished", "id", "lane", "marks", "peer", "wire")
@@ -218,9 +218,9 @@ def _make_plan(manager: HttpConnectionManager, route: Route | None, known: Shape
     return ShapedPlan(first, names.index(REQUEST_ID) if REQUEST_ID in names and not first.id and additions.generates_id else -1)
 
 
-def _try_out(manager: HttpConnectionManager, route: Route | None, known: ShapedRequest, additions: Any) -> _Outcome | None:
+def _try_out(manager: HttpConnectionManager, route: Route | None, known: ShapedRequest, additions: Any) -> Outcome | None:
     """As `http.plan`'s, for all requests of a shape. Raises Varies."""
-    outcome = _Outcome()
+    outcome = Outcome()
     names = known.shape.names
     marks = outcome.marks = [b"<value %d>" % place for place in range(len(names))]
     marked = dict(zip(names, marks, strict=True))

@@ -104,7 +104,9 @@ class Tracing:
         own.tags = tuple(self._tags.items())
         own.operation, own.upstream_operation = _operations(proto)
         self._effective: dict[RouteTracing | None, _Effective] = {None: own}
-        self._tracer = _tracer(proto, context)
+        self.tracer = _tracer(proto, context)
+        self.root: Any = getattr(self.tracer, "root", None)
+        self.plans = decides_by_id and not self.spawns and self.root is not None
 
     def forget_routes(self) -> None:
         """There are others now."""
@@ -131,7 +133,7 @@ class Tracing:
         holds = stream.tracing = self.holds(stream.route)
         reason = stream.reason = self._decide(head, holds)
         name = b"egress " + head.authority if self._egress else b"ingress"
-        span = self._tracer.start(head, name, client=self._client, traced=reason is not None, at=stream.start_wall) if self._tracer is not None else None
+        span = self.tracer.start(head, name, client=self._client, traced=reason is not None, at=stream.start_wall) if self.tracer is not None else None
         stream.span = span
         if holds.operation is None:
             self._decorate(stream, head, span)
@@ -151,6 +153,15 @@ class Tracing:
             return None
         decorator = None if route is None else route.decorator
         return b"" if decorator is None or not decorator[1] else decorator[0].encode()
+
+    def chance(self, route: Any) -> Chance:
+        """Of being sampled, for requests of a route that ask for nothing; it holds as long as the runtime does not change."""
+        found: Chance = self._runtime.fraction("tracing.random_sampling", self.holds(route).random)
+        return found
+
+    def tells_operation(self, operation: bytes | None) -> bool:
+        """Whether requests say upstream what they are called."""
+        return bool(self._egress and operation)
 
     def _decide(self, head: RequestHead, holds: _Effective) -> str | None:
         """The name of the statistic that counts why a request is traced, or None. Its id says so afterwards."""

@@ -93,6 +93,19 @@ class Tracer:
         """Tell a server about a span."""
         context.inject_w3c(head, span.trace_id, span.id, span.sampled, span.state)
 
+    def root(self) -> bytes:
+        """HOT: the `traceparent` of a new trace that is not sampled."""
+        return b"00-%032x-%016x-00" % (self._bits(128) or 1, self._bits(64) or 1)
+
+    @staticmethod
+    def inject_root(head: RequestHead, value: bytes) -> bool:
+        """What `inject` does for such a span; False, and nothing done, where a head says something of another."""
+        if context.TRACEPARENT in head or context.TRACESTATE in head:
+            return False
+        head.add(context.TRACEPARENT, value)
+        head.add(context.TRACESTATE, b"")
+        return True
+
     # -- sending
 
     def send(self, span: Span, end: float) -> None:
