@@ -276,8 +276,10 @@ def try_out(manager: HttpConnectionManager, known: Any, additions: Any, trace: b
             return None
         if known.method in BODIED and known.length < 0 and not lane.cluster.speaks_http2(head.version):
             return None  # HTTP/1 would have to frame the body
-        if trace and lane.tracing.tells_operation(lane.operation):  # type: ignore[union-attr]
-            head.set(DECORATOR, lane.operation)  # type: ignore[arg-type]  # it is traced, and so it has one
+        tracing: Any = lane.tracing
+        operation: Any = lane.operation
+        if trace and tracing.tells_operation(operation):
+            head.set(DECORATOR, operation)
         if lane.chain.shaper is not None:
             outcome.peer = lane.chain.shaper.shape_request(head, lane.cluster)
         outcome.filtered = head.copy()
@@ -290,7 +292,7 @@ def try_out(manager: HttpConnectionManager, known: Any, additions: Any, trace: b
     outcome.lane = lane
     if lane.scheme is not None:
         head.scheme = lane.scheme
-    if trace and not lane.tracing.tracer.inject_root(head, trace):
+    if trace and not tracing.tracer.inject_root(head, trace):
         return None
     outcome.finished = head.copy()
     outcome.wire = encode_request_head(head.method, head.path, head.authority, head.items)
