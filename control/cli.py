@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--kubeconfig", default="", metavar="FILE", help="instead of the pod's service account, $KUBECONFIG or ~/.kube/config")
     serve.add_argument("--context", default="", metavar="NAME", help="of the kubeconfig, instead of its current one")
     serve.add_argument("--namespace", action="append", default=[], metavar="NAME", help="only this namespace of the cluster; repeat it")
+    serve.add_argument(
+        "--write-status",
+        default="",
+        metavar="NAMESPACE",
+        help="write conditions of the Gateway API, and Events, if we hold the Lease `meshctl` there",
+    )
     serve.add_argument("--token-reviews", action="store_true", help="the cluster says whose service account tokens are, also with a folder alone")
     serve.add_argument("--status-listen", default="", metavar="ADDRESS", help="HTTP in the clear: /healthz, /readyz, and /status about the sources")
     serve.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -180,7 +186,7 @@ async def _serving(options: argparse.Namespace) -> int:
         authority = _authority(options, server)
         of_authority: dict[str, Any] = {"identify": authority.admission, "handlers": authority.handlers()} if authority is not None else {}
         app = app_module.App(options.folder, trust_domain=options.trust_domain, defaults=defaults, cluster=_cluster(options, server), **of_authority)
-        serving = asyncio.create_task(_until_ended(options, app, authority, ending), name="serve")
+        serving = asyncio.create_task(_until_ended(options, app, authority, server, ending), name="serve")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, serving.cancel)
@@ -189,7 +195,7 @@ async def _serving(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _until_ended(options: argparse.Namespace, app: Any, authority: Any, ending: contextlib.AsyncExitStack) -> None:
+async def _until_ended(options: argparse.Namespace, app: Any, authority: Any, server: Any, ending: contextlib.AsyncExitStack) -> None:
     """Serve until cancelled. What is to be ended then is put into `ending`. Raises UsageError."""
     status = await _status_page(options, app, ending)
     watching = None
@@ -209,7 +215,8 @@ async def _until_ended(options: argparse.Namespace, app: Any, authority: Any, en
     log.info("serving %s on %s: %d documents, %d complaints", sources, address, len(app.mesh.store.objects), len(app.mesh.troubles))
     if status is not None:
         status.ready = True
-    await _beside(watching, app.run())
+    writer = _status_writer(options, server, app, ending)
+    await _beside(watching, app.run(writer.wake if writer is not None else None))
 
 
 async def _beside(task: asyncio.Task[None] | None, doing: Coroutine[Any, Any, None]) -> None:
@@ -259,8 +266,8 @@ def _check_sources(options: argparse.Namespace) -> None:
         raise UsageError("a folder, or --kubernetes, is needed")
     if not options.kubernetes and not options.token_reviews and (options.kubeconfig or options.context):
         raise UsageError("--kubeconfig and --context need --kubernetes or --token-reviews")
-    if options.namespace and not options.kubernetes:
-        raise UsageError("--namespace needs --kubernetes")
+    if (options.namespace or options.write_status) and not options.kubernetes:
+        raise UsageError("--namespace and --write-status need --kubernetes")
 
 
 async def _api_server(options: argparse.Namespace, ending: contextlib.AsyncExitStack) -> Any:
@@ -282,9 +289,34 @@ def _cluster(options: argparse.Namespace, server: Any) -> Any:
     """What makes the source of a cluster's objects, or None."""
     if not options.kubernetes:
         return None
+    from control.model.gateway import GATEWAY_API
     from control.sources.kubernetes import Kubernetes
 
-    return lambda store: Kubernetes(server, store, tuple(options.namespace))
+    whole = frozenset({GATEWAY_API}) if options.write_status else frozenset()
+    return lambda store: Kubernetes(server, store, tuple(options.namespace), whole=whole)
+
+
+def _status_writer(options: argparse.Namespace, server: Any, app: Any, ending: contextlib.AsyncExitStack) -> Any:
+    """The Writer that is asked for, at work, or None."""
+    if not options.write_status:
+        return None
+    import secrets
+    import socket
+
+    from control.status.lease import Leadership
+    from control.status.writer import Writer
+
+    writer = Writer(server, app.mesh)
+    leadership = Leadership(server, options.write_status, "meshctl", f"{socket.gethostname()}-{secrets.token_hex(4)}", writer.wake)
+    for doing, name in ((leadership.run(), "the Lease"), (writer.run(leadership), "write status")):
+        task = asyncio.create_task(doing, name=name)
+        ending.push_async_callback(_cancelled, task)
+    return writer
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _status_page(options: argparse.Namespace, app: Any, ending: contextlib.AsyncExitStack) -> Any:

@@ -51,6 +51,7 @@ KINDS = (
     Kind("", "Namespace", "namespaces", ("v1",), namespaced=False, optional=True, partial=True),
     Kind("", "Secret", "secrets", ("v1",), optional=True, fields=_NO_SECRETS_OF_OTHERS),
     Kind("", "ConfigMap", "configmaps", ("v1",), optional=True, fields="metadata.name!=kube-root-ca.crt"),
+    Kind(_GATEWAY, "GatewayClass", "gatewayclasses", ("v1", "v1beta1"), namespaced=False, optional=True),
     *(Kind(group, kind, plural, registry.KINDS[group, kind][0]) for (group, kind), plural in _PLURALS.items()),
 )
 

@@ -65,7 +65,7 @@ def by_place(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, i
     found: dict[tuple[str, int], list[Serving]] = {}
     for gateway in gateways:
         for server in gateway.servers:
-            if server.tls is not None and not _has_certificates(config, gateway, server.tls, namespace, identity):
+            if server.tls is not None and not has_certificates(config, gateway, server.tls, namespace, identity):
                 continue
             there = found.setdefault(server.place, [])
             first = there[0].server if there else server
@@ -218,7 +218,7 @@ def _key(ref: SecretRef, namespace: str) -> Key:
     return ref.namespace or namespace, ref.name
 
 
-def _has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespace: str, identity: bool) -> bool:
+def has_certificates(config: Config, gateway: Gateway, tls: ServerTls, namespace: str, identity: bool) -> bool:
     """Whether all that a server shows and asks for is there, and may be referred to from where the gateway is."""
     if not tls.is_terminated or tls.files:
         return True

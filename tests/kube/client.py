@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 _OTHER_PLURALS = {"Gateway": "gateways", "Telemetry": "telemetries", "PeerAuthentication": "peerauthentications", "ServiceEntry": "serviceentries"}
 _OTHER_PLURALS |= {"AuthorizationPolicy": "authorizationpolicies", "GatewayClass": "gatewayclasses", "NetworkPolicy": "networkpolicies"}
@@ -79,6 +80,20 @@ def kubeconfig(folder: Path, server: Any, user: dict[str, Any] | None = None) ->
         )
     )
     return found
+
+
+GATEWAY_API = "gateway.networking.k8s.io"
+
+
+def gateway_api(server: Any) -> list[dict[str, Any]]:
+    """The CustomResourceDefinitions of the Gateway API: the real ones for a real API server, if they are at hand."""
+    folder = getattr(server, "crds", None)
+    if folder is not None and folder.is_dir():
+        found = [one for path in sorted(folder.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
+        return [one for one in found if one and one["kind"] == "CustomResourceDefinition" and one["spec"]["group"] == GATEWAY_API]
+    kinds = (("gatewayclasses", "GatewayClass"), ("gateways", "Gateway"), ("httproutes", "HTTPRoute"), ("grpcroutes", "GRPCRoute"))
+    made = [crd(GATEWAY_API, plural, kind, namespaced=kind != "GatewayClass") for plural, kind in kinds]
+    return [*made, crd(GATEWAY_API, "referencegrants", "ReferenceGrant", "v1beta1")]
 
 
 def crd(group: str, plural: str, kind: str, version: str = "v1", *, namespaced: bool = True) -> dict[str, Any]:

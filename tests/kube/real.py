@@ -34,6 +34,7 @@ class RealApiServer:
         folder = assets()
         assert folder is not None
         self._folder = folder
+        self.crds = folder / "crds"
         (work / "tokens.csv").write_text("admin-token,admin,admin,system:masters\nmeshctl-token,system:serviceaccount:mesh-system:meshctl,meshctl\n")
         subprocess.run(["openssl", "genrsa", "-out", str(work / "sa.key"), "2048"], check=True, capture_output=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -94,7 +95,7 @@ class RealApiServer:
                 assert client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=one).status_code == 201
             for one in crds:
                 spec = one["spec"]
-                path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+                path = f"/apis/{spec['group']}/{next(one['name'] for one in spec['versions'] if one['served'])}/{spec['names']['plural']}"
                 deadline = time.monotonic() + _PATIENCE
                 while client.get(path).status_code != 200:
                     assert time.monotonic() < deadline

@@ -309,8 +309,11 @@ async def test_what_our_manifest_lets_us_do(server, client, tmp_path):
         assert source.names("Service", "mesh-system") == {"meshctl"}
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": "admin-token"}}
         assert (await source.api.send("POST", "/apis/authentication.k8s.io/v1/tokenreviews", review))["status"]["authenticated"]
-        with pytest.raises(Refused, match="403"):
-            await source.api.get("/apis/apps/v1/deployments")
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "meshctl", "namespace": "mesh-system"}}
+        await source.api.send("POST", "/apis/coordination.k8s.io/v1/namespaces/mesh-system/leases", lease)
+        for path in ("/apis/apps/v1/deployments", "/apis/coordination.k8s.io/v1/namespaces/default/leases"):
+            with pytest.raises(Refused, match="403"):
+                await source.api.get(path)
 
 
 # --- what only the one in memory can be made to do
