@@ -120,7 +120,7 @@ def test_what_costs_the_peer_the_connection(payloads):
 @pytest.mark.parametrize("size", [1, 16_000, 16_370, 16_384, 40_000])
 def test_what_is_sent_is_what_comes(size):
     fields = {b"Any Name": b"\x00\xff", b"": b"empty", b"long": b"v" * size}
-    wire = metadata.encode(1, fields)
+    wire = b"".join(metadata.encode(1, fields))
     server = Server(max_metadata_size=1 << 20)
     lengths = []
     at = 0
@@ -133,3 +133,19 @@ def test_what_is_sent_is_what_comes(size):
     assert 0 < lengths[-1] <= frames.DEFAULT_FRAME_SIZE
     server.session.feed(wire)
     assert server.log == [("metadata", 1, fields)]
+
+
+def test_a_peer_that_does_not_read_lets_so_many_frames_pile_up():
+    server = Server(max_metadata_size=1 << 20, max_outbound_frames=9)
+    server.session.take()
+    server.session.drained()
+    server.session.set_writable(False)
+    stream = server.session.streams[1]
+    for _ in range(3):  # three frames each
+        stream.send_metadata({b"long": b"v" * 40_000})
+        server.session.take()
+    stream.send_metadata({b"one": b"more"})
+    with pytest.raises(Http2Error) as caught:
+        server.session.take()
+    assert caught.value.flood
+    assert server.stats.outbound_flood.n == 1

@@ -71,13 +71,11 @@ def _failure(message: str) -> Http2Error:
     return error
 
 
-def encode(stream_id: int, fields: dict[bytes, bytes]) -> bytes:
-    """The frames of one map."""
+def encode(stream_id: int, fields: dict[bytes, bytes]) -> list[bytes]:
+    """The frames of one map: each counts where a peer that does not read lets them pile up."""
     block = b"".join([encode_literal(name, value) for name, value in fields.items()])
     last = (len(block) - 1) // DEFAULT_FRAME_SIZE * DEFAULT_FRAME_SIZE
-    return b"".join(
-        [
-            frames.encode(METADATA, _END_METADATA if start == last else 0, stream_id, block[start : start + DEFAULT_FRAME_SIZE])
-            for start in range(0, len(block), DEFAULT_FRAME_SIZE)
-        ]
-    )
+    return [
+        frames.encode(METADATA, _END_METADATA if start == last else 0, stream_id, block[start : start + DEFAULT_FRAME_SIZE])
+        for start in range(0, len(block), DEFAULT_FRAME_SIZE)
+    ]

@@ -171,7 +171,8 @@ class Http2Stream:
         if session.options.allow_metadata and not self.local_closed:
             from meshproxy.codec.h2.metadata import encode  # few have any
 
-            session.emit(encode(self.id, fields))
+            for frame in encode(self.id, fields):
+                session.emit(frame)
 
     def reset(self, code: int) -> None:
         """RST_STREAM; what is queued is dropped and nothing more comes. No-op on a stream that is over, or was never opened."""
