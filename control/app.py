@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from control.ads.hub import Hub
+from control.ads.hub import Hub, Scope
 from control.ads.server import Identify, XdsServer
 from control.kinds.store import Store, Trouble
 from control.model.security import DEFAULT_TRUST_DOMAIN
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("meshctl")
 Arrange = Callable[[Mapping[Any, Any]], Mapping[Any, Any]]
 LOOK_EVERY_S = 0.2
+TIDY_EVERY_S = 1.0
 QUIET_S = 0.05  # a change is taken when nothing more changed for so long ...
 PATIENCE_S = 0.5  # ... or when it has waited for so long
 
@@ -100,9 +101,10 @@ class App:
         identify: Identify | None = None,
         defaults: MeshConfig = NO_MESH_CONFIG,
         cluster: Callable[[Store], Kubernetes] | None = None,
+        scope: Scope = Scope(),  # noqa: B008  immutable
     ) -> None:
         self.mesh = Mesh(folder, trust_domain, arrange, defaults, cluster)
-        self.hub = Hub(self.mesh.snapshot)
+        self.hub = Hub(self.mesh.snapshot, scope)
         self.server = XdsServer(self.hub, handlers, identify)
         self._reported: list[str] = []
 
@@ -115,6 +117,18 @@ class App:
 
     async def run(self, on_change: Callable[[], None] | None = None) -> None:
         """Watch the sources until cancelled. While one is away, what was there last is served."""
+        tidying = asyncio.create_task(self._tidy(), name="tidy")
+        try:
+            await self._watch(on_change)
+        finally:
+            tidying.cancel()
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            self.hub.tidy()
+
+    async def _watch(self, on_change: Callable[[], None] | None) -> None:
         missing = False
         while True:
             await self.mesh.wait()

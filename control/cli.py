@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--mtls-listen", default="", metavar="ADDRESS", help="the same for callers with a certificate of the mesh: xDS, and renewal")
     serve.add_argument("--tls-name", action="append", default=[], metavar="NAME", help="a DNS name or IP address of that certificate; repeat it")
     serve.add_argument("--otlp", default="", metavar="HOST:PORT", help="have every request traced, to a collector there that takes OTLP over gRPC")
+    commands_of_up.add_scope(serve)
     serve.add_argument("--kubernetes", action="store_true", help="the objects of a cluster: in a pod, its own; elsewhere, that of the kubeconfig")
     serve.add_argument("--kubeconfig", default="", metavar="FILE", help="instead of the pod's service account, $KUBECONFIG or ~/.kube/config")
     serve.add_argument("--context", default="", metavar="NAME", help="of the kubeconfig, instead of its current one")
@@ -185,7 +186,8 @@ async def _serving(options: argparse.Namespace) -> int:
         server = await _api_server(options, ending)
         authority = _authority(options, server)
         of_authority: dict[str, Any] = {"identify": authority.admission, "handlers": authority.handlers()} if authority is not None else {}
-        app = app_module.App(options.folder, trust_domain=options.trust_domain, defaults=defaults, cluster=_cluster(options, server), **of_authority)
+        scope, cluster = commands_of_up.scope_of(options), _cluster(options, server)
+        app = app_module.App(options.folder, trust_domain=options.trust_domain, defaults=defaults, cluster=cluster, scope=scope, **of_authority)
         serving = asyncio.create_task(_until_ended(options, app, authority, server, ending), name="serve")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

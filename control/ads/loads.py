@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -21,10 +22,13 @@ class LoadStream:
     """One proxy's reports. `node`: who it is, None before the first message. `total`: LoadStatsRequest with everything since then, but for what is under
     way, which is as in the last report."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.node: Any = None
         self.total: Any = messages.known(f"{_L}LoadStatsRequest")()
         self._clusters: dict[str, Any] = {}
+        self._clock = clock
+        self.since = clock()
+        self.used: dict[str, float] = {}  # cluster -> when there was a request, by `clock`
 
     def receive(self, data: bytes) -> bytes | None:
         """A message of the client; returns the answer to the first one. Raises ProtocolError."""
@@ -46,6 +50,8 @@ class LoadStream:
         return bytes(response.SerializeToString())
 
     def _add(self, stats: Any) -> None:
+        if any(group.total_issued_requests or group.total_requests_in_progress for group in stats.upstream_locality_stats):
+            self.used[stats.cluster_name] = self._clock()
         total = self._clusters.get(stats.cluster_name)
         if total is None:
             if not stats.upstream_locality_stats and not stats.total_dropped_requests:
@@ -86,12 +92,13 @@ def _sum(total: Any, one: Any) -> None:
 class Loads:
     """All streams of load reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.streams: set[LoadStream] = set()
+        self._clock = clock
 
     def open(self) -> LoadStream:
         """A stream has begun."""
-        stream = LoadStream()
+        stream = LoadStream(self._clock)
         self.streams.add(stream)
         return stream
 
@@ -102,3 +109,14 @@ class Loads:
     def of(self, node_id: str) -> Iterator[Any]:
         """What the proxy of that node id has reported: LoadStatsRequest."""
         return (stream.total for stream in self.streams if stream.node is not None and stream.node.id == node_id)
+
+    def used(self, node_id: str, since: float) -> dict[str, float] | None:
+        """When the proxy of that node id has used each cluster last, by the clock; None if it was not reporting all the time `since` then."""
+        streams = [stream for stream in self.streams if stream.node is not None and stream.node.id == node_id]
+        if not streams or min(stream.since for stream in streams) > since:
+            return None
+        used: dict[str, float] = {}
+        for stream in streams:
+            for name, when in stream.used.items():
+                used[name] = max(when, used.get(name, when))
+        return used

@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, Resource, ResourceSet, field
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, VIRTUAL_HOST, Resource, ResourceSet, field
 from control.translate.view import View
 from meshproxy.api import messages
 
@@ -102,10 +102,12 @@ class Session:
         self.delta = delta
         self.node: Any = None
         self.subscriptions: dict[str, Subscription] = {}
-        self._only = only
+        self.only = only
         self._prefix = prefix  # of nonces, so that those of an earlier stream are not mistaken for ours
         self._count = 0
         self._view: View | None = None
+        self.brought: frozenset[str] = frozenset()  # clusters that the client had when it came (delta)
+        self.asked_anew: dict[str, None] = {}  # names of virtual hosts in requests, in their order; whoever looks empties it
 
     # --- what comes in
 
@@ -120,9 +122,9 @@ class Session:
             request = cls.FromString(data)
         except DecodeError as error:
             raise ProtocolError(f"not a serialised {cls.DESCRIPTOR.full_name}") from error
-        url = request.type_url or self._only
-        if not url or (self._only and url != self._only):
-            raise ProtocolError(f"a request of type {url!r} on a stream of {self._only or 'all types'!r}")
+        url = request.type_url or self.only
+        if not url or (self.only and url != self.only):
+            raise ProtocolError(f"a request of type {url!r} on a stream of {self.only or 'all types'!r}")
         if self.node is None:
             if not request.HasField("node"):
                 raise ProtocolError("the first request does not say which node it is from")
@@ -179,7 +181,11 @@ class Session:
             gone.discard(WILDCARD)
         if first:
             state.known = dict(request.initial_resource_versions)
+            if state.url == CLUSTER:
+                self.brought = frozenset(state.known)
         state.again |= {name for name in added if name not in state.known}
+        if state.url == VIRTUAL_HOST:
+            self.asked_anew.update(dict.fromkeys(name for name in request.resource_names_subscribe if name in added))
         state.names |= self._interned(state.url, added)
         state.names -= gone
         state.again -= gone

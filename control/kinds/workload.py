@@ -10,6 +10,7 @@ spec:
     inbound: [{port: 9080, listen: 19080}]
     identity: true
     httpProxy: 15001
+    scope: observed
     outbound: [{host: ratings, port: 9080, listen: 19081}]
 
 For `meshctl up`, `run` says how to start the process; then all ports of the sidecar, and those of the process that are 0, may be left to it.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from control.kinds.common import Meta, locality_of
 from control.kinds.fields import Fields
-from control.model.service import Outbound, Run, SidecarPorts, Workload
+from control.model.service import ALL, OBSERVED, Outbound, Run, SidecarPorts, Workload
 from control.names import is_ip, resolve_host
 
 
@@ -65,4 +66,5 @@ def parse_sidecar(meta: Meta, fields: Fields, *, chosen: bool = False) -> Sideca
         if port and port in taken:
             fields.error(where, f"the sidecar listens on {port} already")
         taken.add(port)
-    return SidecarPorts(dict(inbound), http_proxy, outbound, bool(fields.boolean("identity", chosen)))
+    scope = fields.text("scope", choices=(ALL, OBSERVED))
+    return SidecarPorts(dict(inbound), http_proxy, outbound, bool(fields.boolean("identity", chosen)), scope=scope)

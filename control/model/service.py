@@ -93,7 +93,8 @@ class Ingress:
 class SidecarPorts:
     """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one.
 
-    `identity`: it has certificates of the mesh. `ingress`: of `inbound`, what a Sidecar says about it.
+    `identity`: it has certificates of the mesh. `ingress`: of `inbound`, what a Sidecar says about it. `scope`: how much of the mesh it is sent, ALL or
+    OBSERVED; empty: as the control plane has it.
     """
 
     inbound: Mapping[int, int] = field(default_factory=dict)
@@ -101,6 +102,11 @@ class SidecarPorts:
     outbound: tuple[Outbound, ...] = ()
     identity: bool = False
     ingress: Mapping[int, Ingress] = field(default_factory=dict)
+    scope: str = ""
+
+
+ALL = "all"  # everything that it may call
+OBSERVED = "observed"  # what it has called
 
 
 @dataclass(frozen=True, slots=True)

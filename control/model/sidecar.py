@@ -96,4 +96,4 @@ def _listening(workload: Workload, sidecar: Sidecar) -> Workload:
             continue  # it would call itself
         inbound[one.port] = listen
         ingress[one.port] = one
-    return replace(workload, sidecar=SidecarPorts(inbound, ports.http_proxy, ports.outbound, ports.identity, ingress))
+    return replace(workload, sidecar=SidecarPorts(inbound, ports.http_proxy, ports.outbound, ports.identity, ingress, ports.scope))

@@ -148,13 +148,25 @@ class Config:
         rules = tuple(one for one in self.route_rules if is_for(one, MESH) and visible(one, namespace) and imports.rules(one.namespace, one.hosts))
         wanted = needed.union(*(one.destinations() for one in rules))
         services = {host: chosen for host in self.services if (chosen := self._imported(host, namespace, imports, host in wanted)) is not None}
+        return self._narrowed(namespace, services, rules)
+
+    def only(self, namespace: str, hosts: frozenset[str]) -> Config:
+        """What of this sidecars of a namespace need who call these hosts: with where rules for them send requests."""
+        found = {id(one) for host in hosts for one, _ in self._routes.matching(host) if is_for(one, MESH) and visible(one, namespace)}
+        rules = tuple(one for one in self.route_rules if id(one) in found) if found else ()
+        wanted = hosts.union(*(one.destinations() for one in rules))
+        services = {host: self.services[host] for host in sorted(wanted) if host in self.services and visible(self.services[host], namespace)}
+        return self._narrowed(namespace, services, rules)
+
+    def _narrowed(self, namespace: str, services: dict[str, Service], rules: tuple[RouteRules, ...]) -> Config:
+        """The same with these services and rules alone, and what is said of them."""
         policies = tuple(
             one
             for one in self.destination_rules
             if visible(one, namespace) and (one.host in services or (one.host.startswith("*") and any(host_matches(one.host, host) for host in services)))
         )
         keys = {one.key for one in services.values()}
-        identities = {key: found for key, found in self.security.identities.items() if key in keys}
+        identities = {key: self.security.identities[key] for key in sorted(keys) if key in self.security.identities}
         resolved = {key: found for key, found in self.resolved.items() if key[0] in keys}
         security = Security(self.security.trust_domain, (), (), identities)
         named = {(namespace, name + suffix) for rule in policies for name in rule.credentials() for suffix in ("", CA_SUFFIX)}

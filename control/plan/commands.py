@@ -97,7 +97,8 @@ def _against_server(options: argparse.Namespace, address: str, after: Any) -> di
         if options.proxy and str(key) not in options.proxy:
             continue
         seen.append(str(key))
-        found = differ.changes(compare.has_of_status(config), compare.has_of(translator.view(key, after)), by_name=key.kind == GRPC)
+        view = translator.view(key, after, compare.asked_of_status(config))
+        found = differ.changes(compare.has_of_status(config), compare.has_of(view), by_name=key.kind == GRPC)
         if found:
             changes[str(key)] = found
     _check_asked(options.proxy, seen)

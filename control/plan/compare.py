@@ -9,15 +9,24 @@ from control.model.service import Workload
 from control.model.snapshot import MeshSnapshot, build
 from control.model.telemetry import MeshConfig
 from control.output import plain
+from control.translate import http_proxy
 from control.translate.proxy import GRPC, SIDECAR, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ORDER, ROUTES, SECRET
-from control.translate.translator import Translator
+from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ORDER, ROUTES, SECRET, VIRTUAL_HOST
+from control.translate.translator import Asked, Translator
 from control.translate.view import View
 from control.up.arrange import Arrangement
 from control.up.ports import Ports, Use
 from meshproxy.api import messages
 
-TYPES = {CLUSTER: "cluster", ENDPOINTS: "endpoints", LISTENER: "listener", ROUTES: "route", SECRET: "secret", EXTENSION: "extension"}
+TYPES = {
+    CLUSTER: "cluster",
+    ENDPOINTS: "endpoints",
+    LISTENER: "listener",
+    ROUTES: "route",
+    VIRTUAL_HOST: "virtual host",
+    SECRET: "secret",
+    EXTENSION: "extension",
+}
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 
 
@@ -110,6 +119,12 @@ def has_of_status(config: Any) -> Has:
         if entry.type_url in TYPES:
             made.setdefault(entry.type_url, {})[entry.name] = (entry.version_info, entry.xds_config.SerializeToString())
     return made
+
+
+def asked_of_status(config: Any) -> Asked | None:
+    """What a proxy has asked for that is sent no more than that; None of others."""
+    names = {entry.name for entry in config.generic_xds_configs if entry.type_url == VIRTUAL_HOST}
+    return Asked(frozenset(names - {http_proxy.PREFIX})) if names else None
 
 
 def proxies_of(*snapshots: MeshSnapshot) -> list[ProxyKey]:

@@ -18,6 +18,10 @@ _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConn
 _ROUTER = {"name": "envoy.filters.http.router", "typed_config": typed("envoy.extensions.filters.http.router.v3.Router")}
 _TLS_INSPECTOR = {"name": "envoy.filters.listener.tls_inspector", "typed_config": typed("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")}
 _FAULT = {"name": "envoy.filters.http.fault", "typed_config": typed("envoy.extensions.filters.http.fault.v3.HTTPFault")}
+_ON_DEMAND = {
+    "name": "envoy.filters.http.on_demand",
+    "typed_config": typed("envoy.extensions.filters.http.on_demand.v3.OnDemand", odcds={"source": ADS}),
+}
 _CORS = {"name": "envoy.filters.http.cors", "typed_config": typed("envoy.extensions.filters.http.cors.v3.Cors")}
 
 
@@ -31,10 +35,10 @@ def name(host: str, port: int) -> str:
     return f"{host}_{port}"
 
 
-def outbound_http(host: str, port: int, routes: str, told: Told = QUIET) -> dict[str, Any]:
-    """Where an application sends its requests; their routes come by RDS."""
+def outbound_http(host: str, port: int, routes: str, told: Told = QUIET, on_demand: bool = False) -> dict[str, Any]:
+    """Where an application sends its requests; their routes come by RDS. `on_demand`: and their virtual hosts and clusters when they are needed."""
     rds = {"config_source": ADS, "route_config_name": routes}
-    filters = told.http_filters([_CORS, _FAULT, _ROUTER])
+    filters = [*([_ON_DEMAND] if on_demand else []), *told.http_filters([_CORS, _FAULT, _ROUTER])]
     return _listener("OUTBOUND", host, port, _manager(f"outbound_{host}_{port}", filters, rds=rds, **told.manager()), told)
 
 

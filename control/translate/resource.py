@@ -13,10 +13,11 @@ CLUSTER = f"{TYPE_PREFIX}envoy.config.cluster.v3.Cluster"
 ENDPOINTS = f"{TYPE_PREFIX}envoy.config.endpoint.v3.ClusterLoadAssignment"
 LISTENER = f"{TYPE_PREFIX}envoy.config.listener.v3.Listener"
 ROUTES = f"{TYPE_PREFIX}envoy.config.route.v3.RouteConfiguration"
+VIRTUAL_HOST = f"{TYPE_PREFIX}envoy.config.route.v3.VirtualHost"
 SECRET = f"{TYPE_PREFIX}envoy.extensions.transport_sockets.tls.v3.Secret"
 EXTENSION = f"{TYPE_PREFIX}envoy.config.core.v3.TypedExtensionConfig"
 # Whatever is referred to comes before what refers to it.
-ORDER = (CLUSTER, ENDPOINTS, SECRET, EXTENSION, LISTENER, ROUTES)
+ORDER = (CLUSTER, ENDPOINTS, SECRET, EXTENSION, LISTENER, ROUTES, VIRTUAL_HOST)
 
 
 class Resource:
@@ -49,6 +50,23 @@ class Resource:
         """The message itself, for people and tests."""
         packed = messages.known("google.protobuf.Any").FromString(self.any)
         return messages.known(messages.full_name(packed.type_url)).FromString(packed.value)
+
+
+class Nothing(Resource):
+    """In the place of a virtual host that is not there: an answer for who asked for it."""
+
+    __slots__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(VIRTUAL_HOST, name, b"")
+        self.version = "none"
+        self.any = b""
+
+    @property
+    def envelope(self) -> bytes:
+        """Without a resource, and with its name among the aliases, by which Envoy knows such an answer (aliases = 4)."""
+        name = self.name.encode()
+        return field(2, field(1, b"none") + field(3, name) + field(4, name))
 
 
 def make(url: str, name: str, value: Mapping[str, Any]) -> Resource:

@@ -13,17 +13,17 @@ from control.model.envoy_filter import GATEWAY, OUTBOUND, Patch
 from control.model.gateway import Gateway
 from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
 from control.model.sidecar import Imports, Unknown
-from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config, visible
+from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config
 from control.model.traffic import DestinationRule, Subset
 from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, host_matches, inbound_cluster, outbound_cluster, short_hosts
-from control.translate import clusters, gateways, listeners, routes, secrets, tls, workloads
+from control.translate import clusters, gateways, http_proxy, listeners, routes, secrets, tls, workloads
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
 from control.translate.gateways import Serving
 from control.translate.listeners import Clusters, Guard
 from control.translate.patches import Proxy as Patched
 from control.translate.patches import added, concerned, is_meant, patched
 from control.translate.proxy import GRPC, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, NO_RESOURCES, ROUTES, SECRET, Resource, ResourceSet, make
+from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, NO_RESOURCES, ROUTES, SECRET, VIRTUAL_HOST, Nothing, Resource, ResourceSet, make
 from control.translate.routes import Caller
 from control.translate.secrets import Means
 from control.translate.telling import Told
@@ -59,6 +59,7 @@ class _Scope(NamedTuple):
     known: bool  # a document describes them
     shown: str  # name over SDS of what they show to services that ask for TLS
     unknown: Unknown | None  # what becomes of requests to what is not in the mesh, if that is said
+    on_demand: bool = False  # what they have not called is sent when they do
 
     @property
     def caller(self) -> Caller:
@@ -69,7 +70,15 @@ class _Scope(NamedTuple):
         return Means(self.namespace, self.identity, self.edge, self.known, self.grpc)
 
 
-_Seen = tuple[str, Imports, tuple[DestinationRule, ...], frozenset[str]]
+_Seen = tuple[Any, ...]
+_Index = Mapping[str, http_proxy.Proxied]
+
+
+class Asked(NamedTuple):
+    """What a proxy has asked for: names of virtual hosts, and services whose clusters it has."""
+
+    names: frozenset[str]
+    hosts: frozenset[str] = frozenset()
 
 
 class Translator:
@@ -82,13 +91,16 @@ class Translator:
         self._seen_before: dict[_Seen, tuple[Config, Config]] = {}
         self._seen: dict[_Seen, tuple[Config, Config]] = {}
 
-    def view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
-        """What `proxy` gets; the same object as long as neither of the two changes."""
+    def view(self, proxy: ProxyKey, snapshot: MeshSnapshot, asked: Asked | None = None) -> View:
+        """What `proxy` gets; the same object as long as neither of the two changes. `asked`: it is to get no more than it asks for, which its sidecar can do
+        for what is called by HTTP."""
         if snapshot is not self._snapshot:
             self._snapshot = snapshot
             self._old, self._new = self._new, {}
             self._seen_before, self._seen = self._seen, {}
-        return self._once((_Same(snapshot), proxy), lambda: self._view(proxy, snapshot))
+        if asked is not None:
+            return self._view(proxy, snapshot, asked)
+        return self._once((_Same(snapshot), proxy), lambda: self._view(proxy, snapshot, None))
 
     def _once(self, key: Any, make: Callable[[], _T]) -> _T:
         """What was made for these arguments before, or else is made now."""
@@ -115,18 +127,21 @@ class Translator:
         return self._once((DestinationRule, _Same(config), chosen), lambda: config.ruled_by(chosen))
 
     def _within(self, whole: Config, namespace: str, imports: Imports, chosen: tuple[DestinationRule, ...], needed: frozenset[str]) -> Config:
-        """What is seen of a configuration. It is the same object as before if what differs is not seen: then nothing is made anew for who sees so much."""
-        key = namespace, imports, chosen, needed
+        """What is seen of a configuration."""
+        return self._narrowed(whole, (namespace, imports, chosen, needed), lambda: whole.within(namespace, imports, needed))
+
+    def _narrowed(self, whole: Config, key: _Seen, narrow: Callable[[], Config]) -> Config:
+        """A part of a configuration. It is the same object as before if what differs is not in it: then nothing is made anew for who sees so much."""
         found = self._seen.get(key)
         if found is None:
             found = self._seen_before.get(key)
             if found is None or found[0] is not whole:
-                made = whole.within(namespace, imports, needed)
+                made = narrow()
                 found = whole, found[1] if found is not None and same_config(found[1], made) else made
             self._seen[key] = found
         return found[1]
 
-    def _view(self, proxy: ProxyKey, snapshot: MeshSnapshot) -> View:
+    def _view(self, proxy: ProxyKey, snapshot: MeshSnapshot, asked: Asked | None) -> View:
         workload = snapshot.workloads.get((proxy.namespace, proxy.name))
         own_labels = workload.labels if workload is not None else {}  # and not what it says of itself: others may say the same
         labels = dict(proxy.labels) or dict(own_labels)
@@ -138,17 +153,27 @@ class Translator:
         config = whole
         if sidecar is not None and sidecar.imports is not None:
             config = self._within(whole, proxy.namespace, sidecar.imports, chosen, workloads.needed(whole, proxy.namespace, workload))
+        seen = config
+        if served or workload is None or not workloads.asks(workload) or proxy.kind == GRPC:
+            asked = None
         entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
         scope = _Scope(
             proxy.namespace,
-            tuple(sorted((key, value) for key, value in labels.items() if key in config.source_labels)),
+            tuple(sorted((key, value) for key, value in labels.items() if key in seen.source_labels)),
             proxy.kind == GRPC,
             identity,
             bool(entitled),
             workload is not None,
             next((name for name, _ in gateways.shown(whole, entitled)), ""),
             (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
+            asked is not None,
         )
+        led: dict[str, frozenset[str]] = {}
+        if asked is not None:
+            led = self._led(seen, scope, asked.names)
+            hosts = asked.hosts.union(*led.values(), workloads.needed(whole, proxy.namespace, workload), workloads.declared(workload))
+            imports = sidecar.imports if sidecar is not None else None
+            config = self._narrowed(seen, (proxy.namespace, imports, chosen, hosts, Asked), lambda: seen.only(proxy.namespace, hosts))
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         told = workloads.told(whole, proxy, labels, served, client=True), workloads.told(whole, proxy, labels, served, client=False)
         edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
@@ -182,9 +207,37 @@ class Translator:
             said, serves = dict(proxy.metadata), {one.key for one in served}
             ours = (one for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels, serves))
             patches = tuple(patch for one in ours for patch in one.patches if is_meant(patch, said))
+            who = Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served))
             if patches:
-                parts = self._patched(parts, patches, Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served)))
-        return View(parts)
+                parts = self._patched(parts, patches, who)
+            parts[VIRTUAL_HOST] = (self._virtual_hosts(seen, scope, asked.names, patches, who) if asked is not None else NO_RESOURCES,)
+        return View(parts, led)
+
+    # --- what is asked for
+
+    def _index(self, config: Config, scope: _Scope) -> _Index:
+        return self._once((http_proxy.index, _Same(config), scope.caller), lambda: http_proxy.index(config, scope.caller))
+
+    def _led(self, config: Config, scope: _Scope, names: frozenset[str]) -> dict[str, frozenset[str]]:
+        """The services to which virtual hosts lead, by their names; without those that lead nowhere."""
+        index = self._index(config, scope)
+        return {name: found.hosts() for name in names if (found := index.get(name.removeprefix(http_proxy.PREFIX))) is not None}
+
+    def _virtual_hosts(self, config: Config, scope: _Scope, names: frozenset[str], patches: tuple[Patch, ...], proxy: Patched) -> ResourceSet:
+        ours = concerned(ROUTES, patches)
+        who = proxy._replace(ports=(), edges=())
+        return ResourceSet([http_proxy.GREETING, *(self._virtual_host(config, scope, name, ours, who) for name in sorted(names))])
+
+    def _virtual_host(self, config: Config, scope: _Scope, name: str, patches: tuple[Patch, ...], proxy: Patched) -> Resource:
+        """Of one host, as it would be among all others."""
+
+        def build() -> Resource:
+            host = name.removeprefix(http_proxy.PREFIX)
+            whole = http_proxy.only(self._index(config, scope).get(host), host, scope.unknown)
+            left = patched(ROUTES, whole, patches, proxy) if patches else (whole,)
+            return http_proxy.alone(left[0], name) if left else Nothing(name)
+
+        return self._once((http_proxy.alone, _Same(config), scope, name, patches, proxy), build)
 
     def _patched(self, parts: Mapping[str, tuple[ResourceSet, ...]], patches: tuple[Patch, ...], proxy: Patched) -> dict[str, tuple[ResourceSet, ...]]:
         made = dict(parts)
@@ -454,7 +507,8 @@ class Translator:
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
-            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, local, listen, HTTP_PROXY_ROUTES, told))
+            arguments = (local, listen, HTTP_PROXY_ROUTES, told, scope.on_demand)
+            made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, *arguments))
         for listen, service, port in workloads.outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
@@ -482,32 +536,8 @@ class Translator:
             name = f"{service.host}:{port.number}"
             if port.protocol.is_http and name not in made:
                 made[name] = self._service_routes(config, scope, name, service, port)
-        if workload.sidecar.http_proxy:
-            made[HTTP_PROXY_ROUTES] = self._once((HTTP_PROXY_ROUTES, _Same(config), scope), lambda: _http_proxy(config, scope))
+        if workload.sidecar.http_proxy and scope.on_demand:
+            made[HTTP_PROXY_ROUTES] = self._resource(ROUTES, HTTP_PROXY_ROUTES, http_proxy.on_demand)
+        elif workload.sidecar.http_proxy:
+            made[HTTP_PROXY_ROUTES] = self._once((HTTP_PROXY_ROUTES, _Same(config), scope), lambda: http_proxy.whole(config, scope.caller, scope.unknown))
         return ResourceSet(made.values())
-
-
-def _http_proxy(config: Config, scope: _Scope) -> Resource:
-    """All HTTP services by their names, for applications that use the sidecar as their HTTP proxy."""
-    taken: set[str] = {"*"}
-    hosts = []
-    for service, port in ports_of(config, scope.namespace):
-        if not port.protocol.is_http:
-            continue
-        domains = [one for one in routes.domains(service, port.number, scope.namespace, bare=port.number == 80) if one not in taken]
-        if domains:
-            taken.update(domains)
-            rules = config.routes_for(service.host, port.number, scope.namespace)
-            targets = targets_of(config, scope.namespace, service.host, routes.mentioned(rules))
-            hosts.append(routes.virtual_host(f"{service.host}:{port.number}", domains, service, port, rules, targets, scope.caller))
-    for one in config.route_rules:  # hosts that are no services of the mesh, and are sent to some that are
-        for host in one.hosts if visible(one, scope.namespace) and MESH in one.gateways else ():
-            domains = [domain for domain in (host, f"{host}:80") if domain not in taken]
-            if host.startswith("*") or not domains or host in config.services:
-                continue
-            made = routes.rule_routes(one, 80, dict(targets_of(config, scope.namespace, host, routes.mentioned([one]))), scope.caller)
-            if made:
-                taken.update(domains)
-                hosts.append(routes.host(f"{host}:80", domains, made))
-    others = routes.allow_any() if scope.unknown is Unknown.ALLOW_ANY else routes.block_all()
-    return make(ROUTES, HTTP_PROXY_ROUTES, routes.configuration(HTTP_PROXY_ROUTES, [*hosts, others]))

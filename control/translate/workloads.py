@@ -167,3 +167,13 @@ def meant(workload: Workload | None, served: tuple[Gateway, ...]) -> tuple[tuple
         return at_the_edge
     sidecar = workload.sidecar
     return (*at_the_edge, *((listen, port) for port, listen in sorted(sidecar.inbound.items())), *((one.listen, one.port) for one in sidecar.outbound))
+
+
+def asks(workload: Workload) -> bool:
+    """Whether its sidecar can ask for what is called when it is called: for what goes through its HTTP proxy."""
+    return workload.sidecar is not None and bool(workload.sidecar.http_proxy)
+
+
+def declared(workload: Workload | None) -> frozenset[str]:
+    """The services for which it has ports of their own."""
+    return frozenset(one.host for one in workload.sidecar.outbound) if workload is not None and workload.sidecar is not None else frozenset()

@@ -11,14 +11,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
+from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable, duration
+from control.model.service import ALL, OBSERVED
 from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, to_collector
 from control.names import is_local
 from control.up.state import State, default_folder, end, gone, is_alive, pause
 
+if TYPE_CHECKING:
+    from control.ads.hub import Scope
+
 _OWN = "meshproxy"
+_SHORTEST_S = 20.0
 _PATIENCE_S = 15.0  # more than a process of the mesh is given to end
 
 
@@ -31,6 +36,7 @@ def add(commands: Any) -> None:
     up.add_argument("--proxy", default=_OWN, metavar="ENVOY", help="an Envoy for the sidecars (default: our own)")
     up.add_argument("--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="of a new authority (default %(default)s)")
     up.add_argument("--otlp", default="", metavar="HOST:PORT", help="trace every request, to a collector there that takes OTLP over gRPC (usually port 4317)")
+    add_scope(up)
     up.add_argument("--detach", action="store_true", help="return when it is up, and leave it running")
     up.add_argument("--sidecar-log-level", default="warning", metavar="LEVEL", help="(default %(default)s)")
     up.set_defaults(run=_up)
@@ -43,6 +49,35 @@ def add(commands: Any) -> None:
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder")
     parser.add_argument("--state", default="", metavar="FOLDER", help="where logs, keys and what runs are kept (default: FOLDER.state)")
+
+
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    """The flags of a `Scope`."""
+    parser.add_argument(
+        "--scope", default=ALL, choices=(ALL, OBSERVED), help="what sidecars are sent: what they may call, or what they have called (default %(default)s)"
+    )
+    parser.add_argument(
+        "--forget-after",
+        type=_forget_after,
+        default=3600.0,
+        metavar="TIME",
+        help="of what was called: it is sent no more when it was not for so long (default 1h)",
+    )
+
+
+def _forget_after(text: str) -> float:
+    """Seconds. Raises ArgumentTypeError for less than a few load reports."""
+    seconds = duration(text)
+    if 0 < seconds < _SHORTEST_S:
+        raise argparse.ArgumentTypeError(f"at least {_SHORTEST_S:.0f}s, as proxies say every ten seconds what they called, or 0s: never")
+    return seconds
+
+
+def scope_of(options: argparse.Namespace) -> Scope:
+    """What they say."""
+    from control.ads.hub import Scope
+
+    return Scope(options.scope == OBSERVED, options.forget_after)
 
 
 def _state(options: argparse.Namespace) -> State:
@@ -75,7 +110,9 @@ def _up(options: argparse.Namespace) -> int:
             raise Unusable(f"{options.folder} is up already, by process {state.read().get('pid')}")
         end(state.read().get("processes", ()), _PATIENCE_S)  # of an `up` that was killed
         state.clear()
-        chosen = mesh.Options(options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level, defaults=_defaults(options.otlp))
+        chosen = mesh.Options(
+            options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level, defaults=_defaults(options.otlp), scope=scope_of(options)
+        )
         asyncio.run(_run(chosen, state))
     except (OSError, RuntimeError, StoreError, BadCertificate, ValueError) as error:
         raise Unusable(str(error)) from error
@@ -114,6 +151,7 @@ def _detached(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "control", "up", options.folder, "--state", str(state.path), "--listen", options.listen]
     command += ["--proxy", options.proxy, "--trust-domain", options.trust_domain, "--sidecar-log-level", options.sidecar_log_level]
     command += ["--otlp", options.otlp] if options.otlp else []
+    command += ["--scope", options.scope, "--forget-after", f"{int(options.forget_after)}s"]
     command += ["--allow-plaintext"] if options.allow_plaintext else []
     with path.open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from control import bootstrap
+from control.ads.hub import Scope
 from control.app import App
 from control.ca.agent import Agent
 from control.ca.calls import GrpcCalls
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     log_level: str = "warning"
     patience_s: float = 20.0
     defaults: MeshConfig = NO_MESH_CONFIG
+    scope: Scope = Scope()
 
 
 class _Unit:
@@ -91,7 +93,7 @@ class LaptopMesh:
         except BaseException:
             shutil.rmtree(self._sockets, ignore_errors=True)
             raise
-        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement, defaults=options.defaults)
+        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement, defaults=options.defaults, scope=options.scope)
         self._units: dict[tuple[str, str], _Unit] = {}
         self._changed = asyncio.Event()
         self._followed = asyncio.Event()  # the first look is done
