@@ -47,6 +47,7 @@ log = logging.getLogger("meshproxy.main")
 _LISTENER = "envoy.config.listener.v3.Listener"
 STATS_INTERVAL = 1.0  # seconds between frames of what was counted
 LAST_SPANS_LIMIT = 1.0  # seconds that a process that is to end waits for a collector
+STOP_SPANS_LIMIT = 0.5  # when the process is to end at once
 IDLE_CHECK_INTERVAL = 0.02  # seconds, while leaving
 # Allocations before the collector looks at the youngest objects, and how many such runs until it looks at older ones. Requests leave no cycles behind, so
 # the collector finds little; the defaults (700, 10, 10) would look seventy times more often.
@@ -363,18 +364,18 @@ class Worker:
         self._wait_idle()
 
     def _wait_idle(self) -> None:
-        if any(listener.active for listener in (*self._past, *self._listeners.values())) or self._sends_spans():
+        if any(listener.active for listener in (*self._past, *self._listeners.values())) or self._sends_spans(LAST_SPANS_LIMIT):
             self._loop.call_later(IDLE_CHECK_INTERVAL, self._wait_idle)
         else:
             self._channel.send(Kind.IDLE)
 
-    def _sends_spans(self) -> bool:
-        """Whether spans of the last requests are still on their way; those that wait are sent now."""
+    def _sends_spans(self, limit: float) -> bool:
+        """Whether spans of the last requests are still on their way, for `limit` seconds at most; those that wait are sent now."""
         batches = self._context.shared.get("span batches", ())
         for batch in batches:
             batch.flush()
         self._last_spans = self._last_spans or self._loop.time()
-        return any(batch.busy for batch in batches) and self._loop.time() < self._last_spans + LAST_SPANS_LIMIT
+        return any(batch.busy for batch in batches) and self._loop.time() < self._last_spans + limit
 
     def _fail_health_checks(self, body: bytes) -> None:
         for drain in (self._inbound.drain, self._context.drain):
@@ -386,6 +387,9 @@ class Worker:
 
     def _stop(self) -> None:
         """Flush what is buffered, tell main the last figures, and end."""
+        if not self._channel.closed and self._sends_spans(STOP_SPANS_LIMIT):
+            self._loop.call_later(IDLE_CHECK_INTERVAL, self._stop)
+            return
         self._context.access_logs.flush()
         if not self._channel.closed:
             self._send_stats()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ async def test_both_sides_of_each_hop_are_in_one_trace(tmp_path: Path, proxy: st
     assert found[1]["name"] == found[2]["name"] == "orders.default.svc.cluster.local:80/*"
 
 
-async def test_what_waits_is_sent_before_a_proxy_ends() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_what_waits_is_sent_before_a_proxy_ends(number: signal.Signals) -> None:
     options = {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}}}
     provider = {"@": "envoy.config.trace.v3.OpenTelemetryConfig", "grpc_service": {"envoy_grpc": {"cluster_name": "otlp"}}}
     tracing = {"provider": {"name": "otlp", "typed_config": provider}}
@@ -68,7 +70,7 @@ async def test_what_waits_is_sent_before_a_proxy_ends() -> None:
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         writer.close()
         assert site.proxy.process is not None
-        site.proxy.process.terminate()
+        site.proxy.process.send_signal(number)
         await site.collector.until(lambda spans: len(spans) == 1)
         assert await asyncio.to_thread(site.proxy.process.wait, 10) == 0
     finally:
