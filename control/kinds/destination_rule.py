@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from control.kinds.common import Meta, export_to
 from control.kinds.fields import Fields
 from control.model.traffic import (
@@ -57,8 +59,15 @@ def _policy(owner: Fields) -> TrafficPolicy | None:
     policy = owner.child("trafficPolicy")
     if policy is None:
         return None
-    policy.not_honoured("tunnel", "proxyProtocol", "retryBudget")
-    return _settings(policy, dict(policy.each("portLevelSettings", _port_policy)))
+    policy.not_honoured("tunnel", "proxyProtocol")
+    return replace(_settings(policy, dict(policy.each("portLevelSettings", _port_policy))), retry_budget=_retry_budget(policy.child("retryBudget")))
+
+
+def _retry_budget(fields: Fields | None) -> tuple[float, int] | None:
+    if fields is None:
+        return None
+    least = fields.integer("minRetryConcurrency", 3)
+    return fields.number("percent", 20.0, high=100.0), 3 if least is None else least
 
 
 def _port_policy(fields: Fields) -> tuple[int, TrafficPolicy]:
@@ -81,13 +90,17 @@ def _load_balancer(policy: Fields) -> LoadBalancer | None:
         fields.error("simple", "PASSTHROUGH needs captured traffic, which meshctl does not serve yet", "unsupported")
     hash = fields.child("consistentHash")
     warmup = fields.child("warmup")
+    least = aggression = None
     if warmup is not None:
-        warmup.not_honoured("minimumPercent", "aggression")
+        least = warmup.number("minimumPercent", 0.0, high=100.0) if "minimumPercent" in warmup else None
+        aggression = warmup.number("aggression", 1.0, low=1.0) if "aggression" in warmup else None
     return LoadBalancer(
         _SIMPLE[simple or "UNSPECIFIED"],
         None if hash is None else _consistent_hash(hash),
         warmup.duration("duration", required=True) if warmup is not None else fields.duration("warmupDurationSecs"),
         _locality(fields.child("localityLbSetting")),
+        least,
+        aggression,
     )
 
 
@@ -118,8 +131,6 @@ def _consistent_hash(fields: Fields) -> ConsistentHash:
     fields.one_of("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName", required=True)
     fields.one_of("ringHash", "maglev", "minimumRingSize")
     cookie = fields.child("httpCookie")
-    if cookie is not None:
-        cookie.not_honoured("attributes")
     ring, maglev = fields.child("ringHash"), fields.child("maglev")
     size = fields.integer("minimumRingSize", low=1, high=8 << 20)
     return ConsistentHash(
@@ -127,6 +138,7 @@ def _consistent_hash(fields: Fields) -> ConsistentHash:
         cookie.text("name", required=True) if cookie else "",
         cookie.text("path") if cookie else "",
         cookie.duration("ttl") if cookie else None,
+        cookie.each("attributes", lambda one: (one.text("name", required=True), one.text("value"))) if cookie else (),
         bool(fields.boolean("useSourceIp")),
         fields.text("httpQueryParameterName"),
         (ring.integer("minimumRingSize", low=1, high=8 << 20) if ring else size) or 1024,

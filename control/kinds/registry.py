@@ -71,6 +71,7 @@ _FOR_OTHERS = {
     ("rbac.authorization.k8s.io", ""),
     ("apiextensions.k8s.io", ""),
     (gateway_api.GROUP, "GatewayClass"),
+    (_ISTIO_NETWORKING, "WorkloadGroup"),  # what machines that register themselves have in common; here, WorkloadEntries are written
     ("networking.k8s.io", "Ingress"),
     ("networking.k8s.io", "NetworkPolicy"),
 }

@@ -59,7 +59,7 @@ class _VirtualService:
         for index, route in enumerate(http if not hosts else ()):
             if route.delegate is not None:
                 spec.error(f"http[{index}].delegate", "a delegate cannot delegate further")
-        tcp = spec.each("tcp", self._tcp) if hosts else ()
+        tcp = tuple(route for some in spec.each("tcp", self._tcp) for route in some) if hosts else ()
         tls = tuple(route for some in spec.each("tls", lambda fields: self._tls(fields, hosts)) for route in some) if hosts else ()
         if not http and not tcp and not tls and not spec.problems:
             spec.error("", "one of http, tls, tcp is needed")
@@ -150,14 +150,12 @@ class _VirtualService:
 
     # --- TCP
 
-    def _tcp(self, fields: Fields) -> TcpRoute:
+    def _tcp(self, fields: Fields) -> tuple[TcpRoute, ...]:
+        """One route for each of the matches."""
         destinations = fields.each("route", self._destination, required=True)
         self._check_plain(fields, destinations)
         matches = fields.each("match", self._tcp_match)
-        if len(matches) > 1:
-            fields.error("match[1]", "more than one match of a TCP route is not served yet", "unsupported")
-        port, labels, namespace, gateways = matches[0] if matches else (0, {}, "", ())
-        return TcpRoute(destinations, port, labels, namespace, gateways)
+        return tuple(TcpRoute(destinations, *match) for match in matches) or (TcpRoute(destinations),)
 
     def _tls(self, fields: Fields, hosts: tuple[str, ...]) -> tuple[TlsRoute, ...]:
         """One route for each of the matches."""
@@ -293,7 +291,6 @@ def _rewrite(fields: Fields) -> Rewrite:
 
 
 def _retries(fields: Fields) -> Retries:
-    fields.not_honoured("retryRemoteLocalities")
     codes, conditions = [], []
     for word in fields.text("retryOn").split(","):
         word = word.strip()
@@ -310,6 +307,7 @@ def _retries(fields: Fields) -> Retries:
         fields.duration("backoff", low=1e-3),
         tuple(codes),
         fields.boolean("retryIgnorePreviousHosts", None),
+        bool(fields.boolean("retryRemoteLocalities")),
     )
 
 

@@ -87,6 +87,7 @@ class Retries:
     backoff_s: float | None = None
     status_codes: tuple[int, ...] = ()
     ignore_previous_hosts: bool | None = None
+    remote_localities: bool = False  # a retry goes elsewhere than the tries before it
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ class ConsistentHash:
     cookie: str = ""
     cookie_path: str = ""
     cookie_ttl_s: float | None = None
+    cookie_attributes: tuple[tuple[str, str], ...] = ()
     source_ip: bool = False
     query_parameter: str = ""
     minimum_ring_size: int = 1024
@@ -28,6 +29,8 @@ class LoadBalancer:
     hash: ConsistentHash | None = None
     warmup_s: float | None = None
     locality: LocalitySettings | None = None
+    warmup_minimum_percent: float | None = None
+    warmup_aggression: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +123,7 @@ class TrafficPolicy:
     outlier_detection: OutlierDetection | None = None
     tls: TlsSettings | None = None
     ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
+    retry_budget: tuple[float, int] | None = None  # percent of requests, and how many retries there may always be
 
     def over(self, base: TrafficPolicy | None) -> TrafficPolicy:
         """This policy, with what it leaves open taken from `base`."""
@@ -131,6 +135,7 @@ class TrafficPolicy:
             self.outlier_detection or base.outlier_detection,
             self.tls or base.tls,
             self.ports or base.ports,
+            self.retry_budget or base.retry_budget,
         )
 
     def for_port(self, number: int) -> TrafficPolicy:

@@ -56,6 +56,9 @@ def outbound(
         )
     http: dict[str, Any] = {}
     _connection_pool(cluster, http, policy.connection_pool)
+    if policy.retry_budget is not None:
+        percent, least = policy.retry_budget
+        cluster["circuit_breakers"]["thresholds"][0]["retry_budget"] = {"budget_percent": {"value": percent}, "min_retry_concurrency": least}
     _balancer(cluster, policy.load_balancer, policy.outlier_detection)
     _outlier_detection(cluster, policy.outlier_detection)
     _tls(cluster, http, policy.tls, port)
@@ -216,7 +219,12 @@ def _balancer(cluster: dict[str, Any], balancer: LoadBalancer | None, outlier: O
         else:
             cluster.update(lb_policy="RING_HASH", ring_hash_lb_config={"minimum_ring_size": balancer.hash.minimum_ring_size})
     elif balancer.warmup_s is not None and cluster["lb_policy"] in ("LEAST_REQUEST", "ROUND_ROBIN"):
-        cluster[f"{cluster['lb_policy'].lower()}_lb_config"] = {"slow_start_config": {"slow_start_window": duration(balancer.warmup_s)}}
+        start: dict[str, Any] = {"slow_start_window": duration(balancer.warmup_s)}
+        if balancer.warmup_minimum_percent is not None:
+            start["min_weight_percent"] = {"value": balancer.warmup_minimum_percent}
+        if balancer.warmup_aggression is not None:
+            start["aggression"] = {"default_value": balancer.warmup_aggression, "runtime_key": "upstream.slow_start.aggression"}
+        cluster[f"{cluster['lb_policy'].lower()}_lb_config"] = {"slow_start_config": start}
     if balancer.locality is not None and balancer.locality.enabled and (balancer.locality.distribute or outlier is not None):
         cluster["common_lb_config"]["locality_weighted_lb_config"] = {}
 

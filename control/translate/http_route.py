@@ -23,6 +23,10 @@ _PREVIOUS_HOSTS = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
 }
+_PREVIOUS_PRIORITIES = {
+    "name": "envoy.retry_priorities.previous_priorities",
+    "typed_config": typed("envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1),
+}
 _STATUS = {301: "MOVED_PERMANENTLY", 302: "FOUND", 303: "SEE_OTHER", 307: "TEMPORARY_REDIRECT", 308: "PERMANENT_REDIRECT"}
 _GRPC_CODES = {
     name: number
@@ -275,6 +279,8 @@ def _hash_policy(hash: ConsistentHash) -> dict[str, Any]:
             cookie["path"] = hash.cookie_path
         if hash.cookie_ttl_s is not None:
             cookie["ttl"] = duration(hash.cookie_ttl_s)
+        if hash.cookie_attributes:
+            cookie["attributes"] = [{"name": name, "value": value} for name, value in hash.cookie_attributes]
         return {"cookie": cookie}
     if hash.query_parameter:
         return {"query_parameter": {"name": hash.query_parameter}}
@@ -311,6 +317,8 @@ def _retry_policy(retries: Retries | None, hashed: bool) -> dict[str, Any]:
             policy["retry_back_off"] = {"base_interval": duration(retries.backoff_s)}
         if retries.ignore_previous_hosts is not None:
             previous = retries.ignore_previous_hosts
+    if retries is not None and retries.remote_localities:
+        policy["retry_priority"] = _PREVIOUS_PRIORITIES
     if previous:
         policy["retry_host_predicate"] = [_PREVIOUS_HOSTS]
     return policy

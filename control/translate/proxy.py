@@ -8,6 +8,7 @@ from typing import Any
 from control.model.service import NOWHERE, Locality
 from meshproxy.api import convert
 
+_KNOWN = ("NAME", "NAMESPACE", "GENERATOR")  # of metadata, what a key says itself
 SIDECAR = "sidecar"
 OURS = "meshproxy"  # the user agent of sidecars of ours
 GRPC = "grpc"  # gRPC's own client, which is its own proxy
@@ -53,7 +54,7 @@ def of_node(node: Any) -> ProxyKey:
         pairs,
         Locality(here.region, here.zone, here.sub_zone),
         node.user_agent_name == OURS,
-        tuple(sorted((key, value) for key, value in metadata.items() if isinstance(value, str))),
+        tuple(sorted((key, value) for key, value in metadata.items() if isinstance(value, str) and key not in _KNOWN)),
     )
 
 

@@ -204,7 +204,7 @@ class Translator:
                 self._once((SECRET, _Same(config), scope, served), lambda: self._file_secrets(config, scope, served)),
             )
             parts[EXTENSION] = (NO_RESOURCES,)
-            said, serves = dict(proxy.metadata), {one.key for one in served}
+            said, serves = {"NAME": proxy.name, "NAMESPACE": proxy.namespace, **dict(proxy.metadata)}, {one.key for one in served}
             ours = (one for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels, serves))
             patches = tuple(patch for one in ours for patch in one.patches if is_meant(patch, said))
             who = Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served))

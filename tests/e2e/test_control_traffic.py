@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 from collections import Counter
@@ -12,7 +13,7 @@ import yaml
 
 from tests.differential.proxy import envoy_binary
 from tests.e2e.control_plane import ControlPlane, Ports, Service, fetch, write
-from tests.e2e.proxy import Proxy, refused, wait_until
+from tests.e2e.proxy import PATIENCE, Proxy, refused, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
 
@@ -273,3 +274,21 @@ def test_a_gateway_and_routes_of_the_gateway_api(mesh):
     wait_until(lambda: set(mesh.who(4)) == {"v1"})
     mesh.write("route.yaml", f"{{{head}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: {backends}}}]}}}}")
     wait_until(lambda: fetch(mesh.port)[0] == 500)  # a backend that is not there
+
+
+def test_attributes_of_the_cookie_that_keeps_a_caller_with_its_endpoint(mesh):
+    cookie = "{name: whom, ttl: 60s, path: /, attributes: [{name: SameSite, value: Strict}, {name: Secure}]}"
+    rule = yaml.safe_load(REVIEWS.partition("---")[2])
+    rule["spec"]["trafficPolicy"] = yaml.safe_load(f"{{loadBalancer: {{consistentHash: {{httpCookie: {cookie}}}}}}}")
+    mesh.write("reviews.yaml", f"{REVIEWS.partition('---')[0]}---\n{json.dumps(rule)}")
+    mesh.sidecar("web")
+    connection = http.client.HTTPConnection("127.0.0.1", mesh.port, timeout=PATIENCE)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    name = json.loads(response.read())["name"]
+    made = response.headers["set-cookie"]
+    connection.close()
+    assert made.startswith("whom=")
+    assert "SameSite=Strict" in made
+    assert "Secure" in made
+    assert set(mesh.who(10, cookie=made.partition(";")[0])) == {name}

@@ -202,8 +202,8 @@ def test_what_is_for_others_is_passed_over():
             "spec.subsets[1].name: there are two subsets 'x'",
         ),
         (
-            "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: {retryBudget: {}}}}",
-            "spec.trafficPolicy.retryBudget: meshctl does not honour this field",
+            "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: {proxyProtocol: {}}}}",
+            "spec.trafficPolicy.proxyProtocol: meshctl does not honour this field",
         ),
         (
             "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: a}, spec: {hosts: ['*.b'], resolution: DNS, ports: []}}",
@@ -289,3 +289,9 @@ def test_endpoints_that_did_not_change_are_the_same_objects():
     first = build(store.objects)
     second = build(store.objects, first)
     assert all(second.endpoints[key] is value for key, value in first.endpoints.items())
+
+
+def test_templates_are_for_others_and_settings_of_proxies_are_not_passed_over():
+    head = "apiVersion: networking.istio.io/v1, metadata: {name: a}"
+    assert complaints(f"{{{head}, kind: WorkloadGroup, spec: {{template: {{serviceAccount: a}}}}}}") == []
+    assert complaints(f"{{{head}, kind: ProxyConfig, spec: {{concurrency: 1}}}}") == ["kind: ProxyConfig of networking.istio.io is not served by meshctl"]
