@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import pytest
 
 from control.ads.hub import Connection, Hub, Scope
 from control.ads.interest import MAX_UNKNOWN
+from control.ads.server import XdsServer
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES, VIRTUAL_HOST
 from control.translate.translator import Asked, Translator
-from meshproxy.api import messages
+from meshproxy.api import messages, spiffe
 from tests.unit.control_help import MESH, WEB, istio, plain, snapshot
 
 _D = "envoy.service.discovery.v3."
@@ -225,3 +227,43 @@ def test_a_change_elsewhere_concerns_nobody_who_did_not_call_it():
     hub.publish(snapshot(HTTP_ONLY, MORE, MORE.replace("ratings", "another"), before=made))
     proxy.settle()
     assert proxy.bytes == sent
+
+
+class Caller:
+    """Of a call by TLS."""
+
+    def __init__(self) -> None:
+        self.code: Any = None
+
+    def auth_context(self) -> Any:
+        return {"transport_security_type": (b"ssl",)}
+
+    async def abort(self, code: Any, why: str) -> None:
+        self.code = code
+        raise RuntimeError(why)
+
+
+@pytest.mark.parametrize(("account", "code"), [("default", None), ("other", grpc.StatusCode.PERMISSION_DENIED)])
+async def test_what_is_used_says_only_whose_it_is(account, code):
+    """Nobody keeps, or takes away, what another one calls."""
+    hub, _ = serve()
+
+    async def identify(context: Any) -> Any:
+        return spiffe.parse(f"spiffe://cluster.local/ns/default/sa/{account}")
+
+    async def requests() -> Any:
+        made = _Report()
+        made.node.id = "web.default"
+        yield made.SerializeToString()
+
+    caller = Caller()
+    server = XdsServer(hub, identify=identify)
+    answers = server._load_stats(requests(), caller)  # type: ignore[arg-type]  # as much of a context as it needs
+    if code is None:
+        assert len([one async for one in answers]) == 1
+    else:
+        with pytest.raises(RuntimeError, match=r"may not have the configuration of web\.default"):
+            await anext(answers)
+    assert caller.code == code
+    assert not hub.loads.streams
+    await server.stop()
