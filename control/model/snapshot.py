@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -382,24 +382,24 @@ class _Finder:
             return False
         return mtls_mode(self._peers, workload.namespace, workload.labels, port) is not Mtls.DISABLE
 
-    def endpoints(self, service: Service, port: Port, behind: list[Workload], slices: Iterable[EndpointSlice]) -> Iterable[Endpoint]:
+    def endpoints(self, service: Service, port: Port, behind: list[Workload], slices: Sequence[EndpointSlice]) -> Iterable[Endpoint]:
         """All endpoints of one port: those that the service itself names, those in slices, or else those of the workloads behind it."""
         for workload in service.static:
             yield _endpoint(workload, workload.port_for(port), "", mtls=False)
         if service.resolution is not Resolution.ENDPOINTS and not service.static and not service.selector:
             yield Endpoint(service.host, port.target if isinstance(port.target, int) else port.number)
-        seen = False
         there: dict[tuple[str, int], Endpoint] = {}
         for one in slices:
-            seen = True
             number = one.ports.get(port.name)
-            if number:
+            if number and len(slices) == 1:
+                yield from [self._of_slice(one, address, number) for address in one.addresses]
+            elif number:
                 for address in one.addresses:
                     known = there.get((address.address, number))  # while endpoints move between slices, one may be in two
                     if known is None or (address.healthy and not known.healthy):
                         there[address.address, number] = self._of_slice(one, address, number)
         yield from there.values()
-        if not seen:
+        if not slices:
             for workload in behind:
                 number = workload.port_for(port)
                 if number:

@@ -60,7 +60,7 @@ class Mesh:
         self.token.write_text("first")
         self.server.tokens["first"] = "us"
         where = kubeconfig(work, self.server, {"tokenFile": str(self.token)})
-        flags = ["--kubernetes", "--kubeconfig", str(where), "--status-listen", f"127.0.0.1:{self.status_port}"]
+        flags = ["--kubernetes", "--kubeconfig", str(where), "--status-listen", f"127.0.0.1:{self.status_port}", "--write-status", "default"]
         self.control = ControlPlane(None, work, flags=flags)
         self.control.start()
         folder = work / "web"
@@ -140,6 +140,8 @@ def test_traffic_follows_the_cluster(mesh):
         complaints = wait_until(lambda: mesh.status()["complaints"])
         assert "VirtualService.networking.istio.io default/reviews: spec.htpt: no such field" in " ".join(complaints)
         assert set(mesh.who()) == {"v2"}
+        events = wait_until(lambda: mesh.client.list("v1", "events"))
+        assert {(one["reason"], one["involvedObject"]["kind"], one["involvedObject"]["name"]) for one in events} == {("Refused", "VirtualService", "reviews")}
         mesh.client.replace({**RULES, "spec": {"hosts": ["reviews"], "http": TO_V1}})
         wait_until(lambda: set(mesh.who()) == {"v1"})
         assert mesh.status()["complaints"] == []
