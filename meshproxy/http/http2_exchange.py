@@ -64,26 +64,17 @@ class Http2Exchange(Http2Stream):
     protocol = "HTTP/2"
     head_size = 0
 
-    def __init__(self, connection: Http2ServerConnection) -> None:
-        # As in Http2Stream.__init__: done for every request, and code that fills objects of one class alone is specialised by the interpreter.
-        session = self.session = connection.session
-        self.id = 0
-        self.local_closed = self.remote_closed = False
-        self.headed = True
-        self.send_window = session.peer_stream_window
-        self.received = 0
-        self.left = -1
-        self.queue = None
-        self.connection = connection
-        self.manager: HttpConnectionManager = connection.manager
-        self.info: ConnectionInfo = connection.info
-        self.stream: Stream | None = None
+    connection: Http2ServerConnection
+    manager: HttpConnectionManager
+    info: ConnectionInfo
+    stream: Stream | None
+    waiting: Any  # a head whose body may be here, too; not set before there is a head
 
     # -- the session's calls
 
     def on_head(self, known: Any, end_stream: bool) -> None:
         """HOT"""
-        self.waiting: Any = None  # a head whose body may be here, too; not set before there is a head
+        self.waiting = None
         connection = self.connection
         if known.__class__ is ShapedRequest and connection.plans and not connection._discarding:
             if not end_stream:
@@ -379,15 +370,18 @@ class Http2Exchange(Http2Stream):
         connection = self.connection
         connection.idle_since = now
         connection.ended += 1
-        encoder = self.session.encoder
+        session = self.session
+        if self.remote_closed:  # as Session.forget: a planned stream was never paused, so nothing has to be granted for it
+            del session.streams[self.id]
+        encoder = session.encoder
         date = self.manager.date
         known = encoder.whole.get(response)
         if known is None or known[0] is not date:
             known = self._encode(encoder, response, date)
         _, block, rest = known
-        if response.timed:
-            block += _service_times[service_time] + rest
+        time = _service_times[service_time] if response.timed else b""
         if trailers is not None:
+            block += time + rest
             items = trailers.items
             if items:
                 end = (encoder.blocks.get(trailers) or encoder.encode_known(trailers, items)) if trailers.kept else encoder.encode(items)
@@ -396,9 +390,9 @@ class Http2Exchange(Http2Stream):
                 self.send_block(block, False)
                 self.send_data(body, True)
         elif body:
-            self.send_message(block, body)
+            self.send_message(block, time, rest, body)
         else:
-            self.send_block(block, True)
+            self.send_whole_head(block, time, rest)
 
     def _encode(self, encoder: Encoder, response: PlannedResponse, date: bytes) -> tuple[bytes, bytes, bytes]:
         """The block of `response`, in two parts if the service time comes between them; with the date that is in it."""

@@ -14,30 +14,15 @@ if TYPE_CHECKING:
     from meshproxy.http.stream import Stream
 
 
-class MeteredHttp2Connection(Http2ServerConnection):
-    """Counts in its session what comes, and in its exchanges what is sent."""
-
-    __slots__ = ()
-
-    session: MeteredSession
-
-    def _make_session(self) -> Session:
-        return MeteredSession(self, self.manager.http2_options, client=False)
-
-    def new_stream(self) -> Http2Exchange:
-        return _MeteredExchange(self)
-
-
 class _MeteredExchange(MeteredStream, Http2Exchange):
     __slots__ = ("decompressed_header_bytes_received", "header_bytes_received", "header_bytes_sent", "wire_bytes_received", "wire_bytes_sent")
 
     session: MeteredSession
-    connection: MeteredHttp2Connection
-
-    def __init__(self, connection: MeteredHttp2Connection) -> None:
-        super().__init__(connection)
-        self.header_bytes_received = self.wire_bytes_received = connection.session.head_bytes
-        self.decompressed_header_bytes_received = self.header_bytes_sent = self.wire_bytes_sent = 0
+    header_bytes_received: int
+    wire_bytes_received: int
+    decompressed_header_bytes_received: int
+    header_bytes_sent: int
+    wire_bytes_sent: int
 
     def count_received(self, size: int, *, head: bool) -> None:
         self.wire_bytes_received += size
@@ -59,3 +44,21 @@ class _MeteredExchange(MeteredStream, Http2Exchange):
 
     def _relay(self, stream: Stream) -> None:
         """Data is counted on its way."""
+
+
+class MeteredHttp2Connection(Http2ServerConnection):
+    """Counts in its session what comes, and in its exchanges what is sent."""
+
+    __slots__ = ()
+
+    exchange_class = _MeteredExchange
+    session: MeteredSession
+
+    def _make_session(self) -> Session:
+        return MeteredSession(self, self.manager.http2_options, client=False)
+
+    def new_stream(self) -> Http2Exchange:
+        exchange: Any = super().new_stream()
+        exchange.header_bytes_received = exchange.wire_bytes_received = self.session.head_bytes
+        exchange.decompressed_header_bytes_received = exchange.header_bytes_sent = exchange.wire_bytes_sent = 0
+        return exchange

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.grpc import is_content_type
@@ -120,7 +121,7 @@ class Lane:
         self.tally.sent += self.begin(stream, stream.codec, stream.start, host, pool).ask(head, body)
 
     def begin(self, stream: PlannedStream, codec: Any, now: float, host: Any, pool: Any) -> Any:
-        """HOT: an exchange for a request that comes by `codec`, on a ready connection of `pool`."""
+        """HOT: an exchange for a request that comes by `codec`, on a ready connection of `pool`. `Plan.start` does the same without this call."""
         pool.limits.rq += 1
         host.rq_total += 1
         host.rq_active += 1
@@ -159,7 +160,8 @@ class Lane:
         host = pool.host
         if self.retired or host.canary or host.zone_stat or not codec.takes(len(body)) or (trailers is not None and self.version != 20):
             return False
-        now = self.clock()
+        clock = self.clock
+        now = clock()
         if now >= manager.next_second:
             manager.tick(now)
         queue = self.queue
@@ -180,7 +182,7 @@ class Lane:
             self.outlier.result(host, known.status)
         exchange.answered(now)  # the connection may serve the next request
         stream.stage = ANSWERED
-        milliseconds = int((now - start) * 1000)
+        milliseconds = floor((now - start) * 1000)
         try:
             times[milliseconds] += 1
         except KeyError:

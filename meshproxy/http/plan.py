@@ -25,7 +25,7 @@ from meshproxy.codec.headers import Pair, RequestHead
 from meshproxy.http import timeouts
 from meshproxy.http.filter_chain import EMPTY
 from meshproxy.http.planned_response import Piece
-from meshproxy.http.planned_stream import FILTERS, PlannedStream
+from meshproxy.http.planned_stream import FILTERS, UPSTREAM, PlannedStream
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
 from meshproxy.http.stream import Stream
 
@@ -60,7 +60,6 @@ _NO_LANE: Any = _NoLane()
 class Plan:
     """What every repetition of a request head comes to, for clients that get the same additions."""
 
-    varying = False  # heads differ in more than their ids: see http.shape_plan
     decided = False  # the request id is drawn before the filters run: see http.traced_plan
 
     __slots__ = (
@@ -79,9 +78,11 @@ class Plan:
         "received",
         "request_id",
         "size",
+        "varying",
     )
 
     def __init__(self, lane: Lane, outcome: _Outcome, received: int) -> None:
+        self.varying = False  # heads differ in more than their ids: see http.shape_plan
         self.lane = lane
         self.generation: int = lane.manager.changes.n
         self.hooks = lane.chain.repeated
@@ -118,7 +119,8 @@ class Plan:
             stream.known = known
         if self.hooks and not self._run_hooks(stream):
             return stream
-        host = lane.cluster.pick(None)
+        pick = lane.cluster.pick  # not as a method, which it is not: that would cost more
+        host: Any = pick(None)
         pools = None if host is None else host.pools
         pool = None if pools is None else pools.get(lane.pool_key)
         if pool is None or not pool.ready or pool.limits.rq >= pool.limits.max_rq:
@@ -129,10 +131,37 @@ class Plan:
         request_id = b""
         if new_id is not None:
             request_id = stream.request_id = new_id()
+        # As Lane.begin.
+        pool.limits.rq += 1
+        host.rq_total += 1
+        host.rq_active += 1
+        exchange = stream.connected = pool.ready[-1].begin_planned(stream)
+        exchange.way = lane, codec, now
+        stream.stage = UPSTREAM
+        queue = lane.queue
+        if queue is not None:
+            if queue.handle is None:
+                queue.start(stream, now)
+            else:
+                queue.started[stream] = now
+        queue = lane.queue_per_try
+        if queue is not None:
+            if queue.handle is None:
+                queue.start(stream, now)
+            else:
+                queue.started[stream] = now
         tally = lane.tally
-        tally.received += self.received
+        started = tally.started
+        if not started:
+            lane.manager.busy.add(tally)
+        tally.started = started + 1
         # What the stream knows is handed on: to read it from a class with a `__getattr__` costs ten times as much as from others.
-        tally.sent += lane.begin(stream, codec, now, host, pool).ask_known(self, stream, known, request_id, body)
+        sent = exchange.ask_known(self, stream, known, request_id, body)
+        if sent:  # HTTP/2 connections count what they read and write
+            tally.sent += sent
+        received = self.received
+        if received:
+            tally.received += received
         return stream
 
     def make_fields(self, fields_of: Callable[[RequestHead], list[Pair]]) -> tuple[Piece, Piece]:

@@ -59,10 +59,11 @@ class ShapedPlans:
     def start(self, codec: Any, known: ShapedRequest, body: bytes) -> PlannedStream | None:
         """HOT: a whole request, as `Plan.start`; None, and nothing done, when it has to take another way."""
         path = self._head.path = known.path
-        if not self._is_plain_path(path):
+        is_plain, match = self._is_plain_path, self._matcher.match  # neither is a method, and to call them as such would cost more
+        if not is_plain(path):
             return None
         try:
-            route = self._matcher.match(self._probe)
+            route = match(self._probe)
         except Varies:
             known.shape.plans[codec.connection.additions] = None
             return None
@@ -111,9 +112,8 @@ class ShapedPlan(Plan):
 
     __slots__ = ("_join", "_join_wire", "_order", "_parts", "_wire", "own_id")
 
-    varying = True
-
     def __init__(self, outcome: Outcome, own_id: int) -> None:
+        self.varying = True
         lane = self.lane = outcome.lane
         self.generation = lane.manager.changes.n
         self.hooks = ()
@@ -135,8 +135,9 @@ class ShapedPlan(Plan):
     def block(self, encoder: Encoder, known: ShapedRequest, request_id: bytes) -> bytes:
         """HOT: the header block that goes upstream over HTTP/2."""
         parts = encoder.parts.get(self) or encoder.encode_parts(self, self._parts)
+        join = self._join
         try:
-            return self._join(parts, known.values, request_id)
+            return join(parts, known.values, request_id)
         except IndexError:  # one of them is long
             values = [*known.values, request_id]
             order = [values[place] for place in self._order]
@@ -145,7 +146,8 @@ class ShapedPlan(Plan):
 
     def wire(self, known: ShapedRequest, request_id: bytes) -> bytes:
         """HOT: the head that goes upstream over HTTP/1."""
-        return self._join_wire(self._wire, known.values, request_id)
+        join = self._join_wire
+        return join(self._wire, known.values, request_id)
 
     def head(self, stream: PlannedStream, template: Any) -> RequestHead:
         """See `Plan.head`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.frames import MAX_STREAM_ID
 from meshproxy.codec.h2.session import Session
 from meshproxy.codec.h2.stream import Http2Stream
 from meshproxy.codec.headers import ResponseHead
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.fields import KnownResponse, KnownTrailers
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.headers import Headers, Pair, RequestHead
+    from meshproxy.codec.hpack.encoder import Encoder
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.upstream.host import Host
     from meshproxy.upstream.http2_pool import Http2Pool
@@ -39,13 +41,15 @@ _REQUEST_ID = encode_literal(b"x-request-id", bytes(36))[:-36]  # how the field 
 class Http2Connection(Connection):
     """Serves many requests at once. Owns its session; the session owns the exchanges."""
 
-    __slots__ = ("_flusher", "_headed", "_heard_at", "_keepalive", "full", "in_order", "is_ready", "said_goodbye", "session")
+    __slots__ = ("_exchange_class", "_flusher", "_headed", "_heard_at", "_keepalive", "full", "in_order", "is_ready", "said_goodbye", "session")
 
     protocol = "HTTP/2"
+    exchange_class: type[Http2Request]
     pool: Http2Pool
 
     def __init__(self, pool: Http2Pool) -> None:
         super().__init__(pool)
+        self._exchange_class = self.exchange_class  # HOT: to read it there costs more
         self.session = self._make_session(pool.h2_options)
         self.session.limit = min(self.session.limit, pool.expected_streams)  # until the server's SETTINGS say what it is
         self.is_ready = False  # it is in `pool.ready`
@@ -59,11 +63,6 @@ class Http2Connection(Connection):
 
     def _make_session(self, options: Options) -> Session:
         return Session(self, options, client=True)
-
-    def _make_exchange(self, request: Any) -> Http2Request:
-        exchange = _new(Http2Request)  # both steps of making an object, without the way through the type
-        exchange.__init__(self, request)  # type: ignore[misc]
-        return exchange
 
     @property
     def active(self) -> int:
@@ -84,11 +83,26 @@ class Http2Connection(Connection):
         session = self.session
         if self._keepalive is not None:
             self._try_out()
-        exchange = self._make_exchange(stream)
-        exchange.planned = stream
-        session.open(exchange)
+        # As Http2Request.__init__ and Session.open: to call them costs half as much again.
+        exchange = _new(self._exchange_class)
+        exchange.session = session
+        stream_id = exchange.id = session.next_id
+        exchange.local_closed = exchange.remote_closed = exchange.headed = False
+        exchange.send_window = session.peer_stream_window
+        exchange.received = 0
+        exchange.left = -1
+        exchange.queue = exchange._known = None
+        exchange._data = b""
+        exchange.connection = self
+        exchange.pool = self.pool
+        exchange.request = exchange.planned = stream
+        streams = session.streams
+        streams[stream_id] = exchange
+        stream_id = session.next_id = stream_id + 2
+        if stream_id > MAX_STREAM_ID:
+            session.settle_limit()
         self.served += 1
-        if len(session.streams) >= session.limit:
+        if len(streams) >= session.limit:
             self.pool.forget(self)
         if self.full:
             exchange.hold_back()
@@ -99,7 +113,7 @@ class Http2Connection(Connection):
         pool = self.pool
         if self._keepalive is not None:
             self._try_out()
-        exchange = self._make_exchange(request)
+        exchange = self.exchange_class(self, request)
         self.session.open(exchange)
         if pool.max_requests and self.served >= pool.max_requests:
             self.stats.upstream_cx_max_requests.n += 1
@@ -296,14 +310,7 @@ class Http2Request(Http2Stream):
     way: Any  # only of planned requests: see `upstream.pool.PlanExchange`
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
-        # As in Http2Stream.__init__: done for every request, and code that fills objects of one class alone is specialised by the interpreter.
-        session = self.session = connection.session
-        self.id = 0
-        self.local_closed = self.remote_closed = self.headed = False
-        self.send_window = session.peer_stream_window
-        self.received = 0
-        self.left = -1
-        self.queue = None
+        super().__init__(connection.session)
         self.connection = connection
         self.request = request
         self.pool = connection.pool
@@ -403,7 +410,7 @@ class Http2Request(Http2Stream):
         block = self.session.encoder.encode(all_fields(head))
         self.request.upstream_bytes_sent = len(block)
         if body:
-            self._send(block, body)
+            self._send(block, b"", b"", body)
         else:
             self.send_block(block, True)
         return 0
@@ -412,32 +419,33 @@ class Http2Request(Http2Stream):
         """HOT"""
         encoder = self.session.encoder
         if plan.varying:
-            block = plan.block(encoder, known, request_id)
+            before = plan.block(encoder, known, request_id)
+            after = request_id = b""
         else:
-            before, after = plan.fields or plan.make_fields(all_fields)
-            block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
-            if plan.new_id is not None:
-                block += _REQUEST_ID + request_id
-                if after.pairs:
-                    block += encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
-        stream.upstream_bytes_sent = len(block)
+            before, after = encoder.whole.get(plan) or _encode(encoder, plan)
+        stream.upstream_bytes_sent = len(before) + len(request_id) + len(after)
         if body:
-            self._send(block, body)
+            self._send(before, request_id, after, body)
         else:
-            self.send_block(block, True)
+            self.send_whole_head(before, request_id, after)
         return 0
 
-    def _send(self, block: bytes, body: bytes) -> None:
+    def _send(self, before: bytes, request_id: bytes, after: bytes, body: bytes) -> None:
         if self.takes(len(body)):
-            self.send_message(block, body)
+            self.send_message(before, request_id, after, body)
         else:
-            self.send_block(block, False)
+            self.send_block(before + request_id + after, False)
             self.send_data(body, True)
 
     def answered(self, now: float) -> None:
         """HOT"""
         self.request = self.planned = self.way = None
-        self.connection.idle_since = now
+        connection = self.connection
+        connection.idle_since = now
+        # As Session.forget: a planned stream was never paused, so nothing has to be granted for it.
+        del self.session.streams[self.id]
+        if not connection.is_ready or connection.pool.pending:
+            connection.stream_gone()
 
     def leave_plan(self, request: Any, method: bytes) -> None:
         """See `upstream.pool.PlanExchange`."""
@@ -495,7 +503,7 @@ class Http2Request(Http2Stream):
 
     def on_whole(self, known: Any, data: bytes) -> bool:
         """HOT"""
-        if self.planned is None or not known.kept or not self.local_closed or self.queue is not None:
+        if self.planned is None or not self.local_closed or self.queue is not None:
             return False
         lane, codec, start = self.way
         return lane.respond(self.planned, codec, start, self, known, data)
@@ -587,7 +595,6 @@ class Http2Request(Http2Stream):
             self.hold_back()
 
     def on_done(self) -> None:
-        """HOT"""
         connection = self.connection
         if not connection.is_ready or connection.pool.pending:
             connection.stream_gone()
@@ -635,6 +642,9 @@ class Http2Request(Http2Stream):
         connection.stream_gone()
 
 
+Http2Connection.exchange_class = Http2Request
+
+
 def pseudo_fields(head: RequestHead) -> list[Pair]:
     """What HTTP/2 has in place of a request line, in the order of Envoy's clients where the request came by HTTP/1, else in that of most others'."""
     if head.version < 20:
@@ -646,6 +656,21 @@ def pseudo_fields(head: RequestHead) -> list[Pair]:
 def all_fields(head: RequestHead) -> list[Pair]:
     """HOT: all of a request's fields."""
     return pseudo_fields(head) + head.items
+
+
+def _encode(encoder: Encoder, plan: Any) -> tuple[bytes, bytes]:
+    """The block of an http.plan.Plan around its new request id; all of it comes before where there is none."""
+    before, after = plan.fields or plan.make_fields(all_fields)
+    block = encoder.blocks.get(before) or encoder.encode_known(before, before.pairs)
+    rest = b""
+    parts = [before]
+    if plan.new_id is not None:
+        block += _REQUEST_ID
+        if after.pairs:
+            rest = encoder.blocks.get(after) or encoder.encode_known(after, after.pairs, begun=True)
+            parts.append(after)
+    encoder.keep(plan, (block, rest), parts)
+    return block, rest
 
 
 def _switching(head: ResponseHead, upgrade: bytes) -> ResponseHead:

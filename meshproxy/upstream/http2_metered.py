@@ -26,18 +26,12 @@ class MeteredHttp2Connection(Http2Connection):
     def _make_session(self, options: Options) -> Session:
         return MeteredSession(self, options, client=True)
 
-    def _make_exchange(self, request: Any) -> Http2Request:
-        return _MeteredRequest(self, request)
-
 
 class _MeteredRequest(MeteredStream, Http2Request):
-    __slots__ = ("_counts",)
+    __slots__ = ()
 
     session: MeteredSession
-
-    def __init__(self, connection: MeteredHttp2Connection, request: Any) -> None:
-        super().__init__(connection, request)
-        self._counts: Any = None  # the StreamInfo that is counted for: from the head on
+    _counts: Any = None  # the StreamInfo that is counted for: from the head on
 
     # -- what is sent
 
@@ -96,3 +90,6 @@ class _MeteredRequest(MeteredStream, Http2Request):
     def on_trailers(self, trailers: KnownTrailers) -> None:
         self._counts.upstream_decompressed_header_bytes_received += self.session.decoder.decoded_bytes
         super().on_trailers(trailers)
+
+
+MeteredHttp2Connection.exchange_class = _MeteredRequest

@@ -15,6 +15,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshproxy.codec.hpack import decoder as decoder_module
 from meshproxy.codec.hpack import huffman
 from meshproxy.codec.hpack.decoder import Decoder
 from meshproxy.codec.hpack.encoder import Encoder, encode_literal
@@ -149,6 +150,66 @@ def test_blocks_of_one_shape(template):
                 assert merged[place] == (name, b"")
                 merged[place] = decoded.items[place]
             assert tuple(merged) == decoded.items
+
+
+class _Indexing(hpack.Encoder):
+    """Puts into the table what it is told to, and what it finds there it references."""
+
+    def __init__(self, size: int, coded: bool) -> None:
+        super().__init__()
+        self.coded = coded
+        if size != 4096:
+            self.header_table_size = size
+
+    def block(self, fields: list[tuple[bytes, bytes, bool]]) -> bytes:
+        return self.encode([(name, value, not indexed) for name, value, indexed in fields], huffman=self.coded)
+
+
+_template = st.lists(
+    st.tuples(
+        st.sampled_from([b":path", b"x-request-id", b"traceparent", b"authorization", b"cookie", b"accept", b"n", b"a-longer-name"]),
+        st.sampled_from(["same", "same", "unique", "unique", "now and then"]),
+        st.booleans(),
+        st.integers(0, 40),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(_template, st.sampled_from([0, 90, 150, 300, 600, 1200, 4096]), st.booleans(), st.sampled_from([0, 7, 13]), st.data())
+def test_blocks_that_move_the_table(template, size, coded, other, data):
+    """What differs from block to block goes into the table, or not: fields and table are what the `hpack` package has, and so is what is damaged."""
+    ours, theirs = Decoder(max_list_size=1 << 24), hpack.Decoder(max_header_list_size=1 << 24)
+    encoder = _Indexing(size, coded)
+    damaged = data.draw(st.none() | st.integers(4, 39))
+    for number in range(40):
+        fields = []
+        for name, kind, indexed, length in template:
+            tail = {"same": b"s", "unique": b"%04d" % (number * 37 % 9973), "now and then": b"%d" % (number // 9)}[kind]
+            fields.append((name, b"x" * length + tail, indexed))
+        if other and number % other == other - 1:
+            fields = [(b"other", b"%d" % number, True)]
+        block = encoder.block(fields)
+        if number == damaged:
+            broken = bytearray(block)
+            broken[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
+            block = bytes(broken)
+        decoded = either(ours.decode, block)
+        if decoded is HpackError:
+            assert number == damaged
+            return
+        assert decoded.items == tuple(map(tuple, theirs.decode(block, raw=True)))
+        assert decoded.size == sum(32 + len(name) + len(value) for name, value in decoded.items)
+        assert ours._used == theirs.header_table._current_size
+        assert ours._table[decoder_module._NEWEST :] == [(bytes(name), bytes(value)) for name, value in theirs.header_table.dynamic_entries]
+        if decoded.shape is not None:
+            merged = [*decoded.shape.items]
+            for place, _ in decoded.shape.values:
+                merged[place] = decoded.items[place]
+            assert tuple(merged) == decoded.items
+        if number == damaged:
+            return
 
 
 @given(blocks, blocks)

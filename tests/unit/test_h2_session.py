@@ -12,6 +12,7 @@ import pytest
 
 from meshproxy.codec.h2 import errors, frames
 from meshproxy.codec.h2.errors import Http2Error
+from meshproxy.codec.h2.metered import MeteredSession, MeteredStream
 from meshproxy.codec.h2.session import Session
 from meshproxy.codec.h2.settings import Options
 from meshproxy.codec.h2.stream import Http2Stream
@@ -442,6 +443,38 @@ def test_a_smaller_header_table_holds_from_its_acknowledgement_on(size: int) -> 
     assert caught.value.code == errors.COMPRESSION_ERROR
 
 
+class Counted(MeteredStream, Recorder):
+    """A stream of a session that counts. What frames take is of no interest here."""
+
+    def count_received(self, size: int, *, head: bool) -> None:
+        """See `MeteredStream`."""
+
+    def count_sent(self, size: int, *, head: bool) -> None:
+        """See `MeteredStream`."""
+
+    def on_head(self, known: Any, end_stream: bool) -> None:
+        self.log.append((known.head().items, self.session.decoder.decoded_bytes))
+
+
+def test_a_metered_session_counts_what_its_blocks_say() -> None:
+    """Also of those that came before; and its table gets smaller when others' do."""
+    side = Side()
+    side.new_stream = lambda: Counted(side.session, side.log)  # type: ignore[method-assign,arg-type,return-value]
+    side.session = MeteredSession(side, Options(stats=side.stats, hpack_table_size=100), client=False)
+    side.session.start()
+    peer = Peer(side)
+    size = sum(len(name) + len(value) for name, value in GET)
+    value = b"y"
+    for number in range(12):
+        if number == 6:
+            peer.frame(frames.SETTINGS, frames.ACK)
+            peer.encoder.set_max_table_size(100)
+        if number % 3 == 0:
+            value += b"y"
+        peer.headers(2 * number + 1, [*GET, (b"x-before", value)])
+        assert side.log.pop() == ([(b"x-before", value)], size + 8 + len(value))
+
+
 @pytest.mark.parametrize("pieces", [[b"123456"], [b"123", b"456"], [b"12"]])
 def test_a_body_of_another_length_costs_the_stream_only(pieces: list[bytes]) -> None:
     side = Side()
@@ -540,6 +573,7 @@ class Whole(Recorder):
         self.log.append(("whole", self.id))
         self.on_head(known, False)
         self.on_data(data, True)
+        self.session.forget(self)
         return True
 
 

@@ -8,7 +8,7 @@ import pytest
 from meshproxy.codec.hpack import decoder as decoder_module
 from meshproxy.codec.hpack import encoder as encoder_module
 from meshproxy.codec.hpack import huffman
-from meshproxy.codec.hpack.decoder import Decoder
+from meshproxy.codec.hpack.decoder import Decoder, Fields, ShapedFields
 from meshproxy.codec.hpack.encoder import Encoder, encode_literal
 from meshproxy.codec.hpack.tables import FIRST_DYNAMIC, HpackError, decode_rest, encode_integer
 
@@ -433,7 +433,7 @@ def test_memos_are_bounded():
         decoder.decode(b"\x40\x01%c\x04%04x" % (number % 256, number & 0xFFFF))  # new values in the table
     for number in range(1000):
         decoder.decode(hpack.Encoder().encode([(b"authorization", b"%d" % number, True)]))
-    assert len(decoder._known) <= decoder_module._MAX_KNOWN
+    assert len(decoder.known) <= decoder_module._MAX_KNOWN
     for memo, limit in (
         (decoder_module._once, decoder_module._MAX_ONCE),
         (decoder_module._shared, decoder_module._MAX_SHARED),
@@ -452,7 +452,7 @@ def test_an_idle_decoder_has_no_table_of_its_own():
     decoder = Decoder()
     decoder.decode(b"\x82\x84\x86")
     assert decoder._table is Decoder()._table
-    assert decoder._known is Decoder()._known
+    assert decoder.known is Decoder().known
 
 
 # -- encoding
@@ -680,6 +680,93 @@ def test_few_shapes_are_kept():
     assert len(decoder_module._shapes) <= decoder_module._MAX_SHARED_SHAPES
 
 
+def with_ids(number: int, *, name: bytes = b"accept") -> list[tuple[bytes, bytes, bool]]:
+    """A request whose ids go into the table, as nghttp2 has it; whether a field is sensitive."""
+    return [
+        (b":method", b"GET", False),
+        (b":path", b"/%d" % number, True),
+        (name, b"*/*", False),
+        (b"authorization", b"Bearer of-somebody", True),
+        (b"x-request-id", b"%036d" % number, False),
+        (b"traceparent", b"%055d" % number, False),
+    ]
+
+
+def test_ids_in_the_table_are_foreseen():
+    """Each block moves all indices, and says the same of them as the one before."""
+    decoder, other, encoder = Decoder(), hpack.Decoder(), hpack.Encoder()
+    foreseen = 0
+    for number in range(200):
+        block = encoder.encode(with_ids(number))
+        fields = decoder.decode(block)
+        foreseen += type(fields) is ShapedFields
+        assert fields.items == tuple((name, value) for name, value, _ in with_ids(number))
+        assert [(bytes(name), bytes(value)) for name, value in other.decode(block, raw=True)] == [*fields.items]
+        assert decoder._table[decoder_module._NEWEST :] == [(bytes(name), bytes(value)) for name, value in other.header_table.dynamic_entries]
+    assert foreseen > 180
+
+
+def test_what_is_not_as_foreseen_is_parsed():
+    def begin() -> tuple[Decoder, bytes]:
+        decoder, encoder = Decoder(), hpack.Encoder()
+        for number in range(6):
+            decoder.decode(encoder.encode(with_ids(number)))
+        block = encoder.encode(with_ids(7))
+        assert decoder._shapes
+        return decoder, block
+
+    decoder, block = begin()
+    other = block.replace(bytes((block[block.index(b"\x1f\x08") - 1],)), b"\xbe", 1)  # another entry in the place of `accept`
+    assert decoder.decode(other).items[2] == (b"traceparent", b"%055d" % 5)
+    decoder, block = begin()
+    assert decoder.decode(block.replace(b"\x82", b"\x83", 1)).items[0] == (b":method", b"POST")
+    decoder, block = begin()
+    with pytest.raises(HpackError):
+        decoder.decode(block[:-1])
+    for between in (b"\x40\x01n\x01v", b"\x20\x3f\xe1\x1f"):  # the table moves on, or is emptied
+        decoder, block = begin()
+        decoder.decode(between)
+        fields = either(decoder, block)
+        assert fields is None or fields.items[2] != (b"accept", b"*/*")
+
+
+def either(decoder: Decoder, block: bytes) -> Fields | None:
+    """The fields, or None for a block that is malformed."""
+    try:
+        return decoder.decode(block)
+    except HpackError:
+        return None
+
+
+def test_an_entry_that_is_gone_is_not_foreseen():
+    """What a reference meant one block ago is out of the table in the end."""
+    decoder = Decoder()
+    entry = (b"a", b"b")
+    decoder.decode(b"\x3f\xe1\x03\x40\x01a\x01b")  # 512 bytes
+    size = len(b"x-id") + 40 + 32
+    for number in range(512 // size + 1):
+        fields = decoder.decode(bytes((0x80 + FIRST_DYNAMIC + number,)) + b"\x40\x04x-id\x28%040d" % number)
+        assert fields.items == (entry, (b"x-id", b"%040d" % number))
+    assert type(fields) is ShapedFields
+    with pytest.raises(HpackError):
+        decoder.decode(bytes((0x80 + FIRST_DYNAMIC + number + 1,)) + b"\x40\x04x-id\x28%040d" % 99)
+
+
+def test_blocks_of_several_shapes_that_move_the_table():
+    decoder, encoder = Decoder(), hpack.Encoder()
+    for number in range(200):
+        fields = with_ids(number, name=b"accept" if number % 3 else b"accept-language")
+        assert decoder.decode(encoder.encode(fields)).items == tuple((name, value) for name, value, _ in fields)
+
+
+def test_few_steps_are_kept():
+    for kind in range(100):
+        decoder, encoder = Decoder(), hpack.Encoder()
+        for number in range(5):
+            decoder.decode(encoder.encode(with_ids(number, name=b"x-%d" % (7**kind))))
+    assert 0 < len(decoder_module._steps) <= decoder_module._MAX_CHAINS
+
+
 def test_blocks_that_index_everything_anew() -> None:
     """As nginx answers: all fields literal and with indexing, in every response. They decode the same, and the table turns over as it should."""
     decoder, other = Decoder(), hpack.Decoder()
@@ -700,7 +787,7 @@ def test_a_table_of_no_bytes_changes_nothing() -> None:
     first = decoder.decode(block)
     assert decoder.decode(block) is decoder.decode(block)
     assert first.items == decoder.decode(block).items
-    assert decoder._known  # so it is remembered
+    assert decoder.known  # so it is remembered
     with pytest.raises(HpackError):
         decoder.decode(bytes((0x80 | FIRST_DYNAMIC,)))
 
@@ -712,7 +799,7 @@ def test_secrets_are_decoded_once() -> None:
         token = b"Bearer %d" % (number // 3 % 3)
         fields = [(b":method", b"GET"), (b":path", b"/%d" % number), (b"authorization", token), (b"cookie", b"n=%d" % number), (b":scheme", b"http")]
         assert decoder.decode(encoder.encode([(*field, field[0][1:] != b"method") for field in fields])).items == tuple(fields)
-    assert {secret for *_, secret in decoder._shapes} >= {(1, b"Bearer 0")}
+    assert {secret for *_, secret, _ in decoder._shapes} >= {(1, b"Bearer 0")}
     assert b"Bearer 1" in decoder_module._secrets.values()
     alone = Decoder()
     for number in range(4):

@@ -117,7 +117,7 @@ class NewRequest(RequestHead):
 
 
 class KnownResponse:
-    """A response's head. `length`: its content-length, or -1; `final`: not informational; `bodied`: its status is not one that has no body."""
+    """A response's head. `length`: its content-length, or -1; `final`: not informational; `bodied`: final, and its status is not one that has no body."""
 
     __slots__ = ("bodied", "final", "index", "items", "kept", "length", "size", "status")
 
@@ -131,7 +131,7 @@ class KnownResponse:
         self.size = size
         self.length = -1
         self.final = status >= 200
-        self.bodied = status not in (204, 304)
+        self.bodied = status >= 200 and status not in (204, 304)
         self.kept = False
 
     def head(self) -> ResponseHead:
@@ -183,27 +183,23 @@ class RequestShape:
         """HOT: the head of one request; None when its values are to be looked at more closely."""
         place = self.path_place
         path = self._path
-        if fields.__class__ is ShapedFields:
+        values: list[bytes]
+        if fields.__class__ is ShapedFields and fields.visible:
             values = fields.values
-            if fields.visible:
-                if place >= 0:
-                    path = values[place]
-                    if not path or path[0] != 47 or 32 in path:
-                        return None
-                return self._make(fields, values, path)
+            if place >= 0:
+                path = values[place]
+                if not path or path[0] != 47 or 32 in path:
+                    return None
         else:
             items = fields.items
             values = [items[place][1] for place in self._places]
-        text = b"".join(values)
-        if text.translate(VALUE) is not text:
-            return None
-        if place >= 0:
-            path = values[place]
-            if path[:1] != b"/" or path.translate(_PATH) is not path:
+            text = b"".join(values)
+            if text.translate(VALUE) is not text:
                 return None
-        return self._make(fields, values, path)
-
-    def _make(self, fields: Fields, values: list[bytes], path: bytes) -> ShapedRequest:
+            if place >= 0:
+                path = values[place]
+                if path[:1] != b"/" or path.translate(_PATH) is not path:
+                    return None
         known = _new(ShapedRequest)
         known.fields = fields
         known.shape = self

@@ -26,6 +26,8 @@ MAX_STREAM_ID = (1 << 31) - 1
 _head = Struct(">IBI")
 pack_head = _head.pack
 unpack_head = _head.unpack_from
+# The same by what tells the usual frames from all others at once: whether it is far too large (not 0), length, what it is (`type << 8 | flags`), stream.
+unpack_sort = Struct(">BHHI").unpack_from
 _setting = Struct(">HI")
 
 SETTINGS_ACK = pack_head(SETTINGS, ACK, 0)
@@ -34,6 +36,28 @@ SETTINGS_ACK = pack_head(SETTINGS, ACK, 0)
 def encode(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """A frame of fewer than 2**24 bytes."""
     return pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+class _Heads(dict[int, bytes]):
+    """Length -> how the heads of frames of one sort begin, up to the stream; bounded."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: int, flags: int) -> None:
+        super().__init__()
+        self.kind = bytes((kind, flags))
+
+    def __missing__(self, length: int) -> bytes:
+        if len(self) >= _MAX_HEADS:
+            self.clear()
+        head = self[length] = length.to_bytes(3, "big") + self.kind
+        return head
+
+
+_MAX_HEADS = 1024
+heads_of_whole = _Heads(HEADERS, END_HEADERS | END_STREAM)
+heads_of_messages = _Heads(HEADERS, END_HEADERS)
+heads_of_last_data = _Heads(DATA, END_STREAM)
 
 
 def encode_settings(settings: list[tuple[int, int]]) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2.frames import MAX_STREAM_ID
 from meshproxy.codec.h2.session import Session
-from meshproxy.codec.hpack.decoder import Decoder
+from meshproxy.codec.hpack.decoder import NOTHING_KNOWN, Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,14 +23,28 @@ RESET = FRAME_HEAD + 4
 
 
 class _MeteredDecoder(Decoder):
-    __slots__ = ("decoded_bytes",)
+    """`known` is empty whenever its session looks at it, so that every block is asked for here; meanwhile `_blocks` keeps it."""
 
+    __slots__ = ("_blocks", "decoded_bytes")
+
+    _blocks: dict[bytes, Fields]
     decoded_bytes: int  # names and values of the last block
 
-    def decode(self, block: bytes) -> Fields:
-        fields = super().decode(block)
+    def __init__(self, max_list_size: int, max_fields: int) -> None:
+        super().__init__(max_list_size=max_list_size, max_fields=max_fields)
+        self._blocks = NOTHING_KNOWN
+
+    def decode_new(self, block: bytes) -> Fields:
+        self.known = self._blocks
+        fields = self.known.get(block) or super().decode_new(block)
+        self._blocks = self.known
+        self.known = NOTHING_KNOWN
         self.decoded_bytes = fields.size - 32 * len(fields.items)
         return fields
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._blocks = NOTHING_KNOWN
 
 
 class MeteredSession(Session):
@@ -44,7 +58,7 @@ class MeteredSession(Session):
         super().__init__(sink, options, client=client)
         self.head_bytes = 0  # of the last header block
         self._begun = 0  # of one that is padded, has a priority or comes in pieces
-        self.decoder = _MeteredDecoder(options.hpack_table_size, options.max_head_bytes + 32 * (options.max_headers + 8), options.max_headers)
+        self.decoder = _MeteredDecoder(max_list_size=self.decoder.max_list_size, max_fields=self.decoder.max_fields)
 
     def _headers(self, flags: int, stream_id: int, block: bytes) -> None:
         self._begun = FRAME_HEAD + len(block)
@@ -106,8 +120,11 @@ class MeteredStream:
     def send_block(self, block: bytes, end_stream: bool) -> None:
         self._sent(True, super().send_block, block, end_stream)  # type: ignore[misc]
 
-    def send_message(self, block: bytes, data: bytes) -> None:
-        self.send_block(block, False)
+    def send_whole_head(self, before: bytes, value: bytes, after: bytes) -> None:
+        self.send_block(before + value + after, True)
+
+    def send_message(self, before: bytes, value: bytes, after: bytes, data: bytes) -> None:
+        self.send_block(before + value + after, False)
         self.send_data(data, True)
 
     def send_with_trailers(self, block: bytes, data: bytes, trailers: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from meshproxy.codec.h2 import control, errors, fields, frames
 from meshproxy.codec.h2.errors import Http2Error, MalformedError
+from meshproxy.codec.h2.fields import KnownRequest, KnownResponse, RequestShape
 from meshproxy.codec.h2.frames import (
     ACK,
     CONTINUATION,
@@ -29,7 +30,7 @@ from meshproxy.codec.h2.frames import (
     PREFACE,
     SETTINGS,
     WITH_PRIORITY,
-    unpack_head,
+    unpack_sort,
 )
 from meshproxy.codec.h2.output import Output, Sink
 from meshproxy.codec.h2.relay import Relay, pass_on
@@ -43,8 +44,10 @@ _MAX_RESET = 512  # streams that we reset lately, of which frames may still be u
 _DEFAULT_STREAMS = 1024  # a client's guess before the server's SETTINGS, as Envoy's
 
 
-_LONGEST = DEFAULT_FRAME_SIZE << 8 | 0xFF  # the head of a frame that is not too large
-_NOT_PLAIN = END_HEADERS | PADDED | WITH_PRIORITY
+# What frames are mostly (see `unpack_sort`): header blocks and nothing besides, of messages with more to come and without; the end of a body.
+_HEAD = HEADERS << 8 | END_HEADERS
+_WHOLE_HEAD = _HEAD | END_STREAM
+_LAST_DATA = DATA << 8 | END_STREAM
 
 
 class Session(Output):
@@ -63,7 +66,6 @@ class Session(Output):
         "_greeted",
         "_max_head_bytes",
         "_most",
-        "_next_id",
         "_next_peer_id",
         "priorities",
         "_reset",
@@ -78,6 +80,7 @@ class Session(Output):
         "decoder",
         "going_away",
         "limit",
+        "next_id",
         "peer_allows_connect",
         "peer_goaway",
         "peer_max_streams",
@@ -102,7 +105,7 @@ class Session(Output):
         self._next_peer_id = 0 if client else 1  # the lowest stream that it may open
         self._most = 0 if client else options.max_concurrent_streams  # of its streams at once; 0 after our GOAWAY
         self._max_head_bytes = options.max_head_bytes
-        self._next_id = 1
+        self.next_id = 1  # of the next stream that a client opens
         self._window = DEFAULT_WINDOW  # of the connection, towards us
         self._consumed = 0  # bytes that count against it, and may be granted again
         self._withheld = 0  # those that may not, since their streams are paused
@@ -151,7 +154,7 @@ class Session(Output):
     @property
     def opened(self) -> int:
         """About how many streams there were."""
-        return (self._next_id if self.client else self._next_peer_id) >> 1
+        return (self.next_id if self.client else self._next_peer_id) >> 1
 
     @property
     def free(self) -> int:
@@ -160,21 +163,21 @@ class Session(Output):
 
     def settle_limit(self) -> None:
         """Work `limit` out anew."""
-        over = self.peer_goaway or self._next_id > MAX_STREAM_ID
+        over = self.peer_goaway or self.next_id > MAX_STREAM_ID
         self.limit = 0 if over else min(self.peer_max_streams, self.options.max_concurrent_streams)
 
     def open(self, stream: Http2Stream) -> None:
         """A client's: give `stream` an identifier. Its head goes out next."""
-        stream.id = self._next_id
-        self._next_id += 2
-        if self._next_id > MAX_STREAM_ID:
+        stream.id = self.next_id
+        self.next_id += 2
+        if self.next_id > MAX_STREAM_ID:
             self.settle_limit()
         self.streams[stream.id] = stream
 
     def forget(self, stream: Http2Stream) -> None:
-        """Both sides have ended."""
+        """HOT: both sides have ended. No-op for a stream that is forgotten already."""
         if self.streams.pop(stream.id, None) is not None:
-            if stream.unconsumed:
+            if self._withheld and stream.unconsumed:
                 self._give_back(stream)
             stream.on_done()
 
@@ -280,21 +283,29 @@ class Session(Output):
         copy: bytearray | None = None
         last = size - 9
         while position <= last:
-            word, flags, stream_id = unpack_head(data, position)
-            if word > _LONGEST:
+            excess, length, sort, stream_id = unpack_sort(data, position)
+            if excess or length > DEFAULT_FRAME_SIZE:
                 raise Http2Error(errors.FRAME_SIZE_ERROR, "frame too large")
-            if relays and stream_id in relays and word & 0xFF == DATA and not self._expecting:
+            start = position + 9
+            end = start + length
+            if (sort == _HEAD or sort == _WHOLE_HEAD) and end <= size and length and not (self._expecting or self._empty_frames):
+                if stream_id == self._next_peer_id and len(self.streams) < self._most:
+                    position = end
+                    self._request(sort, stream_id, data[start:end])
+                else:
+                    position = self._fields(sort, stream_id & MAX_STREAM_ID, data[start:end], data, end)
+                continue
+            kind = sort >> 8
+            if relays and stream_id in relays and kind == DATA and not self._expecting:
                 if copy is None:
                     copy = bytearray(data)
                 begun, position = position, pass_on(self, data, copy, position, size)
                 if position != begun:
                     continue
-            start = position + 9
-            end = start + (word >> 8)
-            kind = word & 0xFF
+            flags = sort & 0xFF
             if end > size:
                 if kind == DATA and start < size and not flags & PADDED and not self._expecting:
-                    self._begin_data(flags, stream_id, word >> 8, data[start:])
+                    self._begin_data(flags, stream_id, length, data[start:])
                     return
                 break
             payload = data[start:end]
@@ -302,14 +313,9 @@ class Session(Output):
             if self._expecting:
                 self._expected(kind, flags, stream_id, payload)
             elif kind == HEADERS:
-                if flags & _NOT_PLAIN != END_HEADERS or not payload or self._empty_frames:
-                    self._headers(flags, stream_id, payload)
-                elif stream_id == self._next_peer_id and len(self.streams) < self._most:
-                    self._request(flags, stream_id, payload)
-                else:
-                    position = self._fields(flags, stream_id & MAX_STREAM_ID, payload, data, end)
+                self._headers(flags, stream_id, payload)
             elif kind == DATA:
-                self._data(flags, stream_id, word >> 8, payload)
+                self._data(flags, stream_id, length, payload)
             else:
                 control.handle(self, kind, flags, stream_id, payload)
         if position < size:
@@ -509,15 +515,22 @@ class Session(Output):
         return block
 
     def _request(self, flags: int, stream_id: int, block: bytes) -> None:
-        """HOT: the head of a request with the identifier that was expected. The same as `_fields`."""
+        """HOT: the head of a request with the identifier that was expected. The same as `_fields`. `flags`: all but END_STREAM is of no interest."""
         self._next_peer_id = stream_id + 2
         stream = self.streams[stream_id] = self.sink.new_stream()
         stream.id = stream_id
         try:
-            decoded = self.decoder.decode(block)
+            decoder = self.decoder
+            decoded = decoder.known.get(block)
+            if decoded is None:
+                decoded = decoder.decode_new(block)
             known = decoded.known
-            if known.__class__ is not fields.KnownRequest:
-                known = fields.request(decoded, self.options)
+            if known.__class__ is not KnownRequest:
+                shape = decoded.shape
+                if shape is None or shape.known.__class__ is not RequestShape:
+                    known = fields.request(decoded, self.options)
+                else:
+                    known = shape.known.take(decoded) or fields.request(decoded, self.options)
             if decoded.size > self._max_head_bytes:
                 self._check_size(decoded)
             length = known.length
@@ -548,7 +561,10 @@ class Session(Output):
                 return position
             self._refuse(stream_id)
         try:
-            decoded = self.decoder.decode(block)
+            decoder = self.decoder
+            decoded = decoder.known.get(block)
+            if decoded is None:
+                decoded = decoder.decode_new(block)
         except HpackError as failure:
             raise Http2Error(errors.COMPRESSION_ERROR, str(failure), "", stream=stream) from failure
         if stream is None:
@@ -558,8 +574,32 @@ class Session(Output):
             self._trailers(stream, decoded, end)
             return position
         known = decoded.known
+        start = position + 9
+        size = len(data)
+        if known.__class__ is KnownResponse and known.bodied and not end and start <= size and decoded.size <= self._max_head_bytes:
+            # What most responses are: a head that came before, and one DATA frame in the same read. Nothing of it is special, or the general way has to see
+            # it; it is as long as it should be, and lets no window fall due.
+            excess, length, sort, next_id = unpack_sort(data, position)
+            behind = start + length
+            if (
+                sort == _LAST_DATA
+                and next_id == stream_id
+                and behind <= size
+                and (length == known.length or known.length < 0)
+                and length <= DEFAULT_FRAME_SIZE
+                and not excess
+            ):
+                consumed = self._consumed + length
+                window = self._window
+                if consumed * 2 < window and (not self._withheld or consumed + self._withheld <= window) and length <= self.stream_window:
+                    stream.headed = stream.remote_closed = True
+                    if stream.on_whole(known, data[start:behind]):
+                        self._consumed += length
+                        self._empty_frames = 0
+                        return behind
+                    stream.headed = stream.remote_closed = False
         try:
-            if known.__class__ is not fields.KnownResponse:
+            if known.__class__ is not KnownResponse:
                 known = fields.response(decoded, self.options)
             if decoded.size > self._max_head_bytes:
                 self._check_size(decoded)
@@ -582,32 +622,6 @@ class Session(Output):
             if stream.local_closed and stream.queue is None:
                 self.forget(stream)
             return position
-        start = position + 9
-        size = len(data)
-        if start <= size and known.final:
-            # What most responses are: one DATA frame and no more, in the same read. Nothing of it is special, or the general way has to see it; it is as long
-            # as it should be, and lets no window fall due.
-            word, flags, next_id = unpack_head(data, position)
-            length = word >> 8
-            end = start + length
-            if flags == END_STREAM and next_id == stream_id and not word & 0xFF and end <= size and length <= DEFAULT_FRAME_SIZE:
-                left = stream.left
-                consumed = self._consumed + length
-                window = self._window
-                if (
-                    (left < 0 or left == length)
-                    and consumed * 2 < window
-                    and (not self._withheld or consumed + self._withheld <= window)
-                    and length <= self.stream_window
-                ):
-                    stream.remote_closed = True
-                    if stream.on_whole(known, data[start:end]):
-                        self._consumed += length
-                        self._empty_frames = 0
-                        if stream.local_closed and stream.queue is None:
-                            self.forget(stream)
-                        return end
-                    stream.remote_closed = False
         stream.on_head(known, False)
         return position
 
@@ -698,7 +712,7 @@ class Session(Output):
         """Raise for a stream that was never opened (or, after our GOAWAY, was never looked at)."""
         if stream_id > self.going_away:
             return
-        idle = stream_id >= self._next_id if self.client else stream_id > self.last_peer_id
+        idle = stream_id >= self.next_id if self.client else stream_id > self.last_peer_id
         if not stream_id or bool(stream_id & 1) is False or idle:
             raise Http2Error(errors.PROTOCOL_ERROR, f"{what} on an idle stream")
 

@@ -10,7 +10,18 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.h2 import frames
-from meshproxy.codec.h2.frames import DATA, DEFAULT_FRAME_SIZE, END_HEADERS, END_STREAM, HEADERS, LARGE, pack_head
+from meshproxy.codec.h2.frames import (
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    LARGE,
+    heads_of_last_data,
+    heads_of_messages,
+    heads_of_whole,
+    pack_head,
+)
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.fields import KnownTrailers
@@ -78,12 +89,26 @@ class Http2Stream:
         session = self.session
         return self.queue is None and size <= self.send_window and size <= session.send_window and size <= DEFAULT_FRAME_SIZE and session.writable
 
-    def send_message(self, block: bytes, data: bytes) -> None:
-        """HOT: an encoded head and all of the body: not empty, and no more than `takes` says."""
+    def send_whole_head(self, before: bytes, value: bytes, after: bytes) -> None:
+        """HOT: an encoded head, in three parts, that is all of the message. The stream must be open; a caller that sends last takes it out of its session."""
         session = self.session
-        head, size = len(block), len(data)
+        size = len(before) + len(value) + len(after)
+        if size > DEFAULT_FRAME_SIZE:
+            self.send_block(before + value + after, True)
+            return
+        out = session.out
+        if not out:
+            session.sink.on_output()
+        # One copy instead of three.
+        out.append(b"".join((heads_of_whole[size], self.id.to_bytes(4, "big"), before, value, after)))
+        self.local_closed = True
+
+    def send_message(self, before: bytes, value: bytes, after: bytes, data: bytes) -> None:
+        """HOT: an encoded head, in three parts, and all of the body: not empty, and no more than `takes` says. As for `send_whole_head`."""
+        session = self.session
+        head, size = len(before) + len(value) + len(after), len(data)
         if head > DEFAULT_FRAME_SIZE:
-            self.send_block(block, False)
+            self.send_block(before + value + after, False)
             self.send_data(data, True)
             return
         self.send_window -= size
@@ -92,12 +117,10 @@ class Http2Stream:
         out = session.out
         if not out:
             session.sink.on_output()
-        stream_id = self.id
-        # DATA is 0. One copy instead of three.
-        out.append(b"".join((pack_head(head << 8 | HEADERS, END_HEADERS, stream_id), block, pack_head(size << 8, END_STREAM, stream_id), data)))
+        stream_id = self.id.to_bytes(4, "big")
+        # One copy instead of three.
+        out.append(b"".join((heads_of_messages[head], stream_id, before, value, after, heads_of_last_data[size], stream_id, data)))
         self.local_closed = True
-        if self.remote_closed:
-            session.forget(self)
 
     def send_with_trailers(self, block: bytes, data: bytes, trailers: bytes) -> None:
         """HOT: the same with trailers, encoded too; there may be no data."""
@@ -204,7 +227,10 @@ class Http2Stream:
         """The peer's head; `known`: see `fields.py`. A client's stream hears of informational heads, too."""
 
     def on_whole(self, known: Any, data: bytes) -> bool:
-        """A client's: a final head and all of the body. False, and nothing done, if they are to come one by one, by `on_head` and `on_data`."""
+        """A client's: a final head that is `kept`, and all of the body: the owner takes the stream out of its session, as `Session.forget` would.
+
+        Or it returns False and has done nothing: then they come one by one, by `on_head` and `on_data`. So it has to be where the stream is `bodiless`.
+        """
         return False
 
     def on_data(self, data: bytes, end_stream: bool) -> None:

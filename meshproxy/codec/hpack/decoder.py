@@ -33,7 +33,9 @@ _MAX_SHAPES = 4  # of a connection
 _MAX_LITERALS = 32  # in such a block
 _MAX_LAYOUTS = 16
 _MAX_LENGTHS = 512  # of the values of a layout, together
+_MAX_CHAINS = 32  # of a hundred steps at most
 _MAX_ONCE = 1024
+_TURNS = 3
 _MAX_INDEPENDENT = 256
 _MAX_NAMES = 512
 _MAX_NAME = 64
@@ -49,7 +51,7 @@ Segment = tuple[bytes, int]  # with its length
 _indexed = re.compile(rb"[\x81-\xfe]+").match  # fields that are one byte each
 
 _new = object.__new__
-_NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
+NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
 
 
 class Fields:
@@ -191,6 +193,43 @@ class _Layout:
         self._known = -1
 
 
+class _Step:
+    """What a block looks like but for its values, if it has the shape of the one before and puts the same of its values into the dynamic table: the same, and
+    references to all that was there before are as much higher as there are insertions.
+
+    Steps follow each other in chains, which connections share whose blocks were the same. `added`: what goes into the table, newest first: its name, and
+    where its value is among those that differ; `size`: of that, but for the values. `deepest`: how many entries are newer than the oldest that is
+    referenced; `late`: one is referenced behind an insertion, which may have evicted it.
+    """
+
+    __slots__ = ("_moving", "added", "deepest", "late", "next", "rest", "size")
+
+    def __init__(self, rest: tuple[bytes, ...], moving: tuple[tuple[int, ...], ...], added: tuple[tuple[bytes, int], ...], deepest: int, *, late: bool) -> None:
+        """`moving`: where in each part of `rest` the bytes of such references are."""
+        self.rest = rest
+        self._moving = moving
+        self.added = added
+        self.size = sum(ENTRY_OVERHEAD + len(name) for name, _ in added)
+        self.deepest = deepest
+        self.late = late
+        self.next: _Step | None = None  # as far as it is known
+
+    def go_on(self) -> _Step | None:
+        """The next step; None when some reference takes another byte from there on."""
+        count = len(self.added)
+        rest = []
+        for part, places in zip(self.rest, self._moving, strict=True):
+            moved = bytearray(part)
+            for place in places:
+                byte = moved[place] + count
+                if byte >= (0xFF if moved[place] >= 0x80 else 0x80):
+                    return None
+                moved[place] = byte
+            rest.append(bytes(moved))
+        self.next = _Step((*rest,), self._moving, self.added, self.deepest + count, late=self.late)
+        return self.next
+
+
 class Decoder:
     """One direction of a connection. After an HpackError it is unusable, as the connection is.
 
@@ -198,7 +237,7 @@ class Decoder:
     its length.
     """
 
-    __slots__ = ("_known", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_table", "_used", "max_fields", "max_list_size")
+    __slots__ = ("_added", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_table", "_turn", "_used", "known", "max_fields", "max_list_size")
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE, max_list_size: int = MAX_LIST_SIZE, max_fields: int = MAX_FIELDS) -> None:
         """`max_table_size`: what our SETTINGS_HEADER_TABLE_SIZE allows the peer. Below 4096, the peer has to start with a size update."""
@@ -210,10 +249,13 @@ class Decoder:
         self._used = 0
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
-        self._known = _NOTHING_KNOWN
-        # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too.
-        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None], ...] = ()
+        self.known = NOTHING_KNOWN  # HOT, for the session: blocks that came before, since when the table has not changed; others it asks `decode_new` for
+        # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too;
+        # and what the block does to the table, if it does something.
+        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None, _Step | None], ...] = ()
         self._shapes_missed = 0
+        self._turn = 0  # blocks of a known shape until one is looked at whether it came before
+        self._added = 0  # bytes that the last block has put into the table, if there is a step
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
 
@@ -231,26 +273,33 @@ class Decoder:
 
     def decode(self, block: bytes) -> Fields:
         """A complete header block. Raises HpackError and nothing else."""
-        # HOT: a block that came before, since when the table has not changed.
-        fields = self._known.get(block)
-        return self._decode(block) if fields is None else fields
+        fields = self.known.get(block)
+        return self.decode_new(block) if fields is None else fields
 
-    def _decode(self, block: bytes) -> Fields:
+    def decode_new(self, block: bytes) -> Fields:
+        """The same for a block that is not in `known`."""
         # HOT: a block that differs from others in nothing but the values of literals, or that says the same whatever the dynamic table.
-        for shape, layout, rest, secret in self._shapes:
+        for shape, layout, rest, secret, step in self._shapes:
             position, node = layout.start
             try:
                 for _ in layout.sizes:
                     position, node = node[block[position]]
                 values, others = node
-                if others(block) == rest:
-                    return self._shaped(block, shape, [*values(block)], secret, layout.coded)
+                if others(block) != rest:
+                    continue
+                strings = [*values(block)]
             except KeyError:
-                strings = layout.values(block, rest)
-                if strings is not None:
-                    return self._shaped(block, shape, strings, secret, layout.coded)
+                found = layout.values(block, rest)
+                if found is None:
+                    continue
+                strings = found
             except (IndexError, LengthError):  # it is too short, or not of that length
                 continue
+            if step is None:
+                return self._shaped(block, shape, strings, secret, layout.coded)
+            fields = self._take_step(step, shape, layout, strings, secret)
+            if fields is not None:
+                return fields
         independent = _independent.get(block)
         if independent is not None and independent[2] <= self._size:
             fields, added, size = independent
@@ -277,12 +326,64 @@ class Decoder:
         size = shaped.size = shape.size + sum(map(len, values))
         shaped.shape = shape
         shaped.known = None
-        if block in _once or size > self.max_list_size or len(shape.items) > self.max_fields:
-            return self._fields(block, [*shaped.items], size, shape)
-        if len(block) <= _MAX_KNOWN_BLOCK:
-            if len(_once) >= _MAX_ONCE:
-                _once.clear()
-            _once.add(block)
+        if size > self.max_list_size or len(shape.items) > self.max_fields:
+            return self._over([*shaped.items])
+        # Most do not come again: so only some are remembered, and looked for.
+        turn = self._turn
+        if turn:
+            self._turn = turn - 1
+        else:
+            self._turn = _TURNS
+            if block in _once:
+                return self._fields(block, [*shaped.items], size, shape)
+            if len(block) <= _MAX_KNOWN_BLOCK:
+                if len(_once) >= _MAX_ONCE:
+                    _once.clear()
+                _once.add(block)
+        return shaped
+
+    def _take_step(self, step: _Step, shape: Shape, layout: _Layout, values: list[bytes], secret: tuple[int, bytes] | None) -> Fields | None:
+        # HOT: None, and nothing done, where more is to be looked at.
+        shaped = _new(ShapedFields)
+        shaped.visible = False
+        if layout.coded:
+            strings = decode_visible(values)
+            if strings is None:
+                values = [*map(decode_huffman, values)]
+            else:
+                values = strings
+                shaped.visible = True
+        size = step.size
+        added = []
+        for name, number in step.added:
+            value = values[number]
+            size += len(value)
+            added.append((name, value))
+        used = self._used + size
+        most = self._size
+        # What names are taken from are entries of the block before: they have to be there when they are.
+        if size + self._added > most or (used > most and step.late):
+            return None
+        table = self._table
+        table[_NEWEST:_NEWEST] = added
+        while used > most:
+            name, value = table.pop()
+            used -= len(name) + len(value) + ENTRY_OVERHEAD
+        self._used = used
+        self._added = size
+        self._shapes_missed = 0
+        self.known = NOTHING_KNOWN
+        following = step.next or step.go_on()
+        self._shapes = () if following is None or _NEWEST + following.deepest >= len(table) else ((shape, layout, following.rest, secret, following),)
+        if secret is not None:
+            place, value = secret
+            values.insert(place, value)
+        shaped.values = values
+        size = shaped.size = shape.size + sum(map(len, values))
+        shaped.shape = shape
+        shaped.known = None
+        if size > self.max_list_size or len(shape.items) > self.max_fields:
+            return self._over([*shaped.items])
         return shaped
 
     def _parse(self, block: bytes) -> Fields:
@@ -388,15 +489,15 @@ class Decoder:
             raise HpackError("truncated block")
         if changed:
             self._used = used
-            if self._known or self._shapes:
+            if self.known or self._shapes:
                 self._forget()
             if varied and len(literals) <= _MAX_LITERALS:
-                return self._varied(items, literals)
+                return self._varied(block, items, literals)
         elif 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
             self._learn(block, items, literals)
         return self._fields(block, items, _size(items), None, changed=changed)
 
-    def _varied(self, items: list[Pair], literals: list[tuple[int, int, int]]) -> Fields:
+    def _varied(self, block: bytes, items: list[Pair], literals: list[tuple[int, int, int]]) -> Fields:
         # HOT: a block that puts new values into the table, so that it will not come again, but may be of a known shape.
         fields = Fields()
         fields.items = (*items,)
@@ -410,7 +511,52 @@ class Decoder:
         if size > self.max_list_size or len(items) > self.max_fields:
             return self._over([*fields.items])
         fields.known = None
+        if shape is not None and len(block) <= _MAX_KNOWN_BLOCK:
+            # Where blocks of several shapes alternate, all this is in vain.
+            self._shapes_missed += 1
+            if self._shapes_missed < 8 or self._shapes_missed % 8 == 0:
+                self._foresee(block, fields.items, shape, literals)
         return fields
+
+    def _foresee(self, block: bytes, items: tuple[Pair, ...], shape: Shape, literals: list[tuple[int, int, int]]) -> None:
+        """Be prepared for a block of the same shape to come next."""
+        references = _references(block, {begin: items[place][0] for place, begin, _ in literals}, self._table)
+        if references is None:
+            return
+        moving, inserted, deepest, late = references
+        # Credentials are mostly the same: then they belong to what is compared.
+        secret = None
+        for number, (place, begin, end) in enumerate(literals):
+            if items[place][0] in _SECRETS and begin not in inserted and block[begin] >= 128 and decode_visible([block[begin + 1 : end]]) is not None:
+                known = hash((shape.items, items[place]))
+                if known in _once:
+                    secret = number, items[place][1]
+                elif len(_once) < _MAX_ONCE:
+                    _once.add(known)
+                break
+        values = [(begin, end) for number, (_, begin, end) in enumerate(literals) if secret is None or number != secret[0]]
+        coded = block[values[0][0]] >= 128
+        if any((block[begin] >= 128) != coded for begin, _ in values):
+            return
+        parts, places, position = [], [], 0
+        for begin, end in [*values, (len(block), 0)]:
+            parts.append(block[position:begin])
+            places.append(tuple(place - position for place in moving if position <= place < begin))
+            position = end
+        numbers = {begin: number for number, (begin, _) in enumerate(values)}
+        names = {begin: items[place][0] for place, begin, _ in literals}
+        added = tuple((names[begin], numbers[begin]) for begin in reversed(inserted))
+        key = (*parts,), (*places,), added, deepest, late
+        first = _steps.get(key)
+        if first is None:
+            if len(_steps) >= _MAX_CHAINS:
+                _steps.clear()
+            first = _steps[key] = _Step((*parts,), (*places,), added, deepest, late=late)
+        step = first.next or first.go_on()
+        if step is not None and _NEWEST + step.deepest < len(self._table):
+            layout = _layout(tuple((part, len(part)) for part in parts[:-1]), parts[-1], coded=coded)
+            self._added = _size(self._table[_NEWEST : _NEWEST + len(added)])
+            self._shapes = ((shape, layout, step.rest, secret, step),)
 
     def _over(self, items: list[Pair]) -> Fields:
         """What of a block with too many fields is within the limits."""
@@ -479,7 +625,7 @@ class Decoder:
         shape = _shape((*parts,))
         if shape is None:
             return
-        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret
+        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret, None
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -516,9 +662,9 @@ class Decoder:
         if changed:
             self._note_independent(block, fields)
         else:
-            if len(self._known) >= _MAX_KNOWN or self._known is _NOTHING_KNOWN:
-                self._known = {}
-            self._known[block] = fields
+            if len(self.known) >= _MAX_KNOWN or self.known is NOTHING_KNOWN:
+                self.known = {}
+            self.known[block] = fields
         return fields
 
     def _note_independent(self, block: bytes, fields: Fields) -> None:
@@ -533,7 +679,7 @@ class Decoder:
 
     def _add(self, added: list[Pair], size: int) -> None:
         # HOT: several insertions at once, for which there is room in an empty table.
-        if self._known or self._shapes:
+        if self.known or self._shapes:
             self._forget()
         if self._used + size > self._size:
             self._evict(size)
@@ -561,7 +707,7 @@ class Decoder:
         return position
 
     def _forget(self) -> None:
-        self._known = _NOTHING_KNOWN
+        self.known = NOTHING_KNOWN
         self._shapes = ()
 
     def _evict(self, room: int) -> None:
@@ -584,6 +730,7 @@ _once: set[bytes | int] = set()  # blocks that came lately, and hashes of what i
 _shapes: dict[tuple[Part, ...], Shape] = {}  # by the fields; of those with values that differ, the names
 _layouts: dict[tuple[int, ...], _Layout] = {}  # by the sizes of what is no value, and whether values are coded
 _shared: dict[tuple[Pair, ...], Fields] = {}
+_steps: dict[Any, _Step] = {}  # the first of each chain, by what its block was like
 # Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), and the size of that.
 _independent: dict[bytes, tuple[Fields, list[Pair], int]] = {}
 
@@ -650,6 +797,71 @@ def _secret(data: bytes) -> bytes:
         _secrets.clear()
     _secrets[data] = value
     return value
+
+
+def _references(block: bytes, names: dict[int, bytes], table: list[Pair]) -> tuple[list[int], list[int], int, bool] | None:
+    """What a block, which is valid, says of the dynamic table `table` that it has left. `names`: of its literals that differ, by where the lengths of their
+    values are.
+
+    Where the bytes of those references are that move with each such block; the lengths of what was inserted; and for `_Step`: `deepest`, `late`. None where
+    the next block would not look the same, or is hard to foresee.
+    """
+    position = 0
+    # Where it is; how many entries were newer when the block began; the name, if it stands for that alone; whether it comes behind an insertion.
+    found: list[tuple[int, int, bytes | None, bool]] = []
+    inserted: list[int] = []
+    while position < len(block):
+        first = block[position]
+        at = position
+        position += 1
+        if first >= 0x80:
+            if first == 0xFF:
+                return None
+            if first >= _NEWEST:
+                found.append((at, first - _NEWEST - len(inserted), None, bool(inserted)))
+            continue
+        if 0x20 <= first < 0x40:
+            return None
+        most = 63 if first >= 0x40 else 15
+        index = first & most
+        if index == most:
+            at = position
+            index, position = decode_rest(block, position, most)
+            if position > at + 1:
+                return None
+        elif not index:
+            length = block[position] & 127
+            if length == 127:
+                return None
+            position += 1 + length
+        elif index >= FIRST_DYNAMIC:
+            at = -1  # in the first byte, which has no room for more
+        begin = position
+        length = block[begin] & 127
+        name = names.get(begin)
+        if length == 127 or name is None:  # what is inserted, and does not differ from block to block, the next one refers to
+            return None
+        position += 1 + length
+        if index >= FIRST_DYNAMIC:
+            found.append((at, index - FIRST_DYNAMIC - len(inserted), name, bool(inserted)))
+        if most == 63:
+            inserted.append(begin)
+    count = len(inserted)
+    moving = []
+    deepest = 0
+    late = False
+    for at, newer, name, behind in found:
+        if name is not None and newer < count:
+            # It is of this block or the one before, and will be again: an entry with the same name has to be there.
+            if newer >= 0 and table[_NEWEST + newer][0] != name:
+                return None
+        elif newer < 0 or at < 0:
+            return None
+        else:
+            moving.append(at)
+            deepest = max(deepest, newer)
+            late = late or behind
+    return (moving, inserted, deepest, late) if count else None
 
 
 def _insertions(block: bytes) -> list[int] | None:
