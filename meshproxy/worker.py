@@ -185,6 +185,7 @@ class Worker:
             self._inbound.routes, self._inbound.extensions, self._inbound.demand = context.routes, context.extensions, context.demand
         self._registry = ListenerRegistry()
         self._accepting = self._left = False
+        self._last_spans = 0.0  # when there was nothing else to wait for
         self._replaced = 0
         self._loads: Loads | None = None  # made when main first asks
         self._listeners: dict[int, Listener] = {}  # by main's keys
@@ -357,7 +358,6 @@ class Worker:
         for drain in (self._inbound.drain, self._context.drain):
             drain.start()
         self._left = True
-        self._last_spans = 0.0  # when there was nothing else to wait for
         for listener in (*self._past, *self._listeners.values()):
             listener.stop_accepting()
             listener.drain()

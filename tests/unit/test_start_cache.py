@@ -38,7 +38,9 @@ def place(tmp_path, monkeypatch):
 
 
 def run(command) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    return done.stdout
 
 
 def caches(place):
