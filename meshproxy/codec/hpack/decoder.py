@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain, islice
 from struct import Struct
 from struct import error as LengthError  # noqa: N812
 from typing import Any
@@ -34,6 +34,9 @@ _MAX_LITERALS = 32  # in such a block
 _MAX_LAYOUTS = 16
 _MAX_LENGTHS = 512  # of the values of a layout, together
 _MAX_CHAINS = 32  # of a hundred steps at most
+_MAX_STARTS = 8  # of a shape
+_MAX_PENDING = 128  # blocks, besides those of a chain
+_MAX_KEPT = 4  # values of such a block that do not go into the table
 _MAX_ONCE = 1024
 _TURNS = 3
 _MAX_INDEPENDENT = 256
@@ -48,6 +51,7 @@ _PIECE = 4096  # bytes of a block after which the fields are counted: a byte can
 
 Part = Pair | bytes
 Segment = tuple[bytes, int]  # with its length
+Added = tuple[tuple[Any, int], ...]  # see `_Form.added`
 _indexed = re.compile(rb"[\x81-\xfe]+").match  # fields that are one byte each
 
 _new = object.__new__
@@ -78,16 +82,17 @@ class Fields:
 class Shape:
     """What blocks have in common that differ in nothing but the values of literals: a path, a request id, a trace context. Shared as `Fields` are.
 
-    `items`: the fields, those with empty values that may differ. `values`: where those are and their names. `known` belongs to
-    the user.
+    `items`: the fields, those with empty values that may differ. `values`: where those are and their names. `starts`: such blocks that changed the dynamic
+    table. `known` belongs to the user.
     """
 
-    __slots__ = ("items", "known", "size", "values")
+    __slots__ = ("items", "known", "size", "starts", "values")
 
     def __init__(self, items: tuple[Pair, ...], values: tuple[tuple[int, bytes], ...]) -> None:
         self.items = items
         self.size = _size(items)
         self.values = values
+        self.starts: tuple[_Start, ...] = ()
         self.known: Any = None
 
     def __repr__(self) -> str:
@@ -182,6 +187,24 @@ class _Layout:
             position, node = node.setdefault(coded + length, (position + 1 + length + size, {}))
         node[coded + lengths[-1]] = 0, (values, others)
 
+    def find(self, block: bytes, rest: tuple[bytes, ...]) -> list[bytes] | None:
+        """The values of a block; None if not all else is `rest`."""
+        position, node = self.start
+        try:
+            for _ in self.sizes:
+                position, node = node[block[position]]
+            values, others = node
+            return [*values(block)] if others(block) == rest else None
+        except KeyError:
+            return self.values(block, rest)
+        except (IndexError, LengthError):  # it is too short, or not of that length
+            return None
+
+    @property
+    def retired(self) -> bool:
+        """It is shared no more."""
+        return self._known < 0
+
     def forget(self) -> None:
         """Know no lengths."""
         self.start[1].clear()
@@ -193,23 +216,44 @@ class _Layout:
         self._known = -1
 
 
-class _Step:
+class _Form:
+    """What there is to a block that puts some of its values into the dynamic table, but for the values.
+
+    `rest`: what is around them, where `layout` finds them. `secret`: credentials among `rest`, and their place among the values. `added`: what goes into the
+    table, newest first: a field and -1, or where the value differs, the name and which of the values. `size`: of that, but for the values, and less the
+    credentials; `kept`: the other values.
+    """
+
+    __slots__ = ("added", "kept", "layout", "rest", "secret", "shape", "size")
+
+    def __init__(self, shape: Shape, layout: _Layout, rest: tuple[bytes, ...], secret: tuple[int, bytes] | None, added: Added) -> None:
+        self.shape = shape
+        self.layout = layout
+        self.rest = rest
+        self.secret = secret
+        self.added = added
+        self.size = _size([(what, b"") if number >= 0 else what for what, number in added])
+        among = {number for _, number in added}
+        if secret is not None:
+            self.size -= len(secret[1])
+            among.add(secret[0])
+        self.kept = tuple(number for number in range(len(shape.values)) if number not in among)
+
+
+class _Step(_Form):
     """What a block looks like but for its values, if it has the shape of the one before and puts the same of its values into the dynamic table: the same, and
     references to all that was there before are as much higher as there are insertions.
 
-    Steps follow each other in chains, which connections share whose blocks were the same. `added`: what goes into the table, newest first: its name, and
-    where its value is among those that differ; `size`: of that, but for the values. `deepest`: how many entries are newer than the oldest that is
-    referenced; `late`: one is referenced behind an insertion, which may have evicted it.
+    Steps follow each other in chains, which connections share whose blocks were the same. `deepest`: how many entries are newer than the oldest that is
+    referenced, -1 if none is; `late`: one is referenced behind an insertion, which may have evicted it.
     """
 
-    __slots__ = ("_moving", "added", "deepest", "late", "next", "rest", "size")
+    __slots__ = ("_moving", "deepest", "late", "next")
 
-    def __init__(self, rest: tuple[bytes, ...], moving: tuple[tuple[int, ...], ...], added: tuple[tuple[bytes, int], ...], deepest: int, *, late: bool) -> None:
+    def __init__(self, form: _Form, rest: tuple[bytes, ...], moving: tuple[tuple[int, ...], ...], deepest: int, *, late: bool) -> None:
         """`moving`: where in each part of `rest` the bytes of such references are."""
-        self.rest = rest
+        super().__init__(form.shape, form.layout, rest, form.secret, form.added)
         self._moving = moving
-        self.added = added
-        self.size = sum(ENTRY_OVERHEAD + len(name) for name, _ in added)
         self.deepest = deepest
         self.late = late
         self.next: _Step | None = None  # as far as it is known
@@ -226,8 +270,51 @@ class _Step:
                     return None
                 moved[place] = byte
             rest.append(bytes(moved))
-        self.next = _Step((*rest,), self._moving, self.added, self.deepest + count, late=self.late)
+        self.next = _Step(self, (*rest,), self._moving, self.deepest + count if self.deepest >= 0 else -1, late=self.late)
         return self.next
+
+
+class _Start(_Form):
+    """A block that was parsed and put new values into the dynamic table, and that may come again but for those: as soon as much was put there, clients put
+    there anew what fell out.
+
+    `references`: to which entries, by how many were newer when the block began, and what they have to be: a field, or one of that name. `deepest`: as that of
+    a step. `step`: what may come next. `then`: a start that came next lately, and refers to nothing but what this one has put into the table.
+    """
+
+    __slots__ = ("deepest", "references", "step", "then")
+
+    def __init__(self, form: _Form, references: tuple[tuple[int, Pair | bytes], ...], step: _Step | None) -> None:
+        super().__init__(form.shape, form.layout, form.rest, form.secret, form.added)
+        self.references = references
+        self.deepest = max((newer for newer, _ in references), default=-1)
+        self.step = step
+        self.then: _Start | None = None
+
+    def follows(self, other: _Start) -> bool:
+        """Whether all references are to what `other` has put into the table right before."""
+        if self.deepest >= len(other.added):
+            return False
+        for newer, expected in self.references:
+            what, number = other.added[newer]
+            name, entry = (what, None) if number >= 0 else (what[0], what)
+            if expected != (name if expected.__class__ is bytes else entry):
+                return False
+        return True
+
+    def same(self, other: _Start) -> bool:
+        """Whether there is no difference but in what comes next."""
+        return self.layout is other.layout and self.rest == other.rest and self.added == other.added and self.references == other.references
+
+    def fits(self, newest: list[Pair]) -> bool:
+        """Whether all references are to what they have to be."""
+        if self.deepest >= len(newest):
+            return False
+        for newer, expected in self.references:
+            entry = newest[newer]
+            if expected != (entry[0] if expected.__class__ is bytes else entry):
+                return False
+        return True
 
 
 class Decoder:
@@ -237,7 +324,24 @@ class Decoder:
     its length.
     """
 
-    __slots__ = ("_added", "_least", "_limit", "_shapes", "_shapes_missed", "_size", "_table", "_turn", "_used", "known", "max_fields", "max_list_size")
+    __slots__ = (
+        "_least",
+        "_limit",
+        "_pending",
+        "_room",
+        "_shape",
+        "_shapes",
+        "_shapes_missed",
+        "_size",
+        "_step",
+        "_table",
+        "_turn",
+        "_used",
+        "_last",
+        "known",
+        "max_fields",
+        "max_list_size",
+    )
 
     def __init__(self, max_table_size: int = DEFAULT_TABLE_SIZE, max_list_size: int = MAX_LIST_SIZE, max_fields: int = MAX_FIELDS) -> None:
         """`max_table_size`: what our SETTINGS_HEADER_TABLE_SIZE allows the peer. Below 4096, the peer has to start with a size update."""
@@ -250,12 +354,17 @@ class Decoder:
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self.known = NOTHING_KNOWN  # HOT, for the session: blocks that came before, since when the table has not changed; others it asks `decode_new` for
-        # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too;
-        # and what the block does to the table, if it does something.
-        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None, _Step | None], ...] = ()
+        # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too.
+        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None], ...] = ()
         self._shapes_missed = 0
         self._turn = 0  # blocks of a known shape until one is looked at whether it came before
-        self._added = 0  # bytes that the last block has put into the table, if there is a step
+        self._step: _Step | None = None  # what may come next
+        self._shape: Shape | None = None  # of the last block that put new values into the table
+        # Blocks that were foreseen do not touch the table: there is work to do only for what is still in it when somebody looks (`_settle`). What they put
+        # there, as their steps have it, and their values; oldest first.
+        self._pending = _NOTHING_PENDING
+        self._last: tuple[_Start, list[bytes], int] | None = None  # the last start that was taken: its values, and bytes that it has put into the table
+        self._room = -1  # bytes that may be put there before anything falls out that `_step` refers to; below zero, that has to be looked at
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
 
@@ -279,7 +388,51 @@ class Decoder:
     def decode_new(self, block: bytes) -> Fields:
         """The same for a block that is not in `known`."""
         # HOT: a block that differs from others in nothing but the values of literals, or that says the same whatever the dynamic table.
-        for shape, layout, rest, secret, step in self._shapes:
+        step = self._step
+        if step is not None:
+            layout = step.layout
+            position, node = layout.start
+            strings: list[bytes] | None
+            try:
+                for _ in layout.sizes:
+                    position, node = node[block[position]]
+                values, others = node
+                strings = [*values(block)] if others(block) == step.rest else None
+            except KeyError:
+                strings = layout.values(block, step.rest)
+            except (IndexError, LengthError):  # it is too short, or not of that length
+                strings = None
+            if strings is not None:
+                shaped = _new(ShapedFields)
+                shaped.visible = False
+                if layout.coded:
+                    visible = decode_visible(strings)
+                    if visible is None:
+                        strings = [*map(decode_huffman, strings)]
+                    else:
+                        strings = visible
+                        shaped.visible = True
+                if step.secret is not None:
+                    strings.insert(*step.secret)
+                size = sum(map(len, strings))
+                room = self._room - step.size - size
+                for number in step.kept:
+                    room += len(strings[number])
+                if room >= 0:
+                    self._room = room
+                    self._pending.append((step.added, strings))
+                    self._step = step.next or step.go_on()
+                if room >= 0 or self._take_last(step, strings):
+                    if self._shapes:
+                        self._shapes = ()
+                    self._shapes_missed = 0
+                    self.known = NOTHING_KNOWN
+                    shaped.values = strings
+                    shape = shaped.shape = step.shape
+                    size = shaped.size = shape.size + size
+                    shaped.known = None
+                    return shaped if size <= self.max_list_size else self._over([*shaped.items])
+        for shape, layout, rest, secret in self._shapes:
             position, node = layout.start
             try:
                 for _ in layout.sizes:
@@ -289,23 +442,22 @@ class Decoder:
                     continue
                 strings = [*values(block)]
             except KeyError:
-                found = layout.values(block, rest)
-                if found is None:
+                strings = layout.values(block, rest)
+                if strings is None:
                     continue
-                strings = found
-            except (IndexError, LengthError):  # it is too short, or not of that length
+            except (IndexError, LengthError):
                 continue
-            if step is None:
-                return self._shaped(block, shape, strings, secret, layout.coded)
-            fields = self._take_step(step, shape, layout, strings, secret)
-            if fields is not None:
-                return fields
+            return self._shaped(block, shape, strings, secret, layout.coded)
         independent = _independent.get(block)
         if independent is not None and independent[2] <= self._size:
             fields, added, size = independent
             if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
                 self._add(added, size)
                 return fields
+        if self._shape is not None and self._least is None and (self._shapes_missed < 8 or self._shapes_missed % 8 == 0):
+            begun = self._take_start(self._shape, block)
+            if begun is not None:
+                return begun
         return self._parse(block)
 
     def _shaped(self, block: bytes, shape: Shape, values: list[bytes], secret: tuple[int, bytes] | None, coded: bool) -> Fields:
@@ -342,49 +494,133 @@ class Decoder:
                 _once.add(block)
         return shaped
 
-    def _take_step(self, step: _Step, shape: Shape, layout: _Layout, values: list[bytes], secret: tuple[int, bytes] | None) -> Fields | None:
-        # HOT: None, and nothing done, where more is to be looked at.
-        shaped = _new(ShapedFields)
-        shaped.visible = False
-        if layout.coded:
-            strings = decode_visible(values)
-            if strings is None:
-                values = [*map(decode_huffman, values)]
-            else:
-                values = strings
-                shaped.visible = True
-        size = step.size
-        added = []
-        for name, number in step.added:
-            value = values[number]
-            size += len(value)
-            added.append((name, value))
-        used = self._used + size
-        most = self._size
+    def _take_last(self, step: _Step, values: list[bytes]) -> bool:
+        """A step with which something falls out of the table that it refers to, if it does. False, and nothing done, if it comes too late."""
+        if step.late:
+            return False
         # What names are taken from are entries of the block before: they have to be there when they are.
-        if size + self._added > most or (used > most and step.late):
-            return None
+        pending = self._pending
+        if not pending or pending[-1][0] is not step.added or sum(map(len, chain(values, pending[-1][1]))) + 2 * step.size > self._size:
+            count = len(step.added)
+            before = self._newest(count)
+            if len(before) < count or _size(before) + _size(_entries(step.added, values)) > self._size:
+                return False
+        self._defer(step.added, values)
+        self._step = None if step.deepest >= 0 else step.next or step.go_on()
+        return True
+
+    def _expect(self, step: _Step | None) -> None:
+        """Be prepared for `step`, if all is there that it refers to."""
+        self._step = None
+        if step is None:
+            return
+        deepest = step.deepest if step.deepest >= 0 else len(step.added)
+        entries = self._newest(deepest + 1)
+        if len(entries) <= deepest:
+            return
+        self._room = self._size - _size(entries) if step.deepest >= 0 else -1
+        if self._pending is _NOTHING_PENDING:
+            self._pending = []
+        self._step = step
+
+    def _take_start(self, shape: Shape, block: bytes) -> Fields | None:
+        """None, and nothing done, for a block that is none of those that are known to begin something."""
+        last = self._last
+        then = None
+        if last is not None and self._pending and self._pending[-1][1] is last[1]:  # nothing came since
+            then = last[0].then
+        else:
+            last = None
+        for start in shape.starts if then is None else (then, *shape.starts):
+            values = None if start.layout.retired else start.layout.find(block, start.rest)
+            if values is None:
+                continue
+            if last is not None and start is then:
+                reach = last[2]
+            else:
+                before = self._newest(start.deepest + 1)
+                if not start.fits(before):
+                    continue
+                reach = _size(before)
+                if start is not shape.starts[0]:  # those that follow another one are not looked for
+                    shape.starts = (start, *[other for other in shape.starts if other is not start])
+            shaped = ShapedFields()
+            shaped.visible = False
+            if start.layout.coded:
+                strings = decode_visible(values)
+                shaped.visible = strings is not None
+                values = [*map(decode_huffman, values)] if strings is None else strings
+            if start.secret is not None:
+                values.insert(*start.secret)
+            total = sum(map(len, values))
+            size = start.size + total - sum([len(values[number]) for number in start.kept])
+            if size + reach > self._size:  # what it refers to might fall out before it does
+                return None
+            self._forget()
+            self._defer(start.added, values)
+            self._shapes_missed = 0
+            shaped.values = values
+            shape = shaped.shape = start.shape
+            shaped.size = shape.size + total
+            shaped.known = None
+            if shaped.size > self.max_list_size or len(shape.items) > self.max_fields:
+                return self._over([*shaped.items])
+            if last is not None and start is not then and start.follows(last[0]):
+                last[0].then = start
+            self._last = start, values, size
+            step = start.step
+            if last is not None and start is then and step is not None and step.deepest + 1 == len(start.added) + len(last[0].added):
+                self._room = self._size - size - reach
+                self._step = step
+            else:
+                self._expect(step)
+            return shaped
+        return None
+
+    def _newest(self, count: int) -> list[Pair]:
+        """The newest `count` fields of the dynamic table, or all."""
+        found: list[Pair] = []
+        for added, values in reversed(self._pending):
+            if len(found) >= count:
+                break
+            found += _entries(added, values)
+        del found[count:]
+        if len(found) == count and _size(found) <= self._size:
+            return found
+        self._settle()
+        return self._table[_NEWEST : _NEWEST + count]
+
+    def _defer(self, added: Added, values: list[bytes]) -> None:
+        """Put fields into the table, later; together they are not too large for it."""
+        pending = self._pending
+        if pending is _NOTHING_PENDING:
+            pending = self._pending = []
+        elif len(pending) >= _MAX_PENDING:
+            self._settle()
+        pending.append((added, values))
+
+    def _settle(self) -> None:
+        """Put into the table what is pending. What came last is what stays: each field for as long as there is room for it and all that came later."""
+        pending = self._pending
+        if not pending:
+            return
         table = self._table
-        table[_NEWEST:_NEWEST] = added
-        while used > most:
-            name, value = table.pop()
-            used -= len(name) + len(value) + ENTRY_OVERHEAD
-        self._used = used
-        self._added = size
-        self._shapes_missed = 0
-        self.known = NOTHING_KNOWN
-        following = step.next or step.go_on()
-        self._shapes = () if following is None or _NEWEST + following.deepest >= len(table) else ((shape, layout, following.rest, secret, following),)
-        if secret is not None:
-            place, value = secret
-            values.insert(place, value)
-        shaped.values = values
-        size = shaped.size = shape.size + sum(map(len, values))
-        shaped.shape = shape
-        shaped.known = None
-        if size > self.max_list_size or len(shape.items) > self.max_fields:
-            return self._over([*shaped.items])
-        return shaped
+        if table is _STATIC_TABLE:
+            table = self._table = table.copy()
+        newest: list[Pair] = []
+        size = 0
+        for added, values in reversed(pending):
+            entries = _entries(added, values)
+            newest += entries
+            size += _size(entries)
+            if size >= self._size:
+                del table[_NEWEST:]
+                self._used = 0
+                break
+        pending.clear()
+        table[_NEWEST:_NEWEST] = newest
+        self._used += size
+        self._evict(0)
 
     def _parse(self, block: bytes) -> Fields:
         # HOT: no call in the loop that is not needed.
@@ -393,6 +629,8 @@ class Decoder:
         end = len(block)
         literals: list[tuple[int, int, int]] = []  # those with values that are new or not indexed: place, where the value's length is, and where it ends
         changed = varied = False  # insertions into the table, also of values that are new
+        if self._pending:
+            self._settle()
         try:
             if self._least is not None or b" " <= block[:1] < b"@":  # 0x20 to 0x3f
                 position = self._size_updates(block)
@@ -489,8 +727,7 @@ class Decoder:
             raise HpackError("truncated block")
         if changed:
             self._used = used
-            if self.known or self._shapes:
-                self._forget()
+            self._forget()
             if varied and len(literals) <= _MAX_LITERALS:
                 return self._varied(block, items, literals)
         elif 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
@@ -511,6 +748,7 @@ class Decoder:
         if size > self.max_list_size or len(items) > self.max_fields:
             return self._over([*fields.items])
         fields.known = None
+        self._shape = shape
         if shape is not None and len(block) <= _MAX_KNOWN_BLOCK:
             # Where blocks of several shapes alternate, all this is in vain.
             self._shapes_missed += 1
@@ -519,15 +757,18 @@ class Decoder:
         return fields
 
     def _foresee(self, block: bytes, items: tuple[Pair, ...], shape: Shape, literals: list[tuple[int, int, int]]) -> None:
-        """Be prepared for a block of the same shape to come next."""
-        references = _references(block, {begin: items[place][0] for place, begin, _ in literals}, self._table)
-        if references is None:
+        """Be prepared for a block of the same shape to come next, and for this one to come again."""
+        scanned = _references(block)
+        if scanned is None:
             return
-        moving, inserted, deepest, late = references
+        found, inserted = scanned
+        if _size([items[place] for place, _ in inserted]) > self._size:
+            return
         # Credentials are mostly the same: then they belong to what is compared.
         secret = None
+        begins = {begin for _, begin in inserted}
         for number, (place, begin, end) in enumerate(literals):
-            if items[place][0] in _SECRETS and begin not in inserted and block[begin] >= 128 and decode_visible([block[begin + 1 : end]]) is not None:
+            if items[place][0] in _SECRETS and begin not in begins and block[begin] >= 128 and decode_visible([block[begin + 1 : end]]) is not None:
                 known = hash((shape.items, items[place]))
                 if known in _once:
                     secret = number, items[place][1]
@@ -536,27 +777,38 @@ class Decoder:
                 break
         values = [(begin, end) for number, (_, begin, end) in enumerate(literals) if secret is None or number != secret[0]]
         coded = block[values[0][0]] >= 128
-        if any((block[begin] >= 128) != coded for begin, _ in values):
+        if len(values) - len(inserted) > _MAX_KEPT or any((block[begin] >= 128) != coded for begin, _ in values):
             return
+        moved = _moving(found, len(inserted), items, self._table)
+        moving, deepest, late = moved or ([], 0, False)
         parts, places, position = [], [], 0
         for begin, end in [*values, (len(block), 0)]:
             parts.append(block[position:begin])
             places.append(tuple(place - position for place in moving if position <= place < begin))
             position = end
-        numbers = {begin: number for number, (begin, _) in enumerate(values)}
-        names = {begin: items[place][0] for place, begin, _ in literals}
-        added = tuple((names[begin], numbers[begin]) for begin in reversed(inserted))
-        key = (*parts,), (*places,), added, deepest, late
-        first = _steps.get(key)
-        if first is None:
-            if len(_steps) >= _MAX_CHAINS:
-                _steps.clear()
-            first = _steps[key] = _Step((*parts,), (*places,), added, deepest, late=late)
-        step = first.next or first.go_on()
-        if step is not None and _NEWEST + step.deepest < len(self._table):
-            layout = _layout(tuple((part, len(part)) for part in parts[:-1]), parts[-1], coded=coded)
-            self._added = _size(self._table[_NEWEST : _NEWEST + len(added)])
-            self._shapes = ((shape, layout, step.rest, secret, step),)
+        layout = _layout(tuple((part, len(part)) for part in parts[:-1]), parts[-1], coded=coded)
+        numbers = {begin: number for number, (_, begin, _) in enumerate(literals)}
+        added = tuple((items[place][0], numbers[begin]) if begin in numbers else (items[place], -1) for place, begin in reversed(inserted))
+        form = _Form(shape, layout, (*parts,), secret, added)
+        step = None
+        if moved is not None and numbers.keys() >= begins:  # what else is inserted, the next one refers to
+            key = shape, layout, secret, form.rest, (*places,), added, deepest, late
+            first = _steps.get(key)
+            if first is None:
+                if len(_steps) >= _MAX_CHAINS:
+                    _steps.clear()
+                first = _steps[key] = _Step(form, form.rest, (*places,), deepest, late=late)
+            step = first.next or first.go_on()
+            self._expect(step)
+        # What it has put there itself, and refers to, would have to be looked at more closely.
+        if all(newer >= 0 or not whole for _, newer, _, whole, _ in found):
+            references = tuple((newer, items[place] if whole else items[place][0]) for _, newer, place, whole, _ in found if newer >= 0)
+            number = hash((layout, form.rest, added, references))
+            if number in _once:
+                start = _Start(form, references, step)
+                shape.starts = (start, *[other for other in shape.starts if not start.same(other)][: _MAX_STARTS - 1])
+            elif len(_once) < _MAX_ONCE:
+                _once.add(number)
 
     def _over(self, items: list[Pair]) -> Fields:
         """What of a block with too many fields is within the limits."""
@@ -625,7 +877,7 @@ class Decoder:
         shape = _shape((*parts,))
         if shape is None:
             return
-        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret, None
+        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -679,8 +931,9 @@ class Decoder:
 
     def _add(self, added: list[Pair], size: int) -> None:
         # HOT: several insertions at once, for which there is room in an empty table.
-        if self.known or self._shapes:
-            self._forget()
+        if self._pending:
+            self._settle()
+        self._forget()
         if self._used + size > self._size:
             self._evict(size)
         self._used += size
@@ -709,16 +962,26 @@ class Decoder:
     def _forget(self) -> None:
         self.known = NOTHING_KNOWN
         self._shapes = ()
+        self._step = None
 
     def _evict(self, room: int) -> None:
         """Forget the oldest fields until there are `room` bytes, or the dynamic table is empty (section 4.3)."""
+        missing = self._used + room - self._size
+        if missing <= 0:
+            return
         table = self._table
-        used = self._used
-        while used + room > self._size and len(table) > _NEWEST:
-            name, value = table.pop()
-            used -= len(name) + len(value) + ENTRY_OVERHEAD
-        self._used = used
+        count = size = 0
+        oldest = islice(reversed(table), len(table) - _NEWEST)
+        for length in islice(accumulate(map(len, chain.from_iterable(oldest))), 1, None, 2):
+            count += 1
+            size = length + count * ENTRY_OVERHEAD
+            if size >= missing:
+                break
+        del table[len(table) - count :]
+        self._used -= size
 
+
+_NOTHING_PENDING: list[tuple[Added, list[bytes]]] = []  # stays empty
 
 # What the decoders of the process share.
 # The table of decoders whose dynamic table was never used; not changed. No byte that references something is below 0x81.
@@ -799,17 +1062,19 @@ def _secret(data: bytes) -> bytes:
     return value
 
 
-def _references(block: bytes, names: dict[int, bytes], table: list[Pair]) -> tuple[list[int], list[int], int, bool] | None:
-    """What a block, which is valid, says of the dynamic table `table` that it has left. `names`: of its literals that differ, by where the lengths of their
-    values are.
+_Reference = tuple[int, int, int, bool, bool]
 
-    Where the bytes of those references are that move with each such block; the lengths of what was inserted; and for `_Step`: `deepest`, `late`. None where
-    the next block would not look the same, or is hard to foresee.
+
+def _references(block: bytes) -> tuple[list[_Reference], list[tuple[int, int]]] | None:
+    """What a block, which is valid, says of the dynamic table: its references, and what it inserts.
+
+    Of each reference, where the byte is that would be another one for another entry (-1 where there is none); how many entries were newer when the block
+    began, below zero for those of the block itself; the place of the field; whether it is all of that, or its name; whether it comes behind an insertion. Of
+    each insertion, the place of the field, and where the length of its value is. None where nothing is inserted, or there is what hardly anybody sends.
     """
-    position = 0
-    # Where it is; how many entries were newer when the block began; the name, if it stands for that alone; whether it comes behind an insertion.
-    found: list[tuple[int, int, bytes | None, bool]] = []
-    inserted: list[int] = []
+    position = place = 0
+    found: list[_Reference] = []
+    inserted: list[tuple[int, int]] = []
     while position < len(block):
         first = block[position]
         at = position
@@ -818,7 +1083,8 @@ def _references(block: bytes, names: dict[int, bytes], table: list[Pair]) -> tup
             if first == 0xFF:
                 return None
             if first >= _NEWEST:
-                found.append((at, first - _NEWEST - len(inserted), None, bool(inserted)))
+                found.append((at, first - _NEWEST - len(inserted), place, True, bool(inserted)))
+            place += 1
             continue
         if 0x20 <= first < 0x40:
             return None
@@ -838,22 +1104,28 @@ def _references(block: bytes, names: dict[int, bytes], table: list[Pair]) -> tup
             at = -1  # in the first byte, which has no room for more
         begin = position
         length = block[begin] & 127
-        name = names.get(begin)
-        if length == 127 or name is None:  # what is inserted, and does not differ from block to block, the next one refers to
+        if length == 127:
             return None
         position += 1 + length
         if index >= FIRST_DYNAMIC:
-            found.append((at, index - FIRST_DYNAMIC - len(inserted), name, bool(inserted)))
+            found.append((at, index - FIRST_DYNAMIC - len(inserted), place, False, bool(inserted)))
         if most == 63:
-            inserted.append(begin)
-    count = len(inserted)
+            inserted.append((place, begin))
+        place += 1
+    return (found, inserted) if inserted else None
+
+
+def _moving(found: list[_Reference], count: int, items: tuple[Pair, ...], table: list[Pair]) -> tuple[list[int], int, bool] | None:
+    """Where the bytes of those references are that move with each block that inserts `count` fields; and for `_Step`: `deepest`, `late`. `table`: what it
+    was left as. None where the next block would not look the same, or is hard to foresee.
+    """
     moving = []
-    deepest = 0
+    deepest = -1
     late = False
-    for at, newer, name, behind in found:
-        if name is not None and newer < count:
+    for at, newer, place, whole, behind in found:
+        if not whole and newer < count:
             # It is of this block or the one before, and will be again: an entry with the same name has to be there.
-            if newer >= 0 and table[_NEWEST + newer][0] != name:
+            if newer >= 0 and (_NEWEST + newer >= len(table) or table[_NEWEST + newer][0] != items[place][0]):
                 return None
         elif newer < 0 or at < 0:
             return None
@@ -861,7 +1133,7 @@ def _references(block: bytes, names: dict[int, bytes], table: list[Pair]) -> tup
             moving.append(at)
             deepest = max(deepest, newer)
             late = late or behind
-    return (moving, inserted, deepest, late) if count else None
+    return moving, deepest, late
 
 
 def _insertions(block: bytes) -> list[int] | None:
@@ -891,6 +1163,11 @@ def _insertions(block: bytes) -> list[int] | None:
             _, position = _string(block, position)
         place += 1
     return inserted
+
+
+def _entries(added: Added, values: list[bytes]) -> list[Pair]:
+    """What goes into the table, newest first. `added`: see `_Start`."""
+    return [(what, values[number]) if number >= 0 else what for what, number in added]
 
 
 def _size(items: Sequence[Pair]) -> int:
