@@ -210,10 +210,13 @@ def test_a_wrong_document_changes_nothing_for_anybody(mesh):
 
 def test_what_a_proxy_refuses_is_in_its_status_and_harms_nothing_else(mesh):
     mesh.sidecar()
-    tls = "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /no/such/file}}"
-    rule = f"{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: other}}, spec: {{host: other, {tls}}}}}"
+    context = {"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"}
+    context["common_tls_context"] = {"validation_context": {"trusted_ca": {"filename": "/no/such/file"}}}
+    patch = {"operation": "MERGE", "value": {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}}}
+    spec = {"configPatches": [{"applyTo": "CLUSTER", "match": {"cluster": {"service": "other.default.svc.cluster.local"}}, "patch": patch}]}
+    rule = {"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter", "metadata": {"name": "other"}, "spec": spec}
     service = "{apiVersion: v1, kind: Service, metadata: {name: other}, spec: {ports: [{name: http, port: 80}]}}"
-    mesh.write("other.yaml", f"{service}\n---\n{rule}")
+    mesh.write("other.yaml", f"{service}\n---\n{json.dumps(rule)}")
     status = wait_until(lambda: (one := mesh.control.status("web.default"))["CDS"] == "ERROR" and one)
     assert "/no/such/file" in status["errors"]["CDS"]
     assert set(mesh.who(20)) == {"v1", "v2"}
