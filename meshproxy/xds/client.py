@@ -36,7 +36,6 @@ log = logging.getLogger("meshproxy.config")
 BASE_INTERVAL, MAX_INTERVAL = 0.5, 30.0  # seconds between streams
 ASK_AGAIN = 0.2  # seconds that a server has to say by itself what is asked for again
 MAX_TOKENS, FILL_RATE = 100, 10.0  # requests at once, and a second, where they are limited and nothing else is said
-_V3 = 2  # envoy.config.core.v3.ApiVersion
 GRPC, DELTA_GRPC = 2, 3  # envoy.config.core.v3.ApiConfigSource.ApiType
 _ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 
@@ -70,8 +69,7 @@ class Api:
     def __init__(self, source: Any, is_static: Callable[[str], bool]) -> None:
         if source.api_type not in (GRPC, DELTA_GRPC):
             fail("api_type", f"{type(source).DESCRIPTOR.enum_types_by_name['ApiType'].values_by_number[source.api_type].name} is not supported", UNSUPPORTED)
-        if source.transport_api_version != _V3:
-            fail("transport_api_version", "V2 (and AUTO) xDS transport protocol versions are deprecated")
+        # Any transport_api_version: V2 and AUTO are old names for what is spoken, which is V3.
         if not source.grpc_services:
             fail("grpc_services", "API configs must have either a gRPC service or a cluster name defined")
         if len(source.grpc_services) > 1:

@@ -114,7 +114,7 @@ NOT_COVERED = {
         f"{C0}.transport_socket.typed_config",
     ),
     "lua": ({f"{HCM}.http_filters": [http_filter("lua.v3.Lua"), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
-    "ext_authz": ({f"{HCM}.http_filters": [http_filter("ext_authz.v3.ExtAuthz", grpc_service=GRPC), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
+    "ext_proc": ({f"{HCM}.http_filters": [http_filter("ext_proc.v3.ExternalProcessor", grpc_service=GRPC), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),
     "jwt_by_filter_state": (
         {f"{HCM}.http_filters": [http_filter("jwt_authn.v3.JwtAuthentication", filter_state_rules={"name": "x"}), ROUTER]},
         f"{HCM}.http_filters[0].typed_config.filter_state_rules",

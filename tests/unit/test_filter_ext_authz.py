@@ -298,7 +298,7 @@ async def test_a_body_waits_while_the_service_is_asked() -> None:
     ("config", "path"),
     [
         ("{transport_api_version: V3}", "one of grpc_service"),
-        ("{grpc_service: {envoy_grpc: {cluster_name: a}}}", "transport_api_version"),
+        ("{grpc_service: {envoy_grpc: {cluster_name: a}}, transport_api_version: V2}", "transport_api_version"),
         ("{grpc_service: {google_grpc: {target_uri: x, stat_prefix: y}}, transport_api_version: V3}", "grpc_service.google_grpc"),
         ("{http_service: {server_uri: {uri: x, cluster: a}}}", "http_service.server_uri.timeout"),
         ("{http_service: {server_uri: {uri: x, timeout: 1s}}}", "http_service.server_uri.cluster"),
@@ -471,7 +471,7 @@ async def test_a_connection_that_ends_cancels_the_call() -> None:
     [
         (f"{{{GRPC}}}", "stat_prefix"),
         ("{stat_prefix: x, transport_api_version: V3}", "grpc_service"),
-        ("{stat_prefix: x, grpc_service: {envoy_grpc: {cluster_name: a}}}", "transport_api_version"),
+        ("{stat_prefix: x, grpc_service: {envoy_grpc: {cluster_name: a}}, transport_api_version: V2}", "transport_api_version"),
     ],
 )
 def test_wrong_configuration_for_connections(config: str, path: str) -> None:

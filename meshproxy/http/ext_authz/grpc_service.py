@@ -77,10 +77,10 @@ class GrpcService:
 
 
 def check_version(proto: Any) -> None:
-    """Raise ConfigError unless `transport_api_version` is V3."""
-    v3 = 2
-    if proto.transport_api_version != v3:
-        errors.fail("transport_api_version", "V2 (and AUTO) xDS transport protocol versions are deprecated: V3 is what is spoken")
+    """Raise ConfigError if `transport_api_version` is V2; AUTO is V3."""
+    v2 = 1
+    if proto.transport_api_version == v2:
+        errors.fail("transport_api_version", "the v2 xDS major version has been removed and is no longer supported: V3 is what is spoken")
 
 
 def _verdict(answer: Any) -> Verdict:
