@@ -81,7 +81,11 @@ class Http2Exchange(Http2Stream):
                 self.waiting = known
                 connection.waiting.append(self)
                 return
-            if self._shaped(known, b""):
+            # As `_shaped`, without a body.
+            plans = known.plans.get(connection.additions)
+            if plans is None or plans.generation != connection.changes.n:
+                plans = self.manager.shaped_plans(known, connection.additions)
+            if plans is not None and plans.start(self, known, b"") is not None:
                 return
             known = known.head()
         elif end_stream and connection.plans and not connection._discarding:

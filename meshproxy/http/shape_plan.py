@@ -14,11 +14,12 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.matchers import HASH
 from meshproxy.codec.h1.encode import encode_request_head
 from meshproxy.codec.headers import RequestHead
 from meshproxy.codec.hpack.encoder import LENGTHS
 from meshproxy.codec.hpack.tables import encode_integer
-from meshproxy.http import timeouts
+from meshproxy.http import paths, timeouts
 from meshproxy.http.plan import BODIED, METHODS, Plan
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
 from meshproxy.http.stream import Stream
@@ -43,7 +44,7 @@ Join = Callable[[Sequence[bytes], Sequence[bytes], bytes], bytes]
 class ShapedPlans:
     """What requests of one shape come to, from clients that get the same additions."""
 
-    __slots__ = ("_additions", "_by_route", "_head", "_is_plain_path", "_manager", "_matcher", "_probe", "generation")
+    __slots__ = ("_additions", "_by_route", "_head", "_is_plain_path", "_keeps_paths", "_manager", "_matcher", "_probe", "generation")
 
     def __init__(self, manager: HttpConnectionManager, additions: Any, head: RequestHead) -> None:
         """`head`: that of the stand-in."""
@@ -51,6 +52,7 @@ class ShapedPlans:
         self._manager = manager
         self._additions = additions
         self._is_plain_path = manager.preparer.is_plain_path
+        self._keeps_paths = self._is_plain_path is paths.has_no_fragment
         self._matcher: Any = manager.routes.virtual_host(head.authority) or manager.routes
         self._probe = Probe()
         self._probe.request = self._head = head
@@ -60,7 +62,7 @@ class ShapedPlans:
         """HOT: a whole request, as `Plan.start`; None, and nothing done, when it has to take another way."""
         path = self._head.path = known.path
         is_plain, match = self._is_plain_path, self._matcher.match  # neither is a method, and to call them as such would cost more
-        if not is_plain(path):
+        if HASH in path if self._keeps_paths else not is_plain(path):
             return None
         try:
             route = match(self._probe)
@@ -110,7 +112,7 @@ def make_plans(manager: HttpConnectionManager, known: ShapedRequest, additions: 
 class ShapedPlan(Plan):
     """What requests of one shape and route come to. `own_id`: the place of the client's request id among the values, if it has to have one; or -1."""
 
-    __slots__ = ("_join", "_join_wire", "_order", "_parts", "_wire", "own_id")
+    __slots__ = ("_join_wire", "_order", "_parts", "_wire", "join", "own_id")
 
     def __init__(self, outcome: Outcome, own_id: int) -> None:
         self.varying = True
@@ -128,14 +130,14 @@ class ShapedPlan(Plan):
         self.finished: Any = _Template(outcome.finished, outcome.marks)
         count = len(outcome.marks) - bool(outcome.id)
         self._parts, self._order = _cut_fields(all_fields(outcome.finished), outcome.marks)
-        self._join = _joiner(self._order, count, lengths=True)
+        self.join = _joiner(self._order, count, lengths=True)
         self._wire, order = _cut_wire(outcome.wire, outcome.marks)
         self._join_wire = _joiner(order, count, lengths=False)
 
     def block(self, encoder: Encoder, known: ShapedRequest, request_id: bytes) -> bytes:
-        """HOT: the header block that goes upstream over HTTP/2."""
+        """The header block that goes upstream over HTTP/2."""
         parts = encoder.parts.get(self) or encoder.encode_parts(self, self._parts)
-        join = self._join
+        join = self.join
         try:
             return join(parts, known.values, request_id)
         except IndexError:  # one of them is long

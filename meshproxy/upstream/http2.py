@@ -419,7 +419,10 @@ class Http2Request(Http2Stream):
         """HOT"""
         encoder = self.session.encoder
         if plan.varying:
-            before = plan.block(encoder, known, request_id)
+            try:
+                before = plan.join(encoder.parts[plan], known.values, request_id)
+            except (KeyError, IndexError):  # the first of this plan here, or one with a long value
+                before = plan.block(encoder, known, request_id)
             after = request_id = b""
         else:
             before, after = encoder.whole.get(plan) or _encode(encoder, plan)
