@@ -62,7 +62,6 @@ CLUSTERS += [
     cluster("ahead-not", *THREE, **ahead(1.0)),
     cluster("ahead-both", *THREE, **ahead(2.0, per_upstream_preconnect_ratio=2.0)),
     cluster("ahead-one", "a", **ahead(3.0)),
-    cluster("ahead-random", *THREE, lb_policy="RANDOM", **ahead(3.0)),
     cluster("ahead-least", "a", lb_policy="LEAST_REQUEST", **ahead(3.0)),
     cluster("ahead-ring", "a", lb_policy="RING_HASH", **ahead(3.0)),
     cluster("ahead-broken", *THREE, circuit_breakers={"thresholds": [{"max_connections": 2}]}, **ahead(3.0)),
@@ -150,7 +149,7 @@ def preconnect() -> list[Case]:
         if name.startswith("ahead"):
             asked = [step for n in range(4) for step in (get(f"/{n}", host=f"{name}.test"), Response())]
             # Whether a connection is there when its request comes depends on which host that is for.
-            chance: dict[str, Any] = {"skip_stats": ("upstream_rq_pending_total",)} if name in {"ahead-random", "ahead-h2-one"} else {}
+            chance: dict[str, Any] = {"skip_stats": ("upstream_rq_pending_total",)} if name == "ahead-h2-one" else {}
             cases.append(Case(f"preconnect_{name}", asked, skip=("upstream", "log"), **chance))
             pairs = [step for _ in range(3) for step in (Open(head(authority=f"{name}.test")), Open(head(authority=f"{name}.test")), Ended(), Sync())]
             cases.append(h2_case(f"preconnect_{name}_two_at_once", *pairs, Heard("headers", 6), skip=("upstream", "log", "client"), **chance))
