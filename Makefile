@@ -20,8 +20,9 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## two services, a sidecar in front of each, real traffic through both (KEEP=1 leaves it running)
+demo: $(READY)  ## two services behind sidecars with real traffic, then a mesh of four with its control plane (KEEP=1: the first alone, and it stays up)
 	@$(BIN)/python examples/demo/run.py $(if $(KEEP),--keep)
+	@$(if $(KEEP),,$(BIN)/python examples/mesh/run.py)
 
 test: $(READY)  ## all tests, with the real Envoy as the judge (ARGS="-k name" for some, JOBS=0 for one process)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -50,11 +50,7 @@ class Backend:
         else:
             command = [sys.executable, "-m", "benchmarks.h2_service", str(self.port), service, str(goaway_after)]
         self._process = Process(command, folder / "output", [processes.LOAD_CPU])
-        try:
-            processes.wait_until(self._accepts, self._process, 10, "the backend")
-        except BaseException:
-            self._process.stop()
-            raise
+        self._process.wait(self._accepts, 60, "the backend")
 
     def __enter__(self) -> Self:
         return self

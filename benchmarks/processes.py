@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from benchmarks.errors import BenchmarkError
 
@@ -69,6 +69,16 @@ class Process:
             said = self.log.read_text(errors="replace")[-2000:]
             raise BenchmarkError(f"{' '.join(self.command[:4])} ... ended with status {self._popen.returncode}:\n{said}")
 
+    def wait(self, condition: Callable[[], bool], limit_s: float, what: str) -> float:
+        """Seconds from its start until the condition held; asked every millisecond. If it does not within `limit_s`, or the process ends, it is stopped, and
+        BenchmarkError raised."""
+        try:
+            wait(lambda: condition() or self.check_alive(), limit_s, what, 0.001)
+        except BaseException:
+            self.stop()
+            raise
+        return time.monotonic() - self.started
+
     def stop(self) -> None:
         """End it: at once if it obeys SIGINT, which all of ours take as 'now', and by force after STOP_LIMIT_S."""
         everyone = self.pids()
@@ -87,14 +97,16 @@ class Process:
                     continue
 
 
-def wait_until(condition: Callable[[], bool], process: Process, limit_s: float, what: str) -> float:
-    """Seconds from the process's start until the condition held; asked every millisecond. Raises BenchmarkError after `limit_s`, or if the process ends."""
-    while not condition():
-        process.check_alive()
-        if time.monotonic() - process.started > limit_s:
+def wait(condition: Callable[[], Any], limit_s: float, what: str, pause_s: float = 0.01) -> Any:
+    """The condition's first true value. Raises BenchmarkError after `limit_s`. Asks again and again: what others listen on or write tells nobody."""
+    deadline = time.monotonic() + limit_s
+    late = False
+    while not (value := condition()):
+        if late:
             raise BenchmarkError(f"{what}: not within {limit_s:.0f} s")
-        time.sleep(0.001)
-    return time.monotonic() - process.started
+        time.sleep(pause_s)
+        late = time.monotonic() > deadline  # one look more: it may be the whole machine that stood still
+    return value
 
 
 def free_port() -> int:

@@ -108,12 +108,8 @@ class Proxy:
         file.write_text(kind.configure(spec, place))
         command = [*(wrapper or []), kind.find(), *kind.arguments(str(file), spec)]
         self.process = Process(command, folder / "output", cpus or [processes.PROXY_CPU], env=env)
-        try:
-            limit = SLOW_READY_LIMIT_S if wrapper else READY_LIMIT_S
-            self.ready_s = processes.wait_until(self._listens if spec.base == "tcp" else self._answers, self.process, limit, f"{kind.name} ready")
-        except BaseException:
-            self.process.stop()
-            raise
+        limit = SLOW_READY_LIMIT_S if wrapper else READY_LIMIT_S
+        self.ready_s = self.process.wait(self._listens if spec.base == "tcp" else self._answers, limit, f"{kind.name} ready")
 
     def __enter__(self) -> Self:
         return self

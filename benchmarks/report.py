@@ -166,7 +166,8 @@ def _bars(scenario: Scenario, figures: Figures, *, with_name: bool = False) -> l
 
 
 def _scenario(scenario: Scenario, result: Mapping[str, Any], plot: str | None) -> str:
-    parts = [f"## {scenario.title}", f"{scenario.about} `python -m benchmarks {scenario.name}`, {result['at']}."]
+    python = f", Python {result['python']}" if "python" in result else ""  # results of before do not say
+    parts = [f"## {scenario.title}", f"{scenario.about} `python -m benchmarks {scenario.name}`, {result['at']}{python}."]
     if result["quick"]:
         parts.append("**A quick run: these figures are noise, good for nothing but to see that the harness works.**")
     parts.append(_figures(scenario, result["cases"]))

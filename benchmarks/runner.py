@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ class Result:
     name: str
     quick: bool
     at: str
+    python: str  # that ours ran on
     cases: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -62,7 +64,7 @@ class Run:
         self.seconds = min(scenario.seconds, 1) if quick else scenario.seconds
         self.rounds = min(scenario.rounds, 1) if quick else scenario.rounds
         self.bursts = callgrind.Bursts(300, 200, 800) if quick else callgrind.Bursts()
-        self.result = Result(scenario.name, quick, time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC")
+        self.result = Result(scenario.name, quick, time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC", platform.python_version())
         self._failed: set[str] = set()
         self._warned: set[str] = set()
 

@@ -1,31 +1,33 @@
 """A Kubernetes API server, as whoever this process is: JSON in, JSON out. One client for all that asks it (documents, tokens, status).
 
-Where it is and who we are is read by kubernetes_asyncio: the service account of a pod, or a kubeconfig with its certificates, tokens and plugins. Its generated
-classes are not used: kinds come and go with CRDs, and what reads documents wants them as they are.
+`access` says where it is and who we are. Generated classes of kinds are not used: kinds come and go with CRDs, and what reads documents wants them as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
-import os
 import socket
+import ssl
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
-import yaml
-from kubernetes_asyncio.client import ApiClient, Configuration
-from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes_asyncio.config import ConfigException
+from yarl import URL
 
-from meshproxy.record import Record
+from control.access import Access, Found, NoAccess, find
 
-MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+__all__ = ("JSON", "MERGE", "Access", "ApiServer", "Refused", "Unreachable")
+
 JSON, MERGE = "application/json", "application/merge-patch+json"
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0  # API servers give up after this time, too
 _LONGEST_EVENT = 64 << 20
+_ENDED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)  # a connection that there was
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -42,24 +44,35 @@ class Refused(Exception):
         self.reason = reason
 
 
-class Access(Record, frozen=True):
-    """How to find the API server. `kubeconfig` "": by the pod's service account, or else $KUBECONFIG or ~/.kube/config; `context` "": that file's current one.
+class _Connections(aiohttp.TCPConnector):
+    """Connections that can all be ended at once: by TLS, one that is closed waits for the farewell of the other end, maybe longer than its event loop lasts."""
 
-    `mount`: the folder of the service account.
-    """
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        super().__init__(limit=0, ssl=tls)  # each watch has one
+        self._made: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
-    kubeconfig: str = ""
-    context: str = ""
-    mount: str = MOUNT
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        made = await super()._create_connection(req, traces, timeout)
+        if made.transport is not None:
+            self._made.add(made.transport)
+        return made
+
+    async def end(self) -> None:
+        """When nothing is asked by them any longer."""
+        for one in self._made:
+            one.abort()
+        await asyncio.sleep(0)  # they are told of their end in the next turn
 
 
 class _Client:
     """A session with the API server as what we were when it was opened. `calls`: that are under way."""
 
-    __slots__ = ("api", "calls", "retired")
+    __slots__ = ("_connections", "calls", "found", "retired", "session")
 
-    def __init__(self, api: ApiClient) -> None:
-        self.api = api
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self._connections = _Connections(found.tls)
+        self.session = aiohttp.ClientSession(connector=self._connections, headers={"User-Agent": "meshctl"}, read_bufsize=1 << 20)
         self.calls = 0
         self.retired = False
 
@@ -67,7 +80,12 @@ class _Client:
         """One call less."""
         self.calls -= 1
         if self.retired and not self.calls:
-            await self.api.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """End it, with its connections."""
+        await self.session.close()
+        await self._connections.end()
 
 
 class ApiServer:
@@ -77,6 +95,7 @@ class ApiServer:
         self._access = access or Access()
         self._client: _Client | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
 
     async def get(self, path: str, parameters: Mapping[str, str | int] | None = None, accept: str = JSON) -> dict[str, Any]:
         """What is at a path. Raises Refused and Unreachable."""
@@ -109,9 +128,10 @@ class ApiServer:
             yield _events(path, response)
 
     async def close(self) -> None:
-        """Nothing can be asked after this."""
+        """Nothing can be asked after this: whoever tries finds it unreachable."""
+        self._closed = True
         if self._client is not None:
-            await self._client.api.close()
+            await self._client.close()
 
     @contextlib.asynccontextmanager
     async def _calling(self, call: _Call) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -120,7 +140,7 @@ class ApiServer:
             client = await self._open()
             client.calls += 1
             try:
-                async with await call.make(client.api) as response:
+                async with await call.make(client) as response:
                     if response.status != 401 or again:
                         yield response
                         return
@@ -129,6 +149,8 @@ class ApiServer:
                 self._forget(client)
                 raise Unreachable(f"{call.path}: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if client.found.shows_certificate and isinstance(error, _ENDED) and not isinstance(error, aiohttp.ClientConnectorError):
+                    self._forget(client)  # in TLS 1.3 this may be all that we hear of a certificate that is not liked
                 raise Unreachable(f"{call.path}: {str(error) or 'no answer in time'}") from error
             finally:
                 await client.done()
@@ -136,13 +158,13 @@ class ApiServer:
     async def _open(self) -> _Client:
         async with self._opening:
             if self._client is None:
-                configuration = await _configuration(self._access)
                 try:
-                    api = ApiClient(configuration)
-                except (OSError, ValueError) as error:
-                    raise Unreachable(f"the certificates for the API server: {error}") from error
-                api.user_agent = "meshctl"
-                self._client = _Client(api)
+                    found = await find(self._access)
+                except NoAccess as error:
+                    raise Unreachable(str(error)) from error
+                if self._closed:
+                    raise Unreachable("the client of the API server is closed")
+                self._client = _Client(found)
             return self._client
 
     def _forget(self, client: _Client) -> None:
@@ -160,35 +182,24 @@ class _Call(NamedTuple):
     headers: dict[str, str]
     timeout: aiohttp.ClientTimeout
 
-    async def make(self, api: ApiClient) -> aiohttp.ClientResponse:
-        """Raises what aiohttp and our configuration's plugins raise."""
-        who = await api.configuration.get_api_key_with_prefix("BearerToken")
-        headers = {**self.headers, "User-Agent": api.user_agent, **({"Authorization": who.strip()} if who else {})}
-        url = f"{api.configuration.host}{self.path}"
-        return await api.rest_client.request(self.method, url, self.parameters, headers, self.body, _preload_content=False, _request_timeout=self.timeout)
-
-
-async def _configuration(access: Access) -> Configuration:
-    """Raises Unreachable."""
-    found = Configuration()
-    try:
-        if not access.kubeconfig and os.environ.get("KUBERNETES_SERVICE_HOST"):
-            load_incluster_config(
-                found,
-                token_filename=f"{access.mount}/token",
-                cert_filename=f"{access.mount}/ca.crt",
-            )
-        else:
-            path = access.kubeconfig or os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
-            if not any(os.path.isfile(one) for one in path.split(":")):
-                raise Unreachable(f"{path}: there is no such kubeconfig")
-            await load_kube_config(path, access.context or None, found, persist_config=False)
-    except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise Unreachable(f"how to find the API server: {error}") from error
-    found.host = (found.host or "").rstrip("/")
-    found.connection_pool_maxsize = 0  # each watch has one
-    found.disable_strict_ssl_verification = True  # the authorities of many clusters lack what RFC 5280 asks for, and kubectl does not mind
-    return found
+    async def make(self, client: _Client) -> aiohttp.ClientResponse:
+        """Raises what aiohttp and the files of tokens raise."""
+        found = client.found
+        who = await found.who()
+        proxy = URL(found.proxy) if found.proxy else None
+        known = f"{proxy.user}:{proxy.password or ''}" if proxy is not None and proxy.user else ""
+        return await client.session.request(
+            self.method,
+            URL(f"{found.url}{self.path}", encoded=True),
+            params=self.parameters,
+            headers={**self.headers, **({"Authorization": who} if who else {})},
+            data=None if self.body is None else json.dumps(self.body),
+            timeout=self.timeout,
+            server_hostname=found.server_name,
+            proxy=proxy.with_user(None) if proxy is not None else None,
+            proxy_headers={"Proxy-Authorization": f"Basic {base64.b64encode(known.encode()).decode()}"} if known else None,
+            allow_redirects=False,
+        )
 
 
 def _answer(path: str, status: int, content: bytes) -> dict[str, Any]:

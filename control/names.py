@@ -13,8 +13,11 @@ _CLAIMS = "@request.auth.claims"
 MESH = "mesh"  # stands for all sidecars where documents name gateways
 SERVER_LISTENER = "xds.istio.io/grpc/lds/inbound/%s"  # what a gRPC server asks for, by the address on which it listens; Istio's
 HTTP_PROXY_ROUTES = "http_proxy"  # the route configuration of listeners that applications use as their HTTP proxy
+CAPTURED = "captured.%d"  # the route configuration of requests that are redirected to a sidecar, by their port
 BLACK_HOLE = "BlackHoleCluster"
+LOCAL_CLUSTER = "local_cluster"  # the proxies of a proxy's own service, as Istio calls it
 PASSTHROUGH = "PassthroughCluster"
+VIRTUAL_OUTBOUND = "virtualOutbound"  # the listener to which traffic is redirected, as Istio calls it
 BLOCK_ALL = "block_all"
 ALLOW_ANY = "allow_any"
 

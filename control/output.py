@@ -26,7 +26,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def plain(message: Any) -> Any:
     """A message as plain values, with the API's own names."""
     _load_types(message)
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return _plain(json_format.MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _plain(value: Any) -> Any:
+    """protobuf makes an OrderedDict of an Any, which YAML's safe writer does not take."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _load_types(message: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,3 +25,13 @@ def proven(peer: str, auth_context: Mapping[str, Any]) -> frozenset[str] | None:
         return None
     names = auth_context.get("x509_subject_alternative_name", ())
     return frozenset(name.decode("latin-1") for name in names if name.startswith(b"spiffe://"))
+
+
+def good_until(auth_context: Mapping[str, Any]) -> float:
+    """When the certificate ends by which a caller has proved who it is, as seconds since 1970; infinity without one."""
+    pems = auth_context.get("x509_pem_cert", ())
+    if not pems:
+        return math.inf
+    from cryptography import x509  # who has no authority need not have it
+
+    return x509.load_pem_x509_certificate(pems[0]).not_valid_after_utc.timestamp()

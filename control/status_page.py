@@ -2,7 +2,7 @@
 
 /healthz  200 as long as the process runs
 /readyz   200 when xDS is served, 503 before
-/status   JSON: the sources, and what is wrong with documents
+/status   JSON: the sources, what is wrong with documents, and which issuers of tokens have said their keys
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from control.app import Mesh
+    from control.sources.issuers import Issuers
 
 
 class StatusPage:
     """Serves the paths above. `ready`: set by whoever knows."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, issuers: Issuers | None = None) -> None:
         self.ready = False
         self.address = ""
         self._mesh = mesh
+        self._issuers = issuers
         application = web.Application()
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
@@ -56,4 +58,5 @@ class StatusPage:
             "complaints": [str(one) for one in mesh.troubles],
             "folder": mesh.folder.path if mesh.folder is not None else None,
             "kubernetes": [{**one._asdict(), "state": one.state.value} for one in cluster],
+            "issuers": [one._asdict() for one in self._issuers.statistics()] if self._issuers is not None else [],
         }

@@ -20,7 +20,7 @@ from enum import IntEnum
 
 MAX_BODY = 1 << 30
 MAX_FDS = 64  # a frame; well under the kernel's SCM_MAX_FD of 253
-HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false; main skips what can wait, and awaits `wait_drained` before bulk
+HIGH_WATER = 4 << 20  # bytes queued above which `writable` turns false: a worker then keeps its statistics for later
 READ_SIZE = 16 << 10  # a worker handles so much at a time, and then looks after its traffic
 BATCH = 16 << 10  # bytes queued that are sent at once; the first frame does not wait, and fewer behind it wait for the end of what runs
 MAX_TOGETHER = 256  # frames in one call; well under the kernel's IOV_MAX of 1024
@@ -100,8 +100,6 @@ class Channel:
         self._in_fds: deque[int] = deque()
         self._requests: dict[int, asyncio.Future[bytes]] = {}
         self._next_id = 1
-        self._drained: asyncio.Event = asyncio.Event()
-        self._drained.set()
         self.closed = False
         loop.add_reader(self._fd, self._on_readable)
 
@@ -114,10 +112,6 @@ class Channel:
     def writable(self) -> bool:
         """Whether less than HIGH_WATER bytes wait for the peer."""
         return self._queued < HIGH_WATER
-
-    async def wait_drained(self) -> None:
-        """Wait while HIGH_WATER has been reached and the queue is not empty yet; returns at once on a closed channel."""
-        await self._drained.wait()
 
     def send(self, kind: Kind, body: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Queue one frame; never blocks, and does nothing once the channel is closed. The descriptors are duplicated, so the caller keeps its own."""
@@ -162,8 +156,6 @@ class Channel:
             self._flush()
             self._scheduled = True
             self._loop.call_soon(self._flush)
-        if self._queued >= HIGH_WATER:
-            self._drained.clear()
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -191,7 +183,6 @@ class Channel:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._fd)
-        self._drained.set()
 
     def _together(self) -> list[memoryview]:
         """Frames that may go in one piece: those before the next with descriptors, which travel with the first byte of theirs."""
@@ -268,7 +259,6 @@ class Channel:
         _close_all(self._in_fds)
         self._out.clear()
         self._in_fds.clear()
-        self._drained.set()
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(ChannelClosed())

@@ -263,6 +263,14 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def defer_little_used() -> None:
+    """Import later, if ever, what others import for little.
+
+    asyncio and protobuf do, for tracebacks and dates in words: it compiles patterns, and makes large tables. Only uvloop looks into inspect.
+    """
+    defer("calendar", "inspect", "linecache", "locale", "textwrap", "tokenize")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `meshproxy` command."""
     try:
@@ -275,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     # Importing makes no garbage worth a collection; `launch` turns the collector on again.
     gc.disable()
-    # What asyncio and protobuf import for tracebacks and dates in words: it compiles patterns, and makes large tables.
-    defer("calendar", "linecache", "locale", "textwrap", "tokenize")
+    defer_little_used()
     # Only now: --help and mistakes are answered without loading the proxy.
     from meshproxy import launch
 

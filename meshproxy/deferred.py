@@ -14,6 +14,7 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         spec = self.__spec__
         self.__class__ = ModuleType  # type: ignore[assignment]  # which is allowed for modules
+        sys.modules[self.__name__] = sys.modules.pop(self.__name__)  # in the order of loading, as `import` has it
         spec.loader.exec_module(self)  # type: ignore[union-attr]  # it has one: see below
         return getattr(self, name)
 

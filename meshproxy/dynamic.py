@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from meshproxy.listeners import Listeners
     from meshproxy.upstream.discovery import Discovery
     from meshproxy.workers import Pool
+    from meshproxy.xds.health import HealthReporter
     from meshproxy.xds.subscription import Subscription
 
 log = logging.getLogger("meshproxy.config")
@@ -120,6 +121,12 @@ class Dynamic:
                 self._loads = LoadReporter(Api(bootstrap.cluster_manager.load_stats_config, is_static), context, self._gather_loads)
         elif (api := _control_plane(resources)) is not None:
             self._loads = LoadReporter(Api(api, is_static), context, self._gather_loads, self._reported.__contains__)
+        self._health: HealthReporter | None = None
+        if bootstrap.HasField("hds_config"):
+            from meshproxy.xds.health import HealthReporter  # few need health checks in memory
+
+            with errors.under("hds_config"):
+                self._health = HealthReporter(Api(bootstrap.hds_config, is_static), context, self._rules, self._acquire_secrets)
         self.clusters: Clusters | None = None
         self.listeners: ListenerUpdates | None = None
         self._cds: Subscription | None = None
@@ -200,33 +207,27 @@ class Dynamic:
             await first.wait()
         if self._layers:
             self._count_runtime_load()  # as Envoy, which loads once more when all layers are there
-        for one in self._bootstrap.static_resources.clusters:
-            ready = asyncio.Event()
-            self._acquire_for_cluster(one, ready.set)
-            await ready.wait()
+        if self._health is not None:
+            self._health.start()
+        await _all_ready(self._acquire_for_cluster, self._bootstrap.static_resources.clusters)
         self._discovery.start(eds=True)
         await self._discovery.wait_initialised()
         if self._cds is not None:
             self._cds.start()
             await self._first_clusters.wait()
             await self._discovery.wait_initialised()
-        await self._acquire_static()
+        await _all_ready(self._acquire, self._bootstrap.static_resources.listeners)
         if self._lds is not None:
             self._lds.start()
             await self._first_listeners.wait()
         await self._listeners.wait_warm()
 
-    async def _acquire_static(self) -> None:
-        """What the listeners of the bootstrap need."""
-        for one in self._bootstrap.static_resources.listeners:
-            ready = asyncio.Event()
-            self._acquire(one, ready.set)
-            await ready.wait()
-
     def close(self) -> None:
         """Watch nothing any more."""
         if self._loads is not None:
             self._loads.close()
+        if self._health is not None:
+            self._health.close()
         self._sources.close()
 
     # -- checks, in surroundings of their own
@@ -264,8 +265,11 @@ class Dynamic:
         wanted = [*self._routes.wanted(listener), *self._secrets.wanted(listener), *self._extensions.wanted(listener, self.needs)]
         return self.needs.acquire(wanted, ready)
 
+    def _acquire_secrets(self, cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
+        return self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
+
     def _acquire_for_cluster(self, cluster: Any, ready: Callable[[], None]) -> Callable[[], None]:
-        release = self.needs.acquire(list(self._secrets.wanted(cluster)), ready)
+        release = self._acquire_secrets(cluster, ready)
         if not cluster.HasField("lrs_server") or self._loads is None:
             return release
         self._reported[cluster.name] += 1
@@ -288,6 +292,11 @@ class Dynamic:
     def known_secrets(self) -> api_secrets.Secrets:
         """Those of the bootstrap, and what has come by discovery."""
         return self._context.secrets
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """Everything that is asked for, of files and of control planes."""
+        return self._sources.subscriptions
 
     @property
     def routes(self) -> list[RouteSubscription]:
@@ -377,6 +386,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
     if bootstrap.cluster_manager.HasField("load_stats_config"):
         with problems.under("cluster_manager.load_stats_config"):
             Api(bootstrap.cluster_manager.load_stats_config, is_static)
+    if bootstrap.HasField("hds_config"):
+        with problems.under("hds_config"):
+            Api(bootstrap.hds_config, is_static)
     for name in ("cds_config", "lds_config"):
         if resources.HasField(name):
             check(f"dynamic_resources.{name}", getattr(resources, name))
@@ -388,9 +400,9 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
             check(f"static_resources.listeners[{at}]: rds.config_source", manager.rds.config_source)
         for source in on_demand.sources(listener):
             check(f"static_resources.listeners[{at}]: odcds.source", source)
-        for manager, position in extension_configs.filters(listener):
-            discovery = manager.http_filters[position].config_discovery
-            check(f"static_resources.listeners[{at}]: http_filters[{position}].config_discovery.config_source", discovery.config_source)
+        for user in extension_configs.filters(listener):
+            source = extension_configs.at(*user).config_discovery.config_source
+            check(f"static_resources.listeners[{at}]: {extension_configs.path(user[1])}.config_discovery.config_source", source)
     for at, layer in enumerate(bootstrap.layered_runtime.layers):
         if layer.HasField("rtds_layer"):
             check(f"layered_runtime.layers[{at}].rtds_layer.rtds_config", layer.rtds_layer.rtds_config)
@@ -398,6 +410,17 @@ def check_sources(bootstrap: Any, problems: errors.Collector) -> None:
         for at, holder in enumerate(getattr(bootstrap.static_resources, kind)):
             for reference, _ in api_secrets.references(holder):
                 check(f"static_resources.{kind}[{at}]: {reference.name}: sds_config", reference.sds_config)
+
+
+async def _all_ready(acquire: Callable[[Any, Callable[[], None]], Callable[[], None]], holders: Any) -> None:
+    """Acquire what all of these need, and wait for it: all at the same time, so that what does not come is waited for once."""
+    events = []
+    for one in holders:
+        ready = asyncio.Event()
+        acquire(one, ready.set)
+        events.append(ready)
+    for ready in events:
+        await ready.wait()
 
 
 def _control_plane(resources: Any) -> Any:

@@ -32,19 +32,23 @@ _LARGE = 100_000  # bytes of a bootstrap that takes longer to compile than anoth
 def run(options: Options) -> int:
     """The life of a proxy; returns the exit status."""
     reading = process.Errand(lambda: _read(options))
-    from meshproxy import worker
+    start_cache.end_group()
     from meshproxy.api import messages
-    from meshproxy.http import manager  # noqa: F401
 
     # What the second child needs for nearly every configuration, and main too.
     messages.known(_BOOTSTRAP)
     messages.known("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager")
+    start_cache.end_group()
+    from meshproxy import worker
+    from meshproxy.http import manager  # noqa: F401
+
     try:
         levels, handler = _set_up_logs(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     plan = worker.Plan(options=options, concurrency=options.concurrency or process.cpu_count(), levels=levels, log_handler=handler)
+    start_cache.end_group()
     checking = process.Errand(lambda: _check(plan, *reading.read()))
     reading.close()
     if options.mode != "validate":
@@ -118,6 +122,7 @@ def _is_large(path: str) -> bool:
 
 def _convert(sources: list[document.Source], options: Options) -> tuple[Any, list[Problem]]:
     """The bootstrap, and warnings of fields that the API does not have, where they are allowed."""
+    from meshproxy.api import messages  # noqa: F401, I001  before any part of protobuf: it defers what we do not need of that
     from meshproxy.api import bootstrap as bootstraps
 
     unknown: list[Problem] = []

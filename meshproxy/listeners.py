@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry
-from meshproxy.api.errors import fail
+from meshproxy.api.errors import ConfigError, fail
 from meshproxy.channel import Kind
 from meshproxy.net import sockets
 from meshproxy.net.address import Address
@@ -130,7 +130,11 @@ class Listeners:
             return False
         validate(proto)
         self._check_addresses(proto, old)
-        bound = [] if old is not None and _same_sockets(_parse(old, proto), proto) else self._bind(proto)
+        try:
+            bound = [] if old is not None and _same_sockets(_parse(old, proto), proto) else self._bind(proto)
+        except ConfigError:
+            self._counter("listener_create_failure").n += 1
+            raise
         counter = self._counter("listener_modified" if known is not None else "listener_added")
         counter.n += 1
         if old is not None and warming is None and only_chains_differ(_parse(old, proto), proto):

@@ -11,10 +11,13 @@ users (docs/decisions/0005-start-up.md). Making an instance is slower than a dat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
-_R = TypeVar("_R", bound="Record")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn, TypeVar
+
+    _R = TypeVar("_R", bound="Record")  # whose bound would be compiled, as source
 
 _set = object.__setattr__
 

@@ -89,7 +89,6 @@ class Server(Record):
     listeners_manager: Any = None  # listeners.Listeners, with dynamic
     dynamic: Any = None  # dynamic.Dynamic, what came by files or a control plane; None where there is nothing of that kind
     concurrency: int = 1
-    admin_address: Address | None = None
     started: float = field(default_factory=time.monotonic)
     started_wall: float = field(default_factory=time.time)
     initialized: bool = False

@@ -17,24 +17,30 @@ from mmap import PROT_READ, mmap
 
 TYPE_CHECKING = False  # what this file imports does not come from the cache; typing and all behind it shall
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import CodeType, ModuleType
     from typing import Any
 
-# Modules are kept in groups, each read at once: what `launch` needs before it forks its first child; what main needs; what only the second child needs.
-_GROUPS = 3
+# Modules are kept in groups, each read at once, when the first of them is imported: what is needed before the first child is forked; by every process that
+# looks at messages; by the second child and main; by main; and by children only. `launch` says where all but the last two end.
+_GROUPS = 5
 _LENGTH = 8  # bytes of each number before the index: its length, then those of the groups
 _DAMAGED = (OSError, EOFError, ValueError, TypeError)  # what reading something else than was written gives
 _MAX_FILES = 4  # of one package, for different interpreters and module paths: each is six megabytes
+_MAX_WRITING = 600  # seconds that it takes to write one
+
+
+_ends: list[int] = []  # how many modules there were at the end of each group so far
 
 
 class _Loader(SourceFileLoader):
-    """A loader that has the code already."""
+    """A loader that may have the code already: `take` returns it, if it is still there."""
 
-    code: CodeType | None = None
+    take: Callable[[], CodeType | None] | None = None
 
     def get_code(self, fullname: str) -> CodeType | None:
-        code, self.code = self.code, None  # who asks again wants what is in the files by then
+        take, self.take = self.take, None  # who asks again wants what is in the files by then
+        code = take() if take is not None else None
         return super().get_code(fullname) if code is None else code
 
 
@@ -78,21 +84,28 @@ class _Finder:
         if group is None:
             loader = ExtensionFileLoader(name, file)
         else:
-            codes = self._groups[group]
-            if codes is None:
-                try:
-                    codes = self._groups[group] = self._load(1 + group)
-                except _DAMAGED:
-                    self.stale = True
-                    self._index.clear()
-                    return None
             loader = _Loader(name, file)
-            loader.code, codes[place] = codes[place], None
+            # Not before it is executed: a module that is deferred may be in a group that nobody needs so far.
+            loader.take = lambda: self._take(group, place)
         spec = ModuleSpec(name, loader, origin=file, is_package=is_package)
         spec.has_location = True
         if is_package:
             spec.submodule_search_locations = [file.rpartition("/")[0]]
         return spec
+
+    def _take(self, group: int, place: int) -> CodeType | None:
+        if self._file.closed:
+            return None
+        codes = self._groups[group]
+        if codes is None:
+            try:
+                codes = self._groups[group] = self._load(1 + group)
+            except _DAMAGED:
+                self.stale = True
+                self._index.clear()
+                return None
+        code, codes[place] = codes[place], None
+        return code
 
     def close(self) -> None:
         """Find no more."""
@@ -121,6 +134,11 @@ def leave() -> bool:
     del sys.meta_path[0]
     finder.close()
     return not finder.stale
+
+
+def end_group() -> None:
+    """What is imported from now on is another group."""
+    _ends.append(len(sys.modules))
 
 
 def keep(wait: bool) -> None:
@@ -163,32 +181,31 @@ def _path() -> str | None:
 
 def _write(path: str) -> None:
     """Raises OSError."""
-    names = [*sys.modules]  # in the order in which they were complete
-    ends = names.index("meshproxy.launch"), len(names) - 1
-    from meshproxy.api import bootstrap  # noqa: F401  with what the second child needs
+    ends = [*_ends, len(sys.modules)]
+    from meshproxy.api import bootstrap, semantics, support  # noqa: F401  what the children need
 
     index: dict[str, tuple[str, int, int, bool, int | None, int]] = {}
     groups: list[list[CodeType | None]] = [[] for _ in range(_GROUPS)]
-    for number, (name, module) in enumerate([*sys.modules.items()]):
+    for number, (name, module) in enumerate([*sys.modules.items()]):  # in the order in which they were complete
         # Of a module that is still deferred, even looking at an attribute would load it.
         spec = module.__spec__ if type(module) is type(sys) else None
         if spec is None or spec.origin is None or name == "__main__":
             continue
+        if not isinstance(spec.loader, SourceFileLoader | ExtensionFileLoader):
+            continue
+        status = os.stat(spec.origin)  # before it is read: if it changes meanwhile, the next start shall see that
+        group, place = None, 0
         if isinstance(spec.loader, SourceFileLoader):
-            group = sum(number > end for end in ends)
+            group = sum(number >= end for end in ends)
             place = len(groups[group])
             groups[group].append(SourceFileLoader(name, spec.origin).get_code(name))
-        elif isinstance(spec.loader, ExtensionFileLoader):
-            group, place = None, 0
-        else:
-            continue
-        status = os.stat(spec.origin)
         index[name] = (spec.origin, int(status.st_mtime), status.st_size, spec.submodule_search_locations is not None, group, place)
     everything: list[Any] = [index, *groups]
     pieces = [marshal.dumps(piece) for piece in everything]
     new = f"{path}.{os.getpid()}"
     try:
-        with open(new, "xb") as file:
+        # As for `.pyc` files, whoever starts a proxy trusts what is in there: nobody else may write it, whatever the umask says.
+        with open(new, "xb", opener=lambda name, how: os.open(name, how, 0o644)) as file:
             file.writelines(len(piece).to_bytes(_LENGTH, "little") for piece in pieces)
             file.writelines(pieces)
         os.replace(new, path)
@@ -199,7 +216,11 @@ def _write(path: str) -> None:
 
 
 def _clear(path: str) -> None:
-    folder = os.path.dirname(path)
-    files = [entry for entry in os.scandir(folder) if entry.name.startswith("start-") and entry.name.endswith(".cache")]
-    for entry in sorted(files, key=lambda entry: entry.stat().st_mtime_ns)[:-_MAX_FILES]:
+    """Remove those that are too many, and what was left half-written long ago."""
+    entries = [entry for entry in os.scandir(os.path.dirname(path)) if entry.name.startswith("start-") and ".cache" in entry.name]
+    oldest_first = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
+    long_ago = oldest_first[-1].stat().st_mtime - _MAX_WRITING
+    whole = [entry for entry in oldest_first if entry.name.endswith(".cache")]
+    left = [entry for entry in oldest_first if entry not in whole and entry.stat().st_mtime < long_ago]
+    for entry in whole[:-_MAX_FILES] + left:
         os.unlink(entry.path)

@@ -20,6 +20,7 @@ from meshproxy import process, worker
 from meshproxy.admin import certs
 from meshproxy.admin.listener import AdminListener
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds
 from meshproxy.api.errors import ConfigError
 from meshproxy.channel import Kind
 from meshproxy.http import http2_connection  # noqa: F401  for the workers
@@ -58,7 +59,7 @@ class Supervisor:
         self._health: dict[str, dict[str, int]] = {}  # cluster -> address -> flags
         self._all_ready = asyncio.Event()
         plan.tls_contexts = {} if plan.concurrency > 1 else None
-        if worker.needs_discovery(bootstrap):
+        if worker.needs_discovery(bootstrap, plan.bootstrap):
             plan.routes, plan.secrets, plan.extensions, plan.ticket_seed = RouteConfigs(), {}, {}, os.urandom(32)
         self._context = worker.make_context(self._loop, bootstrap, plan, worker_id=-1)
         self._pool = Pool(
@@ -83,14 +84,14 @@ class Supervisor:
             shut_down=self._exit,
             runtime=self._context.runtime,
             clusters=self._context.clusters,
-            certificates=certs.Certificates(bootstrap),
+            certificates=certs.Certificates(bootstrap, plan.bootstrap),
             listeners=plan.listeners,
             concurrency=plan.concurrency,
         )
         self._stats = ServerStats(self._server)
         self._stats.configured(plan.unknown_fields, plan.deprecated_fields)
         self._server.prepare_scrape = self._prepare_scrape
-        self._flush_interval = bootstrap.stats_flush_interval.ToTimedelta().total_seconds() or FLUSH_INTERVAL
+        self._flush_interval = seconds(bootstrap.stats_flush_interval) or FLUSH_INTERVAL
         self._discovery = Discovery(self._context.clusters, self._context, on_endpoints=self._on_endpoints, on_health=self._on_health)
         self._dynamic: Dynamic | None = None
         if plan.routes is not None:
@@ -110,7 +111,6 @@ class Supervisor:
         if bootstrap.HasField("admin") and bootstrap.admin.HasField("address"):
             with problems.under("admin"):
                 admin = AdminListener(bootstrap.admin, self._context)
-                self._server.admin_address = admin.address
         for at, listener in enumerate(bootstrap.static_resources.listeners):
             with problems.under(f"static_resources.listeners[{at}]"):
                 self._listeners.add_static(listener)

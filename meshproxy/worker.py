@@ -127,7 +127,7 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
     for at, listener in enumerate(bootstrap.static_resources.listeners):
         with problems.under(f"static_resources.listeners[{at}]"):
             Listener(listener, [], context)
-    if needs_discovery(bootstrap):
+    if needs_discovery(bootstrap, bootstrap.SerializeToString()):
         from meshproxy import dynamic
 
         dynamic.check_sources(bootstrap, problems)
@@ -137,17 +137,21 @@ def dry_run(bootstrap: Any, plan: Plan) -> None:
 _EDS = 3
 
 
-def needs_discovery(bootstrap: Any) -> bool:
-    """Whether a bootstrap asks for anything that is not in it."""
+def needs_discovery(bootstrap: Any, serialised: bytes) -> bool:
+    """Whether a bootstrap asks for anything that is not in it. `serialised`: the same bootstrap."""
     return (
         bootstrap.HasField("dynamic_resources")
         or bootstrap.cluster_manager.HasField("load_stats_config")
+        or bootstrap.HasField("hds_config")
         or len(bootstrap.bootstrap_extensions) > 0  # the only one that there is gets secrets
         or any(layer.HasField("rtds_layer") for layer in bootstrap.layered_runtime.layers)
         or any(cluster.type == _EDS for cluster in bootstrap.static_resources.clusters)
         or any(True for listener in bootstrap.static_resources.listeners for _ in route_configs.managers(listener))
         or any(True for listener in bootstrap.static_resources.listeners for _ in extension_configs.filters(listener))
-        or any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))
+        or (
+            secrets.TLS in serialised
+            and any(True for holder in (*bootstrap.static_resources.listeners, *bootstrap.static_resources.clusters) for _ in secrets.references(holder))
+        )
     )
 
 

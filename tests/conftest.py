@@ -41,9 +41,10 @@ def _loggers_as_new():
 
 # ---- one more try ------------------------------------------------------------------------------------------------------------------------------------------
 
-# Tests of these folders drive real processes over real sockets. Such a test may fail once, for a machine that stood still in the wrong moment; it is run once
-# more then, and whoever reads the summary is told, with all of the first failure. Many such tests are no bad luck: more than _UNSTEADY_LIMIT fail the run.
-_DRIVES_PROCESSES = frozenset(("attack", "differential", "e2e", "interop"))
+# Tests of these folders drive real processes, or speak over real sockets. Such a test may fail once, for a machine that stood still in the wrong moment; it is
+# run once more then, and whoever reads the summary is told, with all of the first failure. Many such tests are no bad luck: more than _UNSTEADY_LIMIT fail
+# the run.
+_SPEAKS_OVER_SOCKETS = frozenset(("attack", "budgets", "differential", "e2e", "interop", "unit"))
 _UNSTEADY_LIMIT = 5
 _HERE = Path(__file__).parent
 _TIMER_AGAIN_S = 5.0
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--one-try") or config.option.usepdb or not config.pluginmanager.hasplugin("rerunfailures"):
         return
     for item in items:
-        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _DRIVES_PROCESSES:
+        if item.path.is_relative_to(_HERE) and item.path.relative_to(_HERE).parts[0] in _SPEAKS_OVER_SOCKETS:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

@@ -16,9 +16,9 @@ from benchmarks import processes
 from benchmarks.errors import BenchmarkError
 from benchmarks.mesh import EDITS, documents
 from benchmarks.mesh.documents import PORT
-from benchmarks.mesh.plane import Plane, meshctl, need_grpc, wait
+from benchmarks.mesh.plane import Plane, meshctl, need_grpc
 from benchmarks.mesh.sidecar import Sidecar
-from benchmarks.processes import ROOT, Process
+from benchmarks.processes import ROOT, Process, wait
 from benchmarks.sender import percentile
 
 if TYPE_CHECKING:

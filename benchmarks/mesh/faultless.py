@@ -17,9 +17,9 @@ from benchmarks.backend import Backend
 from benchmarks.errors import Missing
 from benchmarks.mesh import BOTH_OURS, FROM_ENVOY, TO_ENVOY, documents
 from benchmarks.mesh.documents import PORT
-from benchmarks.mesh.plane import Helper, Plane, meshctl, need_grpc, wait
+from benchmarks.mesh.plane import Helper, Plane, meshctl, need_grpc
 from benchmarks.mesh.sidecar import Sidecar
-from benchmarks.processes import Process
+from benchmarks.processes import Process, wait
 
 if TYPE_CHECKING:
     from benchmarks.runner import Run
@@ -133,7 +133,7 @@ class _Mesh:
             path = folder / "sds.sock"
             command = [sys.executable, "-m", "control", "agent", "--socket", str(path), *own]
             agent = self._stack.enter_context(Process(command, folder / "agent.log", processes.CPUS))
-            processes.wait_until(path.exists, agent, _PATIENCE_S, "the agent")
+            agent.wait(path.exists, _PATIENCE_S, "the agent")
             own = ["--sds", str(path)]
         bootstrap = yaml.safe_load(meshctl("bootstrap", name, "--server", self.plane.address, *own))
         self.sidecars[name] = self._stack.enter_context(Sidecar(folder, bootstrap, envoy))

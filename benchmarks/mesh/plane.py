@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -59,11 +58,7 @@ class Plane:
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "control", "serve", str(self.folder), "--listen", self._listen, "--address-path", str(path), *self._flags]
         self.process = Process(command, self._work / f"control-{self._starts}.log", self._cpus)
-        try:
-            processes.wait_until(lambda: path.exists() and bool(path.read_text()), self.process, _PATIENCE_S, "the control plane")
-        except BaseException:
-            self.process.stop()
-            raise
+        self.process.wait(lambda: path.exists() and bool(path.read_text()), _PATIENCE_S, "the control plane")
         self.address = self._listen = path.read_text()
 
     def stop(self) -> None:
@@ -134,13 +129,3 @@ class Helper:
 
     def _fail(self, what: str) -> None:
         raise BenchmarkError(f"{self._name} {what}: {self._log.read_text(errors='replace')[-2000:]}")
-
-
-def wait(condition: Any, limit_s: float, what: str, pause_s: float = 0.01) -> Any:
-    """The condition's first true value. Raises BenchmarkError after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise BenchmarkError(f"{what}: not within {limit_s:.0f} s")
-        time.sleep(pause_s)
-    return value

@@ -66,6 +66,8 @@ class Pusher:
         self.updates = 0
         self.responses = 0
         self.unanswered = 0
+        self.settled = asyncio.Event()  # nothing is unanswered
+        self.settled.set()
         self.refused = 0
         self.streams: set[_Stream] = set()
         self._bodies: dict[tuple[str, int], tuple[bytes, dict[str, bytes]]] = {}
@@ -87,6 +89,12 @@ class Pusher:
             await _Stream(self, context).run(requests)
 
         return grpc.method_handlers_generic_handler(_SERVICE, {"DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(handle)})
+
+    def answered(self) -> None:
+        """A client has answered one response."""
+        self.unanswered -= 1
+        if self.unanswered <= 0:
+            self.settled.set()
 
     async def push(self, kind: str) -> None:
         """Change all of a kind, now and every second, until cancelled; clusters with their endpoints, which are told again once they are changed."""
@@ -121,7 +129,7 @@ class _Stream:
                 request = request_type.FromString(data)
                 kind = _TYPES.get(request.type_url)
                 if request.response_nonce:
-                    self._pusher.unanswered -= 1
+                    self._pusher.answered()
                     if request.HasField("error_detail"):
                         self._pusher.refused += 1
                         print(request.error_detail.message[:500], file=sys.stderr, flush=True)
@@ -143,6 +151,7 @@ class _Stream:
         pusher = self._pusher
         pusher.responses += 1
         pusher.unanswered += 1
+        pusher.settled.clear()
         await self._context.write(pusher.body(kind, names) + b"\x2a" + _length(str(self._nonce).encode()))
 
 
@@ -186,9 +195,7 @@ async def main() -> None:
             pushing.cancel()
             pushing = None
             took = loop.time() - begun
-            async with asyncio.timeout(_LIMIT_S):
-                while pusher.unanswered > 0:
-                    await asyncio.sleep(0.02)
+            await asyncio.wait_for(pusher.settled.wait(), _LIMIT_S)
         print(json.dumps({"updates": pusher.updates, "responses": pusher.responses, "seconds": took, "refused": pusher.refused}), flush=True)
         pusher.updates = pusher.responses = pusher.refused = 0
         if kind:

@@ -24,11 +24,7 @@ class Sidecar:
         path.write_text(json.dumps(bootstrap))
         program = [envoy, "--disable-hot-restart"] if envoy is not None else [sys.executable, "-m", "meshproxy"]
         self._process = Process([*program, "-c", str(path), "--concurrency", "1", "-l", "error"], folder / "output", processes.CPUS)
-        try:
-            processes.wait_until(self._is_ready, self._process, _PATIENCE_S, f"the sidecar of {folder.name}")
-        except BaseException:
-            self._process.stop()
-            raise
+        self._process.wait(self._is_ready, _PATIENCE_S, f"the sidecar of {folder.name}")
 
     def __enter__(self) -> Self:
         return self

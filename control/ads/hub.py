@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from control.ads.health import Health
 from control.ads.interest import Interest, service_of
 from control.ads.loads import Loads
+from control.ads.registrations import Registrations, registration_of
 from control.ads.session import Session
 from control.model.security import spiffe_id
 from control.model.service import OBSERVED
@@ -69,6 +71,10 @@ class Connection:
             key = of_node(self.session.node)
             self._hub.check(self.identity, key)
             self.key = key
+            self._hub.register(self)
+        for url, why in self.session.refusals.items():
+            _log.warning("%s refuses %s: %s", self.key, url.rpartition(".")[2], " ".join(why.split()))
+        self.session.refusals.clear()
         self.wake()
 
     def wake(self) -> None:
@@ -138,6 +144,8 @@ class Hub:
         self.translator = Translator()
         self.connections: set[Connection] = set()
         self.loads = Loads(clock)
+        self.health = Health(clock)
+        self.registrations = Registrations(clock)
         self._numbers = itertools.count(1)
 
     def open(self, *, delta: bool, only: str = "") -> Connection:
@@ -150,7 +158,16 @@ class Hub:
     def close(self, connection: Connection) -> None:
         """A stream has ended."""
         self.connections.discard(connection)
+        self.registrations.left(connection.number)
         connection.close()
+
+    def register(self, connection: Connection) -> None:
+        """It is known whose proxy that is: it may be a workload that only its group describes."""
+        assert connection.key is not None
+        one = registration_of(connection.session.node, connection.key)
+        if one is not None:
+            account = connection.identity.path.rpartition("/")[2] if connection.identity is not None else None
+            self.registrations.came(connection.number, one, account)
 
     def check(self, identity: SpiffeId | None, key: ProxyKey) -> None:
         """A proxy is that of the workload of the same identity; of a workload that nobody has described only the namespace can be compared.
@@ -174,7 +191,9 @@ class Hub:
         return chosen == OBSERVED if chosen else self._scope.observed
 
     def tidy(self) -> None:
-        """To be called now and then: take away what is not used."""
+        """To be called now and then: take away what is not used, and forget reports of who is gone."""
+        self.health.tidy()
+        self.registrations.tidy()
         now, forget_s = self.clock(), self._scope.forget_s
         if forget_s and now - self._tidied >= min(forget_s / 10, MAX_TIDY_S):
             self._tidied = now
@@ -186,3 +205,4 @@ class Hub:
         self.snapshot = snapshot
         for connection in self.connections:
             connection.wake()
+        self.health.published(snapshot)

@@ -1,10 +1,12 @@
-"""xDS over gRPC: ADS, one service for each type, LRS, and CSDS, all with serialised messages: what is shared by proxies is never parsed or built again here."""
+"""xDS over gRPC: ADS, one service for each type, LRS, HDS, and CSDS, with serialised messages: what proxies share is never parsed or built again here."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ import grpc.aio
 from control.ads.hub import Connection, Hub, NotPermitted
 from control.ads.session import ProtocolError
 from control.ads.status import client_status
-from control.peers import proven
+from control.peers import good_until, proven
 from control.translate.proxy import of_node
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from meshproxy.api import messages
@@ -26,6 +28,7 @@ Identify = Callable[[grpc.aio.ServicerContext], Awaitable[SpiffeId]]
 _log = logging.getLogger("meshctl.ads")
 _ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _LRS = "envoy.service.load_stats.v3.LoadReportingService"
+_HDS = "envoy.service.health.v3.HealthDiscoveryService"
 _EXTENSION = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 _CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 _SERVICES = (
@@ -45,6 +48,8 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
 )
+
+MAX_GRACE_S = 10.0  # for streams whose connection is to end
 
 # Responses are made when they are sent: this bounds what is in memory while everybody connects at once.
 _AT_ONCE = 16
@@ -81,14 +86,23 @@ class Turns:
 class XdsServer:
     """The gRPC server over a hub. `handlers` are further services on the same ports.
 
-    Who calls in the clear is believed, since that is for one machine; by TLS, one must be somebody whom `identify` knows, and gets one's own configuration.
+    Who calls in the clear is believed, since that is for one machine; by TLS, one must be somebody whom `identify` knows, and gets one's own configuration, for
+    as long as the certificate is good that proved it. `max_age_s`: no connection is older, 0.0 for any age; `clock`: seconds since 1970.
     """
 
-    def __init__(self, hub: Hub, handlers: Sequence[grpc.GenericRpcHandler] = (), identify: Identify | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        handlers: Sequence[grpc.GenericRpcHandler] = (),
+        identify: Identify | None = None,
+        max_age_s: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._hub = hub
         self._turns = Turns(_AT_ONCE, _TURN_S)
         self._identify = identify
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._clock = clock
+        self._server = grpc.aio.server(options=(*_OPTIONS, *_ageing(max_age_s)))
         self._server.add_generic_rpc_handlers((*self._handlers(), *handlers))
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
@@ -112,6 +126,7 @@ class XdsServer:
         for service, kind, url in _SERVICES:
             made.append(_service(service, {f"Stream{kind}": self._stream(delta=False, only=url), f"Delta{kind}": self._stream(delta=True, only=url)}))
         made.append(_service(_LRS, {"StreamLoadStats": grpc.stream_stream_rpc_method_handler(self._load_stats)}))
+        made.append(_service(_HDS, {"StreamHealthCheck": grpc.stream_stream_rpc_method_handler(self._stream_health)}))
         made.append(
             _service(
                 _CSDS,
@@ -130,6 +145,7 @@ class XdsServer:
             connection.identity, connection.peer = identity, context.peer()
             connection.proven = frozenset([str(identity)]) if identity is not None else proven(connection.peer, context.auth_context())
             reader = asyncio.create_task(_read(connection, requests), name=f"xds stream {connection.number}")
+            expiry = self._at_the_end_of(context, lambda: connection.key, connection.close)
             try:
                 while await connection.wait():
                     async with self._turns.take():
@@ -139,11 +155,25 @@ class XdsServer:
                 if reader.done():
                     await _end(reader, context)
             finally:
+                if expiry is not None:
+                    expiry.cancel()
                 reader.cancel()
                 self._hub.close(connection)
                 _log.info("%s has left (%s)", connection.key, connection.peer)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def _at_the_end_of(self, context: grpc.aio.ServicerContext, who: Callable[[], object], close: Callable[[], object]) -> asyncio.TimerHandle | None:
+        """Ends a stream when the certificate of its caller does."""
+        left = good_until(context.auth_context()) - self._clock()
+        if left == math.inf:
+            return None
+
+        def end() -> None:
+            _log.info("the certificate of %s has expired: its stream is ended (%s)", who(), context.peer())
+            close()
+
+        return asyncio.get_running_loop().call_later(max(0.0, left), end)
 
     async def _caller(self, context: grpc.aio.ServicerContext) -> SpiffeId | None:
         """Who calls, None for somebody of this machine. Ends calls of nobody."""
@@ -170,6 +200,37 @@ class XdsServer:
         finally:
             self._hub.loads.close(stream)
 
+    async def _stream_health(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        identity = await self._caller(context)
+        wake = asyncio.Event()
+        stream = self._hub.health.open(wake.set)
+
+        async def read() -> None:
+            async for data in requests:
+                new = stream.key is None
+                stream.receive(data)
+                if new and stream.key is not None:
+                    self._hub.check(identity, stream.key)
+                self._hub.health.heard(stream, self._hub.snapshot)
+
+        reader = asyncio.create_task(read(), name="health reports")
+        reader.add_done_callback(lambda _: wake.set())
+        expiry = self._at_the_end_of(context, lambda: stream.key, reader.cancel)
+        try:
+            while not reader.done():
+                await wake.wait()
+                wake.clear()
+                workload = self._hub.snapshot.workloads.get(stream.workload) if stream.workload is not None else None
+                answer = stream.answer(workload) if not reader.done() else None
+                if answer is not None:
+                    await context.write(answer)
+            await _end(reader, context)
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            reader.cancel()
+            self._hub.health.close(stream)
+
     # --- CSDS
 
     async def _fetch_status(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -187,7 +248,7 @@ class XdsServer:
             matches = _node_matcher(request)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        response = client_status(self._hub.connections, matches, not request.exclude_resource_contents, self._hub.loads)
+        response = client_status(self._hub.connections, matches, not request.exclude_resource_contents, self._hub.loads, self._hub.health)
         return bytes(response.SerializeToString())
 
 
@@ -213,6 +274,13 @@ async def _end(reader: asyncio.Task[None], context: grpc.aio.ServicerContext[byt
         await context.abort(code, str(error))
     except asyncio.CancelledError:  # the client went away
         pass
+
+
+def _ageing(max_age_s: float) -> tuple[tuple[str, int], ...]:
+    """Options by which connections end: gRPC spreads the ends by a tenth, so that not all come back at once."""
+    if not max_age_s:
+        return ()
+    return ("grpc.max_connection_age_ms", int(max_age_s * 1000)), ("grpc.max_connection_age_grace_ms", int(min(max_age_s, MAX_GRACE_S) * 1000))
 
 
 def _by_tls(context: grpc.aio.ServicerContext) -> bool:

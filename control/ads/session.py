@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, VIRTUAL_HOST, Resource, ResourceSet, field
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER, VIRTUAL_HOST, Held, Resource, ResourceSet, field
 from control.translate.view import View
 from meshproxy.api import messages
 
@@ -57,6 +57,7 @@ class Subscription:
         "refused",
         "said",
         "sent",
+        "returning",
         "under_way",
         "url",
         "version",
@@ -73,6 +74,7 @@ class Subscription:
         self.brought = False  # and that was all it wants
         self.lingering: dict[str, Resource] = {}  # no longer there, but not yet taken away
         self.said = False  # names were said on this stream
+        self.returning = False  # the client has something from an earlier stream
         self.nonce = ""  # of the last response
         self.answered = True
         self.refused = False
@@ -108,6 +110,7 @@ class Session:
         self._view: View | None = None
         self.brought: frozenset[str] = frozenset()  # clusters that the client had when it came (delta)
         self.asked_anew: dict[str, None] = {}  # names of virtual hosts in requests, in their order; whoever looks empties it
+        self.refusals: dict[str, str] = {}  # type -> why it was refused; whoever looks empties it
 
     # --- what comes in
 
@@ -145,12 +148,14 @@ class Session:
         if not state.refused:
             state.version = state.sent
         else:
+            self.refusals[state.url] = state.detail
             state.lost |= {one.name for one in state.under_way}
         state.under_way = []
 
     def _receive(self, state: Subscription, request: Any, first: bool) -> None:
         if not first and state.nonce and request.response_nonce != state.nonce:
             return  # it crossed a response of ours; the answer to that one says again what is wanted
+        state.returning |= first and bool(request.version_info)
         answer = bool(state.nonce) and not state.answered
         if answer:
             self._answer(state, request)
@@ -181,6 +186,7 @@ class Session:
             gone.discard(WILDCARD)
         if first:
             state.known = dict(request.initial_resource_versions)
+            state.returning = bool(state.known)
             if state.url == CLUSTER:
                 self.brought = frozenset(state.known)
         state.again |= {name for name in added if name not in state.known}
@@ -233,6 +239,8 @@ class Session:
             state.known = {}
         else:
             changed, gone = self._difference(state, parts, again)
+        if state.returning:
+            changed = [one for one in changed if not isinstance(one, Held)]
         state.has = parts
         if state.url in _LAST:
             gone = self._linger(state, before or (), changed, gone)

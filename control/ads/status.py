@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from control.ads.health import URL as HEALTH
+from control.ads.health import Health
 from control.ads.hub import Connection
 from control.ads.loads import URL as LOADS
 from control.ads.loads import Loads
 from control.ads.session import State, Subscription
-from control.translate.resource import ORDER, SECRET
+from control.translate.resource import ORDER, SECRET, Held
 from meshproxy.api import messages
+from meshproxy.api.redact import redact
 
 _S = "envoy.service.status.v3."
 _CONFIG_STATUS = {State.NOT_SENT: "NOT_SENT", State.SYNCED: "SYNCED", State.STALE: "STALE", State.ERROR: "ERROR"}
@@ -18,9 +21,11 @@ _CONFIG_STATUS = {State.NOT_SENT: "NOT_SENT", State.SYNCED: "SYNCED", State.STAL
 WHOLE = "*"
 
 
-def client_status(connections: Iterable[Connection], matches: Callable[[str], bool], contents: bool, loads: Loads | None = None) -> Any:
+def client_status(
+    connections: Iterable[Connection], matches: Callable[[str], bool], contents: bool, loads: Loads | None = None, health: Health | None = None
+) -> Any:
     """ClientStatusResponse of the proxies whose node id `matches`. Without `contents`, one entry for each type that they subscribed to; with it also one for
-    what they reported of their load, as a LoadStatsRequest."""
+    what they reported of their load, as a LoadStatsRequest. What they reported of their applications' health is an EndpointHealthResponse."""
     response = messages.known(f"{_S}ClientStatusResponse")()
     for connection in sorted(connections, key=lambda one: one.number):
         node = connection.session.node
@@ -35,6 +40,10 @@ def client_status(connections: Iterable[Connection], matches: Callable[[str], bo
         for total in loads.of(node.id) if contents and loads is not None else ():
             entry = config.generic_xds_configs.add(type_url=LOADS, name=WHOLE)
             entry.xds_config.Pack(total)
+        for stream in health.of(node.id) if health is not None else ():
+            if stream.report is not None and stream.report.cluster_endpoints_health:
+                entry = config.generic_xds_configs.add(type_url=HEALTH, name=WHOLE)
+                entry.xds_config.Pack(stream.report)
     return response
 
 
@@ -44,10 +53,11 @@ def _add(config: Any, state: Subscription, contents: bool) -> None:
         return
     for part in state.has or ():
         for resource in part.values():
-            if state.wants(resource.name):
+            if state.wants(resource.name) and not (state.returning and isinstance(resource, Held)):
                 entry = _entry(config, state, resource.name, resource.version)
-                if state.url != SECRET:  # whoever asks is told that they are there, and no more
-                    entry.xds_config.ParseFromString(resource.any)
+                entry.xds_config.ParseFromString(resource.any)
+                if state.url == SECRET:  # keys are told to nobody else
+                    redact(entry.xds_config)
 
 
 def _entry(config: Any, state: Subscription, name: str, version: str) -> Any:

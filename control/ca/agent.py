@@ -48,7 +48,11 @@ class Agent:
     async def start(self) -> None:
         """Listen, and get the identity; proxies that ask meanwhile wait. Raises OSError when the socket cannot be made."""
         await self._server.start()
-        await self._front.start()
+        try:
+            await self._front.start()
+        except OSError:
+            await self._server.stop(None)
+            raise
         self._task = asyncio.create_task(self._source.run(self._publish), name="agent: identity")
         self._task.add_done_callback(_ended)
 

@@ -8,22 +8,15 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from control.flags import UNITS, Unusable, duration
 from control.output import show, table
 
 if TYPE_CHECKING:
     from control.ca.authority import Authority
-
-DEFAULT_TRUST_DOMAIN = "cluster.local"  # Istio's
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Unusable(Exception):
-    """Something that the user can mend; the text says what."""
 
 
 def add(commands: Any) -> None:
@@ -83,14 +76,6 @@ def default_folder() -> str:
     """Where the authority's keys are when nobody says otherwise."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.environ.get("MESHCTL_CA") or os.path.join(state, "meshctl", "ca")
-
-
-def duration(text: str) -> float:
-    """Seconds of a text such as 30s, 10m, 24h or 7d. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if found is None:
-        raise ValueError(f"{text!r} is no time: 30s, 10m, 24h, 7d")
-    return float(int(found[1]) * _UNITS[found[2]])
 
 
 # --- certs
@@ -153,10 +138,15 @@ def certs_table(found: dict[str, Any], now: float | None = None) -> str:
 
 
 def _texts(paths: list[str]) -> list[str]:
-    try:
-        return [Path(path).read_text(encoding="ascii") for path in paths]
-    except (OSError, ValueError) as error:
-        raise Unusable(str(error)) from error
+    found = []
+    for path in paths:
+        try:
+            found.append(Path(path).read_text(encoding="ascii"))
+        except OSError as error:
+            raise Unusable(f"{path}: {error.strerror}") from error
+        except ValueError as error:
+            raise Unusable(f"{path}: it is no PEM: {error}") from error
+    return found
 
 
 def _time(seconds: float) -> str:
@@ -167,8 +157,8 @@ def _left(seconds: float) -> str:
     if seconds <= 0:
         return "none"
     for unit in ("d", "h", "m"):
-        if seconds >= 2 * _UNITS[unit]:
-            return f"{int(seconds // _UNITS[unit])}{unit}"
+        if seconds >= 2 * UNITS[unit]:
+            return f"{int(seconds // UNITS[unit])}{unit}"
     return f"{int(seconds)}s"
 
 

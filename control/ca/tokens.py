@@ -26,6 +26,7 @@ from meshproxy.api.spiffe import SpiffeId
 
 PREFIX = "mpj_"  # so that scanners for leaked secrets and people know what it is
 LIFE_S = 3600.0
+_ID = 12  # digits of a hash that people are shown, and write
 _TOKEN = re.compile(r"mpj_[A-Za-z0-9_-]{43}")
 _REFUSED = "the join token is unknown, was used by somebody else, or has expired"  # which of them is nobody's business
 
@@ -77,11 +78,11 @@ class JoinTokens:
 
     def statistics(self) -> list[dict[str, Any]]:
         """What there is: `id` (the beginning of the hash), `identity`, `expires` (seconds since 1970), `used`."""
-        return [{"id": name[:12], **entry, "used": name.endswith(".used")} for name, entry in self._entries()]
+        return [{"id": name[:_ID], **entry, "used": name.endswith(".used")} for name, entry in self._entries()]
 
     def revoke(self, id: str) -> bool:
         """Delete the token whose `id` this is; False when there is none."""
-        found = [name for name, _ in self._entries() if id and name.startswith(id)]
+        found = [name for name, _ in self._entries() if name[:_ID] == id]
         for name in found:
             self._store.remove(name)
         return bool(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from control.kinds.common import Meta, export_to
+from control.kinds.common import Meta, export_to, host_of
 from control.kinds.fields import Fields
 from control.model.traffic import (
     MUTUAL,
@@ -18,6 +18,7 @@ from control.model.traffic import (
     Subset,
     TlsSettings,
     TrafficPolicy,
+    Tunnel,
 )
 from control.names import resolve_host
 
@@ -29,6 +30,8 @@ _SIMPLE = {
     "LEAST_CONN": "LEAST_REQUEST",  # Istio's old name of it
     "PASSTHROUGH": "PASSTHROUGH",
 }
+
+_PLACES = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
 
 
 def parse(meta: Meta, body: Fields) -> DestinationRule:
@@ -59,8 +62,30 @@ def _policy(owner: Fields) -> TrafficPolicy | None:
     policy = owner.child("trafficPolicy")
     if policy is None:
         return None
-    policy.not_honoured("tunnel", "proxyProtocol")
-    return replace(_settings(policy, dict(policy.each("portLevelSettings", _port_policy))), retry_budget=_retry_budget(policy.child("retryBudget")))
+    if "tunnel" in policy and "proxyProtocol" in policy:
+        policy.error("tunnel", "cannot go with proxyProtocol")
+    return replace(
+        _settings(policy, dict(policy.each("portLevelSettings", _port_policy))),
+        retry_budget=_retry_budget(policy.child("retryBudget")),
+        proxy_protocol=_proxy_protocol(policy.child("proxyProtocol")),
+        tunnel=_tunnel(policy.child("tunnel")),
+    )
+
+
+def _tunnel(fields: Fields | None) -> Tunnel | None:
+    if fields is None:
+        return None
+    posts = fields.text("protocol", "CONNECT", choices=("", "CONNECT", "POST")) == "POST"
+    host = fields.text("targetHost", required=True)
+    if host.startswith("*"):
+        fields.error("targetHost", f"{host!r}: one host is needed, no pattern")
+    elif host:
+        host_of(fields, "targetHost", host)
+    return Tunnel(f"{f'[{host}]' if ':' in host else host}:{fields.port('targetPort', required=True)}", posts)
+
+
+def _proxy_protocol(fields: Fields | None) -> int:
+    return 0 if fields is None else {"V1": 1, "V2": 2}[fields.text("version", "V1", choices=("V1", "V2"))]
 
 
 def _retry_budget(fields: Fields | None) -> tuple[float, int] | None:
@@ -75,19 +100,19 @@ def _port_policy(fields: Fields) -> tuple[int, TrafficPolicy]:
 
 
 def _settings(policy: Fields, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
-    return TrafficPolicy(_load_balancer(policy), _connection_pool(policy), _outlier_detection(policy), _tls(policy), ports)
+    pool, outlier = connection_pool(policy.child("connectionPool")), outlier_detection(policy.child("outlierDetection"))
+    return TrafficPolicy(_load_balancer(policy), pool, outlier, _tls(policy), ports)
 
 
 def _load_balancer(policy: Fields) -> LoadBalancer | None:
     fields = policy.child("loadBalancer")
     if fields is None:
         return None
-    fields.not_honoured("zoneAwareLbSetting")
     fields.one_of("simple", "consistentHash")
     fields.one_of("warmup", "warmupDurationSecs")
     simple = fields.text("simple", choices=_SIMPLE)
     if simple == "PASSTHROUGH":
-        fields.error("simple", "PASSTHROUGH needs captured traffic, which meshctl does not serve yet", "unsupported")
+        fields.error("simple", "PASSTHROUGH is not served; resolution NONE of a ServiceEntry has connections go where they were meant to", "unsupported")
     hash = fields.child("consistentHash")
     warmup = fields.child("warmup")
     least = aggression = None
@@ -98,22 +123,46 @@ def _load_balancer(policy: Fields) -> LoadBalancer | None:
         _SIMPLE[simple or "UNSPECIFIED"],
         None if hash is None else _consistent_hash(hash),
         warmup.duration("duration", required=True) if warmup is not None else fields.duration("warmupDurationSecs"),
-        _locality(fields.child("localityLbSetting")),
+        zone_aware(fields.child("zoneAwareLbSetting"))
+        if fields.one_of("localityLbSetting", "zoneAwareLbSetting") == "zoneAwareLbSetting"
+        else locality(fields.child("localityLbSetting")),
         least,
         aggression,
     )
 
 
-def _locality(fields: Fields | None) -> LocalitySettings | None:
+def locality(fields: Fields | None) -> LocalitySettings | None:
+    """Istio's LocalityLoadBalancerSetting."""
     if fields is None:
         return None
-    fields.one_of("distribute", "failover", "failoverPriority")
+    fields.one_of("distribute", "failover")
     priority = fields.texts("failoverPriority")
     for index, label in enumerate(priority):
         if label.count("=") > 1 or label.startswith("="):
             fields.error(f"failoverPriority[{index}]", f"{label!r} is neither a label nor label=value")
+        elif label in _PLACES and "failover" in fields:
+            fields.error(f"failoverPriority[{index}]", f"{label} cannot go with failover, which says where to go from a region")
     enabled = fields.boolean("enabled", True) is not False
     return LocalitySettings(enabled, fields.each("distribute", _distribute), fields.each("failover", _failover), priority)
+
+
+def zone_aware(fields: Fields | None) -> LocalitySettings | None:
+    """Istio's ZoneAwareLoadBalancerSetting."""
+    if fields is None:
+        return None
+    priority = fields.texts("failoverPriority")
+    for index, label in enumerate(priority):
+        if label.count("=") > 1 or label.startswith("="):
+            fields.error(f"failoverPriority[{index}]", f"{label!r} is neither a label nor label=value")
+        elif label in _PLACES:
+            fields.error(f"failoverPriority[{index}]", f"{label} is what zone awareness is about already")
+    failover = fields.each("failover", _failover)
+    for index, (origin, to) in enumerate(failover):
+        if origin == to or any(mark in one for one in (origin, to) for mark in "/*"):
+            fields.error(f"failover[{index}]", "two regions are needed, without zones")
+    enabled = fields.boolean("enabled", True) is not False
+    size = fields.integer("minClusterSize")
+    return LocalitySettings(enabled, (), failover, priority, enabled, True, size)
 
 
 def _distribute(fields: Fields) -> tuple[str, dict[str, int]]:
@@ -146,15 +195,13 @@ def _consistent_hash(fields: Fields) -> ConsistentHash:
     )
 
 
-def _connection_pool(policy: Fields) -> ConnectionPool | None:
-    pool = policy.child("connectionPool")
+def connection_pool(pool: Fields | None) -> ConnectionPool | None:
+    """Istio's ConnectionPoolSettings."""
     if pool is None:
         return None
     empty = Fields({})
     tcp = pool.child("tcp") or empty
-    tcp.not_honoured("idleTimeout")
     http = pool.child("http") or empty
-    http.not_honoured("useClientProtocol")
     keepalive = tcp.child("tcpKeepalive")
     alive = keepalive or empty
     return ConnectionPool(
@@ -172,11 +219,13 @@ def _connection_pool(policy: Fields) -> ConnectionPool | None:
         idle_timeout_s=http.duration("idleTimeout"),
         max_concurrent_streams=http.integer("maxConcurrentStreams", low=1, high=2**31 - 1),
         h2_upgrade=http.text("h2UpgradePolicy", choices=("DEFAULT", "UPGRADE", "DO_NOT_UPGRADE")).replace("DEFAULT", ""),
+        tcp_idle_timeout_s=tcp.duration("idleTimeout"),
+        use_client_protocol=bool(http.boolean("useClientProtocol")),
     )
 
 
-def _outlier_detection(policy: Fields) -> OutlierDetection | None:
-    fields = policy.child("outlierDetection")
+def outlier_detection(fields: Fields | None) -> OutlierDetection | None:
+    """Istio's OutlierDetection."""
     if fields is None:
         return None
     fields.not_honoured("consecutiveErrors", why="is no longer part of Istio's API; use consecutive5xxErrors")

@@ -15,9 +15,6 @@ from meshproxy.api.errors import INVALID, ConfigError, Problem
 
 _CONTEXTS = (ANY, INBOUND, OUTBOUND, GATEWAY)
 _OPERATIONS = ("MERGE", "ADD", "REMOVE", "INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST", "REPLACE")
-_NOT_PLAIN = {
-    "BOOTSTRAP": "bootstraps are not made here while proxies run",
-}
 _LISTENERS = ("LISTENER", "LISTENER_FILTER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER")
 _ROUTES = ("ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE")
 _T = "type.googleapis.com/envoy.extensions.filters."
@@ -42,8 +39,7 @@ def _patch(meta: Meta, fields: Fields) -> Patch | None:
     patch = fields.need("patch")
     if place not in PLACES:
         if place:
-            why = _NOT_PLAIN.get(place)
-            fields.error("applyTo", why or f"{place!r} is not one of {', '.join(PLACES)}", "unsupported" if why else INVALID)
+            fields.error("applyTo", f"{place!r} is not one of {', '.join(PLACES)}")
         fields.rest()
         patch.rest()
         return None
@@ -85,7 +81,6 @@ def _match(fields: Fields, place: str) -> PatchMatch:
 def _listener(fields: Fields) -> PatchMatch:
     fields.not_honoured("portName", why="Istio does not implement it, either; use portNumber")
     chain = fields.child("filterChain") or Fields({})
-    chain.not_honoured("destinationPort", why="every port has a listener of its own; use portNumber")
     filter = chain.child("filter") or Fields({})
     sub = filter.child("subFilter") or Fields({})
     return PatchMatch(
@@ -98,6 +93,7 @@ def _listener(fields: Fields) -> PatchMatch:
         filter=filter.text("name"),
         sub_filter=sub.text("name"),
         listener_filter=fields.text("listenerFilter"),
+        destination_port=chain.port("destinationPort"),
     )
 
 
@@ -161,7 +157,7 @@ def _checked(place: str, plain: Mapping[str, Any], *, complete: bool) -> list[Pr
 
 def _around(place: str, plain: Mapping[str, Any]) -> tuple[Any, str]:
     """A message with the value in its place, and the path of it."""
-    if place in ("CLUSTER", "LISTENER", "ROUTE_CONFIGURATION"):
+    if place in ("BOOTSTRAP", "CLUSTER", "LISTENER", "ROUTE_CONFIGURATION"):
         return convert.to_message(dict(plain), messages.known(PLACES[place][0])), ""
     if place in _ROUTES:
         host: Mapping[str, Any] = plain if place == "VIRTUAL_HOST" else {"name": "a", "domains": ["*"], "routes": [plain]}

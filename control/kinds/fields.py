@@ -19,6 +19,7 @@ _T = TypeVar("_T")
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LABEL_LIMIT = 1024
+FLAW = "flaw"  # a part of an object that is told to whoever wrote it, and makes only that part useless
 
 
 class Fields:
@@ -46,6 +47,10 @@ class Fields:
     def error(self, name: str, why: str, kind: str = "invalid") -> None:
         """Note a problem with the field `name`; "" is the mapping itself."""
         self.problems.append(Problem(join(self.path, name), why, kind))
+
+    def flaw(self, name: str, why: str) -> None:
+        """Note a mistake that leaves the rest of the object as it is: what the field is about is then not served, or answered with an error."""
+        self.error(name, why, FLAW)
 
     def not_honoured(self, *names: str, why: str = "meshctl does not honour this field") -> None:
         """Fields of the API that are refused when they are there."""

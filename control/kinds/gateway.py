@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from control.kinds.common import Meta, host_of
 from control.kinds.fields import Fields
-from control.model.gateway import AUTO_PASSTHROUGH, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.gateway import AUTO_PASSTHROUGH, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls, share_a_port
 from control.model.protocols import protocol_of
 from control.model.service import Protocol
 from control.names import is_ip
@@ -34,16 +34,6 @@ def parse(meta: Meta, body: Fields) -> Gateway:
     return Gateway(meta.name, meta.namespace, spec.string_map("selector"), servers)
 
 
-def share_a_port(one: GatewayServer, other: GatewayServer) -> bool:
-    """Whether connections can be told apart: by their requests, or by the names in their ClientHello."""
-    if one.tls is None or other.tls is None:
-        return one.tls is other.tls and one.protocol.is_http and other.protocol.is_http
-    if not one.tls.is_terminated and not other.tls.is_terminated:
-        return True  # the names are those of routes
-    mine, theirs = set(one.server_names or "*"), set(other.server_names or "*")
-    return not mine & theirs
-
-
 def _server(meta: Meta, fields: Fields) -> GatewayServer:
     fields.not_honoured("defaultEndpoint", why="Istio's gateways do without, too")
     port = fields.need("port")
@@ -57,7 +47,7 @@ def _server(meta: Meta, fields: Fields) -> GatewayServer:
     redirect = bool(tls.boolean("httpsRedirect")) if tls is not None else False
     made = None
     if word in _TLS:
-        made = _tls(tls) if tls is not None else None
+        made = server_tls(tls) if tls is not None else None
         if tls is None:
             fields.error("tls", f"is needed for {word}")
         elif redirect:
@@ -79,7 +69,8 @@ def _server(meta: Meta, fields: Fields) -> GatewayServer:
     return GatewayServer(name, port.port("number", required=True), protocol, tuple(hosts), made, redirect, bind=bind, target=port.port("targetPort"))
 
 
-def _tls(fields: Fields) -> ServerTls:
+def server_tls(fields: Fields) -> ServerTls:
+    """Istio's ServerTLSSettings."""
     mode = fields.text("mode", PASSTHROUGH, choices=_MODES)
     fields.one_of("credentialName", "credentialNames", "serverCertificate", "tlsCertificates")
     pair, ca_file, crl_file = _certificate_files(fields), fields.text("caCertificates"), fields.text("caCrl")

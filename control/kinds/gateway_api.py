@@ -6,14 +6,16 @@ from dataclasses import replace
 
 from control.kinds.common import Meta, host_of, label_selector
 from control.kinds.fields import Fields
-from control.kinds.gateway import share_a_port
 from control.model.backend_tls import BackendTls
-from control.model.gateway import GATEWAY_API, PASSTHROUGH, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.gateway import GATEWAY_API, PASSTHROUGH, Gateway, GatewayServer, Refused, SecretRef, ServerTls, conflict
+from control.model.labels import LabelSelector
+from control.model.listener_set import ListenerSet
 from control.model.service import Protocol
 from control.names import is_ip, service_host
 
 GROUP = GATEWAY_API
 GATEWAY_NAME = f"{GROUP}/gateway-name"  # the label of workloads that serve a Gateway
+LISTENER_SETS = ((GROUP, "ListenerSet"), ("gateway.networking.x-k8s.io", "XListenerSet"))  # the second is what it was called in experiments
 _KINDS_OF = {"HTTP": ("HTTPRoute", "GRPCRoute"), "HTTPS": ("HTTPRoute", "GRPCRoute"), "TLS": ("TLSRoute", "TCPRoute"), "TCP": ("TCPRoute",)}
 _TERMINATE_MODE = "gateway.istio.io/tls-terminate-mode"  # an option of Istio's
 
@@ -21,30 +23,77 @@ _TERMINATE_MODE = "gateway.istio.io/tls-terminate-mode"  # an option of Istio's
 def parse_gateway(meta: Meta, body: Fields) -> Gateway:
     """`spec` of a Gateway: it is served by workloads of its namespace with the label GATEWAY_NAME."""
     spec = body.need("spec")
-    spec.not_honoured("allowedListeners", "backendTLS")
+    spec.not_honoured("backendTLS")
     spec.text("gatewayClassName", required=True)
     infrastructure = spec.child("infrastructure")
     if infrastructure is not None:  # of what a cluster would make for it; here, nothing is made
         infrastructure.string_map("labels")
         infrastructure.string_map("annotations")
         infrastructure.not_honoured("parametersRef", why="there are no parameters of gateways")
-    clients, certificate = _Clients(meta, None), None
+    clients, certificate = _clients(meta, None), None
     tls = spec.child("tls")
     if tls is not None:
-        clients = _Clients(meta, tls.child("frontend"))
+        clients = _clients(meta, tls.child("frontend"))
         backend = tls.child("backend")
         shown = backend.child("clientCertificateRef") if backend is not None else None
         certificate = _certificate(meta, shown) if shown is not None else None
-    servers = spec.each("listeners", lambda fields: _listener(meta, fields, clients), required=True)
-    for index, server in enumerate(servers):
-        if any(server.name == other.name for other in servers[:index]):
-            spec.error(f"listeners[{index}].name", f"there are two listeners {server.name!r}")
-        if any(server.port == other.port and not share_a_port(other, server) for other in servers[:index]):
-            spec.error(f"listeners[{index}].port", f"there is a listener on {server.port} that connections could not be told apart from")
+    servers, refused = _listeners(meta, spec, required="allowedListeners" not in spec)
     addresses = spec.each("addresses", _address)
     if addresses:
         servers = tuple(replace(server, bind=address) for address in dict.fromkeys(addresses) for server in servers)
-    return Gateway(meta.name, meta.namespace, {GATEWAY_NAME: meta.name}, servers, anywhere=False, certificate=certificate)
+    made = Gateway(
+        meta.name,
+        meta.namespace,
+        {GATEWAY_NAME: meta.name},
+        servers,
+        anywhere=False,
+        certificate=certificate,
+        clients=clients,
+        allowed_sets=_allowed_sets(spec.child("allowedListeners")),
+        refused=refused,
+    )
+    return replace(made, servers=tuple(replace(server, tls=made.asking(server)) for server in servers))
+
+
+def _allowed_sets(fields: Fields | None) -> tuple[str, LabelSelector | None]:
+    namespaces = fields.child("namespaces") if fields is not None else None
+    if namespaces is None:
+        return "None", None
+    where = namespaces.text("from", "None", choices=("All", "Same", "Selector", "None"))
+    chosen = namespaces.child("selector", required=where == "Selector")
+    return where, label_selector(chosen) if chosen is not None else None
+
+
+def parse_listener_set(meta: Meta, body: Fields) -> ListenerSet:
+    """`spec` of a ListenerSet, or of the XListenerSet that it was."""
+    spec = body.need("spec")
+    parent = spec.need("parentRef")
+    group, kind = parent.text("group", GROUP), parent.text("kind", "Gateway")
+    if (group, kind) != (GROUP, "Gateway"):
+        parent.error("kind", f"{kind} of {group or 'core'} is no Gateway")
+    at = parent.text("namespace", meta.namespace), parent.text("name", required=True)
+    own, _, _ = body.text("apiVersion").partition("/")
+    servers, refused = _listeners(meta, spec)
+    return ListenerSet(meta.name, meta.namespace, at, servers, own, body.text("kind"), refused, meta.created)
+
+
+def _listeners(meta: Meta, spec: Fields, *, required: bool = True) -> tuple[tuple[GatewayServer, ...], tuple[Refused, ...]]:
+    """Those that can be served, and the others. Of those that cannot be on a port together, the first counts."""
+    servers: list[GatewayServer] = []
+    refused: list[Refused] = []
+    read: tuple[GatewayServer | Refused, ...] = spec.each("listeners", lambda fields: _listener(meta, fields), required=required)
+    for index, one in enumerate(read):
+        if any(one.name == other.name for other in read[:index]):
+            spec.error(f"listeners[{index}].name", f"there are two listeners {one.name!r}")
+        if isinstance(one, Refused):
+            refused.append(one)
+        elif reason := next(filter(None, (conflict(other, one) for other in servers)), ""):
+            why = f"there is a listener on {one.port} that requests or connections could not be told apart from"
+            spec.flaw(f"listeners[{index}].port", why)
+            refused.append(Refused(one.name, "Conflicted", reason, why))
+        else:
+            servers.append(one)
+    return tuple(servers), tuple(refused)
 
 
 def _address(fields: Fields) -> str | None:
@@ -57,43 +106,37 @@ def _address(fields: Fields) -> str | None:
     return value or None
 
 
-class _Clients:
+def _clients(meta: Meta, fields: Fields | None) -> dict[int, tuple[SecretRef, ...]]:
     """What a Gateway says about certificates of clients: the authorities that they must be from, by port; 0 is for all other ports."""
-
-    def __init__(self, meta: Meta, fields: Fields | None) -> None:
-        self._meta = meta
-        self._by_port: dict[int, tuple[SecretRef, ...]] = {}
-        if fields is None:
-            return
-        default = fields.child("default")
-        if default is not None:
-            self._by_port[0] = self._validation(default)
-        for port, found in fields.each("perPort", lambda one: (one.port("port", required=True), self._validation(one.need("tls")))):
-            if port in self._by_port:
-                fields.error("perPort", f"there are two of port {port}")
-            self._by_port[port] = found
-
-    def _validation(self, fields: Fields) -> tuple[SecretRef, ...]:
-        validation = fields.child("validation")
-        if validation is None:
-            return ()
-        if validation.text("mode", "AllowValidOnly", choices=("AllowValidOnly", "AllowInsecureFallback")) == "AllowInsecureFallback":
-            validation.error("mode", "AllowInsecureFallback is not served: our sidecar cannot take certificates that it does not trust", "unsupported")
-        return validation.each("caCertificateRefs", self._bundle, required=True)
-
-    def _bundle(self, fields: Fields) -> SecretRef:
-        return SecretRef(_config_map(fields), fields.text("namespace", self._meta.namespace))
-
-    def ask(self, port: int, tls: ServerTls) -> ServerTls:
-        """TLS as it is for a listener of HTTPS on a port."""
-        bundles = self._by_port.get(port, self._by_port.get(0, ()))
-        return replace(tls, mode="MUTUAL", bundles=bundles) if bundles and tls.mode == "SIMPLE" else tls
+    found: dict[int, tuple[SecretRef, ...]] = {}
+    if fields is None:
+        return found
+    default = fields.child("default")
+    if default is not None:
+        found[0] = _validation(meta, default)
+    for port, bundles in fields.each("perPort", lambda one: (one.port("port", required=True), _validation(meta, one.need("tls")))):
+        if port in found:
+            fields.error("perPort", f"there are two of port {port}")
+        found[port] = bundles
+    return found
 
 
-def _listener(meta: Meta, fields: Fields, clients: _Clients) -> GatewayServer:
-    word = fields.text("protocol", required=True, choices=("HTTP", "HTTPS", "TLS", "TCP", "UDP"))
-    if word == "UDP":
-        fields.error("protocol", f"{word} is not served", "unsupported")
+def _validation(meta: Meta, fields: Fields) -> tuple[SecretRef, ...]:
+    validation = fields.child("validation")
+    if validation is None:
+        return ()
+    if validation.text("mode", "AllowValidOnly", choices=("AllowValidOnly", "AllowInsecureFallback")) == "AllowInsecureFallback":
+        validation.error("mode", "AllowInsecureFallback is not served: our sidecar cannot take certificates that it does not trust", "unsupported")
+    return validation.each("caCertificateRefs", lambda one: SecretRef(_config_map(one), one.text("namespace", meta.namespace)), required=True)
+
+
+def _listener(meta: Meta, fields: Fields) -> GatewayServer | Refused:
+    word, name = fields.text("protocol", required=True), fields.text("name", required=True)
+    if word and word not in _KINDS_OF:
+        why = f"{word} is not served, only {', '.join(_KINDS_OF)}"
+        fields.flaw("protocol", why)
+        fields.rest()
+        return Refused(name, "Accepted", "UnsupportedProtocol", why)
     tls = fields.child("tls")
     made = None
     if word in ("HTTPS", "TLS"):
@@ -104,15 +147,15 @@ def _listener(meta: Meta, fields: Fields, clients: _Clients) -> GatewayServer:
         tls.rest()
         fields.error("tls", f"{word} is without TLS")
     port = fields.port("port", required=True)
-    if word == "HTTPS" and made is not None:
-        made = clients.ask(port, made)
-    namespace, kinds, selector = meta.namespace, list(_KINDS_OF.get(word, ())), None
+    namespace, kinds, selector = meta.namespace, list(_KINDS_OF.get(word, ()) if made is None or made.is_terminated else ("TLSRoute",)), None
     allowed = fields.child("allowedRoutes")
     if allowed is not None:
         if "kinds" in allowed:
-            kinds = [kind for kind in allowed.each("kinds", _route_kind) if kind in kinds]
-            if not kinds:
-                allowed.error("kinds", f"none of them can be routes of {word}")
+            asked = allowed.each("kinds", _route_kind)
+            for index, kind in enumerate(asked):
+                if kind not in kinds:
+                    allowed.flaw(f"kinds[{index}]", f"this is no kind of routes of {word}")
+            kinds = [kind for kind in asked if kind in kinds]
         namespaces = allowed.child("namespaces")
         if namespaces is not None:
             where = namespaces.text("from", "Same", choices=("All", "Same", "Selector", "None"))
@@ -124,7 +167,6 @@ def _listener(meta: Meta, fields: Fields, clients: _Clients) -> GatewayServer:
                 selector = None
     host = host_of(fields, "hostname", fields.text("hostname") or "*")
     protocol = Protocol.HTTP if word in ("HTTP", "HTTPS") else Protocol.TCP
-    name = fields.text("name", required=True)
     return GatewayServer(name, port, protocol, ((namespace, host),), made, kinds=tuple(kinds), selector=selector)
 
 
@@ -155,7 +197,9 @@ def _listener_tls(meta: Meta, fields: Fields, protocol: str) -> ServerTls:
 def _certificate(meta: Meta, fields: Fields) -> SecretRef:
     group, kind = fields.text("group"), fields.text("kind", "Secret")
     if (group, kind) != ("", "Secret"):
-        fields.error("kind", f"{kind} of {group or 'core'} is no certificate that meshctl serves", "unsupported")
+        fields.flaw("kind", f"{kind} of {group or 'core'} is no certificate that meshctl serves")
+        fields.ignore("name", "namespace")
+        return SecretRef("", meta.namespace)
     return SecretRef(fields.text("name", required=True), fields.text("namespace", meta.namespace))
 
 
@@ -172,7 +216,7 @@ def parse_backend_tls(meta: Meta, body: Fields) -> BackendTls:
         validation.error("caCertificateRefs", "must not be empty")
     hostname = validation.text("hostname", required=True)
     names = validation.each("subjectAltNames", _subject_alt_name)
-    return BackendTls(meta.name, meta.namespace, targets, hostname, names, bundles)
+    return BackendTls(meta.name, meta.namespace, targets, hostname, names, bundles, meta.created)
 
 
 def _target(meta: Meta, fields: Fields) -> tuple[str, str]:
@@ -185,7 +229,9 @@ def _target(meta: Meta, fields: Fields) -> tuple[str, str]:
 def _config_map(fields: Fields) -> str:
     group, kind = fields.text("group"), fields.text("kind", required=True)
     if (group, kind) != ("", "ConfigMap"):
-        fields.error("kind", f"{kind} of {group or 'core'}: only ConfigMaps are served", "unsupported")
+        fields.flaw("kind", f"{kind} of {group or 'core'}: only ConfigMaps are served")
+        fields.ignore("name")
+        return ""
     return fields.text("name", required=True)
 
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from control.kinds.common import Meta, hosts_of
 from control.kinds.fields import Fields
+from control.kinds.gateway_api import LISTENER_SETS
 from control.kinds.virtual_service import check_regex
+from control.model import listener_set
 from control.model.gateway import GATEWAY_API as GROUP
 from control.model.routing import (
     NO_HEADERS,
@@ -76,10 +78,12 @@ class _Route:
             tls = tuple(TlsRoute(some, hostnames or ("*",)) for some in spec.each("rules", self._connections, required=True) if some)
         else:
             tcp = tuple(TcpRoute(some) for some in spec.each("rules", self._connections, required=True) if some)
-        made = RouteRules(self._meta.name, self._meta.namespace, hostnames or ("*",), http, tcp, tls, gateway_api=True, kind=self._kind)
+        made = RouteRules(
+            self._meta.name, self._meta.namespace, hostnames or ("*",), http, tcp, tls, gateway_api=True, kind=self._kind, created=self._meta.created
+        )
         return spec.each("parentRefs", lambda fields: self._parent(fields, made), required=True)
 
-    def _parent(self, fields: Fields, rules: RouteRules) -> RouteRules | None:
+    def _parent(self, fields: Fields, rules: RouteRules) -> RouteRules:
         group, kind = fields.text("group", GROUP), fields.text("kind", "Gateway")  # an empty group is the core's
         name, namespace, port = fields.text("name", required=True), fields.text("namespace", self._meta.namespace), fields.port("port")
         section = fields.text("sectionName")
@@ -92,8 +96,10 @@ class _Route:
             return replace(rules, hosts=(service_host(name, namespace),), ports=ports, gateways=(MESH,), export_to=export_to)
         if (group, kind) == (GROUP, "Gateway"):
             return replace(rules, ports=ports, gateways=(f"{namespace}/{name}",), section=section)
-        fields.error("kind", f"{kind} of {group or 'core'} is no parent that meshctl serves", "unsupported")
-        return None
+        if (group, kind) in LISTENER_SETS:
+            return replace(rules, ports=ports, gateways=(listener_set.key(name, namespace),), section=section)
+        fields.flaw("kind", f"{kind} of {group or 'core'} is no parent that meshctl serves")
+        return replace(rules, gateways=())
 
     def _connections(self, fields: Fields) -> tuple[WeightedDestination, ...]:
         """Where a rule of TCPRoute or TLSRoute sends them; nothing when that is nowhere."""
@@ -121,7 +127,7 @@ class _Route:
             redirect=redirect,
             direct_response=None if usable or redirect is not None else _INVALID_BACKEND,
             rewrite=filters.rewrite,
-            timeout_s=request_s if request_s is not None else backend_s,
+            timeout_s=request_s if request_s is not None or retry is not None else backend_s,  # that of a try is none of all tries together
             retries=_retries(retry, backend_s) if retry is not None or backend_s is not None else None,
             mirrors=tuple(filters.mirrors),
             cors=filters.cors,
@@ -144,7 +150,9 @@ class _Route:
     def _target(self, fields: Fields) -> Destination:
         group, kind = fields.text("group"), fields.text("kind", "Service")
         if (group, kind) != ("", "Service"):
-            fields.error("kind", f"{kind} of {group or 'core'} is no backend that meshctl serves", "unsupported")
+            fields.flaw("kind", f"{kind} of {group or 'core'} is no backend that meshctl serves")
+            fields.ignore("name", "namespace", "port")
+            return Destination("")
         name, namespace = fields.text("name", required=True), fields.text("namespace", self._meta.namespace)
         foreign = (namespace, name) if namespace != self._meta.namespace else None
         return Destination(service_host(name, namespace), "", fields.port("port", required=True), foreign)
@@ -248,9 +256,8 @@ def _cors(fields: Fields) -> Cors:
     """CORS. Answers to preflights are the gateway's, also where an origin is none of those that are allowed."""
     credentials = bool(fields.boolean("allowCredentials"))
     lists = {name: fields.texts(name) for name in ("allowMethods", "allowHeaders", "exposeHeaders")}
-    for name, values in lists.items():
-        if credentials and "*" in values:
-            fields.error(name, "* cannot be with allowCredentials: what is asked for is not repeated here", "unsupported")
+    if credentials and "*" in lists["exposeHeaders"]:
+        fields.error("exposeHeaders", "* cannot be with allowCredentials: which headers there will be is not known", "unsupported")
     age = fields.integer("maxAge", 5, low=1, high=2**31 - 1)
     origins = tuple(map(_origin, fields.texts("allowOrigins")))
     return Cors(origins, lists["allowMethods"], lists["allowHeaders"], lists["exposeHeaders"], float(age or 5), credentials or None, False)
@@ -278,7 +285,8 @@ def _retries(fields: Fields | None, per_try_s: float | None) -> Retries:
             fields.error(f"codes[{index}]", f"{code} is not within 400 to 599")
         codes.append(code)
     attempts = fields.integer("attempts", 2, high=2**31 - 1)
-    retry_on = _RETRY_ON + (",retriable-status-codes" if codes else "")
+    # Who asks for retries has them also where no answer came: resets, and tries that took too long.
+    retry_on = f"{_RETRY_ON},reset" + (",retriable-status-codes" if codes else "")
     return Retries(2 if attempts is None else attempts, retry_on, per_try_s, fields.duration("backoff", low=1e-3), tuple(codes))
 
 

@@ -9,48 +9,67 @@ metadata:
 
 from __future__ import annotations
 
-from control.kinds.common import Meta
+from control.kinds.common import Meta, prefers
 from control.kinds.fields import Fields
-from control.kinds.workload import parse_sidecar
+from control.kinds.workload import annotated_sidecar
 from control.model.labels import Namespace, labels_of
 from control.model.protocols import protocol_of_port
-from control.model.service import EndpointSlice, Locality, NodePlace, Port, Resolution, Service, SidecarPorts, SliceAddress, Workload
+from control.model.service import EndpointSlice, Locality, NodePlace, Port, Resolution, Service, SliceAddress, Workload
 from control.names import service_host
-from meshproxy.api import document
-from meshproxy.api.errors import ConfigError
 
 _SERVICE_NAME = "kubernetes.io/service-name"
 _EXPORT_TO = "networking.istio.io/exportTo"
-SIDECAR = "meshproxy/sidecar"
 _REGION, _ZONE, _SUB_ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"
 _OLD_REGION, _OLD_ZONE = "failure-domain.beta.kubernetes.io/region", "failure-domain.beta.kubernetes.io/zone"
 
 
 def parse_service(meta: Meta, body: Fields) -> Service:
-    """`spec` of a Service."""
-    body.ignore("status")
+    """`spec` of a Service, and what its load balancer says."""
+    ingress = body.rest_of("status").rest_of("loadBalancer").each("ingress", _ingress)
     spec = body.need("spec")
     # What concerns load balancers outside, DNS and kube-proxy, but no sidecar.
     spec.ignore(
-        "allocateLoadBalancerNodePorts", "externalIPs", "externalTrafficPolicy", "healthCheckNodePort", "internalTrafficPolicy", "ipFamilies",
-        "ipFamilyPolicy", "loadBalancerClass", "loadBalancerIP", "loadBalancerSourceRanges", "publishNotReadyAddresses", "sessionAffinity",
-        "sessionAffinityConfig", "trafficDistribution",
+        "allocateLoadBalancerNodePorts", "externalIPs", "externalTrafficPolicy", "healthCheckNodePort", "ipFamilies",
+        "ipFamilyPolicy", "loadBalancerClass", "loadBalancerIP", "loadBalancerSourceRanges", "sessionAffinity",
+        "sessionAffinityConfig",
     )  # fmt: skip
+    near = prefers(meta, spec.text("trafficDistribution"))
+    node_local = spec.text("internalTrafficPolicy", "Cluster", choices=("Cluster", "Local")) == "Local"
     kind = spec.text("type", "ClusterIP", choices=("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"))
     ports = spec.each("ports", _service_port)
     addresses = spec.texts("clusterIPs") or tuple(filter(None, [spec.text("clusterIP")]))
     spec.text("clusterIP")
     external = spec.text("externalName", required=kind == "ExternalName")
     selector = spec.string_map("selector") or None
-    host = service_host(meta.name, meta.namespace)
+    host, unready = service_host(meta.name, meta.namespace), spec.boolean("publishNotReadyAddresses") is True
     if kind == "ExternalName":
         return Service(host, meta.namespace, ports, (), Resolution.DNS, None, (Workload(meta.name, meta.namespace, external),), _export_to(meta))
-    return Service(host, meta.namespace, ports, tuple(one for one in addresses if one != "None"), Resolution.ENDPOINTS, selector, (), _export_to(meta))
+    inside = tuple(one for one in addresses if one != "None")
+    return Service(
+        host,
+        meta.namespace,
+        ports,
+        inside,
+        Resolution.ENDPOINTS,
+        selector,
+        (),
+        _export_to(meta),
+        outside=ingress,
+        publishes_unready=unready,
+        prefers=near,
+        node_local=node_local,
+    )
+
+
+def _ingress(fields: Fields) -> str | None:
+    """Where a load balancer has a service."""
+    fields.rest()
+    return fields.text("ip") or fields.text("hostname") or None
 
 
 def _export_to(meta: Meta) -> tuple[str, ...]:
     """Which namespaces see a Service: Istio has an annotation for it, with commas between them."""
-    return tuple(one for part in meta.annotations.get(_EXPORT_TO, "*").split(",") if (one := part.strip())) or ("*",)
+    return tuple(one for part in meta.annotations.get(_EXPORT_TO, "").split(",") if (one := part.strip()))
 
 
 def _service_port(fields: Fields) -> Port | None:
@@ -138,31 +157,11 @@ def parse_pod(meta: Meta, body: Fields) -> Workload | None:
         ports.update(some)
     spec.rest()
     healthy = not any(kind == "Ready" and value != "True" for kind, value in status.each("conditions", _condition))
-    sidecar = _sidecar(meta, body)
+    sidecar = annotated_sidecar(meta, body)
     if not address or status.text("phase") in ("Succeeded", "Failed"):  # the address may be another's by now
         return None
     named = {name: port for name, port in ports.items() if name}
     return Workload(meta.name, meta.namespace, address, meta.labels, named, account, healthy=healthy, sidecar=sidecar, node=node)
-
-
-def _sidecar(meta: Meta, body: Fields) -> SidecarPorts | None:
-    """What a Pod's annotation says."""
-    text = meta.annotations.get(SIDECAR, "")
-    if not text:
-        return None
-    path = f"metadata.annotations[{SIDECAR}]"
-    try:
-        value = document.parse(text)
-    except ConfigError as error:
-        body.error(path, str(error))
-        return None
-    if not isinstance(value, dict):
-        body.error(path, "must be a mapping, in YAML or JSON")
-        return None
-    fields = Fields(value, path, body.problems)
-    made = parse_sidecar(meta, fields)
-    fields.end()
-    return made
 
 
 def parse_node(meta: Meta, body: Fields) -> NodePlace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import re
@@ -11,6 +12,8 @@ from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.model.gateway import GATEWAY_API
 from control.model.security import (
+    ANY_REST,
+    ANY_SEGMENT,
     AccessRule,
     AuthorizationPolicy,
     Condition,
@@ -29,8 +32,9 @@ _KEYS = (
     "request.auth.principal", "request.auth.audiences", "request.auth.presenter",
 )  # fmt: skip
 _CLAIM = re.compile(r"request\.auth\.claims(\[[^\[\]]+\])+")
-_DRY_RUN = "istio.io/dry-run"
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+DRY_RUN = "istio.io/dry-run"
+_LITERAL = re.compile(r"[A-Za-z0-9\-._~%!$&'()+,;:@=]+")
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER = re.compile(r"request\.headers\[[!-~]+\]")
 
 
@@ -71,16 +75,16 @@ def parse_authorization_policy(meta: Meta, body: Fields) -> AuthorizationPolicy:
         spec.error("provider", "is required: who is asked")
     elif provider is not None and action != "CUSTOM":
         spec.error("provider", f"only the action CUSTOM asks somebody, not {action}")
-    dry_run = _is_true(meta.annotations.get(_DRY_RUN, ""))
+    dry_run = is_true(meta.annotations.get(DRY_RUN, ""))
     if dry_run and action == "CUSTOM":
-        spec.error("action", f"{_DRY_RUN} of CUSTOM is not served: whoever is asked decides", "unsupported")
-    rules = spec.each("rules", _custom_rule if action == "CUSTOM" else _rule)
+        spec.error("action", f"{DRY_RUN} of CUSTOM is not served: whoever is asked decides", "unsupported")
+    rules = tuple(_at_home(one, meta.namespace) for one in spec.each("rules", _custom_rule if action == "CUSTOM" else _rule))
     if action == "DENY" and not rules:
         spec.error("rules", "a DENY without rules denies nothing")
     return AuthorizationPolicy(meta.name, meta.namespace, action, rules, _selector(spec), targets(meta, spec), dry_run, named)
 
 
-def _is_true(text: str) -> bool:
+def is_true(text: str) -> bool:
     return text in ("1", "t", "T", "true", "TRUE", "True")
 
 
@@ -112,8 +116,9 @@ def parse_request_authentication(meta: Meta, body: Fields) -> RequestAuthenticat
 
 
 def _jwt_rule(meta: Meta, fields: Fields) -> JwtRule:
-    if not fields.one_of("jwksUri", "jwks"):
-        fields.error("", "one of jwksUri, jwks is needed: meshctl asks no issuer where its keys are", "unsupported")
+    issuer = fields.text("issuer", required=True)
+    if not fields.one_of("jwksUri", "jwks") and issuer and _host_and_port(issuer, meta.namespace) is None:
+        fields.error("issuer", f"{issuer!r} is no http or https URL, so that it cannot be asked where its keys are: one of jwksUri, jwks is needed")
     jwks, uri = fields.text("jwks"), fields.text("jwksUri")
     if "jwks" in fields:
         _check_jwks(fields, jwks)
@@ -122,7 +127,7 @@ def _jwt_rule(meta: Meta, fields: Fields) -> JwtRule:
         fields.error("jwksUri", f"{uri!r} is no http or https URL")
     timeout = fields.duration("timeout")
     return JwtRule(
-        fields.text("issuer", required=True),
+        issuer,
         fields.texts("audiences"),
         jwks,
         uri,
@@ -140,7 +145,7 @@ def _jwt_rule(meta: Meta, fields: Fields) -> JwtRule:
 
 def _header_name(fields: Fields, name: str, *, required: bool = True) -> str:
     text = fields.text(name, required=required)
-    if text and not _HEADER_NAME.fullmatch(text):
+    if text and not HEADER_NAME.fullmatch(text):
         fields.error(name, f"{text!r} is no name of a header")
     return text
 
@@ -170,11 +175,27 @@ def _check_jwks(fields: Fields, text: str) -> None:
 
 
 def _rule(fields: Fields) -> AccessRule:
+    for name in ("from", "to", "when"):
+        if name in fields and not fields.count(name):
+            fields.error(name, "must not be empty: without it, the rule is for all")
     return AccessRule(
         fields.each("from", lambda below: _source(below.need("source"))),
         fields.each("to", lambda below: _operation(below.need("operation"))),
         fields.each("when", _condition),
     )
+
+
+def _at_home(rule: AccessRule, namespace: str) -> AccessRule:
+    """Service accounts of which only the name is said are those of the policy's namespace."""
+
+    def whole(accounts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one if "/" in one else f"{namespace}/{one}" for one in accounts)
+
+    sources = tuple(
+        dataclasses.replace(one, service_accounts=whole(one.service_accounts), not_service_accounts=whole(one.not_service_accounts)) for one in rule.sources
+    )
+    conditions = tuple(Condition(one.key, whole(one.values), whole(one.not_values)) if one.key == "source.serviceAccount" else one for one in rule.conditions)
+    return dataclasses.replace(rule, sources=sources, conditions=conditions)
 
 
 def _custom_rule(fields: Fields) -> AccessRule:
@@ -202,9 +223,17 @@ def _source(fields: Fields) -> Source:
         fields.texts("requestPrincipals"),
         fields.texts("notRequestPrincipals"),
     )
-    if not fields.names():
-        fields.error("", "at least one field is needed")
+    for name, principals in (("principals", made.principals), ("notPrincipals", made.not_principals)):
+        _check_principals(fields, name, principals)
+    if not any(getattr(made, one.name) for one in dataclasses.fields(made)):
+        fields.error("", "at least one field is needed, with a value: an empty one is for all")
     return made
+
+
+def _check_principals(fields: Fields, name: str, principals: tuple[str, ...]) -> None:
+    for index, one in enumerate(principals):
+        if one.startswith("spiffe://"):
+            fields.error(f"{name}[{index}]", f"must begin with the trust domain, {one.removeprefix('spiffe://')!r}: as it is, it matches nobody")
 
 
 def _check_blocks(fields: Fields, name: str, blocks: tuple[str, ...]) -> None:
@@ -215,6 +244,18 @@ def _check_blocks(fields: Fields, name: str, blocks: tuple[str, ...]) -> None:
             fields.error(f"{name}[{index}]", f"{block!r} is no IP address or CIDR range")
 
 
+def _wrong_in_template(path: str) -> str:
+    """What is wrong with a template of paths such as /shops/{*}/orders/{**}."""
+    segments = path.strip("/").split("/")
+    for index, segment in enumerate(segments):
+        if segment == ANY_REST:
+            if index < len(segments) - 1:
+                return f"nothing can come after {ANY_REST}"
+        elif segment != ANY_SEGMENT and not _LITERAL.fullmatch(segment):
+            return f"{segment!r} is neither plain text, nor {ANY_SEGMENT} for one segment of the path, nor {ANY_REST} for the rest of it"
+    return ""
+
+
 def _operation(fields: Fields) -> Operation:
     for name in ("ports", "notPorts"):
         for index, port in enumerate(fields.texts(name)):
@@ -222,11 +263,10 @@ def _operation(fields: Fields) -> Operation:
                 fields.error(f"{name}[{index}]", f"{port!r} is no port")
     for name in ("paths", "notPaths"):
         for index, path in enumerate(fields.texts(name)):
-            if "{" in path or "}" in path:
-                fields.error(f"{name}[{index}]", "path templates are not served yet", "unsupported")
-    if not fields.names():
-        fields.error("", "at least one field is needed")
-    return Operation(
+            wrong = _wrong_in_template(path) if "{" in path or "}" in path else ""
+            if wrong:
+                fields.error(f"{name}[{index}]", wrong)
+    made = Operation(
         fields.texts("hosts"),
         fields.texts("notHosts"),
         fields.texts("ports"),
@@ -236,6 +276,9 @@ def _operation(fields: Fields) -> Operation:
         fields.texts("paths"),
         fields.texts("notPaths"),
     )
+    if not any(getattr(made, one.name) for one in dataclasses.fields(made)):
+        fields.error("", "at least one field is needed, with a value: an empty one is for all")
+    return made
 
 
 def _condition(fields: Fields) -> Condition:
@@ -248,6 +291,8 @@ def _condition(fields: Fields) -> Condition:
     for name, found in (("values", values), ("notValues", others)):
         if key.endswith(".ip"):
             _check_blocks(fields, name, found)
+        elif key == "source.principal":
+            _check_principals(fields, name, found)
         elif key == "destination.port":
             for index, value in enumerate(found):
                 if not (value.isascii() and value.isdigit() and 0 < int(value[:6]) < 65536):

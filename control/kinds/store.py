@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from control.kinds import registry
+from control.kinds.fields import FLAW
 from control.kinds.registry import Identity
 from meshproxy.api import document
 from meshproxy.api.errors import ConfigError, Problem
@@ -31,18 +32,21 @@ class Trouble(NamedTuple):
     identity: Identity | None
     problem: Problem
     kept: bool
+    closed: str = ""  # what is served in its place, which opens nothing
 
     def __str__(self) -> str:
         where = self.file if self.place < 0 else f"{self.file}: document {self.place + 1}"
         who = f" ({self.identity})" if self.identity is not None and self.place >= 0 else ""
-        return f"{where}{who}: {self.problem}" + (" [its last good state is kept]" if self.kept else "")
+        served = " [its last good state is kept]" if self.kept else f" [until it is right, {self.closed}]" if self.closed else ""
+        served = " [the rest of it is served]" if self.problem.kind == FLAW and not self.kept else served
+        return f"{where}{who}: {self.problem}{served}"
 
 
 @dataclass(slots=True)
 class Document:
     """One document of a file: what it said when it was last read. `value` is None for what is not for us, and for what is wrong.
 
-    `text` is the same only if the document is: what is written, or a digest of it.
+    `text` is the same only if the document is: what is written, or a digest of it. `closed`: what is served of what is wrong from the start.
     """
 
     text: str
@@ -50,6 +54,7 @@ class Document:
     identity: Identity | None
     value: Any
     problems: list[Problem]
+    closed: Any = None
 
 
 @dataclass(slots=True)
@@ -63,9 +68,11 @@ class _File:
 
 
 class Store:
-    """All files. `files` name them as they are named in messages; the order of names decides between two documents of one object."""
+    """All files. `files` name them as they are named in messages; the order of names decides between two documents of one object. `trust_domain`: see
+    `registry.parse`."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust_domain: str = "") -> None:
+        self._trust_domain = trust_domain
         self._files: dict[str, _File] = {}
         self._served: dict[Identity, Any] = {}
         self._troubles: list[Trouble] = []
@@ -74,12 +81,25 @@ class Store:
         self._taken: dict[Identity, str] = {}  # which file has an object
         self._owned: dict[str, list[Identity]] = {}  # the same by file
         self._contested = False  # whether several have one
+        self._wrong: list[tuple[str, Document]] = []  # where `settle` finds objects that were never right there
+        self._begun = False
         self._troubled: set[str] = set()
 
     @property
     def objects(self) -> dict[Identity, Any]:
         """What is served."""
         return self._served
+
+    @property
+    def right(self) -> int:
+        """How many objects are served as somebody has written them."""
+        return sum(not _stands_in(one) for one in self._served.values())
+
+    @property
+    def places(self) -> dict[Identity, tuple[str, int]]:
+        """Where the objects are that are served: file, and document, counted from 0."""
+        found = ((one.identity, (name, index)) for name, file in self._files.items() for index, one in enumerate(file.documents))
+        return {identity: place for identity, place in found if identity is not None and self._taken.get(identity) == place[0]}
 
     @property
     def texts(self) -> dict[Identity, str]:
@@ -108,14 +128,17 @@ class Store:
         except UnicodeDecodeError as error:
             known.problem = f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
             return True
-        known.documents = [made for line, piece in _split(text) for made in _read(piece, line, before)]
+        known.documents = [made for line, piece in _split(text) for made in _read(piece, line, before, self._trust_domain)]
         return True
 
-    def unreadable(self, file: str, why: str) -> None:
-        """A file is there and cannot be read: what it had stays."""
+    def unreadable(self, file: str, why: str) -> bool:
+        """A file is there and cannot be read: what it had stays. Returns whether that is new."""
         known = self._files.setdefault(file, _File())
+        if known.content is None and known.problem == why:
+            return False
         known.problem, known.content = why, None
         self._changed.add(file)
+        return True
 
     def remove(self, file: str) -> None:
         """A file is gone, and with it its objects."""
@@ -131,8 +154,8 @@ class Store:
         known = self._files.get(name)
         if known is not None and known.documents and known.documents[0].text == text:
             return known.documents[0]
-        made, problems = registry.parse(value, pruned=True)
-        return Document(text, 0, registry.identity(value), made, problems)
+        made, problems = registry.parse(value, pruned=True, trust_domain=self._trust_domain)
+        return Document(text, 0, registry.identity(value), made, problems, registry.closed(value) if problems else None)
 
     def place(self, name: str, one: Document) -> bool:
         """An object is there, or has changed; returns whether it says something else than before."""
@@ -163,6 +186,7 @@ class Store:
         served: dict[Identity, Any] = {}
         for name in sorted(changed & self._files.keys()):
             served.update(self._settle_file(name, self._files[name]))
+        served.update(self._settle_wrong(before))
         self._troubles = [one for name in sorted(self._troubled) for one in self._files[name].troubles]
         if len(served) == len(before) and all(before.get(identity) is value for identity, value in served.items()):
             return False
@@ -185,7 +209,9 @@ class Store:
         for index, one in enumerate(file.documents):
             identity = one.identity
             problems = one.problems
-            if identity is not None and identity in taken:
+            if identity is not None and one.value is None and problems and (identity not in before or _stands_in(before[identity])):
+                self._wrong.append((name, one))  # which takes nothing from one that is right, wherever that is
+            elif identity is not None and identity in taken:
                 problems = [Problem("metadata.name", f"{identity} is in {taken[identity]} already")]
                 self._contested = True
             elif identity is not None:
@@ -197,7 +223,8 @@ class Store:
                     good[identity] = before[identity]
             else:
                 unknown |= bool(problems)
-            troubles += [Trouble(name, -1 if file.single else index, identity, problem, identity in good and identity in before) for problem in problems]
+            kept = identity in good and identity in before and any(problem.kind != FLAW for problem in problems)
+            troubles += [Trouble(name, -1 if file.single else index, identity, problem, kept) for problem in problems]
         if unknown:  # a document that cannot be read may be any of those that are missed
             for identity, value in before.items():
                 if identity not in taken:
@@ -208,6 +235,33 @@ class Store:
         if troubles:
             self._troubled.add(name)
         return good
+
+    def _settle_wrong(self, before: dict[Identity, Any]) -> dict[Identity, Any]:
+        """What is served of objects that are only where they are wrong: what was served of them before, from another file. When we begin nobody knows what
+        that was, and rules about access must not be less than none."""
+        wrong, self._wrong, served = self._wrong, [], {}
+        for name, written in wrong:
+            identity = written.identity
+            assert identity is not None
+            if identity in self._taken:
+                self._contested = True
+                continue
+            value = before.get(identity)
+            if (value is None and not self._begun) or _stands_in(value):
+                value = written.closed
+            if value is not None:
+                file, closed = self._files[name], _stands_in(value)
+                served[identity] = file.good[identity] = value
+                self._taken[identity] = name
+                self._owned[name].append(identity)
+                file.troubles = [one._replace(kept=not closed, closed=closed) if one.identity == identity else one for one in file.troubles]
+        self._begun = True
+        return served
+
+
+def _stands_in(value: Any) -> str:
+    """What somebody has to know of an object that stands in for a wrong document; "" for others."""
+    return getattr(value, "stands_in", "")
 
 
 def _split(text: str) -> Iterator[tuple[int, str]]:
@@ -220,7 +274,7 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
     yield line, text[start:]
 
 
-def _read(text: str, line: int, before: dict[str, Document]) -> list[Document]:
+def _read(text: str, line: int, before: dict[str, Document], trust_domain: str) -> list[Document]:
     known = before.get(text)
     if known is not None and (known.line == line or known.identity is not None):
         return [known]
@@ -231,10 +285,10 @@ def _read(text: str, line: int, before: dict[str, Document]) -> list[Document]:
     if value is None:
         return []
     if isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list):
-        return [_document(f"{text}\0{index}", line, item) for index, item in enumerate(value["items"])]
-    return [_document(text, line, value)]
+        return [_document(f"{text}\0{index}", line, item, trust_domain) for index, item in enumerate(value["items"])]
+    return [_document(text, line, value, trust_domain)]
 
 
-def _document(text: str, line: int, value: Any) -> Document:
-    made, problems = registry.parse(value)
-    return Document(text, line, registry.identity(value), made, problems)
+def _document(text: str, line: int, value: Any, trust_domain: str) -> Document:
+    made, problems = registry.parse(value, trust_domain=trust_domain)
+    return Document(text, line, registry.identity(value), made, problems, registry.closed(value) if problems else None)

@@ -1,4 +1,4 @@
-"""Istio's telemetry.istio.io Telemetry, and of its MeshConfig what concerns traces."""
+"""Istio's telemetry.istio.io Telemetry, and its MeshConfig."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from control.kinds import ext_authz, security, sidecar
+from control.kinds import ext_authz, mesh_config, security, sidecar
 from control.kinds.common import Meta
 from control.kinds.fields import Fields
 from control.model.metrics import METRICS, PROMETHEUS, STDOUT, Condition, Defaults, Logging, LogProvider, Metrics, Override
@@ -17,6 +17,18 @@ from meshproxy.api.errors import ConfigError
 
 MESH_CONFIG = "istio"  # the ConfigMap in the root namespace whose `mesh` is the MeshConfig
 _COMPARISON = re.compile(r"response\.code\s*(==|>=|<=|>|<)\s*([0-9]{1,5})")
+# What a line says as JSON where nothing else is asked for, as in Istio.
+_JSON_LOG = tuple(sorted({
+    "authority": "%REQ(:AUTHORITY)%", "bytes_received": "%BYTES_RECEIVED%", "bytes_sent": "%BYTES_SENT%",
+    "connection_termination_details": "%CONNECTION_TERMINATION_DETAILS%", "downstream_local_address": "%DOWNSTREAM_LOCAL_ADDRESS%",
+    "downstream_remote_address": "%DOWNSTREAM_REMOTE_ADDRESS%", "duration": "%DURATION%", "method": "%REQ(:METHOD)%",
+    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%", "protocol": "%PROTOCOL%", "request_id": "%REQ(X-REQUEST-ID)%",
+    "requested_server_name": "%REQUESTED_SERVER_NAME%", "response_code": "%RESPONSE_CODE%", "response_code_details": "%RESPONSE_CODE_DETAILS%",
+    "response_flags": "%RESPONSE_FLAGS%", "route_name": "%ROUTE_NAME%", "start_time": "%START_TIME%", "upstream_cluster": "%UPSTREAM_CLUSTER%",
+    "upstream_host": "%UPSTREAM_HOST%", "upstream_local_address": "%UPSTREAM_LOCAL_ADDRESS%",
+    "upstream_service_time": "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%", "upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+    "user_agent": "%REQ(USER-AGENT)%", "x_forwarded_for": "%REQ(X-FORWARDED-FOR)%",
+}.items()))  # fmt: skip
 _TAGS = {"literal": "value", "environment": "name", "header": "name", "formatter": "value"}
 
 
@@ -155,13 +167,23 @@ def parse_mesh_config(body: Fields) -> MeshConfig | None:
         _chosen(mesh, chosen, "accessLogging", logs),
         _log_file(mesh),
     )
-    config = mesh.child("defaultConfig")
-    tracing = config.child("tracing") if config is not None else None
-    sampling = tracing.number("sampling", DEFAULT_SAMPLING, high=100.0) if tracing is not None else DEFAULT_SAMPLING
     unknown = sidecar.unknown_of(mesh.child("outboundTrafficPolicy"))
-    made = MeshConfig(providers, defaults, sampling, mesh.boolean("enableTracing", True) is not False, unknown, beside, authorizers)
+    traced = mesh.boolean("enableTracing", True) is not False
+    proxies = mesh.child("defaultConfig")
+    sampling, tags = _default_tracing(proxies, traced) if proxies is not None else (DEFAULT_SAMPLING, ())
+    domain, aliases = mesh_config.trust_domain(mesh)
+    general = mesh_config.general(mesh, proxies)
+    made = MeshConfig(providers, defaults, sampling, traced, unknown, beside, authorizers, tags, domain, aliases, general=general)
     mesh.end()
     return made
+
+
+def _default_tracing(config: Fields, traced: bool) -> tuple[float, tuple[Tag, ...]]:
+    """Of defaultConfig: percent of requests that are sampled, and custom tags."""
+    tracing = mesh_config.check_proxy(config, traced=traced)
+    if tracing is None:
+        return DEFAULT_SAMPLING, ()
+    return tracing.number("sampling", DEFAULT_SAMPLING, high=100.0), tuple(tracing.mapping("customTags", _tag).values())
 
 
 def _chosen(mesh: Fields, chosen: Fields, what: str, known: Container[str]) -> tuple[str, ...]:
@@ -176,9 +198,21 @@ def _chosen(mesh: Fields, chosen: Fields, what: str, known: Container[str]) -> t
 def _log_file(mesh: Fields) -> LogProvider | None:
     """The older way to have access logs, of everybody."""
     path, text = mesh.text("accessLogFile"), mesh.text("accessLogFormat")
-    if mesh.text("accessLogEncoding", "TEXT", choices=("TEXT", "JSON")) == "JSON":
-        mesh.error("accessLogEncoding", "JSON is served for providers (envoyFileAccessLog.logFormat.labels)", "unsupported")
-    return LogProvider(path, text) if path else None
+    if mesh.text("accessLogEncoding", "TEXT", choices=("TEXT", "JSON")) == "TEXT":
+        return LogProvider(path, text) if path else None
+    labels = _JSON_LOG
+    if text:
+        try:
+            value: Any = document.parse(text)
+        except ConfigError as error:
+            value, why = None, str(error)
+        else:
+            why = "must be a mapping of names to texts, since accessLogEncoding is JSON"
+        if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+            mesh.error("accessLogFormat", why)
+            return None
+        labels = tuple(sorted(value.items()))
+    return LogProvider(path, labels=labels) if path else None
 
 
 def _file_log(fields: Fields) -> LogProvider:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from control.kinds.common import Meta, export_to, hosts_of
+from control.kinds.common import Meta, export_to, hosts_of, subnets_of
 from control.kinds.fields import Fields
 from control.model.routing import (
     NO_HEADERS,
@@ -35,6 +35,7 @@ _GRPC_CODES = (
     "CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS PERMISSION_DENIED RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED "
     "OUT_OF_RANGE UNIMPLEMENTED INTERNAL UNAVAILABLE DATA_LOSS UNAUTHENTICATED"
 ).split()
+_NO_SOURCE_SUBNET = "Istio does not implement it, either; use sourceLabels"
 _MAX_BODY = 1 << 20  # what Istio allows direct responses
 
 
@@ -101,7 +102,7 @@ class _VirtualService:
             direct_response=_direct_response(direct) if direct is not None else None,
             rewrite=_rewrite(rewrite) if rewrite is not None else None,
             timeout_s=fields.duration("timeout"),
-            retries=_retries(retries) if retries is not None else None,
+            retries=retries_of(retries) if retries is not None else None,
             fault=_fault(fault) if fault is not None else None,
             mirrors=self._mirrors(fields),
             cors=_cors(cors) if cors is not None else None,
@@ -164,13 +165,13 @@ class _VirtualService:
         return fields.each("match", lambda below: self._tls_match(below, destinations, hosts), required=True)
 
     def _tls_match(self, fields: Fields, destinations: tuple[WeightedDestination, ...], hosts: tuple[str, ...]) -> TlsRoute:
-        fields.not_honoured("destinationSubnets", "sourceSubnet")
+        fields.not_honoured("sourceSubnet", why=_NO_SOURCE_SUBNET)
         names = hosts_of(fields, "sniHosts", required=True)
         for index, name in enumerate(names):
             if not any(host == name or host_matches(host, name) for host in hosts):
                 fields.error(f"sniHosts[{index}]", f"{name!r} is not within any of the hosts of this VirtualService")
         port, labels, namespace, gateways = fields.port("port"), fields.string_map("sourceLabels"), fields.text("sourceNamespace"), self._gateways(fields)
-        return TlsRoute(destinations, names, port, labels, namespace, gateways)
+        return TlsRoute(destinations, names, port, labels, namespace, gateways, subnets_of(fields, "destinationSubnets"))
 
     def _check_plain(self, fields: Fields, destinations: tuple[WeightedDestination, ...]) -> None:
         for index, destination in enumerate(destinations):
@@ -185,9 +186,10 @@ class _VirtualService:
         if total >= 2**32:
             fields.error("route", "the weights add up to more than 32 bits")
 
-    def _tcp_match(self, fields: Fields) -> tuple[int, dict[str, str], str, tuple[str, ...]]:
-        fields.not_honoured("destinationSubnets", "sourceSubnet")
-        return fields.port("port"), fields.string_map("sourceLabels"), fields.text("sourceNamespace"), self._gateways(fields)
+    def _tcp_match(self, fields: Fields) -> tuple[int, dict[str, str], str, tuple[str, ...], tuple[str, ...]]:
+        fields.not_honoured("sourceSubnet", why=_NO_SOURCE_SUBNET)
+        labels, namespace, subnets = fields.string_map("sourceLabels"), fields.text("sourceNamespace"), subnets_of(fields, "destinationSubnets")
+        return fields.port("port"), labels, namespace, self._gateways(fields), subnets
 
 
 def _string_match(owner: Fields, name: str) -> StringMatch | None:
@@ -290,7 +292,8 @@ def _rewrite(fields: Fields) -> Rewrite:
     return Rewrite(prefix=fields.text("uri"), authority=fields.text("authority"), regex=pair)
 
 
-def _retries(fields: Fields) -> Retries:
+def retries_of(fields: Fields) -> Retries:
+    """Istio's HTTPRetry."""
     codes, conditions = [], []
     for word in fields.text("retryOn").split(","):
         word = word.strip()

@@ -13,7 +13,8 @@ from control.model.traffic import REFUSED, TlsSettings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BackendTls:
-    """`targets`: hosts of services, each with the name of a port, "" for all. `bundles`: names of ConfigMaps beside it, none for the system's authorities."""
+    """`targets`: hosts of services, each with the name of a port, "" for all. `bundles`: names of ConfigMaps beside it, none for the system's authorities.
+    `created`: see RouteRules."""
 
     name: str
     namespace: str
@@ -21,6 +22,7 @@ class BackendTls:
     hostname: str
     subject_alt_names: tuple[str, ...] = ()
     bundles: tuple[str, ...] = ()
+    created: str = ""
 
 
 def with_backend_tls(services: Mapping[str, Service], policies: Iterable[BackendTls], bundles: Mapping[tuple[str, str], CaBundle]) -> dict[str, Service]:

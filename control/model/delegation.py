@@ -35,7 +35,7 @@ def _delegate(root: RouteRules, key: _Key, delegates: Mapping[_Key, RouteRules])
     found = delegates.get(key)
     if found is None:
         return None
-    seen = any(where in ("*", root.namespace) or (where == "." and found.namespace == root.namespace) for where in found.export_to)
+    seen = any(where in ("*", root.namespace) or (where == "." and found.namespace == root.namespace) for where in found.export_to or ("*",))
     return found if seen else None
 
 
@@ -136,6 +136,8 @@ def _texts_conflict(root: StringMatch | PathMatch | None, own: StringMatch | Pat
 
 
 def _granted(rules: RouteRules, grants: list[ReferenceGrant]) -> RouteRules:
+    if rules.is_of_mesh:  # whoever sends may send there anyway: nothing is let in that was not
+        return rules
     foreign = {one.foreign for one in rules.all_destinations() if one.foreign is not None}
     if not foreign:
         return rules

@@ -21,6 +21,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "CLUSTER": ("envoy.config.cluster.v3.Cluster", _EDITS),
     "ROUTE_CONFIGURATION": ("envoy.config.route.v3.RouteConfiguration", ("MERGE",)),
     "VIRTUAL_HOST": ("envoy.config.route.v3.VirtualHost", _EDITS),
+    "BOOTSTRAP": ("envoy.config.bootstrap.v3.Bootstrap", ("MERGE",)),
     "HTTP_ROUTE": ("envoy.config.route.v3.Route", (*_EDITS, *_INSERTS)),
 }
 ANY, INBOUND, OUTBOUND, GATEWAY = "ANY", "SIDECAR_INBOUND", "SIDECAR_OUTBOUND", "GATEWAY"
@@ -47,6 +48,7 @@ class PatchMatch:
     listener_filter: str = ""
     gateway: str = ""  # namespace/name
     port_name: str = ""
+    destination_port: int = 0  # of a filter chain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,13 +83,12 @@ class EnvoyFilter:
     patches: tuple[Patch, ...]
     targets: tuple[str, ...] = ()
 
-    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
-        """Whether a workload is meant; `serves`: the keys of its Gateways."""
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), root: str = ROOT_NAMESPACE) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways. What is in `root` is for all namespaces."""
         if self.targets:
             return self.namespace == namespace and any(f"{namespace}/{one}" in serves for one in self.targets)
-        return self.namespace in (namespace, ROOT_NAMESPACE) and self.selector.items() <= labels.items()
+        return self.namespace in (namespace, root) and self.selector.items() <= labels.items()
 
-    @property
-    def order(self) -> tuple[int, bool, str, str]:
+    def order(self, root: str = ROOT_NAMESPACE) -> tuple[int, bool, str, str]:
         """Low priorities first; of equals those of the mesh."""
-        return self.priority, self.namespace != ROOT_NAMESPACE, self.namespace, self.name
+        return self.priority, self.namespace != root, self.namespace, self.name

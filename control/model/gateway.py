@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from control.model.labels import LabelSelector
@@ -91,11 +91,45 @@ class GatewayServer:
         return () if "*" in names else tuple(names)
 
 
+class Refused(NamedTuple):
+    """A listener of the Gateway API that is not served, by its name; `condition` is what says so, with a reason of that API."""
+
+    name: str
+    condition: str
+    reason: str
+    message: str = ""
+
+
+HOSTNAME_CONFLICT, PROTOCOL_CONFLICT = "HostnameConflict", "ProtocolConflict"
+
+
+def conflict(one: GatewayServer, other: GatewayServer) -> str:
+    """Why two listeners of the Gateway API cannot be on their port together: a reason of that API, or "" if they can."""
+    if one.port != other.port:
+        return ""
+    if not share_a_port(one, other):
+        both = one.tls is not None and other.tls is not None and one.protocol is other.protocol
+        return HOSTNAME_CONFLICT if both else PROTOCOL_CONFLICT
+    return HOSTNAME_CONFLICT if {host for _, host in one.hosts} & {host for _, host in other.hosts} else ""
+
+
+def share_a_port(one: GatewayServer, other: GatewayServer) -> bool:
+    """Whether connections can be told apart: by their requests, or by the names in their ClientHello."""
+    if one.tls is None or other.tls is None:
+        return one.tls is other.tls and one.protocol.is_http and other.protocol.is_http
+    if not one.tls.is_terminated and not other.tls.is_terminated:
+        return True  # the names are those of routes
+    mine, theirs = set(one.server_names or "*"), set(other.server_names or "*")
+    return not mine & theirs
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gateway:
     """What workloads with the labels of `selector` listen for; `anywhere`: in any namespace, not only the gateway's own.
 
-    `certificate`: what they show to services that want TLS, in the sense of a BackendTLSPolicy.
+    `certificate`: what they show to services that want TLS, in the sense of a BackendTLSPolicy. `clients`: whom clients of HTTPS must be from, by port, 0 for
+    all other ports. `allowed_sets`: of which namespaces others may add listeners (None, Same, All, Selector), see `listener_set`; of what they add, `parent` is
+    the Gateway. `group` and `kind`: of the document. `refused`: listeners of it that are not among its servers.
     """
 
     name: str
@@ -104,6 +138,30 @@ class Gateway:
     servers: tuple[GatewayServer, ...]
     anywhere: bool = True
     certificate: SecretRef | None = None
+    clients: Mapping[int, tuple[SecretRef, ...]] = field(default_factory=dict)
+    allowed_sets: tuple[str, LabelSelector | None] = ("None", None)
+    parent: tuple[str, str] | None = None
+    group: str = GATEWAY_API
+    kind: str = "Gateway"
+    refused: tuple[Refused, ...] = ()
+
+    @property
+    def home(self) -> tuple[str, str]:
+        """Namespace and name of the Gateway whose listeners these are."""
+        return self.parent or (self.namespace, self.name)
+
+    @property
+    def referrer(self) -> Referrer:
+        """Who refers to Secrets."""
+        return Referrer(self.group, self.kind, self.namespace)
+
+    def asking(self, server: GatewayServer) -> ServerTls | None:
+        """TLS of a server, which asks clients for certificates if this says so."""
+        tls = server.tls
+        bundles = self.clients.get(server.port, self.clients.get(0, ()))
+        if tls is None or not bundles or tls.mode != "SIMPLE" or not server.protocol.is_http:
+            return tls
+        return replace(tls, mode="MUTUAL", bundles=bundles)
 
     @property
     def key(self) -> str:
@@ -112,7 +170,7 @@ class Gateway:
 
     def is_on(self, namespace: str, labels: Mapping[str, str]) -> bool:
         """Whether a workload serves this gateway."""
-        return (self.anywhere or namespace == self.namespace) and self.selector.items() <= labels.items()
+        return (self.anywhere or namespace == self.home[0]) and self.selector.items() <= labels.items()
 
 
 def with_references(
@@ -131,7 +189,7 @@ def with_references(
 
 
 def _pem(gateway: Gateway, named: tuple[SecretRef, ...], bundles: Mapping[tuple[str, str], CaBundle], grants: tuple[ReferenceGrant, ...]) -> str:
-    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
+    who = Referrer(GATEWAY_API, "Gateway", gateway.home[0])
     known = [bundles[one.namespace, one.name] for one in named if (one.namespace, one.name) in bundles]
     return "".join(one.pem for one in known if is_granted(grants, who, Referent("", "ConfigMap", one.namespace, one.name)))
 

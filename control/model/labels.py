@@ -24,6 +24,11 @@ class Requirement(NamedTuple):
         return (value in self.values) is (self.operator == "In")
 
 
+# Labels of places, as Kubernetes and Istio have them.
+REGION, ZONE, SUB_ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"
+HOSTNAME = "kubernetes.io/hostname"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelSelector:
     """Chooses whatever has all of these labels and meets all requirements."""

@@ -144,6 +144,11 @@ class Cors:
     credentials: bool | None = None
     forward_unmatched: bool = True
 
+    @property
+    def repeats(self) -> bool:
+        """Whether preflights are told what they asked for, since browsers take no `*` where there are credentials."""
+        return bool(self.credentials) and "*" in (*self.methods, *self.headers)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HttpRoute:
@@ -167,18 +172,19 @@ class HttpRoute:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TcpRoute:
-    """Connections to `port` (0: any) go to these."""
+    """Connections to `port` (0: any), to addresses in `subnets` (none: any), go to these."""
 
     destinations: tuple[WeightedDestination, ...]
     port: int = 0
     source_labels: Mapping[str, str] = field(default_factory=dict)
     source_namespace: str = ""
     gateways: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TlsRoute:
-    """Connections whose ClientHello names one of `sni_hosts` go to these, as they are."""
+    """Connections whose ClientHello names one of `sni_hosts`, to addresses in `subnets` (none: any), go to these, as they are."""
 
     destinations: tuple[WeightedDestination, ...]
     sni_hosts: tuple[str, ...]
@@ -186,6 +192,7 @@ class TlsRoute:
     source_labels: Mapping[str, str] = field(default_factory=dict)
     source_namespace: str = ""
     gateways: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,6 +215,12 @@ class RouteRules:
     section: str = ""  # only for the gateways' server of this name
     kind: str = ""  # of the document, where gateways limit that
     export_to: tuple[str, ...] = ("*",)
+    created: str = ""  # in RFC 3339; of routes of the Gateway API that say the same, the oldest counts
+
+    @property
+    def is_of_mesh(self) -> bool:
+        """Whether it is about what sidecars send, and nothing else."""
+        return self.gateways == (MESH,)
 
     def destinations(self) -> set[str]:
         """All hosts that requests and connections are sent to."""

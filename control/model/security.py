@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
 ROOT_NAMESPACE = "istio-system"  # policies without a selector there are for the whole mesh
 DEFAULT_TRUST_DOMAIN = "cluster.local"
@@ -20,25 +22,30 @@ class Mtls(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeerAuthentication:
-    """What workloads take. `mode` None: what the policy around it says. `ports` are those of the application, and only with a selector."""
+    """What workloads take. `mode` None: what the policy around it says. `ports` are those of the application, and only with a selector.
+
+    `stands_in`: in place of a wrong document, what it does (see `kinds.closed`). Its `selector` is empty where nobody can tell whom it is for: it is then for
+    every workload of its namespace, before those that name some, and in the root namespace for the mesh as well.
+    """
 
     name: str
     namespace: str
     selector: Mapping[str, str] | None = None
     mode: Mtls | None = None
     ports: Mapping[int, Mtls | None] = field(default_factory=dict)
+    stands_in: str = ""
 
 
-def mtls_mode(policies: Iterable[PeerAuthentication], namespace: str, labels: Mapping[str, str], port: int) -> Mtls:
-    """What a port of a workload takes: as the policy for the workload says, else that of its namespace, else that of the mesh, else both."""
+def mtls_mode(policies: Iterable[PeerAuthentication], namespace: str, labels: Mapping[str, str], port: int, root: str = ROOT_NAMESPACE) -> Mtls:
+    """What a port of a workload takes: as the policy for the workload says, else that of its namespace, else that of the mesh (namespace `root`), else both."""
     narrowest: dict[str, PeerAuthentication] = {}
-    for one in policies:
+    for one in sorted(policies, key=lambda one: not one.stands_in):  # of those for the same, what stands in for one goes before the first of the others
         if one.namespace == namespace and one.selector is not None:
             if one.selector.items() <= labels.items():
                 narrowest.setdefault("workload", one)
         elif one.selector is None and one.namespace == namespace:
             narrowest.setdefault("namespace", one)
-        if one.selector is None and one.namespace == ROOT_NAMESPACE:
+        if not one.selector and one.namespace == root:
             narrowest.setdefault("mesh", one)
     workload = narrowest.get("workload")
     candidates = [workload.ports.get(port), workload.mode] if workload is not None else []
@@ -72,6 +79,9 @@ class Source:
     def is_http(self) -> bool:
         """Whether plain connections cannot have it."""
         return bool(self.request_principals or self.not_request_principals)
+
+
+ANY_SEGMENT, ANY_REST = "{*}", "{**}"  # in paths
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,13 +125,11 @@ class AccessRule:
     conditions: tuple[Condition, ...] = ()
 
 
-def _is_for(
-    namespace: str, selector: Mapping[str, str] | None, targets: tuple[str, ...], where: str, labels: Mapping[str, str], serves: Container[str]
-) -> bool:
-    """Whether a policy in `namespace` is for a workload in `where` that serves some Gateways; a policy with `targets` is for whoever serves these."""
-    if targets:
-        return any(f"{namespace}/{name}" in serves for name in targets)
-    return namespace in (where, ROOT_NAMESPACE) and (selector is None or selector.items() <= labels.items())
+def _is_for(policy: AuthorizationPolicy | RequestAuthentication, namespace: str, labels: Mapping[str, str], serves: Container[str], root: str) -> bool:
+    """Whether a policy is for a workload in `namespace` that serves some Gateways; one with targets is for whoever serves these."""
+    if policy.targets:
+        return any(f"{policy.namespace}/{name}" in serves for name in policy.targets)
+    return policy.namespace in (namespace, root) and (policy.selector is None or policy.selector.items() <= labels.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,7 @@ class Authorizer:
 @dataclass(frozen=True, slots=True, eq=False)
 class AuthorizationPolicy:
     """`action` is ALLOW, DENY, AUDIT or CUSTOM, which leaves the decision to the Authorizer `provider`. An ALLOW without rules allows nothing. `targets`: names
-    of Gateways. `dry_run`: it is only counted what it would do.
+    of Gateways. `dry_run`: it is only counted what it would do. `stands_in`: see PeerAuthentication.
     """
 
     name: str
@@ -164,15 +172,63 @@ class AuthorizationPolicy:
     targets: tuple[str, ...] = ()
     dry_run: bool = False
     provider: str = ""
+    stands_in: str = ""
 
-    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
-        """Whether a workload is meant; `serves`: the keys of its Gateways."""
-        return _is_for(self.namespace, self.selector, self.targets, namespace, labels, serves)
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), root: str = ROOT_NAMESPACE) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways. What is in `root` is for all namespaces."""
+        return _is_for(self, namespace, labels, serves, root)
+
+
+def _under_all_names(principal: str, names: tuple[str, ...]) -> list[str]:
+    """A principal, which may begin with a star and the end of a trust domain's name."""
+    said, slash, rest = principal.partition("/")
+    if not slash or said == "*":
+        return [principal]
+    if said.startswith("*"):
+        others = [one for one in names if not one.endswith(said[1:])]
+        return [principal, *(f"{one}/{rest}" for one in others if len(others) < len(names))]
+    return [f"{one}/{rest}" for one in names] if said in (*names, DEFAULT_TRUST_DOMAIN) else [principal]
+
+
+@functools.lru_cache(10_000)
+def under_all_names(policy: AuthorizationPolicy, trust_domain: str, aliases: tuple[str, ...] = (), *, closing: bool = False) -> AuthorizationPolicy:
+    """The policy where a principal of the trust domain, or of an alias, is that of all of them; the same object for the same arguments. DEFAULT_TRUST_DOMAIN
+    stands for the trust domain, whatever its name, as in Istio.
+
+    `closing`: only where that lets nobody in whom the policy does not let in as it is.
+    """
+    names = (trust_domain, *aliases)
+    wanted, unwanted = not closing or policy.action != "ALLOW", not closing or policy.action == "ALLOW"
+
+    def each(principals: tuple[str, ...], so: bool) -> tuple[str, ...]:
+        if not so:
+            return principals
+        return tuple(dict.fromkeys(name for one in principals for name in _under_all_names(one, names)))
+
+    def of_rule(rule: AccessRule) -> AccessRule:
+        sources = tuple(replace(one, principals=each(one.principals, wanted), not_principals=each(one.not_principals, unwanted)) for one in rule.sources)
+        conditions = tuple(
+            Condition(one.key, each(one.values, wanted), each(one.not_values, unwanted)) if one.key == "source.principal" else one for one in rule.conditions
+        )
+        return replace(rule, sources=sources, conditions=conditions)
+
+    return replace(policy, rules=tuple(map(of_rule, policy.rules)))
+
+
+NO_KEYS = "no-keys.invalid"  # a host that is never there (RFC 6761): keys that cannot be fetched verify nothing
+
+
+class KeySource(NamedTuple):
+    """Where keys are: at a URI, or, without one, where their issuer says when it is asked."""
+
+    issuer: str
+    uri: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JwtRule:
-    """Tokens of one issuer: where they stand, which keys they are signed with (`jwks`, or what is at `jwks_uri`), and what becomes of them.
+    """Tokens of one issuer: where they stand, which keys they are signed with (`jwks`, what is at `jwks_uri`, or else what the issuer says), and what becomes
+    of them.
 
     `keys_at`: host and port of `jwks_uri`; a name without dots is a Service of the policy's namespace. Headers are pairs: name and prefix in `from_headers`,
     name and claim in `claim_headers`. `timeout`: seconds for fetching keys.
@@ -192,23 +248,31 @@ class JwtRule:
     timeout: float = 5.0
     space_delimited: tuple[str, ...] = ()
 
+    @property
+    def source(self) -> KeySource | None:
+        """Where its keys are, if it does not hold them."""
+        return None if self.jwks else KeySource(self.issuer, self.jwks_uri)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestAuthentication:
-    """Which tokens requests may bring. A request without one passes: who needs one, says an AuthorizationPolicy."""
+    """Which tokens requests may bring. A request without one passes: who needs one, says an AuthorizationPolicy. `stands_in`: see PeerAuthentication."""
 
     name: str
     namespace: str
     rules: tuple[JwtRule, ...]
     selector: Mapping[str, str] | None = None
     targets: tuple[str, ...] = ()
+    stands_in: str = ""
 
-    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> bool:
-        """Whether a workload is meant; `serves`: the keys of its Gateways."""
-        return _is_for(self.namespace, self.selector, self.targets, namespace, labels, serves)
+    def is_for(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), root: str = ROOT_NAMESPACE) -> bool:
+        """Whether a workload is meant; `serves`: the keys of its Gateways. What is in `root` is for all namespaces."""
+        return _is_for(self, namespace, labels, serves, root)
 
 
-def jwt_rules(policies: Iterable[RequestAuthentication], namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> tuple[JwtRule, ...]:
+def jwt_rules(
+    policies: Iterable[RequestAuthentication], namespace: str, labels: Mapping[str, str], serves: Container[str] = (), root: str = ROOT_NAMESPACE
+) -> tuple[JwtRule, ...]:
     """The rules of all policies for a workload together, in the order of their issuers, as in Istio."""
-    found = [rule for one in policies if one.is_for(namespace, labels, serves) for rule in one.rules]
+    found = [rule for one in policies if one.is_for(namespace, labels, serves, root) for rule in one.rules]
     return tuple(sorted(found, key=lambda rule: rule.issuer))

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from control.model.traffic import TlsSettings
+from control.model.health import Probe
+from control.model.traffic import ConnectionPool, TlsSettings
+
+if TYPE_CHECKING:
+    from control.model.gateway import ServerTls
 
 
 class Protocol(Enum):
@@ -36,12 +41,14 @@ class Resolution(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port of a service. `target` is where workloads listen: a number, the name of one of their ports, or "" for the same number."""
+    """A port of a service. `target` is where workloads listen: a number, the name of one of their ports, or "" for the same number. `tls`: connections begin
+    with a server's name."""
 
     number: int
     name: str
     protocol: Protocol
     target: int | str = ""
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,14 @@ class Endpoint:
     workload: str = ""  # what serves there, if it is known: see `telemetry.endpoint_name`
     mtls: bool = False  # it takes mutual TLS of the mesh
     draining: bool = False  # it serves what it has, and is to get nothing new; it is not `healthy` then
+    probed: tuple[str, str] | None = None  # namespace and name of its workload, if whether that is ready is found out
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:
         """Whether all of these labels are among the endpoint's."""
         return not wanted or wanted.items() <= dict(self.labels).items()
+
+
+EXPECTED = Endpoint("", 0)  # stands alone in the place of endpoints of which nobody has told us yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,8 @@ class Ingress:
     protocol: Protocol
     bind: str = ""
     endpoint: tuple[str, int] | None = None
+    pool: ConnectionPool | None = None  # of connections to the application
+    tls: ServerTls | None = None  # that callers from outside of the mesh begin, where there is none of the mesh
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +107,7 @@ class SidecarPorts:
     """Where the sidecar of a workload listens. `inbound`: port of the application -> port of the sidecar; `http_proxy` is 0 without one.
 
     `identity`: it has certificates of the mesh. `ingress`: of `inbound`, what a Sidecar says about it. `scope`: how much of the mesh it is sent, ALL or
-    OBSERVED; empty: as the control plane has it.
+    OBSERVED; empty: as the control plane has it. `pool`: of connections to the application, where `ingress` does not say it.
     """
 
     inbound: Mapping[int, int] = field(default_factory=dict)
@@ -103,6 +116,8 @@ class SidecarPorts:
     identity: bool = False
     ingress: Mapping[int, Ingress] = field(default_factory=dict)
     scope: str = ""
+    pool: ConnectionPool | None = None
+    capture: int = 0  # to which port what the application opens is redirected
 
 
 ALL = "all"  # everything that it may call
@@ -129,7 +144,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """A process, pod or machine that serves. `ports`: name -> number where it listens, 0 for one that is chosen when it is run."""
+    """A process, pod or machine that serves. `ports`: name -> number where it listens, 0 for one that is chosen when it is run.
+
+    `readiness`: how its sidecar finds out whether it can be called. `group`: the WorkloadGroup that it is in.
+    """
 
     name: str
     namespace: str
@@ -143,6 +161,8 @@ class Workload:
     sidecar: SidecarPorts | None = None
     run: Run | None = None
     node: str = ""  # whose place is its own
+    readiness: Probe | None = None
+    group: str = ""
 
     def port_for(self, port: Port) -> int:
         """Where this workload serves that port of a service; 0 when it does not."""
@@ -173,7 +193,12 @@ class Service:
     export_to: tuple[str, ...] = ("*",)
     backend_tls: tuple[tuple[int, TlsSettings], ...] = ()  # what callers of a port are asked for
     further: bool = False
+    prefers: tuple[str, ...] = ()  # labels in which endpoints should be like callers who say nothing of it themselves
     subject_alt_names: tuple[str, ...] = ()  # who may answer callers that begin TLS themselves
+    outside: tuple[str, ...] = ()  # where load balancers have it, by address or name
+    publishes_unready: bool = False  # probes say nothing of its endpoints
+    node_local: bool = False  # callers only get its endpoints on their own machine
+    as_meant: bool = False  # captured connections go where they were meant to
 
     @property
     def key(self) -> str:

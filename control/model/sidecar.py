@@ -9,10 +9,12 @@ from enum import Enum
 
 from control.model.security import ROOT_NAMESPACE
 from control.model.service import Ingress, SidecarPorts, Workload
+from control.model.traffic import ConnectionPool
 from control.names import host_matches
 
 OWN = "."  # the namespace of the proxy that asks
 ANY = "*"
+UNIX = "unix://"
 
 
 class Unknown(Enum):
@@ -46,9 +48,37 @@ def _covers(pattern: str, host: str) -> bool:
     return pattern == host or host_matches(pattern, host)
 
 
+class Speaks(Enum):
+    """What applications speak where sidecars listen for some services."""
+
+    HTTP = "HTTP"
+    HTTP_PROXY = "HTTP_PROXY"  # requests may name any port
+    TLS = "TLS"  # whose server names say which service is meant
+    TCP = "TCP"
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """Where a sidecar listens for the services among `imports`: on a port at `bind`, or, with port 0, on the Unix socket of that path. `bind` "": on this
+    machine's own address.
+    """
+
+    port: int
+    speaks: Speaks
+    bind: str
+    imports: Imports
+
+    @property
+    def routes(self) -> str:
+        """The name of its route configuration, which is Istio's."""
+        return str(self.port) if self.port else f"{UNIX}{self.bind}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sidecar:
-    """`imports` None: everything. `ingress` None: as the workload itself says. `selector` None: all workloads of the namespace."""
+    """`imports` None: everything. `ingress` None: as the workload itself says. `selector` None: all workloads of the namespace. `egress`: see Egress; what it
+    imports is among `imports`, too.
+    """
 
     name: str
     namespace: str
@@ -56,9 +86,11 @@ class Sidecar:
     imports: Imports | None = None
     ingress: tuple[Ingress, ...] | None = None
     unknown: Unknown | None = None
+    pool: ConnectionPool | None = None  # of connections to applications
+    egress: tuple[Egress, ...] = ()
 
 
-def sidecar_for(sidecars: Iterable[Sidecar], namespace: str, labels: Mapping[str, str]) -> Sidecar | None:
+def sidecar_for(sidecars: Iterable[Sidecar], namespace: str, labels: Mapping[str, str], root: str = ROOT_NAMESPACE) -> Sidecar | None:
     """The one that holds for a workload: one that selects it, else that of its namespace, else that of the mesh; of equals the first."""
     narrowest: dict[int, Sidecar] = {}
     for one in sidecars:
@@ -67,17 +99,17 @@ def sidecar_for(sidecars: Iterable[Sidecar], namespace: str, labels: Mapping[str
                 return one
         elif one.namespace == namespace:
             narrowest.setdefault(0, one)
-        elif one.namespace == ROOT_NAMESPACE:
+        elif one.namespace == root:
             narrowest.setdefault(1, one)
     return narrowest.get(0) or narrowest.get(1)
 
 
-def with_ingress(workload: Workload, sidecars: Iterable[Sidecar]) -> Workload:
+def with_ingress(workload: Workload, sidecars: Iterable[Sidecar], root: str = ROOT_NAMESPACE) -> Workload:
     """A workload as the Sidecar that holds for it has its proxy listen; the same object for the same two."""
     if workload.sidecar is None:
         return workload
-    found = sidecar_for(sidecars, workload.namespace, workload.labels)
-    if found is None or found.ingress is None:
+    found = sidecar_for(sidecars, workload.namespace, workload.labels, root)
+    if found is None or (found.ingress is None and found.pool is None):
         return workload
     return _listening(workload, found)
 
@@ -87,13 +119,15 @@ def _listening(workload: Workload, sidecar: Sidecar) -> Workload:
     """Only the ports of `ingress`, each where the workload has that port's traffic go, or else on the port itself, if that leads elsewhere."""
     ports = workload.sidecar
     assert ports is not None
+    if sidecar.ingress is None:
+        return replace(workload, sidecar=replace(ports, pool=sidecar.pool))
     inbound: dict[int, int] = {}
     ingress: dict[int, Ingress] = {}
-    for one in sidecar.ingress or ():
+    for one in sidecar.ingress:
         listen = ports.inbound.get(one.port, one.port)
         host, port = one.endpoint or (workload.address, one.port)
         if (host or workload.address, port) in ((workload.address, listen), (one.bind, listen)):
             continue  # it would call itself
         inbound[one.port] = listen
         ingress[one.port] = one
-    return replace(workload, sidecar=SidecarPorts(inbound, ports.http_proxy, ports.outbound, ports.identity, ingress, ports.scope))
+    return replace(workload, sidecar=SidecarPorts(inbound, ports.http_proxy, ports.outbound, ports.identity, ingress, ports.scope, sidecar.pool, ports.capture))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from control.model.mesh import NO_DEFAULTS, MeshDefaults
 from control.model.metrics import Defaults, Logging, LogSettings, Metrics, MetricsSettings, logs_of, metrics_of
 from control.model.security import ROOT_NAMESPACE, Authorizer
 from control.model.sidecar import Unknown
@@ -51,18 +52,22 @@ class MeshConfig:
     unknown: Unknown | None = None
     beside: Defaults = field(default_factory=Defaults)  # metrics and access logs
     authorizers: Mapping[str, Authorizer] = field(default_factory=dict)
+    tags: tuple[Tag, ...] = ()
+    trust_domain: str = ""  # what it must be; "" says nothing
+    aliases: tuple[str, ...] = ()  # other trust domains whose principals, in policies, are those of this one
+    stands_in: str = ""  # see PeerAuthentication
+    general: MeshDefaults = NO_DEFAULTS
 
     def over(self, base: MeshConfig) -> MeshConfig:
         """This one with what `base` has besides: its providers, and its default provider where this one names none."""
         providers = {**base.providers, **self.providers}
-        return MeshConfig(
-            providers,
-            self.defaults or base.defaults,
-            self.sampling if self.defaults else base.sampling,
-            self.enabled,
-            self.unknown or base.unknown,
-            self.beside,
-            {**base.authorizers, **self.authorizers},
+        return replace(
+            self,
+            providers=providers,
+            defaults=self.defaults or base.defaults,
+            sampling=self.sampling if self.defaults else base.sampling,
+            unknown=self.unknown or base.unknown,
+            authorizers={**base.authorizers, **self.authorizers},
         )
 
 
@@ -124,12 +129,12 @@ class TelemetryConfig:
 
     def metrics(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), *, client: bool) -> MetricsSettings | None:
         """What a side of the proxy of a workload counts; None: nothing. `serves`: keys of its Gateways."""
-        chosen = narrowing(self.policies, namespace, labels, serves)
+        chosen = narrowing(self.policies, namespace, labels, serves, self.mesh.general.root)
         return metrics_of([entry for policy in chosen for entry in policy.metrics], self.mesh.beside, client=client)
 
     def logs(self, namespace: str, labels: Mapping[str, str], serves: Container[str] = (), *, client: bool) -> tuple[LogSettings, ...]:
         """Its access logs."""
-        chosen = narrowing(self.policies, namespace, labels, serves)
+        chosen = narrowing(self.policies, namespace, labels, serves, self.mesh.general.root)
         return logs_of([policy.logging for policy in chosen if policy.logging], self.mesh.beside, client=client)
 
     def tracing(
@@ -140,8 +145,8 @@ class TelemetryConfig:
         if not mesh.enabled:
             return None
         providers, sampling, disabled, by_request_id = mesh.defaults, mesh.sampling, False, True
-        tags: tuple[Tag, ...] = ()
-        for policy in narrowing(self.policies, namespace, labels, serves):
+        tags = mesh.tags
+        for policy in narrowing(self.policies, namespace, labels, serves, mesh.general.root):
             for one in policy.tracing:
                 if not (one.client if client else one.server):
                     continue
@@ -163,7 +168,9 @@ class TelemetryConfig:
         return TracingSettings(provider, 0.0 if disabled else sampling, (*standard, *tags), by_request_id, f"{service}.{namespace}")
 
 
-def narrowing(policies: Iterable[Telemetry], namespace: str, labels: Mapping[str, str], serves: Container[str] = ()) -> list[Telemetry]:
+def narrowing(
+    policies: Iterable[Telemetry], namespace: str, labels: Mapping[str, str], serves: Container[str] = (), root: str = ROOT_NAMESPACE
+) -> list[Telemetry]:
     """The policies for a workload: that of the mesh, that of its namespace, its own; of several for the same the first one, as in Istio."""
     found: dict[int, Telemetry] = {}
     for one in policies:
@@ -172,9 +179,9 @@ def narrowing(policies: Iterable[Telemetry], namespace: str, labels: Mapping[str
                 found.setdefault(2, one)
         elif one.namespace == namespace and one.selector is not None and one.selector.items() <= labels.items():
             found.setdefault(2, one)
-        elif one.selector is None and one.namespace == namespace != ROOT_NAMESPACE:
+        elif one.selector is None and one.namespace == namespace != root:
             found.setdefault(1, one)
-        elif one.selector is None and one.namespace == ROOT_NAMESPACE:
+        elif one.selector is None and one.namespace == root:
             found.setdefault(0, one)
     return [found[rank] for rank in sorted(found)]
 

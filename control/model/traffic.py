@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,13 +39,17 @@ class LocalitySettings:
     """Where requests go, seen from where they come from.
 
     `distribute`: (from, {to: weight}) with localities that may end in `*`. `failover`: (from region, to region). `priority`: labels, or `label=value`, in
-    which endpoints should be like the caller, the most important first. With none of them, nearest first.
+    which endpoints should be like the caller, the most important first. With none of them, nearest first. `always`: also where no outlier detection tells which
+    endpoints fail.
     """
 
     enabled: bool = True
     distribute: tuple[tuple[str, Mapping[str, int]], ...] = ()
     failover: tuple[tuple[str, str], ...] = ()
     priority: tuple[str, ...] = ()
+    always: bool = False
+    zone_aware: bool = False  # proxies stay in their zone as far as that keeps all endpoints of the region equally busy; only regions fail over then
+    minimum_cluster_size: int | None = None  # of endpoints, for that
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +70,8 @@ class ConnectionPool:
     idle_timeout_s: float | None = None
     max_concurrent_streams: int | None = None
     h2_upgrade: str = ""  # "", "UPGRADE" or "DO_NOT_UPGRADE"
+    tcp_idle_timeout_s: float | None = None  # of connections that are no HTTP
+    use_client_protocol: bool = False  # requests go on by the version of HTTP by which they came
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,11 +114,21 @@ class TlsSettings:
     credential: str = ""
     by_service: bool = False
     shown: str = ""
+    cipher_suites: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
 
     @property
     def is_originated(self) -> bool:
         """Whether it is with the world: not of the mesh."""
         return self.mode in (SIMPLE, MUTUAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Connections go through an HTTP proxy, which is asked for `target` (host:port): by CONNECT, or if it `posts`, by POST."""
+
+    target: str
+    posts: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +141,8 @@ class TrafficPolicy:
     tls: TlsSettings | None = None
     ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
     retry_budget: tuple[float, int] | None = None  # percent of requests, and how many retries there may always be
+    proxy_protocol: int = 0  # its version, by which endpoints are told who calls; 0: they are not
+    tunnel: Tunnel | None = None  # in Istio a subset has its own or none, whatever its rule says: `over` leaves it out
 
     def over(self, base: TrafficPolicy | None) -> TrafficPolicy:
         """This policy, with what it leaves open taken from `base`."""
@@ -136,14 +155,21 @@ class TrafficPolicy:
             self.tls or base.tls,
             self.ports or base.ports,
             self.retry_budget or base.retry_budget,
+            self.proxy_protocol or base.proxy_protocol,
         )
 
     def for_port(self, number: int) -> TrafficPolicy:
-        """What holds for one port: a port's own settings replace the others as a whole, as in Istio."""
-        return self.ports.get(number, self)
+        """What holds for one port: a port's own settings replace the others as a whole, as in Istio, but for what ports cannot say."""
+        return _of_port(self, self.ports[number]) if number in self.ports else self
 
 
 NO_POLICY = TrafficPolicy()
+
+
+@functools.lru_cache(10_000)
+def _of_port(policy: TrafficPolicy, port: TrafficPolicy) -> TrafficPolicy:
+    """The same object for the same two, since what is made of it is remembered by it."""
+    return replace(port, retry_budget=policy.retry_budget, proxy_protocol=policy.proxy_protocol)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

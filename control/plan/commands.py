@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable
-from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, to_collector
+from control.flags import Unusable, mesh_config
+from control.model.security import DEFAULT_TRUST_DOMAIN
+from control.progress import each
 
 SAME, DIFFERENT = 0, 1  # exit statuses of `diff`
+_COMPARING = "comparing what proxies have"
 
 
 def add(commands: Any, add_server: Callable[[argparse.ArgumentParser], None], server: Callable[[argparse.Namespace], str]) -> None:
@@ -43,35 +45,28 @@ def _diff(options: argparse.Namespace, server: Callable[[argparse.Namespace], st
     from control.plan import compare, files
 
     try:
-        wanted = files.store_of(files.read(options.folder))
+        wanted = files.store_of(files.read(options.folder), options.trust_domain)
         if wanted.troubles:
             raise Unusable("\n".join([f"{options.folder} is not right:", *map(str, wanted.troubles)]))
-        snapshots = compare.Snapshots(options.trust_domain, _defaults(options.otlp))
-        after = snapshots.of(wanted.objects)
+        snapshots = compare.Snapshots(options.trust_domain, mesh_config(options.otlp))
         if options.against:
-            store = files.store_of(files.read(options.against))
+            after = snapshots.of(wanted.objects)
+            store = files.store_of(files.read(options.against), options.trust_domain)
             for trouble in store.troubles:
                 print(f"{options.against}: {trouble}", file=sys.stderr)
             before = snapshots.of(store.objects)
             proxies = [one for one in compare.proxies_of(before, after) if not options.proxy or str(one) in options.proxy]
             _check_asked(options.proxy, [str(one) for one in proxies])
-            changes = compare.compare(before, after, proxies)
+            changes = compare.compare(before, after, each(proxies, _COMPARING))
         else:
-            changes = _against_server(options, server(options), after)
+            changes = _against_server(options, server(options), snapshots, wanted.objects)
     except files.Unreadable as error:
         raise Unusable(str(error)) from error
     _print(options, changes)
     return DIFFERENT if changes else SAME
 
 
-def _defaults(otlp: str) -> MeshConfig:
-    try:
-        return to_collector(otlp) if otlp else NO_MESH_CONFIG
-    except ValueError as error:
-        raise Unusable(f"--otlp {error}") from error
-
-
-def _against_server(options: argparse.Namespace, address: str, after: Any) -> dict[str, Any]:
+def _against_server(options: argparse.Namespace, address: str, snapshots: Any, objects: Any) -> dict[str, Any]:
     """What connected proxies have, compared to what they would get."""
     try:
         from control import query
@@ -79,20 +74,30 @@ def _against_server(options: argparse.Namespace, address: str, after: Any) -> di
         if error.name != "grpc":
             raise
         raise Unusable("gRPC is needed to ask a control plane: pip install 'meshproxy[control]', or compare with --against") from error
+    from control.ads.registrations import registration_of
+    from control.model.service import Workload
+    from control.model.snapshot import with_unready
     from control.plan import compare
     from control.translate.proxy import GRPC, of_node
     from control.translate.translator import Translator
 
-    chosen = [one for one in after.workloads.values() if one.run is not None]
+    chosen = [one for one in objects.values() if isinstance(one, Workload) and one.run is not None]
     if chosen:
         raise Unusable(f"{chosen[0].name} is run by `meshctl up`, which chooses ports when it runs: use --against with another folder")
     try:
         response = query.ask(address, contents=True)
     except query.QueryError as error:
         raise Unusable(str(error)) from error
+    unready = query.unready(response)
+    said = [registration_of(config.node, of_node(config.node)) for config in response.config]
+    registered = [one for one in said if one is not None]
+    after = snapshots.of(objects, registered)
+    if keys := _keys(after.config):
+        after = snapshots.of(objects, registered, keys)
+    after = with_unready(after, unready, unready)
     differ, translator, changes = compare.Differ(), Translator(), {}
     seen = []
-    for config in response.config:
+    for config in each(response.config, _COMPARING):
         key = of_node(config.node)
         if options.proxy and str(key) not in options.proxy:
             continue
@@ -103,6 +108,32 @@ def _against_server(options: argparse.Namespace, address: str, after: Any) -> di
             changes[str(key)] = found
     _check_asked(options.proxy, seen)
     return changes
+
+
+def _keys(config: Any) -> dict[Any, str]:
+    """What issuers say that the control plane asks, too: their keys are part of what proxies have."""
+    from control.translate import tokens
+
+    wanted = tokens.wanted(config.security.request_authentication, config.services)
+    if not wanted:
+        return {}
+    import asyncio
+
+    from control.sources import issuers
+
+    async def ask() -> dict[Any, str]:
+        asked = issuers.over_http()
+        try:
+            asked.want(wanted)
+            await asked.wait_tried(max(wanted.values()) * 2)
+            for one in asked.statistics():
+                if not one.known and not one.why:  # the others are told of
+                    print(f"meshctl: issuer {one.issuer} has not answered", file=sys.stderr)
+            return asked.known
+        finally:
+            await asked.close()
+
+    return asyncio.run(ask())
 
 
 def _check_asked(asked: list[str], there: list[str]) -> None:
@@ -126,16 +157,16 @@ def _apply(options: argparse.Namespace) -> int:
     if options.prune and not os.path.isdir(options.source):
         raise Unusable("--prune is for folders")
     result = {name: content for name, content in {**there, **source}.items() if name not in gone}
-    before, after = files.store_of(there), files.store_of(result)
+    before, after = files.store_of(there, options.trust_domain), files.store_of(result, options.trust_domain)
     troubles = files.new_troubles(before, after, source)
     if troubles:
         for trouble in troubles:
             print(trouble, file=sys.stderr)
         print(f"meshctl: nothing was applied to {options.to}", file=sys.stderr)
         return 1
-    snapshots = compare.Snapshots(options.trust_domain, _defaults(options.otlp))
+    snapshots = compare.Snapshots(options.trust_domain, mesh_config(options.otlp))
     old, new = snapshots.of(before.objects), snapshots.of(after.objects)
-    changes = compare.compare(old, new, compare.proxies_of(old, new))
+    changes = compare.compare(old, new, each(compare.proxies_of(old, new), _COMPARING))
     documents = show.documents(before.texts, after.texts)
     if not options.dry_run:
         changed = {name: content for name, content in source.items() if there.get(name) != content}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from control.model.registration import Registration
+from control.model.security import KeySource
 from control.model.service import Workload
 from control.model.snapshot import MeshSnapshot, build
 from control.model.telemetry import MeshConfig
@@ -100,11 +102,12 @@ class Snapshots:
         self._defaults = defaults
         self._arrange = Arrangement(_Imagined())
 
-    def of(self, objects: Mapping[Any, Any]) -> MeshSnapshot:
-        """As `meshctl up` would serve it if it has anything to run, as `serve` would if not."""
+    def of(self, objects: Mapping[Any, Any], registered: Iterable[Registration] = (), fetched: Mapping[KeySource, str] | None = None) -> MeshSnapshot:
+        """As `meshctl up` would serve it if it has anything to run, as `serve` would if not. `registered`: proxies that say which groups they belong to;
+        `fetched`: keys of issuers of tokens."""
         if any(isinstance(one, Workload) and one.run is not None for one in objects.values()):
             objects = self._arrange(objects)
-        return build(objects, None, self._trust_domain, self._defaults)
+        return build(objects, None, self._trust_domain, self._defaults, registered=tuple(registered), fetched=fetched)
 
 
 def has_of(view: View) -> Has:

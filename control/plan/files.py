@@ -11,8 +11,9 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from control.kinds.store import Store, Trouble
+from control.progress import each
 from control.sources import journal
-from control.sources.folder import ENDINGS, Folder
+from control.sources.folder import ENDINGS, Folder, check_regular
 
 
 class Unreadable(Exception):
@@ -23,23 +24,26 @@ def read(path: str) -> dict[str, bytes]:
     """Name within the folder -> content of all its files; of a file, itself. Raises Unreadable."""
     try:
         if not os.path.isdir(path):
+            os.stat(path)
             if not path.endswith(ENDINGS):
                 raise Unreadable(f"{path}: documents are in files that end in {', '.join(ENDINGS)}")
-            with open(path, "rb") as file:
-                return {os.path.basename(path): file.read()}
-        found = {}
-        for name, place in Folder(path, Store()).files().items():
-            with open(place, "rb") as file:
-                found[name] = file.read()
+            return {os.path.basename(path): _content(path)}
+        found = {name: _content(place) for name, place in Folder(path, Store()).files().items()}
     except OSError as error:
         raise Unreadable(f"{error.filename or path}: {error.strerror or error}") from error
     return found
 
 
-def store_of(files: Mapping[str, bytes]) -> Store:
-    """What files say."""
-    store = Store()
-    for name, content in files.items():
+def _content(path: str) -> bytes:
+    check_regular(path, os.stat(path))
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def store_of(files: Mapping[str, bytes], trust_domain: str = "") -> Store:
+    """What files say. `trust_domain`: see Store."""
+    store = Store(trust_domain)
+    for name, content in each(files.items(), "reading files"):
         store.put(name, content)
     store.settle()
     return store

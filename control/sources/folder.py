@@ -7,7 +7,9 @@ which somebody points elsewhere (Kubernetes mounts ConfigMaps so). A file is rea
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from errno import EINVAL
+from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple
 
 from control.kinds.store import Store
@@ -29,13 +31,20 @@ _LOOKS = 3  # at a folder that changes all the time
 _YOUNG_NS = 20_000_000  # the coarsest clock that file systems in use stamp with, and some
 
 
-class Folder:
-    """One folder, with all below it. Hidden files and folders, and those that end otherwise, are not looked at."""
+def check_regular(path: str, stat: os.stat_result) -> None:
+    """To open a pipe would wait for somebody who writes, a device may never end. Raises OSError."""
+    if not S_ISREG(stat.st_mode):
+        raise OSError(EINVAL, "Is a directory" if S_ISDIR(stat.st_mode) else "Is not a regular file", path)
 
-    def __init__(self, path: str, store: Store) -> None:
+
+class Folder:
+    """One folder, with all below it. Hidden files and folders, and those that end otherwise, are not looked at. `each` goes through the files."""
+
+    def __init__(self, path: str, store: Store, each: Callable[[Collection[str]], Iterable[str]] = iter) -> None:
         self.path = path
         self.store = store
         self._seen: dict[str, _Seen] = {}
+        self._each = each
 
     def scan(self, now_ns: int) -> bool:
         """Bring the store up to date; returns whether anything was new. `now_ns`: wall clock, as files' times are. Raises OSError without the folder."""
@@ -50,8 +59,8 @@ class Folder:
     def _scan(self, now_ns: int) -> bool:
         changed = False
         there = self.files()
-        for name, path in there.items():
-            changed |= self._look(name, path, now_ns)
+        for name in self._each(there):
+            changed |= self._look(name, there[name], now_ns)
         for name in self._seen.keys() - there.keys():
             del self._seen[name]
             self.store.remove(name)
@@ -62,6 +71,7 @@ class Folder:
         before = self._seen.get(name)
         try:
             stat = os.stat(path)
+            check_regular(path, stat)
             looks = _Seen(stat.st_mtime_ns, stat.st_size, stat.st_ino, now_ns - stat.st_mtime_ns < _YOUNG_NS)
             if before is not None and looks[:3] == before[:3] and not before.young:
                 return False
@@ -69,13 +79,20 @@ class Folder:
                 content = file.read()
         except FileNotFoundError:  # it went between the two; the next look will see that
             own = os.path.join(self.path, name)
-            return path != own and self._look(name, own, now_ns)  # new contents may just have been put in place
+            if path != own:
+                return self._look(name, own, now_ns)  # new contents may just have been put in place
+            if not os.path.islink(path):
+                return False
+            return self._cannot(name, "Is a link to nothing")
         except OSError as error:
-            self._seen[name] = _Seen(0, -1, 0, False)
-            self.store.unreadable(name, error.strerror or "cannot be read")
-            return True
+            return self._cannot(name, error.strerror or "cannot be read")
         self._seen[name] = looks
         return self.store.put(name, content)
+
+    def _cannot(self, name: str, why: str) -> bool:
+        """A file cannot be read: what it had stays."""
+        self._seen[name] = _Seen(0, -1, 0, False)
+        return self.store.unreadable(name, why)
 
     def files(self) -> dict[str, str]:
         """Name -> path of every file. Of changes that are being made at once it has all, or none."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from control.api_server import ApiServer
 from control.kinds import registry
-from control.kinds.kubernetes import SIDECAR
 from control.kinds.secret import is_for_us
 from control.kinds.store import Document, Store
+from control.kinds.workload import SIDECAR
 from control.sources.reflector import Discovery, Kind, Pace, Reach, Reflector, State
 
 _ISTIO, _SECURITY, _GATEWAY = "networking.istio.io", "security.istio.io", "gateway.networking.k8s.io"
@@ -27,6 +27,7 @@ _PLURALS = {
     (_ISTIO, "DestinationRule"): "destinationrules",
     (_ISTIO, "ServiceEntry"): "serviceentries",
     (_ISTIO, "WorkloadEntry"): "workloadentries",
+    (_ISTIO, "WorkloadGroup"): "workloadgroups",
     (_ISTIO, "Gateway"): "gateways",
     (_ISTIO, "Sidecar"): "sidecars",
     (_ISTIO, "EnvoyFilter"): "envoyfilters",
@@ -35,6 +36,8 @@ _PLURALS = {
     (_SECURITY, "AuthorizationPolicy"): "authorizationpolicies",
     ("telemetry.istio.io", "Telemetry"): "telemetries",
     (_GATEWAY, "Gateway"): "gateways",
+    (_GATEWAY, "ListenerSet"): "listenersets",
+    ("gateway.networking.x-k8s.io", "XListenerSet"): "xlistenersets",
     (_GATEWAY, "HTTPRoute"): "httproutes",
     (_GATEWAY, "GRPCRoute"): "grpcroutes",
     (_GATEWAY, "TCPRoute"): "tcproutes",
@@ -148,23 +151,29 @@ class Kubernetes:
         self.changed = asyncio.Event()
         self.about: dict[str, About] = {}  # by the name that the store knows an object by
         self._dirty = False
-        reach, discovery = Reach(pace), Discovery(server, pace.absent / 4)
+        self._reach, self._discovery = Reach(pace), Discovery(server, pace.absent / 4)
         self._parts: list[tuple[Reflector, _Objects]] = []
         for kind in KINDS:
             for namespace in (namespaces or ("",)) if kind.namespaced else ("",):
                 objects = _Objects(kind, store, self.about, self._wake, kind.group in whole)
-                self._parts.append((Reflector(server, kind, namespace, objects, reach, discovery), objects))
+                self._parts.append((Reflector(server, kind, namespace, objects, self._reach, self._discovery), objects))
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for reflector, _ in self._parts:
-                group.create_task(reflector.run(), name=f"watch {reflector.kind.plural}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for reflector, _ in self._parts:
+                    group.create_task(reflector.run(), name=f"watch {reflector.kind.plural}")
+        finally:
+            await self._discovery.close()
 
     async def wait_settled(self) -> None:
         """Until everything is known that there is: not less, since what is not there is taken away from proxies."""
-        for reflector, _ in self._parts:
-            await reflector.settled.wait()
+        await self.wait_until(lambda: all(one.settled for one, _ in self._parts))
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until something is so about how far we are with kinds."""
+        await self._reach.wait_until(condition)
 
     def take(self) -> bool:
         """Whether anything came since the last time."""
@@ -197,9 +206,14 @@ def trimmed(document: dict[str, Any]) -> dict[str, Any] | None:
     if kind in ("Pod", "Node", "Namespace"):
         annotations = {key: value for key, value in annotations.items() if key == SIDECAR}
     about = {"name": meta.get("name"), "namespace": meta.get("namespace") or "", "labels": meta.get("labels") or {}, "annotations": annotations}
+    if meta.get("creationTimestamp") and str(document.get("apiVersion")).startswith("gateway.networking."):  # of two that say the same, the older one counts
+        about["creationTimestamp"] = meta["creationTimestamp"]
     said = {key: value for key, value in document.items() if key not in ("metadata", "status")}
     if kind == "Pod":
         said["spec"], said["status"] = _spec_of_pod(document.get("spec") or {}), _status_of_pod(document.get("status") or {})
+    elif kind == "Service":
+        outside = ((document.get("status") or {}).get("loadBalancer") or {}).get("ingress")
+        said |= {"status": {"loadBalancer": {"ingress": outside}}} if outside else {}
     elif kind in ("Secret", "ConfigMap") and not is_for_us(document):
         return None
     return {**said, "metadata": about}

@@ -74,12 +74,29 @@ class Sink(Protocol):
 
 
 class Reach:
-    """Whether the API server answers, as all who ask it together know. `dice`: random.random's like."""
+    """Whether the API server answers, as all who ask it together know, and whether any of them got further. `dice`: random.random's like."""
 
     def __init__(self, pace: Pace, dice: Callable[[], float] = random.random) -> None:
         self.pace = pace
         self.dice = dice
         self._waiting: set[asyncio.Event] = set()
+        self._watching: set[asyncio.Event] = set()
+
+    def moved(self) -> None:
+        """Somebody got further: conditions are worth another look."""
+        for one in self._watching:
+            one.set()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until something is so about those who ask."""
+        woken = asyncio.Event()
+        self._watching.add(woken)
+        try:
+            while not condition():
+                await woken.wait()
+                woken.clear()
+        finally:
+            self._watching.discard(woken)
 
     def answered(self) -> None:
         """Those who wait because it did not need not wait any longer."""
@@ -91,7 +108,9 @@ class Reach:
         woken = asyncio.Event()
         self._waiting.add(woken)
         try:
-            await asyncio.wait_for(woken.wait(), min(self.pace.most, self.pace.first * 2 ** min(failures - 1, 30)) * (0.5 + self.dice() / 2))
+            # Not wait_for: Python 3.11's forgets a cancellation that comes in the same turn as what it waits for.
+            async with asyncio.timeout(min(self.pace.most, self.pace.first * 2 ** min(failures - 1, 30)) * (0.5 + self.dice() / 2)):
+                await woken.wait()
         except TimeoutError:
             pass
         finally:
@@ -118,6 +137,15 @@ class Discovery:
                     return version
         return ""
 
+    async def close(self) -> None:
+        """Ask nothing any longer, and forget."""
+        asking = [task for _, task in self._known.values()]
+        self._known.clear()
+        for one in asking:
+            one.cancel()
+        if asking:
+            await asyncio.wait(asking)
+
     async def _ask(self, key: str, ask: Callable[[], Awaitable[Any]]) -> Any:
         now = asyncio.get_running_loop().time()
         when, task = self._known.get(key, (0.0, None))
@@ -142,7 +170,7 @@ class Discovery:
 
 
 class Reflector:
-    """See above. `namespace` "" is all of them. `settled` is set when all is known that can be known for now."""
+    """See above. `namespace` "" is all of them. `settled`: all is known that could be known. `reach` is told of each step."""
 
     def __init__(self, server: ApiServer, kind: Kind, namespace: str, sink: Sink, reach: Reach, discovery: Discovery) -> None:
         self.kind = kind
@@ -152,7 +180,7 @@ class Reflector:
         self.resource_version = ""  # from where to watch; "" for a list first
         self.version = ""
         self.lists = 0
-        self.settled = asyncio.Event()
+        self.settled = False
         self._server = server
         self._sink = sink
         self._reach = reach
@@ -187,8 +215,8 @@ class Reflector:
             await self._list()
             self._failures = 0
             self._looks = 0
+            self.settled = True
             self._is(State.WATCHING)
-            self.settled.set()
             self._reach.answered()
         await self._watch()
 
@@ -197,8 +225,8 @@ class Reflector:
         self._failures = 0
         if self._looks > 1:
             self._sink.replace(())
+        self.settled = True
         self._is(State.ABSENT)
-        self.settled.set()
         await asyncio.sleep(self._reach.pace.absent * (0.5 + self._reach.dice() / 2))
 
     async def _refused(self, error: Refused) -> bool:
@@ -211,9 +239,8 @@ class Reflector:
             self.version = self.resource_version = ""
             return True
         if error.status == _FORBIDDEN:
+            self.settled |= self.kind.optional
             self._is(State.FORBIDDEN, str(error))
-            if self.kind.optional:
-                self.settled.set()
             return True
         self._is(State.AWAY, str(error))
         return True
@@ -226,6 +253,7 @@ class Reflector:
             else:
                 _log.info("%s%s: %s", self.kind.plural, where, state.value)
         self.state, self.problem = state, problem
+        self._reach.moved()
 
     def _accept(self, suffix: str) -> str:
         return _PARTIAL.format(suffix) if self.kind.partial else JSON
@@ -286,6 +314,7 @@ class Reflector:
         at = (document.get("metadata") or {}).get("resourceVersion")
         if at:
             self.resource_version = str(at)
+        self._reach.moved()
 
     def _selectors(self) -> dict[str, str | int]:
         return {name: value for name, value in (("fieldSelector", self.kind.fields), ("labelSelector", self.kind.labels)) if value}

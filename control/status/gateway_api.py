@@ -3,122 +3,189 @@ their parents. Pure: objects and a snapshot in, statuses out; what others wrote 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
 
-from control.kinds.registry import Identity
+from control.kinds.gateway_api import LISTENER_SETS
+from control.model import listener_set
 from control.model.gateway import GATEWAY_API, Gateway
 from control.model.routing import RouteRules
 from control.model.secret import Referent, Referrer, is_granted
 from control.model.snapshot import MeshSnapshot
-from control.translate.gateways import Serving, has_certificates
+from control.names import is_ip
+from control.status.conditions import CONTROLLER, Object, Said, conditions, key_of, of_others, of_ours
+from control.status.listeners import Listeners
+from control.status.policies import Policies
+from control.translate.gateways import Serving, shown
 
-CONTROLLER = "meshproxy/gateway"
 _ROUTES = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
+_MOST_ADDRESSES = 16  # that the API has room for
+# As the Gateway API's pkg/features has them, in the order that it asks for, but for those of meshes, which are no class's. tests/data has what proves them.
+FEATURES = """
+BackendTLSPolicy BackendTLSPolicySANValidation GRPCRoute GRPCRouteNamedRouteRule GRPCRouteRequestHeaderModifier Gateway GatewayAddressEmpty
+GatewayBackendClientCertificate GatewayFrontendClientCertificateValidation GatewayHTTPListenerIsolation GatewayPort8080 HTTPRoute
+HTTPRoute303RedirectStatusCode HTTPRoute307RedirectStatusCode HTTPRoute308RedirectStatusCode HTTPRouteBackendProtocolH2C HTTPRouteBackendProtocolWebSocket
+HTTPRouteBackendRequestHeaderModification HTTPRouteBackendRequestRedirect HTTPRouteBackendTimeout HTTPRouteBackendURLRewrite HTTPRouteCORS
+HTTPRouteDestinationPortMatching HTTPRouteHostRewrite HTTPRouteMethodMatching HTTPRouteNamedRouteRule HTTPRouteParentRefPort HTTPRoutePathRedirect
+HTTPRoutePathRewrite HTTPRoutePortRedirect HTTPRouteQueryParamMatching HTTPRouteRequestMirror HTTPRouteRequestMultipleMirrors HTTPRouteRequestPercentageMirror
+HTTPRouteRequestTimeout HTTPRouteResponseHeaderModification HTTPRouteRetry HTTPRouteRetryBackendTimeout HTTPRouteRetryConnectionError HTTPRouteSchemeRedirect
+ListenerSet ReferenceGrant TCPRoute TLSRoute TLSRouteModeMixed TLSRouteModeTerminate
+"""
 
 
-class Object(NamedTuple):
-    """A document of the API server, what is served of it, and what is wrong with it."""
-
-    identity: Identity
-    document: Mapping[str, Any]
-    value: Any
-    problems: tuple[str, ...]
-
-    @property
-    def generation(self) -> int:
-        return int(self.document["metadata"].get("generation") or 0)
-
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        return self.document.get("spec") or {}
-
-    @property
-    def status(self) -> Mapping[str, Any]:
-        return self.document.get("status") or {}
-
-
-class _Said(NamedTuple):
-    """A condition without its history."""
-
-    type: str
-    holds: bool
-    reason: str
-    message: str = ""
-
-
-def statuses(objects: Iterable[Object], snapshot: MeshSnapshot, now: str) -> Iterator[tuple[Object, dict[str, Any]]]:
-    """The objects whose status says something else than it should, with what is to be merged into it. `now`: RFC 3339."""
-    every = [one for one in objects if one.identity[0] == GATEWAY_API]
+def statuses(
+    objects: Iterable[Object], snapshot: MeshSnapshot, now: str, bundles: AbstractSet[tuple[str, str]] = frozenset()
+) -> Iterator[tuple[Object, dict[str, Any]]]:
+    """The objects whose status says something else than it should, with what is to be merged into it. `now`: RFC 3339; `bundles`: see Policies."""
+    every = [one for one in objects if one.identity[0] == GATEWAY_API or one.identity[:2] in LISTENER_SETS]
     classes = {one.identity[3] for one in every if one.identity[1] == "GatewayClass" and one.spec.get("controllerName") == CONTROLLER}
     gateways = {one.identity[2:]: one for one in every if one.identity[1] == "Gateway" and one.spec.get("gatewayClassName") in classes}
     routes = [one for one in every if one.identity[1] in _ROUTES]
-    made = _Statuses(snapshot, gateways, routes, now)
+    sets = {tuple(one.identity) for one in every if one.identity[:2] in LISTENER_SETS and _home(one) in gateways}
+    made = _Statuses(snapshot, gateways, sets, routes, bundles, now)
+    policies = [one for one in every if one.identity[1] == "BackendTLSPolicy"]
+    of_policies = Policies(policies, snapshot.config.services, bundles, made.senders(), now)
     for one in every:
         status: dict[str, Any] = {}
         if one.identity[1] == "GatewayClass" and one.identity[3] in classes:
-            status = {"conditions": made.conditions(one, one.status.get("conditions"), [_Said("Accepted", True, "Accepted")])}
+            status = made.gateway_class(one)
         elif one.identity[2:] in gateways and one.identity[1] == "Gateway":
             status = made.gateway(one)
+        elif one.identity[:2] == LISTENER_SETS[0]:  # what it was called in experiments is not told
+            status = made.listener_set(one)
         elif one.identity[1] in _ROUTES:
             status = made.route(one)
+        elif one.identity[1] == "BackendTLSPolicy":
+            status = of_policies.status(one)
         if any(one.status.get(key) != value for key, value in status.items()):
             yield one, status
 
 
 class _Statuses:
-    def __init__(self, snapshot: MeshSnapshot, gateways: Mapping[Any, Object], routes: list[Object], now: str) -> None:
+    def __init__(
+        self,
+        snapshot: MeshSnapshot,
+        gateways: Mapping[Any, Object],
+        sets: AbstractSet[tuple[str, ...]],
+        routes: list[Object],
+        bundles: AbstractSet[tuple[str, str]],
+        now: str,
+    ) -> None:
         self._config = snapshot.config
         self._workloads = snapshot.workloads
         self._gateways = gateways
+        self._sets = sets  # ListenerSets of those Gateways
         self._routes = routes
         self._now = now
-        # As they are served: with the namespaces that selectors choose.
+        self._listeners = Listeners(snapshot.config, bundles, now)
+        # As they are served: with the namespaces that selectors choose, and with what ListenerSets add, by their marked names.
         self._complete = {(one.namespace, one.name): one for one in snapshot.config.gateways if not one.anywhere}
 
-    def conditions(self, one: Object, before: Any, said: Iterable[_Said]) -> list[dict[str, Any]]:
-        """A list of conditions. Their times are those of their last change; conditions of others stay."""
-        known = {entry.get("type"): entry for entry in before or ()}
-        for each in said:
-            status = "True" if each.holds else "False"
-            old = known.get(each.type) or {}
-            since = old["lastTransitionTime"] if old.get("status") == status and old.get("lastTransitionTime") else self._now
-            known[each.type] = {
-                "type": each.type,
-                "status": status,
-                "reason": each.reason,
-                "message": each.message,
-                "observedGeneration": one.generation,
-                "lastTransitionTime": since,
-            }
-        return list(known.values())
+    def gateway_class(self, one: Object) -> dict[str, Any]:
+        """Of a GatewayClass that is ours."""
+        said = Said("Accepted", True, "Accepted")
+        if one.spec.get("parametersRef"):
+            said = Said("Accepted", False, "InvalidParameters", "spec.parametersRef: there are no parameters of classes")
+        features = [{"name": name} for name in FEATURES.split()]
+        return {"conditions": conditions(one, one.status.get("conditions"), [said], self._now), "supportedFeatures": features}
 
     def gateway(self, one: Object) -> dict[str, Any]:
         """Of a Gateway that is ours: as a whole, and of each of its listeners."""
         value = self._complete.get(one.identity[2:]) if isinstance(one.value, Gateway) else None
-        serves = value is not None and any(value.is_on(workload.namespace, workload.labels) for workload in self._workloads.values())
-        if one.problems:
-            said = [_Said("Accepted", False, "Invalid", "; ".join(one.problems)), _Said("Programmed", False, "Invalid", "it is as it was last right, if ever")]
-        elif serves:
-            said = [_Said("Accepted", True, "Accepted"), _Said("Programmed", True, "Programmed")]
-        else:
+        addresses = self._addresses(one, value) if value is not None else None
+        said = self._of_gateway(one, value, serves=addresses is not None)
+        listeners: list[dict[str, Any]] = []
+        if value is not None and not one.problems:
+            listeners = self._listeners.entries(one, value, addresses is not None, self._counted(value))
+        found = [{"type": "IPAddress" if is_ip(address) else "Hostname", "value": address} for address in addresses or ()]
+        status: dict[str, Any] = {"conditions": conditions(one, one.status.get("conditions"), said, self._now), "listeners": listeners}
+        sets = sum(each.parent == one.identity[2:] and self._has_whole(each) for each in self._complete.values())
+        if sets or one.status.get("attachedListenerSets"):
+            status["attachedListenerSets"] = sets
+        return {**status, "addresses": found} if found or one.status.get("addresses") else status
+
+    def _of_gateway(self, one: Object, value: Gateway | None, *, serves: bool) -> list[Said]:
+        """What is to be said of a Gateway as a whole."""
+        if one.problems or value is None:
+            reason = "InvalidParameters" if (one.spec.get("infrastructure") or {}).get("parametersRef") else "Invalid"
+            return [Said("Accepted", False, reason, "; ".join(one.problems)), Said("Programmed", False, "Invalid", "it is as it was last right, if ever")]
+        some = Said("Accepted", bool(value.servers) or not value.refused, "ListenersNotValid" if value.refused else "Accepted")
+        programmed = Said("Programmed", True, "Programmed")
+        if not some.holds:
+            programmed = Said("Programmed", False, "Invalid", "none of its listeners can be served")
+        elif not serves:
             why = f"no pod in {one.identity[2]} has the label gateway.networking.k8s.io/gateway-name: {one.identity[3]}"
-            said = [_Said("Accepted", True, "Accepted"), _Said("Programmed", False, "Pending", why)]
-        before = {entry.get("name"): entry for entry in one.status.get("listeners") or ()}
-        listeners = []
-        for server in value.servers if value is not None and not one.problems else ():
-            certificates = value is not None and (server.tls is None or has_certificates(self._config, value, server.tls, value.namespace, identity=True))
-            of_it = [
-                _Said("Accepted", True, "Accepted"),
-                _Said("ResolvedRefs", certificates, "ResolvedRefs" if certificates else "InvalidCertificateRef", "" if certificates else _NO_CERTIFICATE),
-                _Said("Programmed", serves and certificates, "Programmed" if serves and certificates else "Pending"),
-            ]
-            attached = sum(self._attaches(route, value, server.name) for route in self._routes)
-            old = before.get(server.name) or {}
-            kinds = [{"group": GATEWAY_API, "kind": kind} for kind in server.kinds]
-            conditions = self.conditions(one, old.get("conditions"), of_it)
-            listeners.append({"name": server.name, "supportedKinds": kinds, "attachedRoutes": attached, "conditions": conditions})
-        return {"conditions": self.conditions(one, one.status.get("conditions"), said), "listeners": listeners}
+            programmed = Said("Programmed", False, "Pending", why)
+        return [some, programmed, self._shown(value)]
+
+    def _shown(self, gateway: Gateway) -> Said:
+        """Whether the certificate for services that ask for one is there."""
+        ref = gateway.certificate
+        if ref is not None and not is_granted(self._config.references.grants, gateway.referrer, Referent("", "Secret", ref.namespace, ref.name)):
+            return Said("ResolvedRefs", False, "RefNotPermitted", f"no ReferenceGrant in {ref.namespace} allows {ref.name}")
+        if ref is not None and not any(shown(self._config, (gateway,))):
+            return Said("ResolvedRefs", False, "InvalidClientCertificateRef", "the Secret is missing, or has no certificate")
+        return Said("ResolvedRefs", True, "ResolvedRefs")
+
+    def _has_whole(self, gateway: Gateway) -> bool:
+        """Whether anything of it can be served."""
+        return any(self._listeners.is_whole(gateway, server) for server in gateway.servers)
+
+    def listener_set(self, one: Object) -> dict[str, Any]:
+        """Of a ListenerSet whose Gateway is ours; nothing of others."""
+        home = _home(one)
+        if home not in self._gateways:
+            return {}
+        at, value = self._complete.get(home), self._complete.get((one.identity[2], listener_set.MARK + one.identity[3]))
+        serves = at is not None and self._addresses(self._gateways[home], at) is not None
+        listeners: list[dict[str, Any]] = []
+        if one.problems:
+            said = [Said(name, False, "Invalid", "; ".join(one.problems)) for name in ("Accepted", "Programmed")]
+        elif at is None or self._gateways[home].problems:
+            said = [Said("Accepted", False, "ParentNotAccepted", "its Gateway is refused"), Said("Programmed", False, "ParentNotProgrammed")]
+        elif value is None:
+            said = [Said(name, False, "NotAllowed", "its Gateway allows no listeners of this namespace") for name in ("Accepted", "Programmed")]
+        else:
+            listeners = self._listeners.entries(one, value, serves, self._counted(value))
+            said = self._of_set(value, serves=serves)
+        status: dict[str, Any] = {"conditions": conditions(one, one.status.get("conditions"), said, self._now)}
+        return {**status, "listeners": listeners} if listeners or one.status.get("listeners") else status
+
+    def _of_set(self, gateway: Gateway, *, serves: bool) -> list[Said]:
+        if not self._has_whole(gateway):
+            return [Said(name, False, "ListenersNotValid", "none of its listeners can be served") for name in ("Accepted", "Programmed")]
+        partly = gateway.refused or not all(self._listeners.is_whole(gateway, server) for server in gateway.servers)
+        programmed = Said("Programmed", True, "Programmed") if serves else Said("Programmed", False, "ParentNotProgrammed", "no pod serves its Gateway")
+        return [Said("Accepted", True, "ListenersNotValid" if partly else "Accepted"), programmed]
+
+    def _addresses(self, one: Object, gateway: Gateway) -> list[str] | None:
+        """Where a Gateway is reached: what it asks for itself, the Services before its pods as their load balancers have it, or else as the cluster has it, or
+        else the pods. None when no pod serves it."""
+        pods = [pod for pod in self._workloads.values() if gateway.is_on(pod.namespace, pod.labels)]
+        if not pods:
+            return None
+        asked = [str(entry["value"]) for entry in one.spec.get("addresses") or () if entry.get("value")]
+        services = [service for service in self._config.services.values() if service.namespace == gateway.namespace and service.selector]
+        before = [service for service in services if any((service.selector or {}).items() <= pod.labels.items() for pod in pods)]
+        outside = [address for service in before for address in service.outside]
+        inside = [address for service in before for address in service.addresses]
+        return list(dict.fromkeys(asked or sorted(outside) or sorted(inside) or sorted(pod.address for pod in pods)))[:_MOST_ADDRESSES]
+
+    def senders(self) -> dict[str, set[tuple[str, str]]]:
+        """By host of a service, which of the Gateways that are ours send to it."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for gateway in self._complete.values():
+            for route in self._routes if gateway.home in self._gateways else ():
+                for rules in route.value if isinstance(route.value, tuple) else ():
+                    if gateway.key in rules.gateways and self._accepted(rules, gateway).holds:
+                        for host in rules.destinations():
+                            found.setdefault(host, set()).add(gateway.home)
+        return found
+
+    def _counted(self, gateway: Gateway) -> Callable[[str], int]:
+        """How many routes a listener has, by its name."""
+        return lambda name: sum(self._attaches(route, gateway, name) for route in self._routes)
 
     def _attaches(self, route: Object, gateway: Gateway | None, name: str) -> bool:
         rules = route.value if isinstance(route.value, tuple) else ()
@@ -128,62 +195,68 @@ class _Statuses:
 
     def route(self, one: Object) -> dict[str, Any]:
         """Of a route: an entry for each parent that is ours, beside those of other controllers; nothing without any."""
-        known = [entry for entry in one.status.get("parents") or () if isinstance(entry, dict)]
-        ours = {_key(entry.get("parentRef") or {}): entry for entry in known if entry.get("controllerName") == CONTROLLER}
+        known = one.status.get("parents")
+        ours = of_ours(known, "parentRef")
         rules = one.value if isinstance(one.value, tuple) and not one.problems else ()
         parents = []
         for index, parent in enumerate(one.spec.get("parentRefs") or ()):
             group, kind = parent.get("group", GATEWAY_API), parent.get("kind", "Gateway")
             key = (parent.get("namespace") or one.identity[2], parent.get("name"))
             if (group, kind) == ("", "Service"):
-                accepted = _Said("Accepted", True, "Accepted")
+                accepted = Said("Accepted", True, "Accepted")
             elif (group, kind) == (GATEWAY_API, "Gateway") and key in self._gateways:
-                accepted = self._accepted(rules[index], self._complete.get(key)) if index < len(rules) else _Said("Accepted", True, "Accepted")
+                accepted = self._accepted(rules[index], self._complete.get(key)) if index < len(rules) else Said("Accepted", True, "Accepted")
+            elif (group, kind) in LISTENER_SETS and (group, kind, *key) in self._sets:
+                at = self._complete.get((key[0], f"{listener_set.MARK}{key[1]}"))
+                accepted = self._accepted(rules[index], at) if index < len(rules) else Said("Accepted", True, "Accepted")
             else:
                 continue
             if one.problems:
-                accepted = _Said("Accepted", False, "UnsupportedValue", "; ".join(one.problems))
-            resolved = self._resolved(one, rules[index]) if index < len(rules) else _Said("ResolvedRefs", True, "ResolvedRefs")
-            conditions = self.conditions(one, (ours.get(_key(parent)) or {}).get("conditions"), [accepted, resolved])
-            parents.append({"parentRef": dict(parent), "controllerName": CONTROLLER, "conditions": conditions})
+                accepted = Said("Accepted", False, "UnsupportedValue", "; ".join(one.problems))
+            resolved = self._resolved(one, rules[index]) if index < len(rules) else Said("ResolvedRefs", True, "ResolvedRefs")
+            made = conditions(one, (ours.get(key_of(parent)) or {}).get("conditions"), [accepted, resolved], self._now)
+            parents.append({"parentRef": dict(parent), "controllerName": CONTROLLER, "conditions": made})
         if not parents and not ours:
             return {}
-        return {"parents": [*(entry for entry in known if entry.get("controllerName") != CONTROLLER), *parents]}
+        return {"parents": [*of_others(known), *parents]}
 
-    def _accepted(self, rules: RouteRules, gateway: Gateway | None) -> _Said:
+    def _accepted(self, rules: RouteRules, gateway: Gateway | None) -> Said:
         """Whether any listener takes a route."""
         if gateway is None:
-            return _Said("Accepted", False, "NoMatchingParent", "the Gateway is refused")
+            return Said("Accepted", False, "NoMatchingParent", "the parent is refused")
         named = [one for one in _servings(gateway) if rules.section in ("", one.server.name) and (not rules.ports or one.server.port in rules.ports)]
         if not named:
-            return _Said("Accepted", False, "NoMatchingParent", "the Gateway has no such listener")
+            return Said("Accepted", False, "NoMatchingParent", "the parent has no such listener")
         taken = [one for one in named if one.takes(rules) and any(where in ("*", rules.namespace) for where, _ in one.server.hosts)]
         if not taken:
-            return _Said("Accepted", False, "NotAllowedByListeners", "no listener takes such routes, or routes of this namespace")
+            return Said("Accepted", False, "NotAllowedByListeners", "no listener takes such routes, or routes of this namespace")
         if not any(any(one.hosts(rules)) for one in taken):
-            return _Said("Accepted", False, "NoMatchingListenerHostname", "no listener has any of the hostnames")
-        return _Said("Accepted", True, "Accepted")
+            return Said("Accepted", False, "NoMatchingListenerHostname", "no listener has any of the hostnames")
+        return Said("Accepted", True, "Accepted")
 
-    def _resolved(self, one: Object, rules: RouteRules) -> _Said:
+    def _resolved(self, one: Object, rules: RouteRules) -> Said:
         """Whether all backends are there, and may be referred to."""
         who = Referrer(GATEWAY_API, one.identity[1], one.identity[2])
         for destination in rules.all_destinations():
-            if destination.foreign is not None and not is_granted(self._config.references.grants, who, Referent("", "Service", *destination.foreign)):
-                return _Said("ResolvedRefs", False, "RefNotPermitted", f"no ReferenceGrant in {destination.foreign[0]} allows {destination.foreign[1]}")
+            if (
+                destination.foreign is not None
+                and not rules.is_of_mesh
+                and not is_granted(self._config.references.grants, who, Referent("", "Service", *destination.foreign))
+            ):
+                return Said("ResolvedRefs", False, "RefNotPermitted", f"no ReferenceGrant in {destination.foreign[0]} allows {destination.foreign[1]}")
+            if not destination.host:
+                return Said("ResolvedRefs", False, "InvalidKind", "only Services are backends")
             service = self._config.services.get(destination.host)
             if service is None or (destination.port and service.port(destination.port) is None):
-                return _Said("ResolvedRefs", False, "BackendNotFound", f"there is no {destination.host or 'such backend'}:{destination.port}")
-        return _Said("ResolvedRefs", True, "ResolvedRefs")
+                return Said("ResolvedRefs", False, "BackendNotFound", f"there is no {destination.host}:{destination.port}")
+        return Said("ResolvedRefs", True, "ResolvedRefs")
 
 
-_NO_CERTIFICATE = "a Secret is missing, has no certificate, or may not be referred to from here"
+def _home(one: Object) -> tuple[str, str]:
+    """The Gateway of a ListenerSet."""
+    parent = one.spec.get("parentRef") or {}
+    return str(parent.get("namespace") or one.identity[2]), str(parent.get("name"))
 
 
 def _servings(gateway: Gateway) -> list[Serving]:
     return [Serving(gateway, server, gateway.namespace) for server in gateway.servers]
-
-
-def _key(parent: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells parents apart."""
-    group, kind = parent.get("group", GATEWAY_API), parent.get("kind", "Gateway")
-    return group, kind, parent.get("namespace"), parent.get("name"), parent.get("sectionName"), parent.get("port")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from control.model.security import AccessRule, AuthorizationPolicy, Condition, Operation, Source
+from control.model.security import ANY_REST, ANY_SEGMENT, AccessRule, AuthorizationPolicy, Condition, Operation, Source
 from control.translate import tokens
 from control.translate.resource import typed
 
@@ -25,47 +25,47 @@ _DRY_RUN = {"DENY": "istio_dry_run_deny_", "ALLOW": "istio_dry_run_allow_"}  # p
 Rule = dict[str, Any]
 
 
-def http_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
+def http_filters(policies: tuple[AuthorizationPolicy, ...], trust_domains: tuple[str, ...]) -> list[dict[str, Any]]:
     """Filters of a connection manager, in their order."""
     return [
         {"name": f"envoy.filters.http.rbac.{action.lower()}", "typed_config": typed(_HTTP, **rules)}
         for action in _ACTIONS
-        if (rules := _rules(policies, action, trust_domain, http=True))
+        if (rules := _rules(policies, action, trust_domains, http=True))
     ]
 
 
-def network_filters(policies: tuple[AuthorizationPolicy, ...], trust_domain: str) -> list[dict[str, Any]]:
+def network_filters(policies: tuple[AuthorizationPolicy, ...], trust_domains: tuple[str, ...]) -> list[dict[str, Any]]:
     """Filters of plain connections. What only requests can have denies, in a DENY, whatever they are, and allows nothing in an ALLOW, as in Istio."""
     return [
         {"name": f"envoy.filters.network.rbac.{action.lower()}", "typed_config": typed(_TCP, stat_prefix=f"tcp.{action.lower()}.", **rules)}
         for action in _ACTIONS
-        if (rules := _rules(policies, action, trust_domain, http=False))
+        if (rules := _rules(policies, action, trust_domains, http=False))
     ]
 
 
-def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domain: str, *, http: bool) -> Rule:
+def _rules(policies: Iterable[AuthorizationPolicy], action: str, trust_domains: tuple[str, ...], *, http: bool) -> Rule:
     """`rules` and `shadow_rules` of a filter, as far as policies have this action."""
     made: Rule = {}
     for policy in policies:
         if policy.action != action:
             continue
         rules = made.setdefault("shadow_rules" if policy.dry_run else "rules", {"action": _ACTIONS[action], "policies": {}})
-        rules["policies"].update(named_rules(policy, trust_domain, http=http))
+        rules["policies"].update(named_rules(policy, trust_domains, http=http))
     if "shadow_rules" in made and action in _DRY_RUN:
         made["shadow_rules_stat_prefix"] = _DRY_RUN[action]
     return made
 
 
-def named_rules(policy: AuthorizationPolicy, trust_domain: str, *, http: bool) -> dict[str, Rule]:
+def named_rules(policy: AuthorizationPolicy, trust_domains: tuple[str, ...], *, http: bool) -> dict[str, Rule]:
     """The rules of one policy, by the names that metadata and statistics have of them."""
     found = {
-        f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]": _policy(rule, trust_domain, policy.action, http)
+        f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]": _policy(rule, trust_domains, policy.action, http)
         for index, rule in enumerate(policy.rules)
     }
     return {name: rule for name, rule in found.items() if rule is not None}
 
 
-def _policy(rule: AccessRule, trust_domain: str, action: str, http: bool) -> Rule | None:
+def _policy(rule: AccessRule, trust_domains: tuple[str, ...], action: str, http: bool) -> Rule | None:
     sources, operations, conditions = rule.sources, rule.operations, rule.conditions
     parts: tuple[Source | Operation | Condition, ...] = (*sources, *operations, *conditions)
     if not http and any(one.is_http for one in parts):
@@ -75,7 +75,7 @@ def _policy(rule: AccessRule, trust_domain: str, action: str, http: bool) -> Rul
         operations = tuple(Operation(ports=one.ports, not_ports=one.not_ports) for one in operations)
         conditions = tuple(one for one in conditions if not one.is_http)
     permissions = [_all([*_operation(one), *_permission_conditions(conditions)]) for one in operations or (Operation(),)]
-    principals = [_all([*_source(one, trust_domain), *_principal_conditions(conditions, trust_domain)], "and_ids", "ids") for one in sources or (Source(),)]
+    principals = [_all([*_source(one, trust_domains), *_principal_conditions(conditions, trust_domains)], "and_ids", "ids") for one in sources or (Source(),)]
     return {"permissions": permissions, "principals": principals}
 
 
@@ -104,19 +104,27 @@ def _operation(one: Operation) -> list[Rule]:
     return [
         *permission(one.hosts, one.not_hosts, lambda value: {"header": {"name": ":authority", "string_match": _string(value, ignore_case=True)}}),
         *permission(one.methods, one.not_methods, lambda value: {"header": _header(":method", value)}),
-        *permission(one.paths, one.not_paths, lambda value: {"url_path": {"path": _string(value)}}),
+        *permission(one.paths, one.not_paths, _path),
         *permission(one.ports, one.not_ports, _destination_port),
     ]
 
 
-def _source(one: Source, trust_domain: str) -> list[Rule]:
+def _path(value: str) -> Rule:
+    if ANY_SEGMENT not in value and ANY_REST not in value:
+        return {"url_path": {"path": _string(value)}}
+    # As Envoy's own templates do it; those would be no rule to gRPC's servers.
+    parts = (_WILD.get(part) or re.escape(part) for part in re.split(r"(\{\*\*?\})", value))
+    return {"url_path": {"path": {"safe_regex": {"regex": "".join(parts)}}}}
+
+
+def _source(one: Source, trust_domains: tuple[str, ...]) -> list[Rule]:
     def principal(values: tuple[str, ...], others: tuple[str, ...], make: Callable[[str], Rule]) -> list[Rule]:
         return _both(values, others, make, principal=True)
 
     return [
         *principal(one.principals, one.not_principals, _principal),
         *principal(one.namespaces, one.not_namespaces, _namespace),
-        *principal(one.service_accounts, one.not_service_accounts, lambda value: _service_account(value, trust_domain)),
+        *principal(one.service_accounts, one.not_service_accounts, lambda value: _service_account(value, trust_domains)),
         *principal(one.ip_blocks, one.not_ip_blocks, _direct_remote_ip),
         *principal(one.remote_ip_blocks, one.not_remote_ip_blocks, _remote_ip),
         *principal(one.request_principals, one.not_request_principals, _request_principal),
@@ -132,7 +140,7 @@ def _permission_conditions(conditions: Iterable[Condition]) -> list[Rule]:
     return made
 
 
-def _principal_conditions(conditions: Iterable[Condition], trust_domain: str) -> list[Rule]:
+def _principal_conditions(conditions: Iterable[Condition], trust_domains: tuple[str, ...]) -> list[Rule]:
     made = []
     for one in conditions:
         make = _PRINCIPALS.get(one.key)
@@ -141,7 +149,7 @@ def _principal_conditions(conditions: Iterable[Condition], trust_domain: str) ->
             made += [_claim(claim, one.values)] if one.values else []
             made += [{"not_id": _claim(claim, one.not_values)}] if one.not_values else []
         elif one.key == "source.serviceAccount":
-            make = functools.partial(_service_account, trust_domain=trust_domain)
+            make = functools.partial(_service_account, trust_domains=trust_domains)
         elif one.key.startswith("request.headers["):
             make = functools.partial(_header_of, one.key.removeprefix("request.headers[").removesuffix("]"))
         if make is not None:
@@ -209,9 +217,10 @@ def _namespace(value: str) -> Rule:
     return {"authenticated": {"principal_name": {"safe_regex": {"regex": f".*/ns/{pattern}/.*"}}}}
 
 
-def _service_account(value: str, trust_domain: str) -> Rule:
-    namespace, _, name = value.rpartition("/")
-    return {"authenticated": {"principal_name": {"exact": f"spiffe://{trust_domain}/ns/{namespace or 'default'}/sa/{name}"}}}
+def _service_account(value: str, trust_domains: tuple[str, ...]) -> Rule:
+    namespace, _, name = value.partition("/")
+    found = [{"authenticated": {"principal_name": {"exact": f"spiffe://{one}/ns/{namespace}/sa/{name}"}}} for one in trust_domains]
+    return found[0] if len(found) == 1 else {"or_ids": {"ids": found}}
 
 
 def _range(value: str) -> Rule:
@@ -244,6 +253,8 @@ _PERMISSIONS: dict[str, Callable[[str], Rule]] = {
     "destination.port": _destination_port,
     "connection.sni": _requested_server_name,
 }
+_CHARACTERS = r"A-Za-z0-9\-._~%!$&'()+,;:@="  # of paths, RFC 3986
+_WILD = {ANY_SEGMENT: f"[{_CHARACTERS}]+", ANY_REST: f"[{_CHARACTERS}/]*"}
 _CLAIMS = {"request.auth.audiences": ("aud",), "request.auth.presenter": ("azp",)}
 _PRINCIPALS: dict[str, Callable[[str], Rule]] = {
     "source.ip": _direct_remote_ip,

@@ -9,6 +9,7 @@ import ipaddress
 from dataclasses import replace
 from typing import Any
 
+from control.model.mesh import NO_CLUSTER_DEFAULTS, ClusterDefaults, pool_of
 from control.model.service import Endpoint, Port, Resolution, Service
 from control.model.traffic import ConnectionPool, LoadBalancer, OutlierDetection, TlsSettings, TrafficPolicy
 from control.names import BLACK_HOLE, PASSTHROUGH, inbound_cluster, is_ip, outbound_cluster
@@ -18,6 +19,8 @@ from control.translate.resource import duration, typed
 
 _NO_LIMIT = 2**32 - 1
 _CONNECT_TIMEOUT_S = 10.0
+DNS_REFRESH_S = 60.0  # of names whose records do not say it
+_RAW = {"name": "envoy.transport_sockets.raw_buffer", "typed_config": typed("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer")}
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 ADS = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
 
@@ -31,6 +34,8 @@ def outbound(
     metadata: tuple[tuple[str, str], ...],
     identities: tuple[str, ...] | None,
     grpc: bool = False,
+    dns_refresh_s: float = DNS_REFRESH_S,
+    captured: bool = False,
 ) -> dict[str, Any]:
     """The cluster of a port. `endpoints` only for services that the proxy resolves by DNS; `metadata` says what tools want to know of its origin.
 
@@ -41,16 +46,19 @@ def outbound(
     cluster: dict[str, Any] = {
         "name": name,
         "connect_timeout": duration(_CONNECT_TIMEOUT_S),
-        "common_lb_config": {},
+        # What is not ready gets nothing, however few there are; a rule with outlier detection may say otherwise.
+        "common_lb_config": {"healthy_panic_threshold": {}},
         "metadata": {"filter_metadata": {"istio": {**dict(metadata), "services": [_service_metadata(service)]}}},
     }
-    if service.resolution is Resolution.ENDPOINTS:
+    if service.as_meant and (captured or service.host.startswith("*")):  # names under it are known from captured traffic only
+        cluster["type"] = "ORIGINAL_DST"
+    elif service.resolution is Resolution.ENDPOINTS:
         cluster.update(type="EDS", eds_cluster_config={"eds_config": ADS, "service_name": name})
     else:
         cluster.update(
             type="STRICT_DNS" if service.resolution is Resolution.DNS else "LOGICAL_DNS",
             dns_lookup_family="V4_PREFERRED" if all(is_ip(one.address) for one in endpoints or ()) else "V4_ONLY",
-            dns_refresh_rate="60s",
+            dns_refresh_rate=duration(dns_refresh_s),
             respect_dns_ttl=True,
             load_assignment=load_assignment(name, endpoints or ()),
         )
@@ -60,21 +68,41 @@ def outbound(
         percent, least = policy.retry_budget
         cluster["circuit_breakers"]["thresholds"][0]["retry_budget"] = {"budget_percent": {"value": percent}, "min_retry_concurrency": least}
     _balancer(cluster, policy.load_balancer, policy.outlier_detection)
-    _outlier_detection(cluster, policy.outlier_detection)
-    _tls(cluster, http, policy.tls, port)
-    _protocol(cluster, http, port, policy.connection_pool)
+    if cluster["type"] == "ORIGINAL_DST":  # nothing is chosen
+        cluster = {name: value for name, value in cluster.items() if not name.endswith("_lb_config")} | {"lb_policy": "CLUSTER_PROVIDED"}
+    else:
+        _outlier_detection(cluster, policy.outlier_detection)
+    _tls(cluster, http, policy.tls, port, _speaks_http2(port, policy.connection_pool))
+    _protocol(cluster, http, _speaks_http2(port, policy.connection_pool), policy.connection_pool, negotiated=_negotiates(policy.tls) and not grpc)
     if identities is not None and grpc:
         if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
             cluster["transport_socket"] = mtls.grpc_upstream(policy.tls.subject_alt_names or identities)
     elif identities is not None:
         _mutual_tls(cluster, policy.tls, mtls.server_name(port.number, subset, service.host), identities, _speaks_http2(port, policy.connection_pool))
+    if policy.proxy_protocol and not grpc:
+        _tell_callers(cluster, policy.proxy_protocol)
     return cluster
+
+
+def _tell_callers(cluster: dict[str, Any], version: int) -> None:
+    """Connections begin with the PROXY protocol, whatever else they are wrapped in."""
+
+    def wrapped(inner: dict[str, Any]) -> dict[str, Any]:
+        fields = {"config": {"version": f"V{version}"}, "transport_socket": inner}
+        socket = typed("envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport", **fields)
+        return {"name": "envoy.transport_sockets.upstream_proxy_protocol", "typed_config": socket}
+
+    matches = cluster.get("transport_socket_matches", ())
+    if "transport_socket" in cluster or not matches:
+        cluster["transport_socket"] = wrapped(cluster.get("transport_socket", _RAW))
+    if matches:
+        cluster["transport_socket_matches"] = [{**one, "transport_socket": wrapped(one["transport_socket"])} for one in matches]
 
 
 def passed_on(service: Service, port: Port, subset: str, policy: TrafficPolicy, metadata: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The cluster by which a gateway passes the mutual TLS of others on: named as callers say it, and without any TLS of its own."""
     name = mtls.server_name(port.number, subset, service.host)
-    cluster = outbound(service, port, subset, replace(policy, tls=None), None, metadata, None)
+    cluster = outbound(service, port, subset, replace(policy, tls=None, proxy_protocol=0), None, metadata, None)
     return {**cluster, "name": name, "eds_cluster_config": {"eds_config": ADS, "service_name": name}}
 
 
@@ -87,17 +115,21 @@ def black_hole() -> dict[str, Any]:
     return {"name": BLACK_HOLE, "type": "STATIC", "connect_timeout": duration(_CONNECT_TIMEOUT_S)}
 
 
-def passthrough() -> dict[str, Any]:
+def passthrough(defaults: ClusterDefaults = NO_CLUSTER_DEFAULTS) -> dict[str, Any]:
     """The cluster of what is not in the mesh and may be reached: at the address to which a captured connection was sent, or else that a request names as its
     host, as applications do that use the sidecar as their HTTP proxy."""
-    return {
+    cluster = {
         "name": PASSTHROUGH,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": duration(_CONNECT_TIMEOUT_S),
-        "circuit_breakers": _thresholds({}),
         "original_dst_lb_config": {"use_http_header": True, "http_header_name": ":authority"},
     }
+    http: dict[str, Any] = {}
+    pool = pool_of(None, defaults)
+    _connection_pool(cluster, http, pool)
+    _protocol(cluster, http, False, pool)
+    return cluster
 
 
 def collector(name: str, host: str, port: int, http: bool) -> dict[str, Any]:
@@ -125,7 +157,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def inbound(port: int, endpoint: tuple[str, int], http2: bool, service: Service | None = None) -> dict[str, Any]:
+def inbound(port: int, endpoint: tuple[str, int], http2: bool, service: Service | None = None, pool: ConnectionPool | None = None) -> dict[str, Any]:
     """The cluster by which a sidecar reaches the application beside it, at an address and port, or at a path and 0. `service`: that it is part of."""
     name = inbound_cluster(port)
     host, number = endpoint
@@ -134,7 +166,6 @@ def inbound(port: int, endpoint: tuple[str, int], http2: bool, service: Service 
         "name": name,
         "type": "STATIC",
         "connect_timeout": duration(_CONNECT_TIMEOUT_S),
-        "circuit_breakers": _thresholds({}),
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
@@ -142,8 +173,9 @@ def inbound(port: int, endpoint: tuple[str, int], http2: bool, service: Service 
     }
     if service is not None:
         cluster["metadata"] = {"filter_metadata": {"istio": {"services": [_service_metadata(service)]}}}
-    if http2:
-        cluster["typed_extension_protocol_options"] = _http_options({"explicit_http_config": {"http2_protocol_options": {}}})
+    http: dict[str, Any] = {}
+    _connection_pool(cluster, http, pool)
+    _protocol(cluster, http, http2, pool)
     return cluster
 
 
@@ -173,8 +205,9 @@ def _connection_pool(cluster: dict[str, Any], http: dict[str, Any], pool: Connec
         }
         cluster["upstream_connection_options"] = {"tcp_keepalive": {name: value for name, value in alive.items() if value is not None}}
     common: dict[str, Any] = {}
-    if pool.idle_timeout_s is not None:
-        common["idle_timeout"] = duration(pool.idle_timeout_s)
+    idle = pool.idle_timeout_s if pool.idle_timeout_s is not None else pool.tcp_idle_timeout_s
+    if idle is not None:
+        common["idle_timeout"] = duration(idle)
     if pool.max_requests_per_connection:
         common["max_requests_per_connection"] = pool.max_requests_per_connection
     if pool.max_connection_duration_s is not None:
@@ -183,18 +216,29 @@ def _connection_pool(cluster: dict[str, Any], http: dict[str, Any], pool: Connec
         http["common_http_protocol_options"] = common
 
 
-def _protocol(cluster: dict[str, Any], http: dict[str, Any], port: Port, pool: ConnectionPool | None) -> None:
-    """HTTP/2 where the port says so, or where the pool asks for it."""
-    if _speaks_http2(port, pool):
-        options = {"max_concurrent_streams": pool.max_concurrent_streams} if pool is not None and pool.max_concurrent_streams else {}
+def _protocol(cluster: dict[str, Any], http: dict[str, Any], http2: bool, pool: ConnectionPool | None, *, negotiated: bool = False) -> None:
+    """One version of HTTP, or whatever the client speaks, or what the endpoint chooses by ALPN."""
+    options = {"max_concurrent_streams": pool.max_concurrent_streams} if pool is not None and pool.max_concurrent_streams else {}
+    if pool is not None and pool.use_client_protocol:
+        http["use_downstream_protocol_config"] = {"http_protocol_options": {}, "http2_protocol_options": options}
+    elif http2:
         http["explicit_http_config"] = {"http2_protocol_options": options}
+    elif negotiated:
+        http["auto_config"] = {"http_protocol_options": {}, "http2_protocol_options": options}
     elif http:
         http["explicit_http_config"] = {"http_protocol_options": {}}
     if http:
         cluster["typed_extension_protocol_options"] = _http_options(http)
 
 
+def _negotiates(settings: TlsSettings | None) -> bool:
+    """Whether TLS is what the service's own side asks for: its port's name then says little about what is spoken within."""
+    return settings is not None and settings.by_service and settings.is_originated
+
+
 def _speaks_http2(port: Port, pool: ConnectionPool | None) -> bool:
+    if pool is not None and pool.use_client_protocol:
+        return False  # not always, that is
     return port.protocol.is_http2 or (pool is not None and pool.h2_upgrade == "UPGRADE")
 
 
@@ -225,7 +269,12 @@ def _balancer(cluster: dict[str, Any], balancer: LoadBalancer | None, outlier: O
         if balancer.warmup_aggression is not None:
             start["aggression"] = {"default_value": balancer.warmup_aggression, "runtime_key": "upstream.slow_start.aggression"}
         cluster[f"{cluster['lb_policy'].lower()}_lb_config"] = {"slow_start_config": start}
-    if balancer.locality is not None and balancer.locality.enabled and (balancer.locality.distribute or outlier is not None):
+    if balancer.locality is not None and balancer.locality.zone_aware:
+        zones: dict[str, Any] = {} if balancer.locality.enabled else {"routing_enabled": {"value": 0}}
+        if balancer.locality.minimum_cluster_size is not None:
+            zones["min_cluster_size"] = balancer.locality.minimum_cluster_size
+        cluster["common_lb_config"]["zone_aware_lb_config"] = zones
+    elif balancer.locality is not None and balancer.locality.enabled and (balancer.locality.distribute or balancer.locality.always or outlier is not None):
         cluster["common_lb_config"]["locality_weighted_lb_config"] = {}
 
 
@@ -248,16 +297,15 @@ def _outlier_detection(cluster: dict[str, Any], outlier: OutlierDetection | None
         if outlier.consecutive_local_origin:
             out.update(consecutive_local_origin_failure=outlier.consecutive_local_origin, enforcing_consecutive_local_origin_failure=100)
     cluster["outlier_detection"] = out
-    # Few endpoints, as services in a mesh have, would be in panic too soon: it is off unless asked for.
     cluster["common_lb_config"]["healthy_panic_threshold"] = {"value": outlier.min_health_percent}
 
 
-def _tls(cluster: dict[str, Any], http: dict[str, Any], settings: TlsSettings | None, port: Port) -> None:
+def _tls(cluster: dict[str, Any], http: dict[str, Any], settings: TlsSettings | None, port: Port, http2: bool) -> None:
     """TLS that the callers' proxies begin themselves. Where nothing says which server is meant, that is what a request names as its host, as in Istio."""
     if settings is None or not settings.is_originated:
         return
-    resolved = cluster["type"] != "EDS"
+    resolved = cluster["type"] not in ("EDS", "ORIGINAL_DST")
     if not settings.sni and not resolved and port.protocol.is_http:
         checked = not settings.insecure_skip_verify and not settings.subject_alt_names
         http["upstream_http_protocol_options"] = {"auto_sni": True, **({"auto_san_validation": True} if checked else {})}
-    cluster["transport_socket"] = tls.upstream(settings, http2=port.protocol.is_http2, resolved=resolved)
+    cluster["transport_socket"] = tls.upstream(settings, http2=http2, resolved=resolved)

@@ -26,11 +26,11 @@ Json = dict[str, Any]
 Authorizers = tuple[tuple[Authorizer, str], ...]
 
 
-def http_filters(policies: Iterable[AuthorizationPolicy], trust_domain: str, authorizers: Authorizers) -> list[Json]:
+def http_filters(policies: Iterable[AuthorizationPolicy], trust_domains: tuple[str, ...], authorizers: Authorizers) -> list[Json]:
     """Filters of a connection manager, by the names of the services."""
     made = []
     known = {one.name: (one, cluster) for one, cluster in authorizers}
-    for name, rules in _by_provider(policies, trust_domain, http=True).items():
+    for name, rules in _by_provider(policies, trust_domains, http=True).items():
         if name not in known:
             made.append({"name": f"{_HTTP_RBAC}.custom.{name}", "typed_config": typed(_HTTP_TYPES[0], rules=_denying(rules))})
             continue
@@ -54,11 +54,11 @@ def http_filters(policies: Iterable[AuthorizationPolicy], trust_domain: str, aut
     return made
 
 
-def network_filters(policies: Iterable[AuthorizationPolicy], trust_domain: str, authorizers: Authorizers) -> list[Json]:
+def network_filters(policies: Iterable[AuthorizationPolicy], trust_domains: tuple[str, ...], authorizers: Authorizers) -> list[Json]:
     """Filters of plain connections. Services that are asked by HTTP know nothing of them, and are not asked, as in Istio."""
     made = []
     known = {one.name: (one, cluster) for one, cluster in authorizers}
-    for name, rules in _by_provider(policies, trust_domain, http=False).items():
+    for name, rules in _by_provider(policies, trust_domains, http=False).items():
         rbac: Json = {"name": f"{_TCP_RBAC}.custom.{name}"}
         if name not in known:
             made.append(rbac | {"typed_config": typed(_TCP_TYPES[0], stat_prefix="tcp.custom.", rules=_denying(rules))})
@@ -79,12 +79,12 @@ def network_filters(policies: Iterable[AuthorizationPolicy], trust_domain: str, 
     return made
 
 
-def _by_provider(policies: Iterable[AuthorizationPolicy], trust_domain: str, *, http: bool) -> dict[str, Json]:
+def _by_provider(policies: Iterable[AuthorizationPolicy], trust_domains: tuple[str, ...], *, http: bool) -> dict[str, Json]:
     """The rules for each service, sorted by its name."""
     found: dict[str, Json] = {}
     for policy in sorted((one for one in policies if one.action == "CUSTOM"), key=lambda one: one.provider):
         prefix = f"{_MATCHED}-{policy.provider}-"
-        rules = {prefix + name: rule for name, rule in named_rules(policy, trust_domain, http=http).items()}
+        rules = {prefix + name: rule for name, rule in named_rules(policy, trust_domains, http=http).items()}
         if not policy.rules:
             rules = {f"{prefix}ns[{policy.namespace}]-policy[{policy.name}]-rule[0]": _NEVER}
         found.setdefault(policy.provider, {}).update(rules)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from control.model.labels import REGION, SUB_ZONE, ZONE
 from control.model.service import NOWHERE, Endpoint, Locality
 from control.model.traffic import LocalitySettings, TrafficPolicy
 from control.translate import mtls
@@ -20,18 +21,18 @@ def load_assignment(
     """The endpoints of a cluster, by locality.
 
     As in Istio: with `distribute`, localities weigh what it says for callers `here`. Otherwise, where outlier detection tells which endpoints fail, the
-    nearest are used first (same zone part, zone, region, then the rest), or those that are most like the caller in its `labels`. Otherwise a locality weighs
-    as much as its endpoints.
+    nearest are used first (same zone part, zone, region, then the rest), or those that are most like the caller in its `labels`; with `failover` as well, of
+    those that are equally like it the nearest. Otherwise a locality weighs as much as its endpoints.
     """
     settings = (policy.load_balancer.locality if policy is not None and policy.load_balancer is not None else None) or _NO_SETTINGS
-    if settings.priority and settings.enabled and policy is not None and policy.outlier_detection is not None:
-        return {"cluster_name": name, "endpoints": _most_alike(endpoints, settings.priority, with_place(labels, here or NOWHERE))}
+    chosen = _distribution(settings, here or NOWHERE)
+    if settings.priority and settings.enabled and not chosen and policy is not None and fails_over(policy):
+        return {"cluster_name": name, "endpoints": _most_alike(endpoints, settings, here or NOWHERE, labels)}
     made = _by_locality(endpoints)
     if policy is not None and here is not None and here != NOWHERE and settings.enabled:
-        weights = _distribution(settings, here)
-        if weights is not None:
-            made = _distribute(made, weights)
-        elif policy.outlier_detection is not None:
+        if chosen is not None:
+            made = _distribute(made, chosen)
+        elif fails_over(policy):
             _prioritise(made, settings, here)
     return {"cluster_name": name, "endpoints": [group for _, group in made]}
 
@@ -54,18 +55,19 @@ def _by_locality(endpoints: Iterable[Endpoint]) -> list[tuple[Locality, dict[str
 
 def with_place(labels: Labels, place: Locality) -> dict[str, str]:
     """Labels with those that Kubernetes has for places, where they do not say it themselves."""
-    parts = {"topology.kubernetes.io/region": place.region, "topology.kubernetes.io/zone": place.zone, "topology.istio.io/subzone": place.sub_zone}
+    parts = {REGION: place.region, ZONE: place.zone, SUB_ZONE: place.sub_zone}
     return {**{key: value for key, value in parts.items() if value}, **dict(labels)}
 
 
-def _most_alike(endpoints: Iterable[Endpoint], priority: tuple[str, ...], caller: dict[str, str]) -> list[dict[str, Any]]:
+def _most_alike(endpoints: Iterable[Endpoint], settings: LocalitySettings, here: Locality, labels: Labels) -> list[dict[str, Any]]:
     """Endpoints count as far as they are like the caller before the first label in which they are not; numbered without gaps."""
-    wanted = [(key, value if equals else caller.get(key)) for key, equals, value in (one.partition("=") for one in priority)]
-    ranked: dict[int, list[Endpoint]] = defaultdict(list)
+    caller = with_place(labels, here)
+    wanted = [(key, value if equals else caller.get(key)) for key, equals, value in (one.partition("=") for one in settings.priority)]
+    ranked: dict[tuple[int, int], list[Endpoint]] = defaultdict(list)
     for one in endpoints:
         has = with_place(one.labels, one.locality)
         alike = next((index for index, (key, value) in enumerate(wanted) if has.get(key) != value), len(wanted))
-        ranked[len(wanted) - alike].append(one)
+        ranked[len(wanted) - alike, _distance(one.locality, settings, here) if settings.failover or settings.zone_aware else 0].append(one)
     made = []
     for number, rank in enumerate(sorted(ranked)):
         for _, group in _by_locality(ranked[rank]):
@@ -73,10 +75,16 @@ def _most_alike(endpoints: Iterable[Endpoint], priority: tuple[str, ...], caller
     return made
 
 
+def fails_over(policy: TrafficPolicy) -> bool:
+    """Whether some endpoints are only for when others fail."""
+    settings = policy.load_balancer.locality if policy.load_balancer is not None else None
+    return policy.outlier_detection is not None or (settings is not None and settings.always)
+
+
 def priority_labels(policy: TrafficPolicy) -> frozenset[str]:
     """The labels of callers that a load assignment depends on."""
     settings = policy.load_balancer.locality if policy.load_balancer is not None else None
-    if settings is None or policy.outlier_detection is None:
+    if settings is None or not fails_over(policy):
         return frozenset()
     return frozenset(one for one in settings.priority if "=" not in one)
 
@@ -84,7 +92,7 @@ def priority_labels(policy: TrafficPolicy) -> frozenset[str]:
 def depends_on_locality(policy: TrafficPolicy) -> bool:
     """Whether callers in different places get different load assignments."""
     settings = policy.load_balancer.locality if policy.load_balancer is not None else None
-    return bool(policy.outlier_detection is not None or (settings is not None and settings.distribute))
+    return bool(fails_over(policy) or (settings is not None and settings.distribute))
 
 
 def _order(locality: Locality) -> tuple[str, str, str]:
@@ -154,6 +162,8 @@ def _prioritise(made: list[tuple[Locality, dict[str, Any]]], settings: LocalityS
 
 
 def _distance(locality: Locality, settings: LocalitySettings, here: Locality) -> int:
+    if settings.zone_aware and locality.region == here.region:
+        return 0  # of its zones the proxy chooses itself
     if locality.region != here.region:
         targets = [to for origin, to in settings.failover if origin == here.region]
         return 4 if targets and locality.region not in targets else 3

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from control.model.gateway import AUTO_PASSTHROUGH, GATEWAY_API, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
-from control.model.routing import RouteRules, TcpRoute
-from control.model.secret import CA_SUFFIX, Referent, Referrer, Secret, is_granted
+from control.model.gateway import AUTO_PASSTHROUGH, ISTIO_MUTUAL, Gateway, GatewayServer, SecretRef, ServerTls
+from control.model.routing import Retries, RouteRules, TcpRoute, TlsRoute
+from control.model.secret import CA_SUFFIX, Referent, Secret, is_granted
 from control.model.snapshot import Config, Key, is_for, visible
 from control.names import host_matches
 from control.translate import routes
+from control.translate.flow import Way
 from control.translate.http_route import Target
 from control.translate.listeners import GatewayChain
 from control.translate.routes import Caller
 from control.translate.secrets import authorities_key
-from control.translate.tls import file_authorities, file_certificate
+from control.translate.tls import names_of_files
 
 
 class Serving(NamedTuple):
@@ -24,6 +25,7 @@ class Serving(NamedTuple):
     gateway: Gateway
     server: GatewayServer
     namespace: str
+    retries: Retries | None = None
 
     @property
     def route_name(self) -> str:
@@ -41,7 +43,7 @@ class Serving(NamedTuple):
 
     @property
     def caller(self) -> Caller:
-        return Caller((self.namespace, (), False, self.gateway.key))
+        return Caller((self.namespace, (), False, self.gateway.key, self.retries))
 
     def takes(self, rules: RouteRules) -> bool:
         """Whether rules may say something here."""
@@ -71,7 +73,7 @@ def by_place(config: Config, gateways: tuple[Gateway, ...], namespace: str, *, i
             first = there[0].server if there else server
             plain = server.tls is None
             if (first.tls is None) is plain and (not there or not plain or (first.protocol.is_http and server.protocol.is_http)):
-                there.append(Serving(gateway, server, namespace))
+                there.append(Serving(gateway, server, namespace, config.general.retries))
     return {place: servings for place, servings in found.items() if servings}
 
 
@@ -84,15 +86,13 @@ def chains(config: Config, servings: list[Serving], targets: Mapping[str, Target
     `mesh`: (host of a service, what callers in the mesh say in their ClientHello) of all that servers with AUTO_PASSTHROUGH pass on.
     """
     made: list[GatewayChain] = []
-    taken: set[str] = set()
+    taken: set[tuple[str, str]] = set()
     if servings[0].server.tls is None and servings[0].server.protocol.is_http:
         return (GatewayChain(routes=servings[0].route_name),)
     for serving in servings:
         for chain in _chains(config, serving, targets, mesh):
-            names = tuple(name for name in chain.names or ("",) if name not in taken)
-            if names:
-                taken.update(names)
-                made.append(chain._replace(names=() if names == ("",) else names))
+            for left in routes.untaken(TlsRoute((), chain.names or ("",), subnets=chain.subnets), taken):
+                made.append(chain._replace(names=() if left.sni_hosts == ("",) else left.sni_hosts, subnets=left.subnets))
     return tuple(made)
 
 
@@ -101,7 +101,7 @@ def _chains(config: Config, serving: Serving, targets: Mapping[str, Target], mes
     if tls is not None and tls.mode == AUTO_PASSTHROUGH:
         for host, name in mesh:
             if any(_both(host, pattern) == host for _, pattern in server.hosts):
-                yield GatewayChain((name,), clusters=((name, 0),))
+                yield GatewayChain((name,), way=Way(((name, 0),)))
         return
     rules = [one for one in config.route_rules if serving.takes(one) and any(serving.hosts(one))]
     if tls is not None and not tls.is_terminated:
@@ -110,25 +110,26 @@ def _chains(config: Config, serving: Serving, targets: Mapping[str, Target], mes
                 if routes.concerns(route, server.port, one, serving.caller):
                     names = tuple(both for name in route.sni_hosts for _, pattern in server.hosts if (both := _both(name, pattern)))
                     if names:
-                        yield GatewayChain(() if "*" in names else tuple(dict.fromkeys(names)), clusters=routes.tcp_clusters(route, server.port, targets))
+                        names = () if "*" in names else tuple(dict.fromkeys(names))
+                        yield GatewayChain(names, way=routes.way(route, server.port, targets), subnets=route.subnets)
         return
     names = server.server_names if tls is not None else ()
     secrets = _names(serving)
     if server.protocol.is_http:
-        yield GatewayChain(names, tls, secrets, config.security.trust_domain, serving.route_name)
+        yield GatewayChain(names, tls, secrets, config.security.trust_domains, serving.route_name)
         return
-    plain = _plain_route(rules, serving)
-    if plain is not None:
-        yield GatewayChain(names, tls, secrets, config.security.trust_domain, clusters=routes.tcp_clusters(plain, server.port, targets))
+    for plain in _plain_routes(rules, serving):
+        way = routes.way(plain, server.port, targets)
+        yield GatewayChain(names, tls, secrets, config.security.trust_domains, way=way, subnets=plain.subnets)
 
 
-def _plain_route(rules: Iterable[RouteRules], serving: Serving) -> TcpRoute | None:
+def _plain_routes(rules: Iterable[RouteRules], serving: Serving) -> tuple[TcpRoute, ...]:
     """Where connections go whose TLS, if any, has ended here."""
     rules = list(rules)
-    route = routes.tcp_route(rules, serving.server.port, serving.caller)
-    if route is None and serving.server.tls is not None:
-        route = next((TcpRoute(one.destinations) for some in rules if some.gateway_api for one in some.tls), None)
-    return route
+    found = routes.tcp_routes(rules, serving.server.port, serving.caller)
+    if not found and serving.server.tls is not None:
+        return tuple(TcpRoute(one.destinations) for some in rules if some.gateway_api for one in some.tls)[:1]
+    return found
 
 
 def mentioned(config: Config, servings: Iterable[Serving]) -> set[str]:
@@ -146,7 +147,7 @@ def hosts(config: Config, servings: Iterable[Serving]) -> dict[str, list[tuple[S
     for serving in servings:
         if serving.is_isolated:
             for host in sorted({host for _, host in serving.server.hosts}):
-                if any(other.gateway is serving.gateway and other is not serving for other in servings):
+                if any(other.gateway.home == serving.gateway.home and other is not serving for other in servings):
                     found.setdefault(host, [])
         for rules in config.route_rules:
             if rules.http and serving.takes(rules):
@@ -165,7 +166,7 @@ def hosts(config: Config, servings: Iterable[Serving]) -> dict[str, list[tuple[S
 def _is_nearest(serving: Serving, host: str, servings: list[Serving]) -> bool:
     """Whether requests to a host, or to hosts of a pattern, are this listener's, and not those of another one of its gateway that names them more exactly."""
     own = min(_rank(pattern) for _, pattern in serving.server.hosts if _both(host, pattern) == host)
-    others = (other for other in servings if other.gateway is serving.gateway and other is not serving)
+    others = (other for other in servings if other.gateway.home == serving.gateway.home and other is not serving)
     return not any(_both(host, pattern) == host and _rank(pattern) < own for other in others for _, pattern in other.server.hosts)
 
 
@@ -206,8 +207,7 @@ def _names(serving: Serving) -> tuple[str, ...]:
     if tls is None or tls.mode == ISTIO_MUTUAL:
         return ()
     if tls.files:
-        names = [file_certificate(*pair) for pair in tls.files]
-        return (*names, file_authorities(tls.ca_file, tls.crl_file)) if tls.asks_clients else tuple(names)
+        return names_of_files(tls)
     names = [_name(serving.gateway, ref) for ref in tls.credentials]
     if tls.asks_clients and not tls.bundles:
         names.append(_name(serving.gateway, tls.ca) if tls.ca is not None else names[0] + CA_SUFFIX)
@@ -250,8 +250,7 @@ def shown(config: Config, served: Iterable[Gateway]) -> Iterator[tuple[str, Key]
 
 def _may_show(config: Config, gateway: Gateway, ref: SecretRef, key: Key) -> bool:
     """Whether a Secret has a certificate, and may be referred to from where the gateway is."""
-    who = Referrer(GATEWAY_API, "Gateway", gateway.namespace)
-    if ref.namespace and not is_granted(config.references.grants, who, Referent("", "Secret", *key)):
+    if ref.namespace and not is_granted(config.references.grants, gateway.referrer, Referent("", "Secret", *key)):
         return False
     known = config.references.credentials.get(key)
     return known is not None and known.is_certificate

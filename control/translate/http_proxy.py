@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from control.model.sidecar import Unknown
+from control.model.sidecar import Imports, Unknown
 from control.model.snapshot import Config, visible
 from control.names import HTTP_PROXY_ROUTES, MESH
 from control.translate import routes
@@ -29,14 +29,15 @@ class Proxied:
     hosts: Callable[[], frozenset[str]]
 
 
-def proxied(config: Config, caller: Caller) -> Iterator[Proxied]:
-    """What a caller may name."""
+def proxied(config: Config, caller: Caller, only_port: int = 0, among: Imports | None = None, *, captured: bool = False) -> Iterator[Proxied]:
+    """What a caller may name. `only_port`: of the services with a port of this number alone, which then need not be named; `among`: of these alone;
+    `captured`: see `ports_of`."""
     namespace = caller.namespace
     taken: set[str] = {"*"}
-    for service, port in ports_of(config, namespace):
-        if not port.protocol.is_http:
+    for service, port in ports_of(config, namespace, captured=captured):
+        if not port.protocol.is_http or only_port not in (0, port.number) or (among is not None and not among.service(service.namespace, service.host)):
             continue
-        domains = [one for one in routes.domains(service, port.number, namespace, bare=port.number == 80) if one not in taken]
+        domains = [one for one in routes.domains(service, port.number, namespace, bare=port.number == (only_port or 80)) if one not in taken]
         if domains:
             taken.update(domains)
 
@@ -49,6 +50,8 @@ def proxied(config: Config, caller: Caller) -> Iterator[Proxied]:
                 return frozenset((service.host, *routes.mentioned(config.routes_for(service.host, port.number, namespace))))
 
             yield Proxied(tuple(domains), of_service, hosts)
+    if only_port not in (0, 80):
+        return
     for one in config.route_rules:  # hosts that are no services of the mesh, and are sent to some that are
         for host in one.hosts if visible(one, namespace) and MESH in one.gateways else ():
             domains = [domain for domain in (host, f"{host}:80") if domain not in taken]
@@ -68,6 +71,18 @@ def whole(config: Config, caller: Caller, unknown: Unknown | None) -> Resource:
     """The route configuration with all of them."""
     hosts = [one.make(list(one.domains)) for one in proxied(config, caller)]
     return make(ROUTES, HTTP_PROXY_ROUTES, routes.configuration(HTTP_PROXY_ROUTES, [*hosts, _others(unknown)]))
+
+
+def ports(config: Config, namespace: str) -> list[int]:
+    """The numbers of all ports to which requests may go that are captured."""
+    return sorted({port.number for _, port in ports_of(config, namespace, captured=True) if port.protocol.is_http})
+
+
+def of_port(name: str, config: Config, caller: Caller, unknown: Unknown | None, port: int, among: Imports | None = None) -> Resource:
+    """The route configuration of a listener for some services and one of their ports, or, with port 0, for all of them. `among` None: for captured requests."""
+    some = among.within(caller.namespace) if among is not None else None
+    hosts = [one.make(list(one.domains)) for one in proxied(config, caller, port, some, captured=among is None)]
+    return make(ROUTES, name, routes.configuration(name, [*hosts, _others(unknown)]))
 
 
 def on_demand() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from control.model.service import Service
 from control.model.traffic import ConsistentHash
 from control.names import outbound_cluster, routing_claim
 from control.translate import tokens
+from control.translate.flow import Flow
 from control.translate.resource import duration, typed
 
 UNKNOWN_SERVICE = "UnknownService"  # the cluster, which is never there, of what is none
@@ -39,26 +40,37 @@ _GRPC_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a rule's destination is to the proxy. `hash`: by number of the port and name of the subset, where a DestinationRule balances by hash."""
+    """What a rule's destination is to the proxy.
+
+    By number of the port and name of the subset: `hash`, where a DestinationRule balances by hash, and `flows`, where it says something of plain connections.
+    """
 
     service: Service | None
     hash: tuple[tuple[tuple[int, str], ConsistentHash], ...] = ()
+    flows: tuple[tuple[tuple[int, str], Flow], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """Where routes are used: `port` is the one that requests were meant for, `grpc` says that the proxy is gRPC's own xDS client."""
+    """Where routes are used: `port` is the one that requests were meant for, `grpc` says that the proxy is gRPC's own xDS client; `retries`: of rules that do
+    not say it."""
 
     port: int
     targets: Mapping[str, Target]
     rules_name: str = ""
     gateway_api: bool = False
     grpc: bool = False
+    retries: Retries | None = None
 
 
 def routes(rule: HttpRoute, matches: tuple[RouteMatch | None, ...], around: Around) -> list[dict[str, Any]]:
     """The routes of one rule: one for each of the matches that concern this proxy; None matches everything."""
-    return [_route(rule, match, around) for match in matches]
+    made = []
+    for match in matches:
+        if rule.cors is not None and rule.cors.repeats and not around.grpc and (match is None or match.method is None):
+            made.append(_preflight(rule.cors, match))
+        made.append(_route(rule, match, around))
+    return made
 
 
 def catches_all(rule: HttpRoute, match: RouteMatch | None) -> bool:
@@ -70,9 +82,13 @@ def catches_all(rule: HttpRoute, match: RouteMatch | None) -> bool:
     return anything and (path is None or (path.kind in ("prefix", "path_prefix") and path.text == "/") or (path.kind == "regex" and path.text == ".*"))
 
 
-def default_route(cluster: str, hash: ConsistentHash | None, operation: str, *, http2: bool = False, grpc: bool = False) -> dict[str, Any]:
-    """The route to a service that no rule speaks of. `http2`: that is what its port speaks; `grpc`: see `Around`."""
-    action: dict[str, Any] = {"cluster": cluster, **_timeout(None, grpc, http2), "retry_policy": _retry_policy(None, hash is not None)}
+def default_route(
+    cluster: str, hash: ConsistentHash | None, operation: str, *, http2: bool = False, grpc: bool = False, retries: Retries | None = None
+) -> dict[str, Any]:
+    """The route to a service that no rule speaks of. `http2`: that is what its port speaks; `grpc` and `retries`: see `Around`."""
+    action: dict[str, Any] = {"cluster": cluster, **_timeout(None, grpc, http2)}
+    if retry := _retry_policy(retries, hash is not None):
+        action["retry_policy"] = retry
     if hash is not None:
         action["hash_policy"] = [_hash_policy(hash)]
     return {"name": "default", "match": {"prefix": "/"}, "route": action, "decorator": {"operation": operation}}
@@ -225,7 +241,7 @@ def _action(rule: HttpRoute, made: dict[str, Any], authority: str, around: Aroun
     ]
     if mirrors:
         action["request_mirror_policies"] = mirrors
-    retry = _retry_policy(rule.retries, hashed)
+    retry = _retry_policy(rule.retries if rule.retries is not None else around.retries, hashed)
     if retry:
         action["retry_policy"] = retry
     return action
@@ -370,6 +386,30 @@ def _mutate(holder: dict[str, Any], request: HeaderOperations, response: HeaderO
 
 def _internal(key: str) -> bool:
     return key.startswith(":") or key.lower() == "host"
+
+
+def _preflight(cors: Cors, match: RouteMatch | None) -> dict[str, Any]:
+    """The answer to preflights that Envoy's filter has none for: it knows no method and no header that it was not told."""
+    patterns = [re.escape(one.text) if one.kind == "exact" else one.text for one in cors.origins]
+    made = _match(match, False)
+    made["headers"] = [
+        *made.get("headers", ()),
+        {"name": ":method", "string_match": {"exact": "OPTIONS"}},
+        {"name": "access-control-request-method", "present_match": True},
+        {"name": "origin", "string_match": {"safe_regex": {"regex": "|".join(f"(?:{one})" for one in patterns) or "$^"}}},
+    ]
+    told = {
+        "allow-origin": "%REQ(ORIGIN)%",
+        "allow-methods": "%REQ(ACCESS-CONTROL-REQUEST-METHOD)%" if "*" in cors.methods else ",".join(cors.methods),
+        "allow-headers": "%REQ(ACCESS-CONTROL-REQUEST-HEADERS)%" if "*" in cors.headers else ",".join(cors.headers),
+        "allow-credentials": "true",
+        "expose-headers": ",".join(cors.expose),
+        "max-age": str(int(cors.max_age_s)) if cors.max_age_s is not None else "",
+    }
+    added = [
+        {"header": {"key": f"access-control-{name}", "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"} for name, value in told.items() if value
+    ]
+    return {"name": "preflight", "match": made, "direct_response": {"status": 200}, "response_headers_to_add": added}
 
 
 def fraction(percent: float) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from control.model.mesh import NO_LIMITS, TlsLimits
 from control.translate.resource import typed
 
 SDS_CLUSTER = "sds-grpc"  # of the bootstrap: where a proxy finds its certificates
@@ -44,10 +46,15 @@ def upstream_matches(sni: str, identities: tuple[str, ...], http2: bool) -> list
     ]
 
 
-def downstream(trust_domain: str) -> dict[str, Any]:
-    """The transport socket of those who are called: callers must be of the mesh."""
-    names = [{"san_type": "URI", "matcher": {"prefix": f"spiffe://{trust_domain}/"}}]
-    context = {"require_client_certificate": True, "common_tls_context": _common(["h2", "http/1.1"], names)}
+def downstream(trust_domains: Iterable[str], limits: TlsLimits = NO_LIMITS) -> dict[str, Any]:
+    """The transport socket of those who are called: callers must be of the mesh, by one of its names."""
+    names = [{"san_type": "URI", "matcher": {"prefix": f"spiffe://{one}/"}} for one in trust_domains]
+    common = _common(["h2", "http/1.1"], names)
+    if limits.min_version:
+        common["tls_params"]["tls_minimum_protocol_version"] = limits.min_version
+    if limits.cipher_suites:
+        common["tls_params"]["cipher_suites"] = list(limits.cipher_suites)
+    context = {"require_client_certificate": True, "common_tls_context": common}
     return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}DownstreamTlsContext", **context)}
 
 

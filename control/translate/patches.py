@@ -178,8 +178,9 @@ def _listener(message: Any, patch: Patch, context: str, proxy: Proxy) -> None:
         if context == INBOUND:
             _inline_routes(message, patch, proxy)
         return
-    if match.name not in ("", message.name) or (match.port and match.port not in proxy.meant(message.address.socket_address.port_value)):
-        return
+    meant = proxy.meant(message.address.socket_address.port_value)
+    if match.name not in ("", message.name) or any(port and port not in meant for port in (match.port, match.destination_port)):
+        return  # every port has a listener of its own, so that it is the port of all of its filter chains
     if patch.place == "LISTENER":
         if not match.filter or any(_has(chain, match) for chain in message.filter_chains):
             _edit(message, patch)

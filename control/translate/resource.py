@@ -69,6 +69,17 @@ class Nothing(Resource):
         return field(2, field(1, b"none") + field(3, name) + field(4, name))
 
 
+class Held(Resource):
+    """Endpoints of which it is not known yet who they are: for who has none. Who comes back with some keeps them until it is."""
+
+    __slots__ = ()
+
+    def __init__(self, made: Resource) -> None:
+        self.name, self.any, self.packed = made.name, made.any, made.packed
+        self.version = f"held {made.version}"  # so that it is replaced in the end, whatever by
+        self._envelope = None
+
+
 def make(url: str, name: str, value: Mapping[str, Any]) -> Resource:
     """A resource from its JSON form."""
     message = convert.to_message(value, messages.known(messages.full_name(url)))
@@ -135,6 +146,7 @@ class ResourceSet(Mapping[str, Resource]):
         old, new = before._by_name, self._by_name
         changed = tuple(one for name, one in new.items() if (was := old.get(name)) is not one and (was is None or was.version != one.version))
         diff = Diff(changed, tuple(name for name in old if name not in new))
+        before._since = None  # or each set would keep the one before it, and that one all the others that there ever were
         self._since = before, diff
         return diff
 

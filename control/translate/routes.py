@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from control.model.routing import RouteMatch, RouteRules, TcpRoute, TlsRoute
+from control.model.routing import Retries, RouteMatch, RouteRules, TcpRoute, TlsRoute
 from control.model.service import Port, Service
 from control.names import ALLOW_ANY, BLOCK_ALL, MESH, PASSTHROUGH, outbound_cluster, short_hosts
 from control.translate import http_route
+from control.translate.flow import STRAIGHT, Flow, Way
 from control.translate.http_route import UNKNOWN_SERVICE, Around, Target
 
 MAX_DIRECT_RESPONSE = 1 << 20
 Labels = tuple[tuple[str, str], ...]
 
 
-class Caller(tuple[str, Labels, bool, str]):
-    """Whose routes these are: namespace, labels as far as rules ask for them, whether it is a gRPC client, and a gateway's name, MESH for sidecars."""
+class Caller(tuple[str, Labels, bool, str, Retries | None]):
+    """Whose routes these are: namespace, labels as far as rules ask for them, whether it is a gRPC client, a gateway's name, MESH for sidecars, and how often
+    it tries what no rule speaks of, None for as usual."""
 
     __slots__ = ()
 
@@ -36,6 +38,10 @@ class Caller(tuple[str, Labels, bool, str]):
     @property
     def gateway(self) -> str:
         return self[3]
+
+    @property
+    def retries(self) -> Retries | None:
+        return self[4]
 
 
 def configuration(name: str, hosts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +71,8 @@ def virtual_host(
     if not made:
         cluster = outbound_cluster(service.host, port.number)
         hash = dict(by_host[service.host].hash).get((port.number, "")) if service.host in by_host else None
-        made = [http_route.default_route(cluster, hash, f"{service.host}:{port.number}/*", http2=port.protocol.is_http2, grpc=caller.grpc)]
+        operation = f"{service.host}:{port.number}/*"
+        made = [http_route.default_route(cluster, hash, operation, http2=port.protocol.is_http2, grpc=caller.grpc, retries=caller.retries)]
     return host(name, domains, made)
 
 
@@ -81,7 +88,7 @@ def together(rules: Iterable[RouteRules], port: int, targets: dict[str, Target],
     exact: list[tuple[tuple[int, ...], dict[str, Any]]] = []
     for one in rules:
         if one.gateway_api:
-            around = Around(port, targets, one.name, True, caller.grpc)
+            around = Around(port, targets, one.name, True, caller.grpc, caller.retries)
             for rule in one.http:
                 for match in rule.matches or (None,):
                     exact += [(_exactness(match), route) for route in http_route.routes(rule, (match,), around)]
@@ -101,7 +108,7 @@ def _exactness(match: RouteMatch | None) -> tuple[int, ...]:
 
 def rule_routes(rules: RouteRules, port: int, targets: dict[str, Target], caller: Caller) -> list[dict[str, Any]]:
     """The routes of one VirtualService for one port, as far as they concern the caller. What can never be reached is left out, as in Istio."""
-    around = Around(port, targets, rules.name, False, caller.grpc)
+    around = Around(port, targets, rules.name, False, caller.grpc, caller.retries)
     made: list[dict[str, Any]] = []
     for rule in rules.http:
         matches: list[RouteMatch | None] = [None] if not rule.matches else []
@@ -122,32 +129,54 @@ def concerns(match: RouteMatch | TcpRoute | TlsRoute, port: int, rules: RouteRul
         return False
     if caller.gateway not in (match.gateways or rules.gateways):
         return False
-    if caller.gateway != MESH or match.gateways:
+    if caller.gateway != MESH or (match.gateways and isinstance(match, RouteMatch)):  # as in Istio, which looks at both for connections only
         return True
     return match.source_labels.items() <= dict(caller.labels).items() and match.source_namespace in ("", caller.namespace)
 
 
-def tcp_route(rules: Iterable[RouteRules], port: int, caller: Caller) -> TcpRoute | None:
-    """What is said about plain connections to a port; None: nothing."""
-    return next((route for one in rules for route in one.tcp if concerns(route, port, one, caller)), None)
-
-
-def tls_routes(rules: Iterable[RouteRules], port: int, caller: Caller) -> tuple[TlsRoute, ...]:
-    """What is said about connections to a port by the names in their ClientHello; of two routes for a name, the first has it."""
-    made = []
+def tcp_routes(rules: Iterable[RouteRules], port: int, caller: Caller) -> tuple[TcpRoute, ...]:
+    """What is said about plain connections to a port, by their addresses; of two routes for a subnet, the first has it. Only the last may be for all others."""
+    made: list[TcpRoute] = []
     taken: set[str] = set()
     for one in rules:
-        for route in one.tls:
-            names = tuple(name for name in route.sni_hosts if name not in taken)
-            if names and concerns(route, port, one, caller):
-                taken.update(names)
-                made.append(replace(route, sni_hosts=names))
+        for route in one.tcp:
+            if not concerns(route, port, one, caller):
+                continue
+            if not route.subnets:
+                return (*made, route)
+            subnets = tuple(subnet for subnet in route.subnets if subnet not in taken)
+            if subnets:
+                taken.update(subnets)
+                made.append(replace(route, subnets=subnets))
     return tuple(made)
 
 
-def tcp_clusters(route: TcpRoute | TlsRoute, port: int, targets: Mapping[str, Target]) -> tuple[tuple[str, int], ...]:
-    """(cluster, weight) of each destination."""
+def tls_routes(rules: Iterable[RouteRules], port: int, caller: Caller) -> tuple[TlsRoute, ...]:
+    """What is said about connections to a port by the names in their ClientHello, and by their addresses; of two routes for the same, the first has it."""
     made = []
+    taken: set[tuple[str, str]] = set()
+    for one in rules:
+        for route in one.tls:
+            if concerns(route, port, one, caller):
+                made += untaken(route, taken)
+    return tuple(made)
+
+
+def untaken(route: TlsRoute, taken: set[tuple[str, str]]) -> list[TlsRoute]:
+    """The route for those of its names and subnets ("" for any) that are not `taken` together; they are, then. Several, where it is not the same for all."""
+    left: dict[tuple[str, ...], list[str]] = {}
+    for name in route.sni_hosts:
+        subnets = tuple(subnet for subnet in route.subnets or ("",) if (name, subnet) not in taken)
+        taken.update((name, subnet) for subnet in subnets)
+        if subnets:
+            left.setdefault(subnets, []).append(name)
+    return [replace(route, sni_hosts=tuple(names), subnets=() if subnets == ("",) else subnets) for subnets, names in left.items()]
+
+
+def way(route: TcpRoute | TlsRoute, port: int, targets: Mapping[str, Target]) -> Way:
+    """Where plain connections go: how they are carried is what is said of the first destination, of its subset only if there is no other, as in Istio."""
+    made = []
+    flow: Flow | None = None
     for one in route.destinations:
         if not one.destination.host:
             made.append((UNKNOWN_SERVICE, one.weight))
@@ -156,7 +185,16 @@ def tcp_clusters(route: TcpRoute | TlsRoute, port: int, targets: Mapping[str, Ta
         service = target.service if target is not None else None
         number = one.destination.port or (service.ports[0].number if service is not None and len(service.ports) == 1 else port)
         made.append((outbound_cluster(one.destination.host, number, one.destination.subset), one.weight))
-    return tuple(made)
+        if flow is None and target is not None:
+            subset = one.destination.subset if len(route.destinations) == 1 else ""
+            flow = dict(target.flows).get((number, subset), STRAIGHT)
+    return Way(tuple(made), flow or STRAIGHT)
+
+
+def straight(service: Service, port: int, targets: Mapping[str, Target]) -> Way:
+    """To a port of a service, as nothing else is said."""
+    target = targets.get(service.host)
+    return Way(((outbound_cluster(service.host, port), 0),), dict(target.flows).get((port, ""), STRAIGHT) if target is not None else STRAIGHT)
 
 
 def mentioned(rules: Iterable[RouteRules]) -> set[str]:

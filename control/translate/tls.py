@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from control.model.gateway import ServerTls
+from control.model.mesh import NO_LIMITS, TlsLimits
 from control.model.secret import CA_SUFFIX, Secret
 from control.model.traffic import MUTUAL, TlsSettings
 from control.translate.resource import typed
@@ -19,8 +20,8 @@ _SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 _SDS = {"ads": {}, "resource_api_version": "V3"}
 
 
-def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
-    """The transport socket of a gateway's server. `names` of secrets: see `listeners.GatewayChain`."""
+def downstream(tls: ServerTls, names: tuple[str, ...], usual: TlsLimits = NO_LIMITS) -> dict[str, Any]:
+    """The transport socket of a gateway's server. `names` of secrets: see `listeners.GatewayChain`; `usual`: where the server leaves it open."""
     certificates = names[:-1] if tls.asks_clients and not tls.bundles else names
     common: dict[str, Any] = {
         "alpn_protocols": ["h2", "http/1.1"],
@@ -39,14 +40,19 @@ def downstream(tls: ServerTls, names: tuple[str, ...]) -> dict[str, Any]:
         else:
             common["combined_validation_context"] = {"default_validation_context": checks, "validation_context_sds_secret_config": _reference(names[-1])}
     limits = {
-        "tls_minimum_protocol_version": tls.min_version,
+        "tls_minimum_protocol_version": tls.min_version or ("" if tls.max_version and tls.max_version < usual.min_version else usual.min_version),
         "tls_maximum_protocol_version": tls.max_version,
-        "cipher_suites": list(tls.cipher_suites),
+        "cipher_suites": list(tls.cipher_suites or usual.cipher_suites),
+        "ecdh_curves": list(usual.curves),
     }
     if any(limits.values()):
-        common["tls_params"] = {field: value for field, value in limits.items() if value}
+        common["tls_params"] = _limits(limits)
     context = {"require_client_certificate": tls.mode == "MUTUAL", "common_tls_context": common}
     return {"name": "envoy.transport_sockets.tls", "typed_config": typed(f"{_TLS}DownstreamTlsContext", **context)}
+
+
+def _limits(limits: dict[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in limits.items() if value}
 
 
 def upstream(settings: TlsSettings, *, http2: bool, resolved: bool) -> dict[str, Any]:
@@ -58,6 +64,8 @@ def upstream(settings: TlsSettings, *, http2: bool, resolved: bool) -> dict[str,
         common.update(_trust(settings))
     if http2:
         common["alpn_protocols"] = ["h2"]
+    if settings.cipher_suites or settings.curves:
+        common["tls_params"] = _limits({"cipher_suites": list(settings.cipher_suites), "ecdh_curves": list(settings.curves)})
     context: dict[str, Any] = {"common_tls_context": common}
     if settings.sni:
         context["sni"] = settings.sni
@@ -107,6 +115,12 @@ def file_certificate(chain: str, key: str) -> str:
 def file_authorities(ca: str, crl: str = "") -> str:
     """The name of authorities that are a file, and of what they have revoked."""
     return f"file-root:{ca}~{crl}" if crl else f"file-root:{ca}"
+
+
+def names_of_files(tls: ServerTls) -> tuple[str, ...]:
+    """Of all that a server needs of files: its certificates, and last the authorities of clients if it asks them for theirs."""
+    certificates = tuple(file_certificate(*pair) for pair in tls.files)
+    return (*certificates, file_authorities(tls.ca_file, tls.crl_file)) if tls.asks_clients else certificates
 
 
 def files_of_settings(settings: TlsSettings) -> Iterator[str]:

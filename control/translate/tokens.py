@@ -6,10 +6,12 @@ is enough: so the requirement is one of the providers, or else nothing wrong wit
 
 from __future__ import annotations
 
-from collections.abc import Container
+import dataclasses
+import functools
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from control.model.security import JwtRule
+from control.model.security import NO_KEYS, JwtRule, KeySource, RequestAuthentication
 from control.names import CLUSTER_DOMAIN, outbound_cluster
 from control.translate.resource import typed
 
@@ -25,9 +27,47 @@ _MISSING: Json = {"allow_missing": {}}
 Tokens = tuple[tuple[JwtRule, str], ...]
 
 
-def with_clusters(rules: tuple[JwtRule, ...], hosts: Container[str]) -> Tokens:
-    """Rules with the clusters of their keys. `hosts`: of the services that there are; keys elsewhere cannot be fetched, and no token of that issuer is good."""
-    return tuple((rule, _cluster(rule, hosts)) for rule in rules)
+def with_clusters(rules: tuple[JwtRule, ...], hosts: Container[str], fetched: Mapping[KeySource, str]) -> Tokens:
+    """Rules with the clusters of their keys. `hosts`: of the services that there are; `fetched`: keys from elsewhere. What is in neither is not known, and no
+    token of that issuer is good."""
+    return tuple(_with_cluster(rule, hosts, fetched) for rule in rules)
+
+
+def _with_cluster(rule: JwtRule, hosts: Container[str], fetched: Mapping[KeySource, str]) -> tuple[JwtRule, str]:
+    source = rule.source
+    if source is not None and not _is_near(rule, hosts):
+        if source in fetched:
+            return _holding(rule, fetched[source]), ""
+        if not rule.jwks_uri:
+            rule = _without_keys(rule)
+    return rule, _cluster(rule, hosts)
+
+
+@functools.lru_cache(1000)
+def _holding(rule: JwtRule, keys: str) -> JwtRule:
+    """The same object for the same arguments, since what is made of it is remembered by it."""
+    return dataclasses.replace(rule, jwks=keys, jwks_uri="")
+
+
+@functools.lru_cache(1000)
+def _without_keys(rule: JwtRule) -> JwtRule:
+    return dataclasses.replace(rule, jwks_uri=f"https://{NO_KEYS}/", keys_at=(NO_KEYS, 443))
+
+
+def _is_near(rule: JwtRule, hosts: Container[str]) -> bool:
+    """Whether proxies reach its keys, as those of a service."""
+    return any(name in hosts for name in _names(rule.keys_at[0])) if rule.jwks_uri else False
+
+
+def wanted(policies: Iterable[RequestAuthentication], services: Container[str]) -> dict[KeySource, float]:
+    """Where keys are that no proxy can fetch, and for how many seconds one may wait for them."""
+    found: dict[KeySource, float] = {}
+    for policy in policies:
+        for rule in policy.rules if not policy.stands_in else ():
+            source = rule.source
+            if source is not None and not _is_near(rule, services):
+                found[source] = max(rule.timeout, found.get(source, 0.0))
+    return found
 
 
 def _cluster(rule: JwtRule, hosts: Container[str]) -> str:

@@ -1,7 +1,8 @@
 """Which resources each proxy gets.
 
 Every resource is made by a function whose arguments are all that it may depend on, and is remembered under exactly those arguments: proxies that get the same
-get the same object, and a snapshot that changed little costs little. What was not asked for during one whole snapshot is forgotten.
+get the same object, and a snapshot that changed little costs little. What was not asked for during one whole snapshot is forgotten, or while MAX_ASKED views
+were made of what proxies asked for: a snapshot may last for weeks, in which every call of another service makes one more.
 """
 
 from __future__ import annotations
@@ -11,19 +12,52 @@ from typing import Any, NamedTuple, TypeVar
 
 from control.model.envoy_filter import GATEWAY, OUTBOUND, Patch
 from control.model.gateway import Gateway
-from control.model.service import NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
-from control.model.sidecar import Imports, Unknown
+from control.model.labels import HOSTNAME
+from control.model.mesh import pool_of
+from control.model.routing import Retries, TlsRoute
+from control.model.service import EXPECTED, NOWHERE, Endpoint, Locality, Port, Resolution, Service, SidecarPorts, Workload
+from control.model.sidecar import Egress, Imports, Sidecar, Speaks, Unknown
 from control.model.snapshot import Config, Endpoints, MeshSnapshot, same_config
 from control.model.traffic import DestinationRule, Subset
-from control.names import BLACK_HOLE, HTTP_PROXY_ROUTES, MESH, PASSTHROUGH, SERVER_LISTENER, host_matches, inbound_cluster, outbound_cluster, short_hosts
+from control.names import (
+    BLACK_HOLE,
+    CAPTURED,
+    HTTP_PROXY_ROUTES,
+    LOCAL_CLUSTER,
+    MESH,
+    PASSTHROUGH,
+    SERVER_LISTENER,
+    VIRTUAL_OUTBOUND,
+    host_matches,
+    inbound_cluster,
+    is_ip,
+    outbound_cluster,
+    short_hosts,
+)
 from control.translate import clusters, gateways, http_proxy, listeners, routes, secrets, tls, workloads
 from control.translate.endpoints import Labels, depends_on_locality, load_assignment, priority_labels
+from control.translate.flow import NOWHERE as NO_WAY
+from control.translate.flow import Way
 from control.translate.gateways import Serving
-from control.translate.listeners import Clusters, Guard
+from control.translate.listeners import ByName, Guard, Some
 from control.translate.patches import Proxy as Patched
 from control.translate.patches import added, concerned, is_meant, patched
 from control.translate.proxy import GRPC, ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, NO_RESOURCES, ROUTES, SECRET, VIRTUAL_HOST, Nothing, Resource, ResourceSet, make
+from control.translate.resource import (
+    CLUSTER,
+    ENDPOINTS,
+    EXTENSION,
+    LISTENER,
+    NO_RESOURCES,
+    ROUTES,
+    SECRET,
+    VIRTUAL_HOST,
+    Held,
+    Nothing,
+    Resource,
+    ResourceSet,
+    make,
+)
 from control.translate.routes import Caller
 from control.translate.secrets import Means
 from control.translate.telling import Told
@@ -31,6 +65,7 @@ from control.translate.uses import Use, for_grpc, origin, ports_of, showing, tar
 from control.translate.view import View
 
 _T = TypeVar("_T")
+MAX_ASKED = 1000
 
 
 class _Same:
@@ -60,10 +95,12 @@ class _Scope(NamedTuple):
     shown: str  # name over SDS of what they show to services that ask for TLS
     unknown: Unknown | None  # what becomes of requests to what is not in the mesh, if that is said
     on_demand: bool = False  # what they have not called is sent when they do
+    retries: Retries | None = None  # of requests of which nothing else says it
+    captured: bool = False  # what their applications open is redirected to them
 
     @property
     def caller(self) -> Caller:
-        return Caller((self.namespace, self.labels, self.grpc, MESH))
+        return Caller((self.namespace, self.labels, self.grpc, MESH, self.retries))
 
     @property
     def means(self) -> Means:
@@ -72,6 +109,18 @@ class _Scope(NamedTuple):
 
 _Seen = tuple[Any, ...]
 _Index = Mapping[str, http_proxy.Proxied]
+
+
+class Exit(NamedTuple):
+    """A listener for some of the services, and what is seen of the mesh by it."""
+
+    egress: Egress
+    seen: _Same
+
+    @property
+    def config(self) -> Config:
+        found: Config = self.seen.value
+        return found
 
 
 class Asked(NamedTuple):
@@ -90,15 +139,22 @@ class Translator:
         self._new: dict[Any, Any] = {}
         self._seen_before: dict[_Seen, tuple[Config, Config]] = {}
         self._seen: dict[_Seen, tuple[Config, Config]] = {}
+        self._asked = 0  # views of what was asked for, since something was forgotten
+
+    @property
+    def remembered(self) -> int:
+        """How many things."""
+        return len(self._old) + len(self._new) + len(self._seen_before) + len(self._seen)
 
     def view(self, proxy: ProxyKey, snapshot: MeshSnapshot, asked: Asked | None = None) -> View:
         """What `proxy` gets; the same object as long as neither of the two changes. `asked`: it is to get no more than it asks for, which its sidecar can do
         for what is called by HTTP."""
-        if snapshot is not self._snapshot:
-            self._snapshot = snapshot
+        if snapshot is not self._snapshot or self._asked >= MAX_ASKED:
+            self._snapshot, self._asked = snapshot, 0
             self._old, self._new = self._new, {}
             self._seen_before, self._seen = self._seen, {}
         if asked is not None:
+            self._asked += 1
             return self._view(proxy, snapshot, asked)
         return self._once((_Same(snapshot), proxy), lambda: self._view(proxy, snapshot, None))
 
@@ -157,6 +213,8 @@ class Translator:
         if served or workload is None or not workloads.asks(workload) or proxy.kind == GRPC:
             asked = None
         entitled = tuple(one for one in served if workload is not None and one.is_on(proxy.namespace, own_labels))
+        captured = workload is not None and workload.sidecar is not None and bool(workload.sidecar.capture) and not served
+        unknown = (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown
         scope = _Scope(
             proxy.namespace,
             tuple(sorted((key, value) for key, value in labels.items() if key in seen.source_labels)),
@@ -165,20 +223,24 @@ class Translator:
             bool(entitled),
             workload is not None,
             next((name for name, _ in gateways.shown(whole, entitled)), ""),
-            (sidecar.unknown if sidecar is not None else None) or whole.telemetry.mesh.unknown,
+            unknown or (Unknown.REGISTRY_ONLY if captured else None),
             asked is not None,
+            whole.general.retries,
+            captured,
         )
+        exits = self._exits(whole, proxy.namespace, sidecar, chosen) if sidecar is not None and not scope.grpc else ()
         led: dict[str, frozenset[str]] = {}
         if asked is not None:
             led = self._led(seen, scope, asked.names)
-            hosts = asked.hosts.union(*led.values(), workloads.needed(whole, proxy.namespace, workload), workloads.declared(workload))
+            needed = workloads.needed(whole, proxy.namespace, workload)
+            hosts = asked.hosts.union(*led.values(), needed, workloads.declared(workload), *(one.config.services for one in exits))
             imports = sidecar.imports if sidecar is not None else None
             config = self._narrowed(seen, (proxy.namespace, imports, chosen, hosts, Asked), lambda: seen.only(proxy.namespace, hosts))
         here = proxy.locality if proxy.locality != NOWHERE or workload is None else workload.locality
         told = workloads.told(whole, proxy, labels, served, client=True), workloads.told(whole, proxy, labels, served, client=False)
         edge = workloads.edge_guard(whole, proxy.namespace, labels, served) if served else None
-        own = (_Same(whole), _Same(config), scope, workload, served, edge, told)
-        clusters_key = (CLUSTER, _Same(config), scope.means, scope.shown, scope.unknown)
+        own = (_Same(whole), _Same(config), scope, workload, served, edge, told, exits)
+        clusters_key = (CLUSTER, _Same(config), scope.means, scope.shown, scope.unknown, scope.captured)
         parts = {
             CLUSTER: (
                 self._once(clusters_key, lambda: self._clusters(config, scope)),
@@ -186,7 +248,11 @@ class Translator:
                 self._once((CLUSTER, _Same(whole), workloads.TRACING), lambda: self._collectors(whole)),
                 self._passed_clusters(whole, scope, served),
             ),
-            ENDPOINTS: (self._endpoint_set(snapshot, config, scope, here, labels), self._passed_endpoints(whole, snapshot, scope, served)),
+            ENDPOINTS: (
+                self._endpoint_set(snapshot, config, scope, here, workloads.placed(labels, workload)),
+                self._passed_endpoints(whole, snapshot, scope, served),
+                self._local_endpoints(whole, snapshot, workload, proxy.locality),
+            ),
         }
         if scope.grpc:
             parts[LISTENER] = (
@@ -195,17 +261,20 @@ class Translator:
             )
             parts[ROUTES] = (self._once((ROUTES, _Same(config), scope), lambda: self._api_routes(config, scope)),)
         else:
-            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *told)),)
-            parts[ROUTES] = (self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),)
+            parts[LISTENER] = (self._once((LISTENER, *own), lambda: self._listeners(whole, config, scope, workload, served, edge, *told, exits)),)
+            parts[ROUTES] = (
+                self._once((ROUTES, _Same(config), scope, workload, served), lambda: self._routes(config, scope, workload, served)),
+                self._exit_routes(scope, exits),
+            )
             key = (SECRET, _Same(whole), _Same(snapshot.secrets), scope, entitled)
             parts[SECRET] = (
                 self._once(key, lambda: self._gateway_secrets(whole, snapshot, scope, entitled)) if entitled else NO_RESOURCES,
                 self._callers_secrets(config, snapshot, scope),
-                self._once((SECRET, _Same(config), scope, served), lambda: self._file_secrets(config, scope, served)),
+                self._once((SECRET, _Same(config), scope, served, workload), lambda: self._file_secrets(config, scope, served, workload)),
             )
             parts[EXTENSION] = (NO_RESOURCES,)
             said, serves = {"NAME": proxy.name, "NAMESPACE": proxy.namespace, **dict(proxy.metadata)}, {one.key for one in served}
-            ours = (one for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels, serves))
+            ours = (one for one in snapshot.envoy_filters if one.is_for(proxy.namespace, labels, serves, whole.general.root))
             patches = tuple(patch for one in ours for patch in one.patches if is_meant(patch, said))
             who = Patched(GATEWAY if served else OUTBOUND, workloads.meant(workload, served), workloads.edges(served))
             if patches:
@@ -267,7 +336,7 @@ class Translator:
         means = scope.means
         made = [self._cluster(config, use, scope) for use in uses if means.can_call(config, use)]
         if scope.unknown is Unknown.ALLOW_ANY:
-            made.append(self._resource(CLUSTER, PASSTHROUGH, clusters.passthrough))
+            made.append(self._resource(CLUSTER, PASSTHROUGH, clusters.passthrough, config.general.clusters))
         elif scope.unknown is Unknown.REGISTRY_ONLY:
             made.append(self._resource(CLUSTER, BLACK_HOLE, clusters.black_hole))
         return ResourceSet(made)
@@ -281,32 +350,55 @@ class Translator:
             policy = showing(policy, scope.shown)
         identities = config.security.identities.get(use.service.key, ()) if scope.identity else None
         name = use.subset.name if use.subset is not None else ""
-        arguments = (use.service, use.port, name, policy, _Same(endpoints), origin(use), identities, scope.grpc)
+        arguments = (use.service, use.port, name, policy, _Same(endpoints), origin(use), identities, scope.grpc, config.general.dns_refresh_s, scope.captured)
         return self._resource(CLUSTER, use.cluster, clusters.outbound, *arguments)
 
     def _of_subset(self, endpoints: tuple[Endpoint, ...], subset: Subset) -> tuple[Endpoint, ...]:
         return self._once((Subset, _Same(endpoints), subset), lambda: tuple(one for one in endpoints if one.has_labels(subset.labels)))
+
+    def _of_machine(self, endpoints: tuple[Endpoint, ...], name: str | None) -> tuple[Endpoint, ...]:
+        return self._once((HOSTNAME, _Same(endpoints), name), lambda: tuple(one for one in endpoints if dict(one.labels).get(HOSTNAME) == name))
 
     def _endpoint_set(self, snapshot: MeshSnapshot, config: Config, scope: _Scope, here: Locality, labels: Mapping[str, str]) -> ResourceSet:
         namespace = scope.namespace
         local, names = self._once(
             (depends_on_locality, _Same(config), namespace),
             lambda: (
-                any(depends_on_locality(use.policy) for use in self._uses(config, namespace)),
-                frozenset(name for use in self._uses(config, namespace) for name in priority_labels(use.policy)),
+                any(use.service.node_local or depends_on_locality(use.policy) for use in self._uses(config, namespace)),
+                frozenset(
+                    name for use in self._uses(config, namespace) for name in (*priority_labels(use.policy), *([HOSTNAME] if use.service.node_local else []))
+                ),
             ),
         )
         place = (here, tuple(sorted((key, value) for key, value in labels.items() if key in names))) if local else (NOWHERE, ())
         key = (ENDPOINTS, _Same(config), _Same(snapshot.endpoints), namespace, place)
         return self._once(key, lambda: ResourceSet(self._load_assignments(self._uses(config, namespace), snapshot.endpoints, *place)))
 
+    def _local_endpoints(self, config: Config, snapshot: MeshSnapshot, workload: Workload | None, here: Locality) -> ResourceSet:
+        """Who else serves what a proxy's workload serves, in its region: for proxies that say where they are, and ask for it."""
+        if workload is None or here == NOWHERE:
+            return NO_RESOURCES
+        service = workloads.first_service(config, workload)
+        found = snapshot.endpoints[service.key, service.ports[0].number] if service is not None and service.ports else ()
+        region = here.region
+
+        def build() -> ResourceSet:
+            return ResourceSet([make(ENDPOINTS, LOCAL_CLUSTER, load_assignment(LOCAL_CLUSTER, [one for one in found if one.locality.region == region]))])
+
+        return self._once((ENDPOINTS, LOCAL_CLUSTER, _Same(found), region), build)
+
     def _load_assignments(self, uses: Iterable[Use], everything: Endpoints, here: Locality, labels: Labels) -> Iterator[Resource]:
         for use in uses:
             if use.service.resolution is not Resolution.ENDPOINTS:
                 continue
             endpoints = everything[use.service.key, use.port.number]
+            if endpoints and endpoints[0] is EXPECTED:
+                yield self._once((Held, use.cluster), lambda name=use.cluster: Held(make(ENDPOINTS, name, load_assignment(name, ()))))  # type: ignore[misc]
+                continue
             if use.subset is not None:
                 endpoints = self._of_subset(endpoints, use.subset)
+            if use.service.node_local:
+                endpoints = self._of_machine(endpoints, dict(labels).get(HOSTNAME))
             local = depends_on_locality(use.policy)
             asked = priority_labels(use.policy)
             own = tuple(label for label in labels if label[0] in asked)
@@ -395,7 +487,7 @@ class Translator:
             chains = gateways.chains(config, servings, targets, mesh)
             if chains:
                 name = listeners.name(bind, port)
-                made.append(self._resource(LISTENER, name, listeners.gateway, bind, port, chains, guard, told))
+                made.append(self._resource(LISTENER, name, listeners.gateway, bind, port, chains, guard, told, config.general.listeners))
         return made
 
     def _gateway_routes(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> list[Resource]:
@@ -440,11 +532,13 @@ class Translator:
 
         return self._once((SECRET, secrets.of_callers, _Same(config), _Same(snapshot.secrets), scope.means), build)
 
-    def _file_secrets(self, config: Config, scope: _Scope, served: tuple[Gateway, ...]) -> ResourceSet:
+    def _file_secrets(self, config: Config, scope: _Scope, served: tuple[Gateway, ...], workload: Workload | None) -> ResourceSet:
         """What is in files of the proxy's machine: nothing but their names, which are no secret."""
         settings = {use.policy.tls for use in self._uses(config, scope.namespace) if use.policy.tls is not None}
         names = {name for one in settings for name in tls.files_of_settings(one)}
         names.update(gateways.files(one for some in self._servings(config, scope, served).values() for one in some))
+        for one in workload.sidecar.ingress.values() if workload is not None and workload.sidecar is not None else ():
+            names.update(tls.names_of_files(one.tls) if one.tls is not None else ())
         return ResourceSet(self._resource(SECRET, name, tls.files, name) for name in sorted(names))
 
     # --- a sidecar
@@ -458,7 +552,8 @@ class Translator:
             ingress = workload.sidecar.ingress.get(target)
             host, number = ingress.endpoint if ingress is not None and ingress.endpoint is not None else ("", target)
             arguments = target, (host or workload.address, number), port.protocol.is_http2, workloads.service_of(config, workload, target)
-            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, *arguments))
+            pool = pool_of(workloads.pool_of(config, workload, target), config.general.clusters)
+            made.append(self._resource(CLUSTER, inbound_cluster(target), clusters.inbound, *arguments, pool))
         return ResourceSet(made)
 
     def _collectors(self, config: Config) -> ResourceSet:
@@ -478,28 +573,33 @@ class Translator:
         edge: Guard | None,
         client: Told,
         server: Told,
+        exits: tuple[Exit, ...] = (),
     ) -> ResourceSet:
         """`whole` is for what a workload serves itself, whether it sees its own services or not; `config` for what it calls. `edge`: of its gateways."""
         made = self._gateway_listeners(whole, scope, served, edge, client) if edge is not None else []
         if workload is not None and workload.sidecar is not None:
             made += self._inbound_listeners(whole, workload, workload.sidecar, server)
             made += self._outbound_listeners(config, scope, workload, workload.sidecar, client)
+        local = "::1" if workload is not None and ":" in workload.address else "127.0.0.1"
+        taken = {one.name for one in made}  # the ports of a workload are its own, whatever a Sidecar says
+        made += [one for one in self._exit_listeners(scope, exits, local, client) if one.name not in taken]
         return ResourceSet(made)
 
     def _inbound_listeners(self, config: Config, workload: Workload, sidecar: SidecarPorts, told: Told) -> list[Resource]:
         made = []
         for target, listen in sidecar.inbound.items():
             host, port = workloads.served(config, workload, target)
-            guard = workloads.guard(config, workload, target)
+            guard = workloads.guard(config, workload, target, listen)
             ingress = sidecar.ingress.get(target)
+            ends = ingress.tls if ingress is not None else None
             bind = ingress.bind if ingress is not None and ingress.bind else workload.address
-            name = listeners.name(bind, listen)
+            name, usual = listeners.name(bind, listen), config.general.listeners
             if port.protocol.is_http:
                 operation = f"{host}:{port.number}/*"
-                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard, told)
+                arguments = (bind, listen, target, operation, port.protocol.is_http2, guard, told, usual, ends)
                 made.append(self._resource(LISTENER, name, listeners.inbound_http, *arguments))
             else:
-                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard, told))
+                made.append(self._resource(LISTENER, name, listeners.inbound_tcp, bind, listen, target, guard, told, usual, ends))
         return made
 
     def _outbound_listeners(self, config: Config, scope: _Scope, workload: Workload, sidecar: SidecarPorts, told: Told) -> list[Resource]:
@@ -507,26 +607,120 @@ class Translator:
         local = "::1" if ":" in workload.address else "127.0.0.1"
         if sidecar.http_proxy:
             listen = sidecar.http_proxy
-            arguments = (local, listen, HTTP_PROXY_ROUTES, told, scope.on_demand)
+            arguments = (local, listen, HTTP_PROXY_ROUTES, told, scope.on_demand, config.general.listeners)
             made.append(self._resource(LISTENER, listeners.name(local, listen), listeners.outbound_http, *arguments))
+        if scope.captured:
+            made += self._captured_listeners(config, scope, workload, sidecar.capture, told)
         for listen, service, port in workloads.outbound(config, scope.namespace, workload):
             name = listeners.name(local, listen)
             if port.protocol.is_http:
-                made.append(self._resource(LISTENER, name, listeners.outbound_http, local, listen, f"{service.host}:{port.number}", told))
+                arguments = local, listen, f"{service.host}:{port.number}", told, False, config.general.listeners
+                made.append(self._resource(LISTENER, name, listeners.outbound_http, *arguments))
             else:
-                by_name, rest = self._outbound_tcp(config, scope, service, port.number)
-                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, by_name, rest, told))
+                some, rest = self._outbound_tcp(config, scope, service, port.number)
+                made.append(self._resource(LISTENER, name, listeners.outbound_tcp, local, listen, service.host, port.number, some, rest, told))
         return made
 
-    def _outbound_tcp(self, config: Config, scope: _Scope, service: Service, port: int) -> tuple[tuple[tuple[tuple[str, ...], Clusters], ...], Clusters]:
-        """Where connections go by the names in their ClientHello, and where the others go: to the service itself, if there are no rules."""
+    # --- what an application opens is redirected to its sidecar
+
+    def _captured_listeners(self, config: Config, scope: _Scope, workload: Workload, port: int, told: Told) -> Iterator[Resource]:
+        anywhere = "::" if ":" in workload.address else "0.0.0.0"
+        allows = scope.unknown is Unknown.ALLOW_ANY
+        yield self._resource(LISTENER, VIRTUAL_OUTBOUND, listeners.virtual_outbound, anywhere, port, allows, told)
+        numbers = http_proxy.ports(config, scope.namespace)
+        for number in numbers:
+            of_http = (listeners.outbound_http, anywhere, number, CAPTURED % number, told, False, config.general.listeners)
+            yield self._resource(LISTENER, listeners.name(anywhere, number), listeners.captured, *of_http)
+        taken: set[tuple[str, int]] = {(anywhere, number) for number in numbers}
+        named: dict[int, list[tuple[Service, Port]]] = {}
+        for service, one in ports_of(config, scope.namespace, captured=True):
+            if one.protocol.is_http:
+                continue
+            addresses = [address for address in service.addresses if is_ip(address)]
+            if not addresses and one.tls:
+                named.setdefault(one.number, []).append((service, one))
+            elif not addresses and service.as_meant:  # where it was meant to go, it goes, whoever that is
+                addresses = [anywhere]
+            for address in addresses:
+                if (address, one.number) not in taken:
+                    taken.add((address, one.number))
+                    some, rest = self._outbound_tcp(config, scope, service, one.number)
+                    of_tcp = (listeners.outbound_tcp, address, one.number, service.host, one.number, some, rest, told)
+                    yield self._resource(LISTENER, listeners.name(address, one.number), listeners.captured, *of_tcp)
+        for number, services in named.items():
+            if (anywhere, number) not in taken:
+                of_tls = (listeners.outbound_tls, anywhere, number, tuple(self._by_name(config, scope, services)), told, PASSTHROUGH if allows else BLACK_HOLE)
+                yield self._resource(LISTENER, listeners.name(anywhere, number), listeners.captured, *of_tls)
+
+    def _captured_routes(self, config: Config, scope: _Scope) -> Iterator[Resource]:
+        for number in http_proxy.ports(config, scope.namespace):
+            name = CAPTURED % number
+            key = (http_proxy.of_port, _Same(config), scope, name)
+            yield self._once(key, lambda name=name, number=number: http_proxy.of_port(name, config, scope.caller, scope.unknown, number))  # type: ignore[misc]
+
+    # --- listeners for some of the services, by a Sidecar
+
+    def _exits(self, whole: Config, namespace: str, sidecar: Sidecar, chosen: tuple[DestinationRule, ...]) -> tuple[Exit, ...]:
+        return tuple(Exit(one, _Same(self._within(whole, namespace, one.imports, chosen, frozenset()))) for one in sidecar.egress)
+
+    def _exit_listeners(self, scope: _Scope, exits: tuple[Exit, ...], local: str, told: Told) -> Iterator[Resource]:
+        for one, config in exits:
+            bind = one.bind or local
+            name = listeners.name(bind, one.port)
+            if one.speaks in (Speaks.HTTP, Speaks.HTTP_PROXY):
+                yield self._resource(LISTENER, name, listeners.outbound_http, bind, one.port, one.routes, told, False, config.value.general.listeners)
+                continue
+            among = one.imports.within(scope.namespace)  # rules may have brought others along
+            plain = ((service, port) for service, port in ports_of(config.value, scope.namespace) if not port.protocol.is_http)
+            services = [(service, port) for service, port in plain if one.port in (0, port.number) and among.service(service.namespace, service.host)]
+            if one.speaks is Speaks.TLS and services:
+                found = tuple(self._by_name(config.value, scope, services))
+                yield self._resource(LISTENER, name, listeners.outbound_tls, bind, one.port, found, told)
+            elif services:  # as in Istio, of several the first: nothing tells their connections apart
+                service, port = services[0]
+                some, rest = self._outbound_tcp(config.value, scope, service, port.number)
+                yield self._resource(LISTENER, name, listeners.outbound_tcp, bind, one.port, service.host, port.number, some, rest, told)
+
+    def _by_name(self, config: Config, scope: _Scope, services: list[tuple[Service, Port]]) -> Iterator[ByName]:
+        taken: set[tuple[str, str]] = set()
+        for service, port in services:
+            some, rest = self._outbound_tcp(config, scope, service, port.number)
+            whole = (*some, *([Some(rest, (service.host,))] if rest.clusters else ()))
+            left = [
+                Some(one.way, route.sni_hosts, route.subnets)
+                for one in whole
+                for route in routes.untaken(TlsRoute((), one.names or (service.host,), subnets=one.subnets), taken)
+            ]
+            if left:
+                yield ByName(service.host, port.number, tuple(left))
+
+    def _exit_routes(self, scope: _Scope, exits: tuple[Exit, ...]) -> ResourceSet:
+        if not exits:
+            return NO_RESOURCES
+
+        def build() -> ResourceSet:
+            made: dict[str, Resource] = {}
+            for one, config in exits:
+                port = one.port if one.speaks is Speaks.HTTP else 0
+                if one.speaks in (Speaks.HTTP, Speaks.HTTP_PROXY) and one.routes not in made:  # as in Istio, whatever the address
+                    made[one.routes] = http_proxy.of_port(one.routes, config.value, scope.caller, scope.unknown, port, one.imports)
+            return ResourceSet(made.values())
+
+        return self._once((ROUTES, Exit, exits, scope), build)
+
+    def _outbound_tcp(self, config: Config, scope: _Scope, service: Service, port: int) -> tuple[tuple[Some, ...], Way]:
+        """Where some connections go, and where the others go: to the service itself, if there are no rules."""
         rules = config.routes_for(service.host, port, scope.namespace)
         targets = dict(targets_of(config, scope.namespace, service.host, routes.mentioned(rules)))
-        by_name = tuple((one.sni_hosts, routes.tcp_clusters(one, port, targets)) for one in routes.tls_routes(rules, port, scope.caller))
-        route = routes.tcp_route(rules, port, scope.caller)
-        if route is not None and not any("*" in names for names, _ in by_name):
-            return by_name, routes.tcp_clusters(route, port, targets)
-        return by_name, () if by_name else ((outbound_cluster(service.host, port), 0),)
+        by_name = tuple(Some(routes.way(one, port, targets), one.sni_hosts, one.subnets) for one in routes.tls_routes(rules, port, scope.caller))
+        plain = routes.tcp_routes(rules, port, scope.caller)
+        if any("*" in one.names and not one.subnets for one in by_name):
+            return by_name, NO_WAY
+        some = (*by_name, *(Some(routes.way(one, port, targets), (), one.subnets) for one in plain if one.subnets))
+        for route in plain:
+            if not route.subnets:
+                return some, routes.way(route, port, targets)
+        return some, NO_WAY if by_name else routes.straight(service, port, targets)
 
     def _routes(self, config: Config, scope: _Scope, workload: Workload | None, served: tuple[Gateway, ...]) -> ResourceSet:
         made = {one.name: one for one in self._gateway_routes(config, scope, served)}
@@ -536,6 +730,8 @@ class Translator:
             name = f"{service.host}:{port.number}"
             if port.protocol.is_http and name not in made:
                 made[name] = self._service_routes(config, scope, name, service, port)
+        if scope.captured:
+            made.update((one.name, one) for one in self._captured_routes(config, scope))
         if workload.sidecar.http_proxy and scope.on_demand:
             made[HTTP_PROXY_ROUTES] = self._resource(ROUTES, HTTP_PROXY_ROUTES, http_proxy.on_demand)
         elif workload.sidecar.http_proxy:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from control.model.mesh import NO_DEFAULTS, NO_LIMITS, MeshDefaults, TlsLimits, completed
 from control.model.service import Port, Service
 from control.model.snapshot import Config, visible
-from control.model.traffic import MUTUAL, NO_POLICY, DestinationRule, LoadBalancer, Subset, TlsSettings, TrafficPolicy
+from control.model.traffic import MUTUAL, NO_POLICY, DestinationRule, LoadBalancer, LocalitySettings, Subset, TlsSettings, TrafficPolicy
 from control.names import outbound_cluster
 from control.translate import mtls
+from control.translate.flow import STRAIGHT, flow_of
 from control.translate.http_route import Target
 
 
@@ -39,28 +41,49 @@ def uses_of(config: Config, namespace: str) -> Iterator[Use]:
     for host, service in config.services.items():
         if not visible(service, namespace):
             continue
-        yield from service_uses(service, config.rule_for(host, namespace))
+        yield from service_uses(service, config.rule_for(host, namespace), config.general)
 
 
-def service_uses(service: Service, rule: DestinationRule | None) -> Iterator[Use]:
-    """Of one service."""
+def service_uses(service: Service, rule: DestinationRule | None, general: MeshDefaults = NO_DEFAULTS) -> Iterator[Use]:
+    """Of one service, with what holds in `general`."""
     base = rule.policy if rule is not None and rule.policy is not None else NO_POLICY
     asked = dict(service.backend_tls)
     for port in service.ports:
-        yield Use(service, port, None, _for_service(service, base.for_port(port.number), asked.get(port.number)), rule)
+        yield Use(service, port, None, _for_service(service, base.for_port(port.number), asked.get(port.number), port, general), rule)
         for subset in rule.subsets if rule is not None else ():
             policy = _merged(subset.policy, base) if subset.policy is not None else base
-            yield Use(service, port, subset, _for_service(service, policy.for_port(port.number), asked.get(port.number)), rule)
+            yield Use(service, port, subset, _for_service(service, policy.for_port(port.number), asked.get(port.number), port, general), rule)
 
 
-def _for_service(service: Service, policy: TrafficPolicy, asked: TlsSettings | None) -> TrafficPolicy:
-    return _with_names(_with_tls(policy, asked), service.subject_alt_names)
+def _for_service(service: Service, policy: TrafficPolicy, asked: TlsSettings | None, port: Port, general: MeshDefaults) -> TrafficPolicy:
+    own = _with_names(_with_tls(_near(policy, service.prefers), asked), service.subject_alt_names)
+    if general is NO_DEFAULTS:
+        return own
+    return _limited(completed(own, general.clusters, port.protocol.is_http), general.other_tls)
+
+
+@functools.lru_cache(10_000)
+def _limited(policy: TrafficPolicy, limits: TlsLimits) -> TrafficPolicy:
+    """By what callers begin TLS."""
+    tls = policy.tls
+    if limits == NO_LIMITS or tls is None or not tls.is_originated:
+        return policy
+    return replace(policy, tls=replace(tls, cipher_suites=limits.cipher_suites, curves=limits.curves))
 
 
 @functools.lru_cache(10_000)
 def _merged(policy: TrafficPolicy, base: TrafficPolicy) -> TrafficPolicy:
     """The same object for the same two, since what is made of it is remembered by it."""
     return policy.over(base)
+
+
+@functools.lru_cache(10_000)
+def _near(policy: TrafficPolicy, labels: tuple[str, ...]) -> TrafficPolicy:
+    """How near its endpoints should be, by what a service says, unless the callers' own rules say otherwise."""
+    balancer = policy.load_balancer or LoadBalancer()
+    if not labels or balancer.locality is not None:
+        return policy
+    return replace(policy, load_balancer=replace(balancer, locality=LocalitySettings(priority=labels, always=True)))
 
 
 @functools.lru_cache(10_000)
@@ -106,10 +129,10 @@ def origin(use: Use) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def ports_of(config: Config, namespace: str) -> Iterator[tuple[Service, Port]]:
-    """All services that callers in a namespace see, by port."""
+def ports_of(config: Config, namespace: str, *, captured: bool = False) -> Iterator[tuple[Service, Port]]:
+    """All services that callers in a namespace see, by port. `captured`: also those of many names, where it is known which connections are meant."""
     for service in config.services.values():
-        if visible(service, namespace) and not service.host.startswith("*"):
+        if visible(service, namespace) and (not service.host.startswith("*") or (captured and service.as_meant)):
             for port in service.ports:
                 yield service, port
 
@@ -123,11 +146,18 @@ def target_of(config: Config, namespace: str, host: str) -> Target:
     """What a host is to them."""
     service = config.services.get(host)
     rule = config.rule_for(host, namespace)
-    if service is None or rule is None:
+    pool = config.general.clusters.pool
+    if service is None or (rule is None and pool is None):
         return Target(service)
-    found = []
+    hashes, flows = [], []
     for use in service_uses(service, rule):
+        key = use.port.number, use.subset.name if use.subset is not None else ""
         hash = use.policy.load_balancer.hash if use.policy.load_balancer is not None else None
         if hash is not None:
-            found.append(((use.port.number, use.subset.name if use.subset is not None else ""), hash))
-    return Target(service, tuple(found))
+            hashes.append((key, hash))
+        whole = rule.policy if rule is not None else None
+        own = use.subset.policy if use.subset is not None else whole
+        flow = flow_of(use.policy, whole, pool, own.tunnel if own is not None else None)
+        if flow != STRAIGHT:
+            flows.append((key, flow))
+    return Target(service, tuple(hashes), tuple(flows))

@@ -7,11 +7,13 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 
 from control.model.gateway import Gateway
+from control.model.labels import HOSTNAME
 from control.model.protocols import protocol_of_port
-from control.model.security import AuthorizationPolicy, jwt_rules, mtls_mode
+from control.model.security import AccessRule, AuthorizationPolicy, Condition, jwt_rules, mtls_mode
 from control.model.service import Port, Service, Workload
 from control.model.snapshot import Config, visible
 from control.model.telemetry import Provider, local_metadata
+from control.model.traffic import ConnectionPool
 from control.names import outbound_cluster
 from control.translate import custom, listeners, tokens
 from control.translate.listeners import Guard
@@ -19,6 +21,8 @@ from control.translate.proxy import ProxyKey
 from control.translate.telling import Told, Traces
 
 TRACING = "tracing"  # in names of clusters of collectors
+_PORT = "destination.port"  # a condition's key
+_NO_PORT = "0"
 
 
 def told(config: Config, proxy: ProxyKey, labels: Mapping[str, str], serves: Iterable[Gateway], *, client: bool) -> Told:
@@ -41,13 +45,18 @@ def _traces(config: Config, proxy: ProxyKey, labels: Mapping[str, str], serves: 
     return settings, collector(config, settings.provider)
 
 
+def placed(labels: Mapping[str, str], workload: Workload | None) -> Mapping[str, str]:
+    """The labels of a proxy, with that of its machine."""
+    return {HOSTNAME: workload.node, **labels} if workload is not None and workload.node else labels
+
+
 def needed(config: Config, namespace: str, workload: Workload | None) -> frozenset[str]:
     """The hosts that a proxy calls for itself, whatever its application does: for traces, and for the keys of tokens."""
     found = {one.host for one in config.telemetry.mesh.providers.values()}
     if workload is not None:
-        for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels):
+        for rule in jwt_rules(config.security.request_authentication, namespace, workload.labels, (), config.general.root):
             found.update(tokens.hosts(rule))
-        policies = (one for one in config.security.authorization if one.is_for(namespace, workload.labels))
+        policies = (one for one in config.security.authorization if one.is_for(namespace, workload.labels, (), config.general.root))
         found.update(one.host for one, _ in _authorizers(config, namespace, policies))
     return frozenset(one for one in found if one in config.services)
 
@@ -83,9 +92,29 @@ def served(config: Config, workload: Workload, target: int) -> tuple[str, Port]:
     return host, port if ingress is None else dataclasses.replace(port, protocol=ingress.protocol)
 
 
+def first_service(config: Config, workload: Workload) -> Service | None:
+    """A service that a workload is behind."""
+    services = (one for one in config.services.values() if one.selector and one.namespace == workload.namespace)
+    return next((one for one in services if one.selector and one.selector.items() <= workload.labels.items()), None)
+
+
 def service_of(config: Config, workload: Workload, target: int) -> Service | None:
     """The service that a port of a workload belongs to."""
     return next((service for service, _ in _services(config, workload, target)), None)
+
+
+def pool_of(config: Config, workload: Workload, target: int) -> ConnectionPool | None:
+    """Of connections to a port of the application: as a Sidecar says it, else as the rule for callers of its service does, as in Istio."""
+    sidecar = workload.sidecar
+    assert sidecar is not None
+    ingress = sidecar.ingress.get(target)
+    own = (ingress.pool if ingress is not None else None) or sidecar.pool
+    if own is not None:
+        return own
+    for service, port in _services(config, workload, target):
+        rule = config.rule_for(service.host, workload.namespace)
+        return rule.policy.for_port(port.number).connection_pool if rule is not None and rule.policy is not None else None
+    return None
 
 
 def _services(config: Config, workload: Workload, target: int) -> Iterator[tuple[Service, Port]]:
@@ -103,24 +132,68 @@ def _service_of(config: Config, workload: Workload, target: int) -> tuple[str, P
     return f"{workload.name}.{workload.namespace}", Port(target, name, protocol_of_port(name))
 
 
-def guard(config: Config, workload: Workload, port: int) -> Guard:
-    """Who may reach a port of a workload. Without an identity of its own a sidecar cannot know who calls: then policies that ask for one let nobody in."""
+def guard(config: Config, workload: Workload, port: int, listen: int = 0) -> Guard:
+    """Who may reach a port of a workload. Without an identity of its own a sidecar cannot know who calls: then policies that ask for one let nobody in.
+
+    `listen`: where its sidecar has that port, if that is elsewhere; policies mean the port of the application.
+    """
     security = config.security
-    policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels))
+    policies = tuple(one for one in security.authorization if one.is_for(workload.namespace, workload.labels, (), security.root))
+    if listen not in (0, port) and any(map(_has_ports, policies)):
+        meant = _meant(config, workload)
+        elsewhere = frozenset(number for target, numbers in meant.items() if target != port for number in numbers)
+        policies = tuple(_listening(one, str(listen), frozenset(meant[port]), elsewhere) for one in policies)
     identity = workload.sidecar is not None and workload.sidecar.identity
-    mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port) if identity else None
-    rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels)
+    mode = mtls_mode(security.peer_authentication, workload.namespace, workload.labels, port, security.root) if identity else None
+    rules = jwt_rules(security.request_authentication, workload.namespace, workload.labels, (), security.root)
     authorizers = _authorizers(config, workload.namespace, policies)
-    return Guard(mode, security.trust_domain, policies, tokens.with_clusters(rules, config.services), authorizers)
+    keyed = tokens.with_clusters(rules, config.services, security.fetched)
+    return Guard(mode, security.trust_domains, policies, keyed, authorizers)
+
+
+def _meant(config: Config, workload: Workload) -> dict[int, set[str]]:
+    """Its ports, and the numbers by which documents call each: its own and, where that was chosen for it, that of a service that names no other."""
+    found = {port: {str(port)} for port in (*workload.ports.values(), *(workload.sidecar.inbound if workload.sidecar is not None else ()))}
+    for service in config.services.values():
+        if service.selector and service.namespace == workload.namespace and service.selector.items() <= workload.labels.items():
+            for port in service.ports:
+                if not port.target and workload.port_for(port) in found:
+                    found[workload.port_for(port)].add(str(port.number))
+    return found
+
+
+def _has_ports(policy: AuthorizationPolicy) -> bool:
+    return any(
+        any(one.ports or one.not_ports for one in rule.operations) or any(one.key == _PORT for one in rule.conditions)
+        for rule in policy.rules
+    )  # fmt: skip
+
+
+@functools.lru_cache(10_000)
+def _listening(policy: AuthorizationPolicy, listen: str, meant: frozenset[str], elsewhere: frozenset[str]) -> AuthorizationPolicy:
+    """The policy as a listener sees ports: `meant` are numbers of the one that it has, `elsewhere` those of others."""
+    if not _has_ports(policy):
+        return policy
+
+    def seen(numbers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(listen if one in meant else _NO_PORT if one in elsewhere else one for one in numbers))
+
+    def of_rule(rule: AccessRule) -> AccessRule:
+        operations = tuple(dataclasses.replace(one, ports=seen(one.ports), not_ports=seen(one.not_ports)) for one in rule.operations)
+        conditions = tuple(Condition(_PORT, seen(one.values), seen(one.not_values)) if one.key == _PORT else one for one in rule.conditions)
+        return dataclasses.replace(rule, operations=operations, conditions=conditions)
+
+    return dataclasses.replace(policy, rules=tuple(map(of_rule, policy.rules)))
 
 
 def edge_guard(config: Config, namespace: str, labels: Mapping[str, str], served: tuple[Gateway, ...]) -> Guard:
     """Whom the gateways of a proxy let in."""
     security = config.security
     serves = frozenset(one.key for one in served)
-    policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves))
-    rules = jwt_rules(security.request_authentication, namespace, labels, serves)
-    return Guard(None, security.trust_domain, policies, tokens.with_clusters(rules, config.services), _authorizers(config, namespace, policies))
+    policies = tuple(one for one in security.authorization if one.is_for(namespace, labels, serves, security.root))
+    rules = jwt_rules(security.request_authentication, namespace, labels, serves, security.root)
+    keyed = tokens.with_clusters(rules, config.services, security.fetched)
+    return Guard(None, security.trust_domains, policies, keyed, _authorizers(config, namespace, policies))
 
 
 def outbound(config: Config, namespace: str, workload: Workload) -> Iterator[tuple[int, Service, Port]]:
@@ -170,8 +243,8 @@ def meant(workload: Workload | None, served: tuple[Gateway, ...]) -> tuple[tuple
 
 
 def asks(workload: Workload) -> bool:
-    """Whether its sidecar can ask for what is called when it is called: for what goes through its HTTP proxy."""
-    return workload.sidecar is not None and bool(workload.sidecar.http_proxy)
+    """Whether its sidecar can ask for what is called when it is called: for what goes through its HTTP proxy, and not for what is redirected to it."""
+    return workload.sidecar is not None and bool(workload.sidecar.http_proxy) and not workload.sidecar.capture
 
 
 def declared(workload: Workload | None) -> frozenset[str]:

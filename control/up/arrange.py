@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from control.model.health import TCP, Probe
 from control.model.security import ROOT_NAMESPACE, Mtls, PeerAuthentication
 from control.model.service import Outbound, SidecarPorts, Workload
+from control.model.telemetry import MeshConfig
 from control.up.ports import Ports, Use
 
 _log = logging.getLogger("meshctl.up")
 _STRICT = PeerAuthentication("default", ROOT_NAMESPACE, None, Mtls.STRICT)
-_STRICT_IDENTITY = ("security.istio.io", "PeerAuthentication", ROOT_NAMESPACE, "default")
 ADMIN = "admin"
+_PERIOD_S = 1.0  # between looks at whether a process listens, whose document does not say how it is asked
 
 
 class Arrangement:
@@ -25,12 +28,16 @@ class Arrangement:
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
+        self._strict = _STRICT
         self._known: dict[Any, tuple[Workload, Workload]] = {}
 
     def __call__(self, objects: Mapping[Any, Any]) -> Mapping[Any, Any]:
         made = dict(objects)
-        if not any(isinstance(one, PeerAuthentication) and one.selector is None and one.namespace == ROOT_NAMESPACE for one in objects.values()):
-            made[_STRICT_IDENTITY] = _STRICT
+        root = next((one.general.root for one in objects.values() if isinstance(one, MeshConfig)), ROOT_NAMESPACE)
+        if not any(isinstance(one, PeerAuthentication) and one.selector is None and one.namespace == root for one in objects.values()):
+            if self._strict.namespace != root:
+                self._strict = replace(_STRICT, namespace=root)
+            made["security.istio.io", "PeerAuthentication", root, "default"] = self._strict
         known, self._known = self._known, {}
         for identity, one in objects.items():
             if isinstance(one, Workload) and one.run is not None:
@@ -61,8 +68,19 @@ class Arrangement:
             port("http proxy", said.http_proxy),
             tuple(Outbound(port(f"outbound {item.host}:{item.port}", item.listen), item.host, item.port) for item in said.outbound),
             said.identity,
+            scope=said.scope,
+            capture=said.capture,
         )
-        return Workload(one.name, one.namespace, one.address, one.labels, numbers, one.service_account, one.weight, one.locality, one.healthy, sidecar, one.run)
+        return Workload(one.name, one.namespace, one.address, one.labels, numbers, one.service_account, one.weight, one.locality, one.healthy, sidecar, one.run,
+            readiness=one.readiness if one.readiness is not None else _default_probe(one),
+        )  # fmt: skip
+
+
+def _default_probe(one: Workload) -> Probe | None:
+    """Whoever is run has to listen."""
+    assert one.run is not None
+    port = next(iter(one.ports), "")
+    return Probe(TCP, port, period_s=_PERIOD_S, failures=1) if port and one.run.command else None
 
 
 def environment(workload: Workload) -> dict[str, str]:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from control.ca.commands import DEFAULT_TRUST_DOMAIN, Unusable, duration
+from control.flags import Unusable, duration, host_and_port, mesh_config
+from control.model.security import DEFAULT_TRUST_DOMAIN
 from control.model.service import ALL, OBSERVED
-from control.model.telemetry import NO_MESH_CONFIG, MeshConfig, to_collector
 from control.names import is_local
-from control.up.state import State, default_folder, end, gone, is_alive, pause
+from control.up.state import State, birth, default_folder, end, gone, is_alive, pause
 
 if TYPE_CHECKING:
     from control.ads.hub import Scope
@@ -99,39 +99,43 @@ def _up(options: argparse.Namespace) -> int:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if not os.path.isdir(options.folder):
         raise Unusable(f"{options.folder}: no such folder")
-    if not is_local(options.listen.rpartition(":")[0]) and not options.allow_plaintext:
+    host, _ = host_and_port(options.listen, "--listen")  # gRPC would take the port 99999 for another one
+    if not is_local(host) and not options.allow_plaintext:
         raise Unusable(f"--listen {options.listen}: other machines would read the mesh's configuration; use --allow-plaintext if that is meant")
     proxy = _OWN if options.proxy == _OWN else shutil.which(options.proxy)
     if proxy is None:
         raise Unusable(f"{options.proxy}: no such program")
     state = _state(options)
+    ours = False
     try:
-        if not state.lock():
+        ours = state.lock()
+        if not ours:
             raise Unusable(f"{options.folder} is up already, by process {state.read().get('pid')}")
         end(state.read().get("processes", ()), _PATIENCE_S)  # of an `up` that was killed
         state.clear()
+        state.write({"pid": os.getpid(), "born": birth(os.getpid())})  # `down` ends it from now on
         chosen = mesh.Options(
-            options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level, defaults=_defaults(options.otlp), scope=scope_of(options)
+            options.folder, options.trust_domain, options.listen, proxy, options.sidecar_log_level, defaults=mesh_config(options.otlp), scope=scope_of(options)
         )
         asyncio.run(_run(chosen, state))
-    except (OSError, RuntimeError, StoreError, BadCertificate, ValueError) as error:
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    except (RuntimeError, StoreError, BadCertificate, ValueError) as error:
         raise Unusable(str(error)) from error
     finally:
+        if ours:
+            state.clear()
         state.unlock()
     return 0
-
-
-def _defaults(otlp: str) -> MeshConfig:
-    try:
-        return to_collector(otlp) if otlp else NO_MESH_CONFIG
-    except ValueError as error:
-        raise Unusable(f"--otlp {error}") from error
 
 
 async def _run(options: Any, state: State) -> None:
     from control.up.mesh import LaptopMesh
 
-    running = asyncio.create_task(LaptopMesh(options, state).run(lambda text: print(text, flush=True)), name="mesh")
+    async def run() -> None:  # nothing of it is there before somebody can be told to end it
+        await LaptopMesh(options, state).run(lambda text: print(text, flush=True))
+
+    running = asyncio.create_task(run(), name="mesh")
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -146,24 +150,37 @@ async def _run(options: Any, state: State) -> None:
 
 def _detached(options: argparse.Namespace) -> int:
     state = _state(options)
-    state.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.path.isdir(options.folder):
+        raise Unusable(f"{options.folder}: no such folder")
+    said = state.read()
+    if is_alive(said):  # its log is not ours to begin anew
+        raise Unusable(f"{options.folder} is up already, by process {said['pid']}")
     path = state.logs / "meshctl.log"
     command = [sys.executable, "-m", "control", "up", options.folder, "--state", str(state.path), "--listen", options.listen]
     command += ["--proxy", options.proxy, "--trust-domain", options.trust_domain, "--sidecar-log-level", options.sidecar_log_level]
     command += ["--otlp", options.otlp] if options.otlp else []
     command += ["--scope", options.scope, "--forget-after", f"{int(options.forget_after)}s"]
     command += ["--allow-plaintext"] if options.allow_plaintext else []
-    with path.open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    while process.poll() is None:
-        said = state.read()
-        if said.get("pid") == process.pid and said.get("ready"):
-            break
-        pause()
-    if process.poll() is not None:
-        raise Unusable(f"it did not come up, see {path}:\n{path.read_text(encoding='utf-8', errors='replace')}")
-    print(path.read_text(encoding="utf-8", errors="replace"), end="")
-    return 0
+    try:
+        state.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}") from error
+    with path.open(encoding="utf-8", errors="replace") as log:  # what is going on, and at last what is up
+        ready = False
+        while process.poll() is None and not ready:
+            said = state.read()
+            ready = said.get("pid") == process.pid and bool(said.get("ready"))  # it says so when it has written all
+            print(log.read(), end="", flush=True)
+            pause()
+        print(log.read(), end="", flush=True)
+    if not ready:
+        raise Unusable(f"it did not come up, see above, or {path}")
+    unready = said.get("unready", ())
+    if unready:
+        print(f"meshctl: it is up, but not ready are {', '.join(unready)}: see {state.logs}", file=sys.stderr)
+    return 1 if unready else 0
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -173,6 +190,7 @@ def _down(options: argparse.Namespace) -> int:
     processes = list(said.get("processes", ()))
     if not is_alive(main) and not any(is_alive(one) for one in processes):
         raise Unusable(f"{options.folder} is not up")
+    print(f"ending {len(processes)} processes", file=sys.stderr, flush=True)
     if is_alive(main):
         with contextlib.suppress(ProcessLookupError):
             os.kill(main["pid"], signal.SIGTERM)

@@ -25,10 +25,13 @@ from control.ca.calls import GrpcCalls
 from control.ca.rotation import Settings
 from control.ca.running import Options as AuthorityOptions
 from control.ca.running import RunningAuthority
+from control.listening import why_not
 from control.model.security import Mtls, mtls_mode
 from control.model.service import Workload
 from control.model.telemetry import NO_MESH_CONFIG, MeshConfig
 from control.output import table
+from control.sources.issuers import over_http
+from control.up import reach
 from control.up.arrange import ADMIN, Arrangement, environment
 from control.up.ports import Ports, Use
 from control.up.process import Process
@@ -38,7 +41,10 @@ from meshproxy.identity.workload import Wish, WorkloadSource
 
 _log = logging.getLogger("meshctl.up")
 _LOOK_EVERY_S = 0.03  # whether a process answers yet
+_TELL_EVERY_S = 3.0  # for whom everybody waits
 _LOOPBACK = "127.0.0.1"
+# As Istio has it. Gradually, who keeps a connection would for ten minutes be let in by rules that are no more.
+_DRAINING = ("--drain-strategy", "immediate", "--drain-time-s", "45")
 OWN = "meshproxy"  # what our own proxy is called where another could be chosen
 
 
@@ -93,12 +99,15 @@ class LaptopMesh:
         except BaseException:
             shutil.rmtree(self._sockets, ignore_errors=True)
             raise
-        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement, defaults=options.defaults, scope=options.scope)
+        self._app = App(options.folder, self._authority.handlers(), options.trust_domain, self._arrangement, defaults=options.defaults, scope=options.scope,
+            issuers=over_http(),
+        )  # fmt: skip
         self._units: dict[tuple[str, str], _Unit] = {}
         self._changed = asyncio.Event()
         self._followed = asyncio.Event()  # the first look is done
         self._address = ""
         self._ready = False
+        self._unready: list[tuple[str, str]] = []  # when all were to be ready
         self._channel: grpc.aio.Channel | None = None
 
     async def run(self, say: Callable[[str], None]) -> None:
@@ -121,8 +130,12 @@ class LaptopMesh:
 
     async def _serve(self) -> None:
         self._app.load()
-        host, _, _ = self._options.listen.rpartition(":")
-        self._address = f"{host}:{self._app.server.listen(self._options.listen)}"
+        await self._app.wait_keys()
+        host, _, port = self._options.listen.rpartition(":")
+        try:
+            self._address = f"{host}:{self._app.server.listen(self._options.listen)}"
+        except RuntimeError as error:
+            raise RuntimeError(f"cannot listen on {self._options.listen}: {why_not(host.strip('[]'), int(port)) or error}") from error
         for inner in self._authority.inner:
             self._app.server.listen(inner)
         await self._app.server.start()
@@ -135,6 +148,8 @@ class LaptopMesh:
         if self._channel is not None:
             await self._channel.close()
         await self._app.server.stop()
+        if self._app.issuers is not None:
+            await self._app.issuers.close()
         await self._authority.stop()
         self._ports.close()
         shutil.rmtree(self._sockets, ignore_errors=True)
@@ -194,9 +209,15 @@ class LaptopMesh:
             unit.agent = await self._agent(identity, sds)
         host, _, port = self._address.rpartition(":")
         admin = self._ports.take(_admin(one), _LOOPBACK)
-        made = bootstrap.envoy(one.name, one.namespace, [(host.strip("[]"), int(port))], admin_port=admin, sds=sds)
+        made = bootstrap.envoy(
+            one.name, one.namespace, [(host.strip("[]"), int(port))], admin_port=admin, sds=sds, locality=one.locality, readiness=one.readiness is not None
+        )
         if own and one.sidecar.identity:
             made = bootstrap.with_identity(made, bootstrap.Identity([f"unix:{self._socket}"]))
+        try:
+            made = bootstrap.with_patches(made, bootstrap.patches_for(self._app.mesh.snapshot, one.name, one.namespace))
+        except ValueError as error:
+            _log.warning("%s; it is left out", error)
         path = self._state.sidecars / f"{name}.json"
         path.write_text(json.dumps(made, indent=2), encoding="utf-8")
         command = [sys.executable, "-m", "meshproxy"] if own else [self._options.proxy, "--disable-hot-restart"]
@@ -209,7 +230,7 @@ class LaptopMesh:
         unit.keep(
             Process(
                 f"{name} sidecar",
-                [*command, "-c", str(path), "--concurrency", "1", "-l", self._options.log_level],
+                [*command, "-c", str(path), "--concurrency", "1", "-l", self._options.log_level, *_DRAINING],
                 dict(os.environ),
                 os.getcwd(),
                 str(self._state.logs / f"{name}.sidecar.log"),
@@ -247,9 +268,11 @@ class LaptopMesh:
             "pid": os.getpid(),
             "born": birth(os.getpid()),
             "ready": self._ready,
+            "unready": [f"{name}.{namespace}" for namespace, name in self._unready],
             "control": self._address,
             "sockets": self._sockets,
             "first": self._first(),
+            "complaints": [str(one) for one in self._app.mesh.troubles],
             "workloads": [self._told(unit) for unit in self._units.values()],
             "processes": [
                 {"name": process.name, "pid": process.pid, "born": birth(process.pid), "restarts": process.restarts}
@@ -269,6 +292,7 @@ class LaptopMesh:
             "ports": dict(one.ports),
             "inbound": {name: f"{one.address}:{one.reached_at(number)}" for name, number in one.ports.items()},
             "mtls": {name: self._mode(one, number).value for name, number in one.ports.items()},
+            "gateway": reach.places(self._app.mesh.snapshot.config, one),
             "proxy": f"http://{_LOOPBACK}:{one.sidecar.http_proxy}",
             "admin": f"{_LOOPBACK}:{self._ports.take(_admin(one), _LOOPBACK)}",
         }
@@ -276,7 +300,8 @@ class LaptopMesh:
     def _mode(self, one: Workload, number: int) -> Mtls:
         if one.sidecar is None or not one.sidecar.identity:
             return Mtls.DISABLE
-        return mtls_mode(self._app.mesh.snapshot.config.security.peer_authentication, one.namespace, one.labels, number)
+        security = self._app.mesh.snapshot.config.security
+        return mtls_mode(security.peer_authentication, one.namespace, one.labels, number, security.root)
 
     def _first(self) -> str:
         """A command that sends a first request: to a port that takes plain ones, or else as one of the workloads."""
@@ -287,6 +312,11 @@ class LaptopMesh:
             for number in one.ports.values():
                 if self._mode(one, number) is not Mtls.STRICT:
                     return f"curl -i http://{one.address}:{one.reached_at(number)}/"
+        for unit in self._units.values():
+            one = unit.workload
+            assert one.sidecar is not None
+            if found := reach.first(self._app.mesh.snapshot.config, one):
+                return found
             proxied = proxied or f"curl -i -x http://{_LOOPBACK}:{one.sidecar.http_proxy}"
         services = self._app.mesh.snapshot.config.services.values()
         there = [(service, port) for service in services for port in service.ports if service.selector and port.protocol.is_http]
@@ -300,14 +330,21 @@ class LaptopMesh:
         began = time.monotonic()
         await self._followed.wait()
         states: dict[tuple[str, str], bool] = {}
+        told = began
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.patience_s):
-                while not all(states.get(key) for key in self._units):
+                while waiting := [key for key in self._units if not states.get(key)]:
+                    if time.monotonic() - told >= _TELL_EVERY_S:
+                        told = time.monotonic()
+                        _log.info("waiting for %s", ", ".join(f"{name}.{namespace}" for namespace, name in waiting))
                     await asyncio.sleep(_LOOK_EVERY_S)
                     for key, unit in list(self._units.items()):
-                        if not states.get(key):
-                            states[key] = await self._is_ready(unit)
-        say(self._summary(states, time.monotonic() - began))
+                        if not states.get(key) and await self._is_ready(unit):
+                            states[key] = True
+                            _log.info("%s.%s is ready (%d of %d)", key[1], key[0], sum(map(bool, map(states.get, self._units))), len(self._units))
+        # Of one that has ended meanwhile, somebody else may have answered in its place: its port was taken.
+        self._unready = [key for key, unit in self._units.items() if not states.get(key) or not all(one.pid for one in unit.processes.values())]
+        say(self._summary(time.monotonic() - began))
         self._ready = True  # whoever waits for this reads what has been said
         self._record()
 
@@ -315,16 +352,18 @@ class LaptopMesh:
         one = unit.workload
         if one.run is not None and one.run.command and not all([await _answers(one.address, port) for port in one.ports.values()]):
             return False
+        if one.readiness is not None and not self._app.hub.health.is_ready((one.namespace, one.name)):
+            return False
         return (
             await _answers(_LOOPBACK, self._ports.take(_admin(one), _LOOPBACK), "GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n")
         ).startswith(b"HTTP/1.1 200 ")
 
-    def _summary(self, states: dict[tuple[str, str], bool], seconds: float) -> str:
+    def _summary(self, seconds: float) -> str:
         rows = [("WORKLOAD", "STATUS", "REACHED AT", "MUTUAL TLS", "ITS WAY OUT", "TO SCRAPE")]
         for key, unit in self._units.items():
             told = self._told(unit)
-            status = "ready" if states.get(key) else "not ready"
-            at, modes = ", ".join(told["inbound"].values()) or "-", ", ".join(sorted(set(told["mtls"].values()))) or "-"
+            status = "not ready" if key in self._unready else "ready"
+            at, modes = ", ".join((*told["inbound"].values(), *told["gateway"])) or "-", ", ".join(sorted(set(told["mtls"].values()))) or "-"
             rows.append((f"{told['name']}.{told['namespace']}", status, at, modes, told["proxy"], f"http://{told['admin']}/stats/prometheus"))
         count = sum(len(unit.processes) for unit in self._units.values())
         lines = [table(rows), "", f"{count} processes, {seconds:.1f} s; {len(self._app.mesh.troubles)} complaints about documents", ""]
@@ -332,9 +371,10 @@ class LaptopMesh:
         if first:
             lines.append(f"first request    {first}")
         folder = self._options.folder
-        lines.append(f"control plane    meshctl proxy-status --folder {folder if str(self._state.path) == default_folder(folder) else self._state.path}")
+        own = str(self._state.path) == default_folder(folder)
+        lines.append(f"control plane    meshctl proxy-status --folder {folder if own else self._state.path}")
         lines.append(f"logs             {self._state.logs}")
-        lines.append(f"the end          meshctl down {self._options.folder}, or Ctrl-C")
+        lines.append(f"the end          meshctl down {folder}{'' if own else f' --state {self._state.path}'}, or Ctrl-C")
         return "\n".join(lines)
 
 
@@ -345,7 +385,8 @@ def _admin(one: Workload) -> Use:
 def _why(one: Workload) -> tuple[Any, ...]:
     """All that its processes are started with. What its sidecar gets by xDS is not among it."""
     assert one.sidecar is not None
-    return one.run, one.address, tuple(one.ports.items()), one.service_account, one.sidecar.identity, one.sidecar.http_proxy, one.sidecar.outbound
+    sidecar = one.sidecar.identity, one.sidecar.http_proxy, one.sidecar.outbound, one.readiness is not None
+    return one.run, one.address, tuple(one.ports.items()), one.service_account, *sidecar
 
 
 async def _answers(host: str, port: int, request: str = "") -> bytes:

@@ -83,6 +83,15 @@ def running(folder: str) -> str:
     return ""
 
 
+def said_by(folder: str, control: str) -> dict[str, Any]:
+    """What the file of a mesh says that is up with that control plane, by its folder or its state folder; empty if it has another one."""
+    for path in (default_folder(folder), folder):
+        said = State(path).read()
+        if said.get("control") == control:
+            return said
+    return {}
+
+
 def birth(pid: int) -> int:
     """When a process was started, in ticks since the machine was, which with its id tells it from all others; 0 for none, and for one that has ended."""
     try:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from meshproxy.server import Server
 
 _DAY = 86_400
-_TLS = b"TlsContext"  # what a serialised message with such a context has in it, as the name of its type
 
 
 class Bundle(Record):
@@ -86,13 +85,14 @@ class Certificates:
     What is in use was compiled before, so what cannot be read is simply not shown.
     """
 
-    def __init__(self, bootstrap: Any) -> None:
+    def __init__(self, bootstrap: Any, serialised: bytes) -> None:
+        """`serialised`: the same bootstrap. Few of a thousand clusters have TLS contexts, and most often none has."""
         self._known = secrets.Secrets(bootstrap.static_resources.secrets)
         self._waiting: list[tuple[str, Any]] = []  # of the bootstrap, with secrets by discovery
         self._static: list[Bundle] = []
         self._dynamic: dict[tuple[str, bytes, tuple[bytes, ...]], Bundle] = {}
         self._seen: object = None
-        for prefix, context in _contexts(bootstrap):
+        for prefix, context in _contexts(bootstrap) if secrets.TLS in serialised else ():
             if any(True for _ in secrets.discovered(context)):
                 self._waiting.append((prefix, context))
             else:
@@ -169,10 +169,10 @@ def _dynamic_contexts(server: Server) -> Iterator[tuple[str, Any]]:
     """The same of what came by an API."""
     listeners = [one for one in server.listeners if one.via_api] + [one.listener for one in server.listeners_manager.draining if not one.chains]
     for one in listeners:
-        if _TLS in one.serialised:
+        if secrets.TLS in one.serialised:
             yield from _of_listener(messages.known("envoy.config.listener.v3.Listener").FromString(one.serialised))
     for active in server.dynamic.clusters.active.values() if server.dynamic.clusters is not None else ():
-        if _TLS in active.serialised:
+        if secrets.TLS in active.serialised:
             yield from _of_cluster(messages.known("envoy.config.cluster.v3.Cluster").FromString(active.serialised))
 
 
@@ -188,6 +188,9 @@ def _of_cluster(cluster: Any) -> Iterator[tuple[str, Any]]:
 
 def _inside(prefix: str, holder: Any) -> Iterator[tuple[str, Any]]:
     if holder.HasField("transport_socket"):
-        config = registry.unpack(holder.transport_socket.typed_config)
+        socket = secrets.innermost(holder.transport_socket)
+        if socket.WhichOneof("config_type") is None:
+            return
+        config = registry.unpack(socket.typed_config)
         if "common_tls_context" in config.DESCRIPTOR.fields_by_name:
             yield prefix, config.common_tls_context

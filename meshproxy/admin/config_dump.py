@@ -13,8 +13,8 @@ import re2
 from google.protobuf import any_pb2, field_mask_pb2
 
 from meshproxy.admin.message import JSON, PLAIN, Request, Response, message_to_json
-from meshproxy.admin.redact import redact
 from meshproxy.api import messages, registry
+from meshproxy.api.redact import redact
 
 if TYPE_CHECKING:
     from meshproxy.server import Server

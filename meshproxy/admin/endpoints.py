@@ -207,7 +207,9 @@ ENDPOINTS = (
     Endpoint("/stats/recentlookups/disable", "disable recording of reset stat-name lookup names", "stats:recent_lookups_switch", mutates=True),
     Endpoint("/stats/recentlookups/enable", "enable recording of reset stat-name lookup names", "stats:recent_lookups_switch", mutates=True),
 )
-_BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+# What Envoy has not, and what /help does not list, therefore: programs compare its text.
+OURS = (Endpoint("/v3/discovery:client_status", "what became of each resource that is subscribed to (CSDS)", "client_status:client_status"),)
+_BY_PATH = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *OURS)}
 
 
 def handle(request: Request, server: Server) -> Response | Awaitable[Response]:

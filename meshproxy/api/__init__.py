@@ -2,7 +2,7 @@
 
 Start at `bootstrap`: it loads (`document`: text to plain values, `convert`: plain values to messages) and validates (`rules`: constraints that the protos
 declare, `support`: what is honoured, `semantics`: what only the whole shows). `registry` knows which module compiles which extension, `messages` finds
-message types by name. Shared by many: `errors`, `matchers`, `datasource`, `runtime`.
+message types by name. Shared by many: `errors`, `matchers`, `san` (names in certificates), `datasource`, `runtime`.
 
 Imports nothing from the rest of meshproxy; modules of extensions are imported by name, through the registry.
 """

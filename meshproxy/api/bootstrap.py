@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from meshproxy.api import convert, document, messages, semantics, support
+from meshproxy.api import convert, document, messages
 from meshproxy.api.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def check(bootstrap: Bootstrap, unsupported: str = "reject", dry_run: Callable[[
     `unsupported` is "reject" or "warn": what to do about fields that are not honoured. `dry_run` compiles everything, to find what only compiling shows, and
     raises ConfigError; it is called only with a bootstrap that keeps the declared constraints. Raises ConfigError with all problems.
     """
+    from meshproxy.api import semantics, support  # the process that reads a large configuration does not check it
+
     problems, warnings = support.check(bootstrap, unsupported)
     if not problems:
         problems = semantics.check(bootstrap)

@@ -97,14 +97,35 @@ class _Field(NamedTuple):
     column: Column
 
 
+class _Fields(dict[str, _Field | None]):
+    """The fields of one message type that were asked for, by each of their spellings; None for what is none."""
+
+    __slots__ = ("_descriptor", "_json_names")
+
+    def __init__(self, descriptor: Any) -> None:
+        self._descriptor = descriptor
+        self._json_names: dict[str, Any] | None = None
+
+    def __missing__(self, key: str) -> _Field | None:
+        found = self._descriptor.fields_by_name.get(key)
+        if found is None:
+            if self._json_names is None:
+                self._json_names = {field.json_name: field for field in self._descriptor.fields}
+            found = self._json_names.get(key)
+            if found is None:
+                return None  # not kept: anything may come from outside
+        field = self[key] = _compile_field(found)
+        return field
+
+
 class _Message:
-    """The plan of one message type. Fields are compiled on first use: message types refer to each other in circles."""
+    """The plan of one message type. Fields are compiled on first use: message types refer to each other in circles, and most fields are never used."""
 
     __slots__ = ("_descriptor", "_fields")
 
     def __init__(self, descriptor: Any) -> None:
         self._descriptor = descriptor
-        self._fields: dict[str, _Field] = {}
+        self._fields = _Fields(descriptor)
 
     def __call__(self, value: Any, walk: Walk) -> dict[str, Any]:
         if value.__class__ is not dict:
@@ -112,12 +133,12 @@ class _Message:
             return {}
         if len(walk.stack) > walk.deepest and walk.too_deep():
             return {}
-        fields = self._fields or self._compile()
+        fields = self._fields
         stack = walk.stack
         result: dict[str, Any] = {}
         oneofs: tuple[str, ...] = ()
         for key, item in value.items():
-            field = fields.get(key)
+            field = fields[key]
             if field is None:
                 self._unknown(key, walk)
                 continue
@@ -131,7 +152,7 @@ class _Message:
                 walk.report("the field is there twice, under both of its spellings", name)
             if oneof is not None:
                 if oneof in oneofs:
-                    other = next(one.name for one in fields.values() if one.oneof == oneof and one.name in result)
+                    other = next(one.name for one in fields.values() if one is not None and one.oneof == oneof and one.name in result)
                     if other != name:
                         walk.report(f"cannot be set together with {other}: one of them must go", name)
                 oneofs += (oneof,)
@@ -165,13 +186,13 @@ class _Message:
 
     def _group(self, keys: tuple[str, ...], values: list[dict[str, Any]], walk: Walk) -> list[dict[str, Any]]:
         """Messages with the same keys in the same order."""
-        fields = self._fields or self._compile()
+        fields = self._fields
         names: list[str] = []
         columns: list[list[Any]] = []
         oneofs: set[str] = set()
         same = True
         for key in keys:
-            field = fields.get(key)
+            field = fields[key]
             if field is None or field.name in names or field.oneof in oneofs:
                 raise _UnusualError
             if field.oneof is not None:
@@ -185,17 +206,11 @@ class _Message:
             same = same and after is before and key == field.name
         return values if same else [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    def _compile(self) -> dict[str, _Field]:
-        fields = self._fields
-        for field in self._descriptor.fields:
-            compiled = _compile_field(field)
-            fields[field.name] = fields[field.json_name] = compiled
-        return fields
-
     def _unknown(self, key: str, walk: Walk) -> None:
         import difflib
 
-        close = difflib.get_close_matches(key, self._fields, 1) if len(key) < 80 else ()
+        spellings = [name for field in self._descriptor.fields for name in dict.fromkeys((field.name, field.json_name))]
+        close = difflib.get_close_matches(key, spellings, 1) if len(key) < 80 else ()
         hint = f"; did you mean {close[0]!r}?" if close else ""
         walk.report(f"{self._descriptor.full_name} has no such field{hint}", key if re.fullmatch(r"\w{1,80}", key) else f"[{show(key)}]", kind=UNKNOWN)
 
@@ -474,7 +489,7 @@ def _any(value: Any, walk: Walk) -> Any:
     if any(problem.kind != UNKNOWN for problem in walk.problems[before:]):
         return {}
     message = cls(**arguments) if arguments.__class__ is dict else arguments
-    return any_pb2.Any(type_url=type_url, value=message.SerializeToString())
+    return any_pb2.Any(type_url=type_url, value=message.SerializeToString(deterministic=True))
 
 
 _SPECIAL: dict[str, Convert] = {

@@ -16,7 +16,7 @@ _METADATA = "envoy.type.metadata.v3.Metadata"
 
 HONOURS = {
     f"{_BOOTSTRAP}Bootstrap": "node static_resources cluster_manager stats_config stats_flush_interval layered_runtime admin default_regex_engine"
-    " dynamic_resources bootstrap_extensions",
+    " dynamic_resources hds_config bootstrap_extensions",
     f"{_BOOTSTRAP}Bootstrap.DynamicResources": "lds_config cds_config ads_config",
     f"{_BOOTSTRAP}Bootstrap.StaticResources": "listeners clusters secrets",
     f"{_BOOTSTRAP}Admin": "access_log access_log_path address socket_options allow_paths",
@@ -92,6 +92,7 @@ KIND_OF_FIELD = {
     f"{_LISTENER}FilterChain.transport_socket": "downstream transport socket",
     f"{_CLUSTER}Cluster.transport_socket": "upstream transport socket",
     f"{_CLUSTER}Cluster.TransportSocketMatch.transport_socket": "upstream transport socket",
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport.transport_socket": "upstream transport socket",
     f"{_CLUSTER}Cluster.CustomClusterType.typed_config": "cluster type",
     f"{_CLUSTER}Cluster.typed_extension_protocol_options": "cluster protocol options",
     f"{_CLUSTER}Cluster.typed_dns_resolver_config": "DNS resolver",
@@ -107,6 +108,11 @@ KIND_OF_FIELD = {
     f"{_HCM}HttpConnectionManager.original_ip_detection_extensions": "original IP detection",
     f"{_HCM}RequestIDExtension.typed_config": "request id",
     "envoy.config.rbac.v3.Principal.custom": "RBAC principal",
+    "xds.type.matcher.v3.Matcher.OnMatch.action": "RBAC action",
+    "xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate.input": "match input",
+    "xds.type.matcher.v3.Matcher.MatcherList.Predicate.SinglePredicate.custom_match": "input matcher",
+    "xds.type.matcher.v3.Matcher.MatcherTree.input": "match input",
+    "xds.type.matcher.v3.Matcher.MatcherTree.custom_match": "match tree",
     f"{_TRACE}Tracing.Http.typed_config": "tracer",
     f"{_TRACE}OpenTelemetryConfig.sampler": "OpenTelemetry sampler",
     f"{_TRACE}OpenTelemetryConfig.resource_detectors": "OpenTelemetry resource detector",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshproxy.api import errors
+from meshproxy.api.durations import milliseconds
 
 _CORE = "envoy.config.core.v3."
 HONOURS = {
@@ -50,16 +51,12 @@ def compile_http2(proto: Any, stream_errors: bool | None = None) -> dict[str, An
     values["stream_error_on_invalid_http_message"] = lenient
     if proto.HasField("connection_keepalive"):
         keepalive = proto.connection_keepalive
-        values["keepalive_interval"] = _seconds(keepalive.interval)
-        values["keepalive_timeout"] = _seconds(keepalive.timeout)
-        values["keepalive_idle_interval"] = _seconds(keepalive.connection_idle_interval)
+        values["keepalive_interval"] = milliseconds(keepalive.interval) / 1000
+        values["keepalive_timeout"] = milliseconds(keepalive.timeout) / 1000
+        values["keepalive_idle_interval"] = milliseconds(keepalive.connection_idle_interval) / 1000
         if keepalive.HasField("interval_jitter"):
             values["keepalive_jitter"] = keepalive.interval_jitter.value
     return values
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.seconds + duration.nanos // 1_000_000 / 1000)
 
 
 def _custom_settings(proto: Any) -> tuple[tuple[int, int], ...]:

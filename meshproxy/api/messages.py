@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import importlib
 import os
-import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 
 # Type URLs reach us from configuration that others wrote: they must never name a module outside the API.
 _ROOTS = ("envoy", "xds", "udpa", "google")
-_LITERAL = re.compile(rb"AddSerializedFile\(b'(.*)'\)\n")
-_FULL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
+_LITERAL = b"AddSerializedFile(b'", b"')\n"  # what is before and after it
 
 # Well-known types are needed by nearly every configuration, and google.protobuf has too many files to search.
 _GOOGLE = {
@@ -57,7 +55,7 @@ def full_name(type_url: str) -> str:
 @lru_cache(4096)  # names come from outside too: the memo must not grow with what a hostile peer makes up
 def descriptor(name: str) -> Descriptor | None:
     """The descriptor of a message of the Envoy API, xDS or protobuf itself; None when there is no such message."""
-    if not _FULL_NAME.fullmatch(name):
+    if "." not in name or not name.isascii() or not all(map(str.isidentifier, name.split("."))):
         return None
     pool = descriptor_pool.Default()
     try:
@@ -147,11 +145,12 @@ def _serialised(package: str, name: str) -> bytes | None:
     for folder in _folders(package):
         try:
             with open(f"{folder}/{name}.py", "rb") as code:
-                literal = _LITERAL.search(code.read())
+                _, found, rest = code.read().partition(_LITERAL[0])
         except OSError:
             continue
-        if literal is not None:
-            return codecs.escape_decode(literal[1])[0]
+        literal, end, _ = rest.partition(_LITERAL[1])
+        if found and end:
+            return codecs.escape_decode(literal)[0]
     return None
 
 

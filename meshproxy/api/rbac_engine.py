@@ -4,15 +4,17 @@ Compiling removes what is constant: `any` permissions and principals cost nothin
 policy matches when any of its permissions and any of its principals match; policies are tried in the order of their names, and the first that matches
 names the decision. Without policies nothing matches: ALLOW then denies all, DENY allows all.
 
+In place of policies there may be a match tree (api.match_tree), whose leaves say themselves whether to allow; what reaches none is denied.
+
 What could make a policy weaker when ignored (CEL conditions, unknown matchers) is always an error, also where other unsupported fields only warn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshproxy.api import errors, matchers, registry
+from meshproxy.api import errors, match_inputs, match_tree, matchers, registry
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
 from meshproxy.api.matchers import HASH, QUESTION_MARK
 from meshproxy.api.uri_template import UriTemplate
@@ -20,6 +22,7 @@ from meshproxy.api.uri_template import UriTemplate
 if TYPE_CHECKING:
     from envoy.config.core.v3.address_pb2 import CidrRange
     from envoy.config.rbac.v3.rbac_pb2 import RBAC, Permission, Policy, Principal, SourcedMetadata
+    from xds.type.matcher.v3.matcher_pb2 import Matcher
 
 # What a predicate looks at: an observe.stream_info.StreamInfo, which this package may not import.
 Predicate = Callable[[Any], bool]
@@ -41,21 +44,25 @@ HONOURS = {
     "envoy.config.rbac.v3.SourcedMetadata": "metadata_matcher metadata_source",
     "envoy.type.v3.Int32Range": "start end",
     "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config": "san_matcher any_validated_client_certificate",
+    "envoy.config.rbac.v3.Action": "name action",
+    **match_tree.HONOURS,
 }
 
 ALLOW, DENY, LOG = range(3)  # envoy.config.rbac.v3.RBAC.Action
 
 
 class Engine:
-    """Compiled rules. `match(stream_info)` is the name of the first policy that matches, or None.
+    """Compiled rules. `match(stream_info)` is the name of the first policy that matches, or None; what else there is to know of a match, methods say.
 
+    `logs`: decisions are for the access log, too.
     `repeatable`: it answers the same for all requests of one connection whose heads are equal but for the request id.
     """
 
-    __slots__ = ("action", "match", "policies", "repeatable")
+    __slots__ = ("action", "logs", "match", "policies", "repeatable")
 
     def __init__(self, action: int, policies: Sequence[tuple[str, Predicate]], *, repeatable: bool = False) -> None:
         self.action = action
+        self.logs = action == LOG
         self.policies = tuple(policies)
         self.repeatable = repeatable
         self.match = _first_match(self.policies)
@@ -65,6 +72,58 @@ class Engine:
         if self.action == LOG:
             return True
         return (policy is not None) == (self.action == ALLOW)
+
+    def passing(self) -> list[Any]:
+        """All that `match` can be for a stream that may pass. Not for LOG."""
+        return [name for name, _ in self.policies] if self.action == ALLOW else [None]
+
+    def name(self, policy: str | None) -> str | None:
+        """The name that a match goes by, in stats, metadata and details."""
+        return policy
+
+    def hint(self, policy: str | None) -> bool | None:
+        """What to tell the access log, where `logs`; None for nothing."""
+        return policy is not None
+
+
+class Action(NamedTuple):
+    """A leaf of a match tree (envoy.config.rbac.v3.Action)."""
+
+    name: str
+    action: int
+
+
+class TreeEngine:
+    """A compiled match tree, as an Engine is used: here `match(stream_info)` is the Action reached, or None."""
+
+    __slots__ = ("_actions", "logs", "match", "repeatable")
+
+    def __init__(self, tree: match_tree.Tree, actions: Sequence[Action], *, repeatable: bool) -> None:
+        self._actions = list(dict.fromkeys(actions))
+        self.logs = any(action.action == LOG for action in actions)
+        self.repeatable = repeatable
+
+        def match(info: Any) -> Action | None:
+            action: Action | None = tree(info)
+            return None if action is match_tree.INSUFFICIENT else action
+
+        self.match = match
+
+    def allowed(self, action: Action | None) -> bool:
+        """Whether a stream whose `match` was `action` may pass."""
+        return action is not None and action.action != DENY
+
+    def passing(self) -> list[Any]:
+        """All that `match` can be for a stream that may pass."""
+        return [action for action in self._actions if self.allowed(action)]
+
+    def name(self, action: Action | None) -> str | None:
+        """The name that a match goes by, in stats, metadata and details."""
+        return None if action is None else action.name
+
+    def hint(self, action: Action | None) -> bool | None:
+        """What to tell the access log, where `logs`; None for nothing."""
+        return None if action is None else action.action == LOG
 
 
 def compile_rules(rules: RBAC, *, network: bool = False) -> Engine:
@@ -80,6 +139,41 @@ def compile_rules(rules: RBAC, *, network: bool = False) -> Engine:
                 policies.append((name, predicate))
     found.raise_any()
     return Engine(rules.action, policies, repeatable=all(map(_repeatable, _rules_of(rules))))
+
+
+def compile_tree(proto: Matcher, *, network: bool = False, counter: Callable[[str], Any] | None = None) -> TreeEngine:
+    """Compile a match tree whose leaves are envoy.config.rbac.v3.Action. Raises ConfigError.
+
+    `network`: for the network filter. `counter`: as match_tree.compile_tree takes it.
+    """
+    actions: list[Action] = []
+
+    def leaf(packed: Any) -> Action:
+        registry.module(packed.type_url, "RBAC action")
+        proto = registry.unpack(packed)
+        if not proto.name:
+            errors.fail("name", "must not be empty")
+        if proto.action not in (ALLOW, DENY, LOG):
+            errors.fail("action", "is no action")
+        actions.append(Action(proto.name, proto.action))
+        return actions[-1]
+
+    inputs, where = (match_inputs.CONNECTION, "the network RBAC filter") if network else (match_inputs.REQUEST, "the HTTP RBAC filter")
+    tree, repeatable = match_tree.compile_tree(proto, inputs, leaf, where, counter)
+    return TreeEngine(tree, actions, repeatable=repeatable)
+
+
+def compile_either(
+    proto: Any, rules: str, tree: str, found: errors.Collector, counter: Callable[[str], Any], *, network: bool = False
+) -> Engine | TreeEngine | None:
+    """The engine of a filter's proto that has `rules` and a match tree in the fields of these names; the tree goes before. None without either."""
+    if proto.HasField(tree):
+        with found.under(tree):
+            return compile_tree(getattr(proto, tree), network=network, counter=counter)
+    elif proto.HasField(rules):
+        with found.under(rules):
+            return compile_rules(getattr(proto, rules), network=network)
+    return None
 
 
 def _rules_of(rules: RBAC) -> Iterator[Any]:
@@ -356,20 +450,16 @@ def _mtls_authenticated(extension: Any) -> Predicate:
         if not proto.HasField("san_matcher"):
             if not proto.any_validated_client_certificate:
                 errors.fail("", "one of san_matcher and any_validated_client_certificate is needed")
-            return lambda info: info.connection.tls is not None and bool(info.connection.tls.validated)
+            # Who presents nothing is not somebody who was validated.
+            return lambda info: bool((tls := info.connection.tls) and tls.validated and tls.peer_certificate is not None)
         if proto.any_validated_client_certificate:
             errors.fail("any_validated_client_certificate", "must not be set together with san_matcher")
-        with errors.under("san_matcher"):
-            san_types = {1: "email_sans", 2: "dns_sans", 3: "uri_sans", 4: "ip_sans"}
-            attribute = san_types.get(proto.san_matcher.san_type)
-            if attribute is None:
-                errors.fail("san_type", "is not supported", UNSUPPORTED)
-            name = matchers.compile_string(proto.san_matcher.matcher)
+        from meshproxy.api.san import compile_san
+
+        name = compile_san(proto.san_matcher, "san_matcher")
 
     def matches(info: Any) -> bool:
         tls = info.connection.tls
-        if tls is None or not tls.validated or tls.peer_certificate is None:
-            return False
-        return any(name(san.encode()) for san in getattr(tls.peer_certificate, attribute, ()))
+        return tls is not None and bool(tls.validated) and tls.peer_certificate is not None and name(tls.peer_certificate)
 
     return matches

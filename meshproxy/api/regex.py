@@ -134,7 +134,7 @@ def _program(proto: regex_pb2.RegexMatcher, runtime: Any, *, captures: bool) -> 
         fail("regex", "value length must be at least 1 characters")
     compiled = _compile(proto.regex, captures=True)
     size = compiled[0].ProgramSize()
-    if proto.google_re2.HasField("max_program_size"):
+    if proto.google_re2.ListFields():  # max_program_size, which the xds.type.matcher form has not
         limit, which = proto.google_re2.max_program_size.value, ""
     else:
         limit, which = (

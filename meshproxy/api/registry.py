@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "upstream transport socket": {
         f"{_E}transport_sockets.tls.v3.UpstreamTlsContext": "meshproxy.net.tls",
+        f"{_E}transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport": "meshproxy.upstream.proxy_protocol",
         f"{_E}transport_sockets.raw_buffer.v3.RawBuffer": "meshproxy.net.tls",
     },
     "access logger": {
@@ -121,6 +122,31 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "RBAC principal": {
         f"{_E}rbac.principals.mtls_authenticated.v3.Config": "meshproxy.api.rbac_engine",
+    },
+    "RBAC action": {
+        "envoy.config.rbac.v3.Action": "meshproxy.api.rbac_engine",
+    },
+    "match input": {
+        f"{_E}matching.common_inputs.network.v3.DestinationIPInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.DestinationPortInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.SourceIPInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.SourcePortInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.DirectSourceIPInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.ServerNameInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.NetworkNamespaceInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.FilterStateInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.network.v3.DynamicMetadataInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.ssl.v3.UriSanInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.ssl.v3.DnsSanInput": "meshproxy.api.match_inputs",
+        f"{_E}matching.common_inputs.ssl.v3.SubjectInput": "meshproxy.api.match_inputs",
+        "envoy.type.matcher.v3.HttpRequestHeaderMatchInput": "meshproxy.api.match_inputs",
+    },
+    "input matcher": {
+        f"{_E}matching.input_matchers.ip.v3.Ip": "meshproxy.api.match_tree",
+        f"{_E}matching.input_matchers.metadata.v3.Metadata": "meshproxy.api.match_tree",
+    },
+    "match tree": {
+        "xds.type.matcher.v3.IPMatcher": "meshproxy.api.match_tree",
     },
     "path match": {
         f"{_E}path.match.uri_template.v3.UriTemplateMatchConfig": "meshproxy.api.matchers",
@@ -181,6 +207,14 @@ def type_url(packed: Any) -> str:
     if name in _TYPED_STRUCTS:
         name = messages.full_name(_decode(packed, name).type_url)
     return TYPE_PREFIX + name
+
+
+def is_known(packed: Any, kind: str | None = None) -> bool:
+    """Whether the API has the type of what `packed` holds, seen through a TypedStruct; with a `kind`: whether it is an extension of ours that fits there."""
+    if messages.message_class(messages.full_name(packed.type_url)) is None:
+        return False
+    name = messages.full_name(type_url(packed))
+    return messages.descriptor(name) is not None if kind is None else name in KINDS[kind]
 
 
 def unpack(packed: Any) -> Any:

@@ -139,6 +139,9 @@ class Checker:
         if key in walk.clean:
             return
         before = len(walk.problems)
+        optional = walk.optional
+        if optional and kind is not None and not registry.is_known(packed):
+            return
         try:
             message = registry.unpack(packed)
         except ConfigError as error:
@@ -147,16 +150,18 @@ class Checker:
             return
         refusal = self.policy.refusal(kind, message.DESCRIPTOR.full_name) if self.policy is not None else None
         walk.kind = None
+        walk.optional = False  # which does not go for what it consists of
         if refusal is None:
             plan = self.plan(message.DESCRIPTOR)
             if walk.columns:
                 plan.many([message], walk)
             else:
                 plan(message, walk)
-        elif not walk.optional:
+        elif not optional:
             walk.report(refusal.why, kind=refusal.kind)
             _only_invalid(self.plan(message.DESCRIPTOR), message, walk)
         walk.kind = kind
+        walk.optional = optional
         if len(walk.problems) == before and len(key[1]) < 512:
             walk.clean.add(key)
 
@@ -164,14 +169,16 @@ class Checker:
 class _Plan:
     """How to check the messages of one type: what must hold even for unset fields, and what must hold for each field that is set."""
 
-    __slots__ = ("_always", "_checker", "_descriptor", "_needed", "_set", "_unsupported")
+    __slots__ = ("_always", "_checker", "_descriptor", "_honoured", "_needed", "_set", "_unsupported")
 
     def __init__(self, descriptor: Any, checker: Checker) -> None:
         self._descriptor = descriptor
         self._checker = checker
         self._always: list[_Check] | None = None
-        self._set: dict[Any, _FieldCheck] = {}  # field descriptor -> check; there is one descriptor object of a field
+        # Field descriptor -> check, compiled when a field is first set: most of them never are. There is one descriptor object of a field.
+        self._set: dict[Any, _FieldCheck | None] = {}
         self._needed: list[list[Any]] = []  # what `_always` asks for: fields of which one must be set
+        self._honoured: frozenset[str] | None = None
         self._unsupported = False
 
     def __call__(self, message: Any, walk: _Walk) -> None:
@@ -187,11 +194,12 @@ class _Plan:
             return
         for check_unset in always:
             check_unset(message, walk)
-        checks = self._set
         for field, value in message.ListFields():
-            check_set = checks.get(field)
+            check_set = self._check_of(field)
             if check_set is not None:
                 check_set.one(value, walk)
+        if walk.optional and always and always[0] is _remember_optional:
+            walk.optional = False
 
     def many(self, messages: list[Any], walk: _Walk) -> None:
         """Check many messages, by columns."""
@@ -208,7 +216,7 @@ class _Plan:
             if sum(len(columns[field]) for field in fields if field in columns) < len(messages):
                 walk.report("something is missing")
         for field, values in columns.items():
-            check_set = self._set.get(field)
+            check_set = self._check_of(field)
             if check_set is not None:
                 check_set.many(values, walk)
 
@@ -217,47 +225,50 @@ class _Plan:
         self._always = always
         descriptor = self._descriptor
         policy = self._checker.policy
-        honoured = policy.fields(descriptor.full_name) if policy is not None else None
-        self._unsupported = policy is not None and honoured is None
+        self._honoured = policy.fields(descriptor.full_name) if policy is not None else None
+        self._unsupported = policy is not None and self._honoured is None
         if "is_optional" in descriptor.fields_by_name:
             always.append(_remember_optional)
         for oneof in descriptor.oneofs:
-            if oneof.GetOptions().Extensions[validate_pb2.required]:
+            if oneof.has_options and oneof.GetOptions().Extensions[validate_pb2.required]:
                 always.append(_required_oneof(oneof.name, " or ".join(field.name for field in oneof.fields)))
                 self._needed.append(list(oneof.fields))
         for field in descriptor.fields:
-            check_set = self._compile_field(field, always)
-            if policy is not None:
-                kind = policy.kind(field.full_name)
-                if kind is not None and check_set is not None:
-                    check_set = _FieldCheck(_with_kind(kind, check_set.one), _with_kind(kind, check_set.many))
-                if honoured is not None and field.name not in honoured:
-                    check_set = _noted_field(field.name, "is not supported", UNSUPPORTED, check_set)
-                elif field.GetOptions().deprecated:
-                    check_set = _deprecated_field(field, check_set)
-            if check_set is not None:
-                self._set[field] = check_set
-        return always
-
-    def _compile_field(self, field: Any, always: list[_Check]) -> _FieldCheck | None:
-        rules = field.GetOptions().Extensions[validate_pb2.rules]
-        if field.is_repeated or field.message_type is not None:
-            must = _must_be_there(field, rules)
+            must = _must_be_there(field) if field.has_options else None  # rules are options
             if must is not None:
                 always.append(must)
                 self._needed.append([field])
-            if field.is_repeated:
-                return _repeated(field, rules, self._checker)
+        return always
+
+    def _check_of(self, field: Any) -> _FieldCheck | None:
+        try:
+            return self._set[field]
+        except KeyError:
+            check_set = self._set[field] = self._compile_field(field)
+            return check_set
+
+    def _compile_field(self, field: Any) -> _FieldCheck | None:
+        options = field.GetOptions()
+        check_set = self._compile_value(field, options.Extensions[validate_pb2.rules])
+        policy = self._checker.policy
+        if policy is not None:
+            kind = policy.kind(field.full_name)
+            if kind is not None and check_set is not None:
+                check_set = _FieldCheck(_with_kind(kind, check_set.one), _with_kind(kind, check_set.many))
+            if self._honoured is not None and field.name not in self._honoured:
+                check_set = _noted_field(field.name, "is not supported", UNSUPPORTED, check_set)
+            elif options.deprecated:
+                check_set = _deprecated_field(field, check_set)
+        return check_set
+
+    def _compile_value(self, field: Any, rules: validate_pb2.FieldRules) -> _FieldCheck | None:
+        if field.is_repeated:
+            return _repeated(field, rules, self._checker)
+        if field.message_type is not None:
             inner = self._checker.inner(field.message_type, rules)
             return _FieldCheck(_below(field.name, inner), _below(field.name, _many(inner))) if inner is not None else None
         limits = compile_limits(field, rules)
-        if not limits:
-            return None
-        broken = next((limit for limit in limits if not field.has_presence and not limit.holds(field.default_value)), None)
-        if broken is not None:
-            always.append(_not_default(field.name, broken.why(field.default_value)))
-            self._needed.append([field])
-        return _FieldCheck(_below(field.name, _value_check(limits)), _many_values(limits))
+        return _FieldCheck(_below(field.name, _value_check(limits)), _many_values(limits)) if limits else None
 
 
 # -- what the policy finds
@@ -325,7 +336,9 @@ def _not_default(name: str, why: str) -> _Check:
     return check_scalar
 
 
-def _must_be_there(field: Any, rules: validate_pb2.FieldRules) -> _Check | None:
+def _must_be_there(field: Any) -> _Check | None:
+    """What the rules of a field ask for where it is not set."""
+    rules = field.GetOptions().Extensions[validate_pb2.rules]
     name = field.name
     if field.is_repeated:
         least = rules.repeated.min_items or rules.map.min_pairs
@@ -338,6 +351,11 @@ def _must_be_there(field: Any, rules: validate_pb2.FieldRules) -> _Check | None:
                 walk.report("must not be empty" if least == 1 else f"must have at least {least} items, has {count}", name)
 
         return check_count
+    if field.message_type is None:
+        if field.has_presence:
+            return None
+        broken = next((limit for limit in compile_limits(field, rules) if not limit.holds(field.default_value)), None)
+        return _not_default(name, broken.why(field.default_value)) if broken is not None else None
     required = rules.message.required or rules.any.required or rules.duration.required or rules.timestamp.required
     # A member of a oneof is required only when it is the chosen one, and then it is there.
     if not required or field.containing_oneof is not None:

@@ -40,7 +40,7 @@ MAX_DISK_DEPTH = 16  # directories below a disk layer's root
 _DENOMINATOR_NAMES: dict[str | int, int] = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000}
 # By the numbers of envoy.type.v3.FractionalPercent.DenominatorType.
 DENOMINATORS = {number: _DENOMINATOR_NAMES[name] for name, number in messages.known("envoy.type.v3.FractionalPercent").DenominatorType.items()}
-_DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+_DECIMAL = r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*"
 
 
 class Entry(Record, frozen=True):
@@ -303,7 +303,7 @@ def _entry(value: Any, raw: str) -> Entry:
         import json
 
         return Entry(raw or json.dumps(value), fraction=_fraction(value))
-    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(_DECIMAL, value):
         return _number(float(value), raw or value)
     return Entry(raw or str(value or ""))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
 import re
@@ -118,6 +117,8 @@ def _real(limit: float) -> Convert:
 
 
 def _bytes(value: Any, walk: Walk) -> bytes:
+    import base64  # few fields are bytes
+
     if value.__class__ is not str:
         walk.report(f"expected bytes as a base64 string, got {show(value)}")
         return b""

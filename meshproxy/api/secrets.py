@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from meshproxy.api import messages, registry
 from meshproxy.api.errors import fail, under
 
+TLS = b"TlsContext"  # what a serialised message with a TLS context has in it, as the end of the name of its type
+_WRAPPER = ".ProxyProtocolUpstreamTransport"
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
 HONOURS = {
     f"{_TLS}Secret": "name tls_certificate validation_context",
@@ -117,7 +119,14 @@ def _sockets(holder: Any) -> Iterator[Any]:
         return
     for one in (holder, *holder.transport_socket_matches):
         if one.HasField("transport_socket"):
-            yield one.transport_socket
+            yield innermost(one.transport_socket)
+
+
+def innermost(socket: Any) -> Any:
+    """The TransportSocket that carries the bytes, of one that another may wrap."""
+    while socket.typed_config.type_url.endswith(_WRAPPER):
+        socket = registry.unpack(socket.typed_config).transport_socket
+    return socket
 
 
 def inline(context: Any, secrets: Secrets | None) -> None:

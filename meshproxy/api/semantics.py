@@ -135,6 +135,8 @@ def _untyped(path: str, extension: Any) -> Iterator[Problem]:
 
 def _manager(manager: Any, clusters: Container[str]) -> Iterator[Problem]:
     yield from _order(manager.http_filters, "http_filters", _TERMINAL_HTTP, "http filter")
+    for i, upgrade in enumerate(manager.upgrade_configs):
+        yield from _order(upgrade.filters, f"upgrade_configs[{i}].filters", _TERMINAL_HTTP, "http filter")
     table = manager.route_config
     if not manager.HasField("route_config") or (table.HasField("validate_clusters") and not table.validate_clusters.value):
         return

@@ -40,6 +40,9 @@ CORE_MODULES = (
     "meshproxy.http.header_mutations",
 )
 
+# Of what comes by streams: imported by whoever opens them.
+STREAM_MODULES = ("meshproxy.xds.health",)
+
 
 def check(message: Message, unsupported: str = "reject") -> tuple[list[Problem], list[Problem]]:
     """Check a message against the declared constraints and for what is not honoured. Returns problems and warnings, with paths relative to the message.
@@ -111,7 +114,7 @@ class Support:
 
 def all_modules() -> list[str]:
     """Every module that declares something or imports one that does, sorted."""
-    return sorted({*CORE_MODULES, *registry.EXTENSIONS.values()})
+    return sorted({*CORE_MODULES, *STREAM_MODULES, *registry.EXTENSIONS.values()})
 
 
 def render() -> str:

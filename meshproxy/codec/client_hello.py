@@ -41,6 +41,8 @@ def parse(data: bytes, max_size: int = MAX_SIZE) -> ClientHello | None:
 
     Raises NotClientHelloError as soon as the bytes cannot be one, and TooLargeError when `max_size` bytes are there and the message is not over.
     """
+    if len(data) > max_size:  # what comes after it does not count, even when it is there already
+        data = data[:max_size]
     message = bytearray()
     declared = at = 0  # bytes that the records so far say they carry; where the next one begins
     needed = 4

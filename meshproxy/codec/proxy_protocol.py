@@ -148,3 +148,28 @@ def _unicast(address: ipaddress.IPv4Address | ipaddress.IPv6Address, version: in
     if address.is_multicast or address.is_unspecified or (address.version == 4 and int(address) == 0xFFFFFFFF):
         raise ProxyProtocolError("an address is not unicast", version)
     return str(address)
+
+
+# --- writing
+
+
+def write_v1(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """The line for a connection from `source` to `destination`, each an IP and a port; the source's family is the line's, as with Envoy."""
+    family = 6 if ":" in source[0] else 4
+    return f"PROXY TCP{family} {source[0]} {destination[0]} {source[1]} {destination[1]}\r\n".encode("ascii")
+
+
+def write_v2(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """The binary header for the same; LOCAL if the two are not of one family, since it could not be said."""
+    import ipaddress
+
+    ends = [ipaddress.ip_address(ip.partition("%")[0]) for ip, _ in (source, destination)]
+    if ends[0].version != ends[1].version:
+        return write_local()
+    addresses = b"".join(one.packed for one in ends) + source[1].to_bytes(2, "big") + destination[1].to_bytes(2, "big")
+    return V2_SIGNATURE + bytes((0x20 | _PROXY, 0x11 if ends[0].version == 4 else 0x21)) + len(addresses).to_bytes(2, "big") + addresses
+
+
+def write_local() -> bytes:
+    """The binary header of a connection that is for nobody."""
+    return V2_SIGNATURE + bytes((0x20 | _LOCAL, 0, 0, 0))

@@ -17,6 +17,7 @@ from meshproxy.net.interfaces import machine_address
 from meshproxy.observe.stream_info import StreamInfo
 from meshproxy.record import Record
 from meshproxy.upstream.balance.base import LbContext
+from meshproxy.upstream.pool import PROTOCOL_ERROR
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
@@ -134,6 +135,7 @@ class _Call:
         self._pool: Pool | None = None
         self._exchange: Exchange | None = None
         self._tries: retry.RetryState | None = None
+        self._informed = False
         self._response: ResponseHead | None = None
         self._received: list[bytes] = []
         self._size = 0
@@ -197,7 +199,12 @@ class _Call:
 
     def on_response_headers(self, head: ResponseHead, end_stream: bool) -> None:
         """The answer begins."""
-        if head.status < 200 or self._done.done():
+        if self._done.done():
+            return
+        if head.status < 200:
+            if not self._informed:  # as for requests of clients, the first one counts
+                self._informed = True
+                self._cluster.stats.charge(head.status, internal=True)
             return
         assert self._host is not None
         self._response = head
@@ -271,7 +278,7 @@ class _Call:
         assert self._host is not None
         self._host.rq_error += 1
         if self._response is None:
-            self._cluster.stats.charge(503, internal=True)
+            self._cluster.stats.charge(502 if reason == PROTOCOL_ERROR else 503, internal=True)
             if self._cluster.outlier is not None and kind is not None:
                 self._cluster.outlier.local_failure(self._host, kind)
         self._done.set_exception(_FailedError(reason, details, bool(self.stream.upstream_bytes_sent)))

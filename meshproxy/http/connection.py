@@ -308,7 +308,7 @@ class ServerConnection(DownstreamConnection):
             self._chunked = not end_stream
         if manager.header_case is not None or head.case is not None:
             items = header_case.spell(items, head.case, manager.header_case)
-        out = encode_response_head(status, items, head.reason if manager.keeps_reason else None)
+        out = encode_response_head(status, items, head.reason if head.case is not None else None)
         if request.version == 10:
             out = b"HTTP/1.0" + out[8:]
         self._out = out

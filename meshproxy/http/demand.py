@@ -1,5 +1,8 @@
 """What a worker asks main for because a request needs it: virtual hosts (VHDS) and clusters (ODCDS). Whoever asks is woken when main has an answer, which
-comes after everything that the answer is about."""
+comes after everything that the answer is about.
+
+Clients choose what is asked for, so main bounds what it remembers of it: names may be so long, and so many that nothing is known of stay asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,21 @@ import asyncio
 from collections.abc import Callable
 
 HOST, CLUSTER = "host", "cluster"
+MAX_NAME = 1024  # bytes; nobody has such a host or cluster
+MAX_NAMES = 4096  # of one source
 
 # What is asked for: HOST, the key of a route configuration (`route_configs.key_of`) and a host; or CLUSTER, a serialised ConfigSource and a cluster's name.
 What = tuple[str, bytes, str]
+
+
+def name_of(text: bytes) -> str | None:
+    """A name as it can be asked for; None for one that nobody has."""
+    if len(text) > MAX_NAME:
+        return None
+    try:
+        return text.decode()
+    except UnicodeDecodeError:  # the names of resources are UTF-8
+        return None
 
 
 class Demand:

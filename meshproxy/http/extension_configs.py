@@ -16,6 +16,8 @@ from meshproxy.api import messages, registry
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 HONOURS = {"envoy.config.core.v3.ExtensionConfigSource": "config_source default_config apply_default_config_without_warming type_urls"}
 
+Place = tuple[int, int]  # of a filter in a HttpConnectionManager: in which of the `upgrade_configs`, -1 for `http_filters`; and where in it
+
 
 class User(Protocol):
     """Who has such filters."""
@@ -60,12 +62,25 @@ def fits(entry: Any, packed: Any) -> bool:
     return registry.type_url(packed) in {registry.TYPE_PREFIX + messages.full_name(url) for url in entry.config_discovery.type_urls}
 
 
-def filters(listener: Any) -> Iterator[tuple[Any, int]]:
+def filters(listener: Any) -> Iterator[tuple[Any, Place]]:
     """The HTTP filters of a `Listener` that come by discovery: the connection manager, and at which place in it."""
     for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
         for entry in chain.filters:
             if messages.full_name(entry.typed_config.type_url) == _HCM:
                 manager = registry.unpack(entry.typed_config)
-                for position, one in enumerate(manager.http_filters):
-                    if one.HasField("config_discovery"):
-                        yield manager, position
+                for upgrade, entries in enumerate((manager.http_filters, *(config.filters for config in manager.upgrade_configs)), -1):
+                    for position, one in enumerate(entries):
+                        if one.HasField("config_discovery"):
+                            yield manager, (upgrade, position)
+
+
+def at(manager: Any, place: Place) -> Any:
+    """The HttpFilter there."""
+    upgrade, position = place
+    return (manager.http_filters if upgrade < 0 else manager.upgrade_configs[upgrade].filters)[position]
+
+
+def path(place: Place) -> str:
+    """How errors name it."""
+    upgrade, position = place
+    return f"http_filters[{position}]" if upgrade < 0 else f"upgrade_configs[{upgrade}].filters[{position}]"

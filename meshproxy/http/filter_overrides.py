@@ -52,6 +52,8 @@ def _compile(name: str, packed: AnyProto) -> FilterOverride | None:
         fail("config", f"Empty route/virtual host per filter configuration for {name} filter")
     if not wrapper.config.type_url:
         return FilterOverride(None)
+    if wrapper.is_optional and not registry.is_known(wrapper.config):
+        return None
     try:
         with under("config"):
             return FilterOverride(_decode(wrapper.config))

@@ -113,13 +113,21 @@ class Forwarding(Tries):
         """The pool of `host` for this request."""
         head = self.stream.request
         assert head is not None
-        return self.cluster.pool_for(host, self.route.priority, head, raw=self.terminates)
+        ends = None
+        if host.proxy_protocol:
+            from meshproxy.upstream.proxy_protocol import ends_of  # few workers need it
+
+            ends = ends_of(self.stream, said=not self.router.tells_callers)
+        return self.cluster.pool_for(host, self.route.priority, head, raw=self.terminates, ends=ends)
 
     def begin(self, host: Host, end_stream: bool) -> None:
         """HOT: send the head; `end_stream`: that is all."""
         stream = self.stream
         self.keeps_body = self.retries or self.mirrors is not None
         cluster = self.cluster
+        if self.careful:
+            config = self.route.connect_config
+            self.terminates = config is not None and config.allow_post and stream.request.method == b"POST"  # type: ignore[union-attr]  # it has a head
         if stream.upgrade is not None:
             self.tunnel = True
             self.ended = end_stream
@@ -283,7 +291,11 @@ class Forwarding(Tries):
             return
         self.informed = True
         self.charge(head.status, attempt.host)
-        self._end_retries()
+        if self.attempts is not None:  # this try has won
+            self.winner = attempt
+            self._drop_others(attempt)
+        else:
+            self._end_retries()
         self.stream.informational(head)
 
     def on_switching(self, attempt: Attempt, head: ResponseHead) -> None:
@@ -303,6 +315,14 @@ class Forwarding(Tries):
         stream = self.stream
         stream.upstream_start = stream.upstream_sent = self.router.clock()
         self.on_attempt_headers(attempt, ResponseHead(200, []), False)
+        if not self.tunnel and attempt.exchange is not None:  # a POST, which has no upgrade to wait for
+            body, self.body = self.body, _NOTHING
+            self.keeps_body = False
+            if self.paused_for_connection:
+                self.paused_for_connection = False
+                stream.resume_request()
+            if body or self.ended:
+                attempt.send(b"".join(body), self.ended)
         stream.codec.flush()
 
     def on_attempt_headers(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:

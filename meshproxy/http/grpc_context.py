@@ -51,5 +51,4 @@ def cluster_of(stream: Any, context: FilterContext) -> Cluster | None:
     route = stream.route
     if route is None or route.action != "forward":
         return None
-    name = route.cluster_name if route.cluster_name is not None else route.select_cluster(stream)
-    return context.clusters.get(name) if name else None
+    return context.clusters.get(route.cluster_name)

@@ -281,13 +281,18 @@ class Http2ServerConnection(DownstreamConnection):
             session.out.clear()
             return
         transport = self.transport
-        if not transport.get_write_buffer_size():
+        waiting = transport.get_write_buffer_size()
+        if waiting:
+            session.remain(waiting)
+        else:
             session.drained()
         try:
             if session.apart:
                 parts = session.take_parts()
                 self.stats.downstream_cx_tx_bytes_total.n += sum(map(len, parts))
                 transport.writelines(parts)
+                if session.more:
+                    session.pump()
                 return
             data = session.take()
         except Http2Error as error:
@@ -295,6 +300,8 @@ class Http2ServerConnection(DownstreamConnection):
             return
         self.stats.downstream_cx_tx_bytes_total.n += len(data)
         transport.write(data)
+        if session.more:
+            session.pump()
 
     # -- the end
 

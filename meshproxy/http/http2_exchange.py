@@ -209,7 +209,7 @@ class Http2Exchange(Http2Stream):
 
     def _data(self, data: bytes, end_stream: bool) -> None:
         stream = self.stream
-        if stream is not None:
+        if stream is not None and not stream.ended:  # else its response, which came early, is still being sent
             stream.on_data(data, end_stream)
 
     def on_relayed(self, size: int, now: float) -> None:
@@ -220,7 +220,7 @@ class Http2Exchange(Http2Stream):
     def on_trailers(self, trailers: KnownTrailers) -> None:
         self.general()
         stream = self.stream
-        if stream is not None:
+        if stream is not None and not stream.ended:
             stream.on_trailers(trailers.own())
 
     def on_metadata(self, fields: dict[bytes, bytes]) -> None:
@@ -260,6 +260,9 @@ class Http2Exchange(Http2Stream):
         stream = self.stream
         if stream is not None and not self.connection.full:
             stream.on_writable(writable)
+
+    def on_sent(self) -> None:
+        self.on_done()
 
     def on_done(self) -> None:
         stream = self.stream

@@ -23,6 +23,7 @@ HONOURS = {
     _HCM + "ResponseMapper": "filter status_code body body_format_override headers_to_add",
 }
 
+_BODILESS = frozenset((*range(100, 200), 204, 304))  # statuses of responses without a body (RFC 9110 6.4.1)
 _TEXT = (b"content-type", b"text/plain")
 
 Format = Callable[[Any], bytes]
@@ -61,6 +62,8 @@ class LocalReplies:
             if content_type == b"application/json":
                 body = body.removesuffix(b"\n")  # the formatter's
             return self._grpc(head, reply, b"" if stream.request.method == b"HEAD" else body), b""  # type: ignore[union-attr]  # gRPC by its head
+        if status in _BODILESS:
+            body = b""  # which Envoy sends: clients take it for the beginning of the next response
         items = head.items
         if body:
             if b"content-length" in head:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
-from meshproxy.http.manager_options import seconds
+from meshproxy.api.durations import seconds_of
 from meshproxy.observe import events
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def compile(proto: hcm_pb2.HttpConnectionManager, logs: Iterable[Any], loop: asy
                 errors.fail(name, f"Only one of {name} or access_log_options can be specified.")
     on_request: bool = source.flush_access_log_on_new_request
     on_tunnel: bool = proto.access_log_options.flush_log_on_tunnel_successfully_established
-    interval = seconds(source, "access_log_flush_interval", 0.0)
+    interval = seconds_of(source, "access_log_flush_interval", 0.0)
     if not logs or not (on_request or on_tunnel or interval):
         return None
     return LogEvents(logs, loop, on_request=on_request, on_tunnel=on_tunnel, interval=interval)

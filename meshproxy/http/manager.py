@@ -6,7 +6,7 @@ Source: envoy.extensions.filters.network.http_connection_manager.v3. Start with 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages, registry
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meshproxy.http.routes import Route
     from meshproxy.http.shape_plan import ShapedPlans
     from meshproxy.http.tracing import Tracing
+    from meshproxy.http.upgrade_filters import UpgradeFilters
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import NetworkContext
 
@@ -71,22 +72,7 @@ class HttpConnectionManager:
         self.stat_prefix = proto.stat_prefix
         self.stats = ManagerStats(context.stats, proto.stat_prefix, network.listener_prefix)
         self._filter_context = FilterContext(context, context.stats.scope(f"http.{proto.stat_prefix}."), proto.stat_prefix, network.listener)
-        # -- read on the hot path
-        self.parser_options = options.parser
-        self.accept_http_10 = options.accept_http_10
-        self.max_requests = options.max_requests_per_connection
-        self.idle_timeout = options.idle_timeout
-        self.stream_idle_timeout = options.stream_idle_timeout
-        self.headers_timeout = options.request_headers_timeout
-        self.times_heads = bool(options.request_headers_timeout or options.request_timeout)
-        self.has_stream_timers = bool(options.request_timeout)
-        self.max_connection_duration = options.max_connection_duration
-        self.delayed_close_timeout = options.delayed_close_timeout
-        self.buffer_limit = options.buffer_limit
-        self.proxy_100_continue = options.head.proxy_100_continue
-        self.header_case = header_case.compile(options.header_case)
-        self.keeps_reason = options.forwards_reason
-        self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
+        self._take(options)
         self.changes = context.changes
         self.logs_times = False
         self.preparer = RequestHeadPreparer(options.head, context.random)
@@ -118,17 +104,47 @@ class HttpConnectionManager:
         self.logs_times = bool(self.logs)
         self._log_events = log_events.compile(proto, self.logs, context.loop)
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
-        self.router: router.Router
-        self._filters = self._compile_filters(proto)
-        self.router.scheme_matches_upstream = options.scheme_matches_upstream
+        with errors.under("http_filters"):
+            self._filters, self.router = self._compile_filters(proto.http_filters)
         self.routes.insert_original = not self.router.suppress
-        self.tracing = self._compile_tracing(proto, network)
+        self._upgrade_filters = self._compile_upgrade_filters(proto)  # by type, in lower case
+        routers = [self.router, *(upgrade.router for upgrade in self._upgrade_filters.values())]
+        for one in routers:
+            one.scheme_matches_upstream = options.scheme_matches_upstream
+            one.tells_callers = options.tells_callers
+        self.tracing = self._compile_tracing(proto, network, routers)
         self._plain_chain = self._build(None)
         if context.loop is None:  # a dry run: what a worker compiles when it first needs it is compiled now, for its mistakes
             with errors.under("route_config"):
-                self.routes.check(self._build)
+                self.routes.check(self._check_filters)
         self.chains: dict[Route | None, Chain] = {None: self._plain_chain}
         self.connections: set[DownstreamConnection] = set()
+        self._begin_plans()
+        self._drain = context.drain
+        if context.drain is not None:
+            context.drain.register(self)
+        context.stats.collectors.append(self.settle)
+
+    # -- compiling
+
+    def _take(self, options: Options) -> None:
+        """What is read on the hot path."""
+        self.parser_options = options.parser
+        self.accept_http_10 = options.accept_http_10
+        self.max_requests = options.max_requests_per_connection
+        self.idle_timeout = options.idle_timeout
+        self.stream_idle_timeout = options.stream_idle_timeout
+        self.headers_timeout = options.request_headers_timeout
+        self.times_heads = bool(options.request_headers_timeout or options.request_timeout)
+        self.has_stream_timers = bool(options.request_timeout)
+        self.max_connection_duration = options.max_connection_duration
+        self.delayed_close_timeout = options.delayed_close_timeout
+        self.buffer_limit = options.buffer_limit
+        self.proxy_100_continue = options.head.proxy_100_continue
+        self.header_case = header_case.compile(options.header_case)
+        self.codec_special = self.header_case is not None  # responses that `ServerConnection.send_whole` leaves to the general way
+
+    def _begin_plans(self) -> None:
         # Of all lanes whose routes do not change responses, by version of HTTP downstream and what the chain does to responses.
         self.planned_responses: dict[Any, dict[KnownResponse, PlannedResponse]] = {}
         self.response_kinds: dict[Any, object] = {}
@@ -144,12 +160,6 @@ class HttpConnectionManager:
         # Whether requests can go by plan at all.
         self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
         self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
-        self._drain = context.drain
-        if context.drain is not None:
-            context.drain.register(self)
-        context.stats.collectors.append(self.settle)
-
-    # -- compiling
 
     def _first_routes(self, proto: hcm_pb2.HttpConnectionManager) -> Any:
         """The RouteConfiguration to begin with."""
@@ -171,37 +181,54 @@ class HttpConnectionManager:
         self.routes = RouteTable(proto, self.context, insert_original=not self.router.suppress)
         if self._connection_class is ServerConnection:
             self.match = self.routes.match
-        self.chains = {None: self._plain_chain}
+        self._forget_chains()
         if self.tracing is not None:
             self.tracing.forget_routes()
         self._forget_lanes()
 
-    def _compile_filters(self, proto: hcm_pb2.HttpConnectionManager) -> list[FilterEntry]:
+    def _compile_filters(self, protos: Sequence[Any]) -> tuple[list[FilterEntry], router.Router]:
+        """HttpFilter messages: the router is the last one."""
         filters: list[FilterEntry] = []
-        count = len(proto.http_filters)
+        count = len(protos)
         if not count:
-            self.router = router.compile(messages.known("envoy.extensions.filters.http.router.v3.Router")(), self._filter_context)
             filters.append(FilterEntry("", router, NobodyAnswers(), disabled=False))
-        for position, entry in enumerate(proto.http_filters):
+            return filters, router.compile(messages.known("envoy.extensions.filters.http.router.v3.Router")(), self._filter_context)
+        last = False
+        for position, entry in enumerate(protos):
             last = position == count - 1
             if entry.HasField("config_discovery"):
-                with errors.under(f"http_filters[{position}].config_discovery"):
+                with errors.under(f"[{position}].config_discovery"):
                     filters.append(filter_entry.by_discovery(entry, last, self._filter_context, self))
                 continue
-            with errors.under(f"http_filters[{position}].typed_config"):
+            if entry.is_optional and not registry.is_known(entry.typed_config, "http filter"):
+                continue
+            with errors.under(f"[{position}].typed_config"):
                 config = registry.unpack(entry.typed_config)
                 module = registry.module(registry.type_url(entry.typed_config), "http filter")
                 compiled = module.compile(config, self._filter_context)
             if getattr(module, "TERMINAL", False) != last:
                 which = "terminal filter must be the last in the chain" if not last else "the last filter must be a terminal filter (the router)"
-                errors.fail(f"http_filters[{position}]", f"{entry.name}: {which}")
+                errors.fail(f"[{position}]", f"{entry.name}: {which}")
             if last:
-                self.router = compiled
-            else:
-                if compiled is not None:
-                    compiled.name = entry.name
-                filters.append(FilterEntry(entry.name, module, compiled, entry.disabled))
-        return filters
+                break
+            if compiled is not None:
+                compiled.name = entry.name
+            filters.append(FilterEntry(entry.name, module, compiled, entry.disabled))
+        return filters, compiled
+
+    def _compile_upgrade_filters(self, proto: hcm_pb2.HttpConnectionManager) -> dict[str, UpgradeFilters]:
+        found: dict[str, UpgradeFilters] = {}
+        for position, config in enumerate(proto.upgrade_configs):
+            if config.filters:
+                from meshproxy.http.upgrade_filters import UpgradeFilters  # few have any
+
+                with errors.under(f"upgrade_configs[{position}].filters"):
+                    entries, last = self._compile_filters(config.filters)
+                    if last.suppress != self.router.suppress:
+                        at = f"[{len(config.filters) - 1}].typed_config.suppress_envoy_headers"
+                        errors.fail(at, "is not what the router of http_filters has", errors.UNSUPPORTED)
+                found[config.upgrade_type.lower()] = UpgradeFilters(entries, last, self._select)
+        return found
 
     def _find_said(self) -> Callable[[RequestHead], int] | None:
         """What tells what requests say of their senders, if a filter wants to know."""
@@ -209,11 +236,12 @@ class HttpConnectionManager:
 
     def filter_changed(self, key: bytes) -> None:
         """A filter by discovery has another configuration from the next request on."""
-        for made in self._filters:
-            if made.discovery is not None and made.discovery[0] == key:
-                filter_entry.take(made, self._filter_context)
+        for entries in (self._filters, *(upgrade.entries for upgrade in self._upgrade_filters.values())):
+            for made in entries:
+                if made.discovery is not None and made.discovery[0] == key:
+                    filter_entry.take(made, self._filter_context)
         self._plain_chain = self._build(None)
-        self.chains = {None: self._plain_chain}
+        self._forget_chains()
         self._said = self._find_said()
         self._forget_lanes()
 
@@ -224,18 +252,20 @@ class HttpConnectionManager:
                 logs.append(access_log.compile(entry, self.context))
         return logs
 
-    def _compile_tracing(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> Tracing | None:
+    def _compile_tracing(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext, routers: list[router.Router]) -> Tracing | None:
         if not proto.HasField("tracing"):
             return None
         from meshproxy.http.traced import TracedForwarding, TracedStream
         from meshproxy.http.tracing import Tracing
 
         head = self.options.head
+        children = any(one.starts_spans for one in routers)
         with errors.under("tracing"):
-            made = Tracing(proto.tracing, network, self.stats, packs_reason=head.packs_trace_reason, decides_by_id=head.traces_by_id)
+            made = Tracing(proto.tracing, network, self.stats, packs_reason=head.packs_trace_reason, decides_by_id=head.traces_by_id, child_spans=children)
         self.preparer.new_id = self.preparer.ids.new_apart
         self.stream_class = TracedStream
-        self.router.forwarding_class = TracedForwarding
+        for one in routers:
+            one.forwarding_class = TracedForwarding
         self.finish_response_head = self._finish_traced_head  # type: ignore[method-assign]
         self.logs_times |= made.verbose
         return made
@@ -269,8 +299,24 @@ class HttpConnectionManager:
         )
         if route is not None and not route.filter_configs and not admission:
             return self._plain_chain
+        filters = self._select(route, self._filters)
+        return Chain(filters, admission) if filters or admission else EMPTY
+
+    def _check_filters(self, route: Route) -> None:
+        """Compile all that a route says of filters. Raises ConfigError."""
+        self._build(route)
+        for upgrade in self._upgrade_filters.values():
+            upgrade.build(route)
+
+    def _forget_chains(self) -> None:
+        self.chains = {None: self._plain_chain}
+        for upgrade in self._upgrade_filters.values():
+            upgrade.forget()
+
+    def _select(self, route: Route | None, entries: list[FilterEntry]) -> list[Any]:
+        """The filters of `entries` that do something for a route, as it wants them."""
         filters: list[Any] = [] if self._log_events is None else [self._log_events]
-        for entry in self._filters:
+        for entry in entries:
             overrides = [] if route is None else [level[entry.name] for level in route.filter_configs if entry.name in level]
             # The most specific level decides whether the filter runs; configurations are handed over from all levels.
             disabled = overrides[-1].disabled if overrides else entry.disabled
@@ -290,7 +336,7 @@ class HttpConnectionManager:
                     compiled.name = entry.name
             if compiled is not None:
                 filters.append(compiled)
-        return Chain(filters, admission) if filters or admission else EMPTY
+        return filters
 
     # -- connections
 
@@ -474,7 +520,7 @@ class HttpConnectionManager:
             shape.plans = NO_PLANS
         self._shapes.clear()
         self.tallies.clear()
-        self.planned_responses = {key: {} for key in self.planned_responses if key[1] is None}
+        self.planned_responses = {}
 
     def tick(self, now: float) -> None:
         """Once a second while there are requests: the date header."""
@@ -494,19 +540,24 @@ class HttpConnectionManager:
             duration = timeouts.stream_duration(route, stream.request, self.options.max_stream_duration, stream.is_grpc)
             if duration is not None:
                 stream.add_timer(self.loop.call_later(duration, self._duration_reached, stream))
-        upgrade = stream.upgrade
-        if upgrade is None or route is None:
-            return None
-        name = upgrade.lower().decode("latin-1")
-        allowed = route.upgrades.get(name) if route.upgrades else None
+        return None if stream.upgrade is None else self._admit_upgrade(stream, stream.upgrade.lower().decode("latin-1"), route)
+
+    def _admit_upgrade(self, stream: Stream, name: str, route: Route | None) -> Reply | None:
+        allowed = route.upgrades.get(name) if route is not None and route.upgrades else None
         if allowed is None:
             allowed = self.options.upgrades.get(name, False)
         if not allowed:
+            if route is None:
+                return None
             self.stats.downstream_rq_ws_on_non_ws_route.n += 1
             return UPGRADE_FAILED
         self.stats.downstream_cx_upgrades_total.n += 1
-        self.stats.downstream_cx_upgrades_active.n += 1
-        stream.upgrading = True
+        if not stream.upgrading:  # a request may begin anew
+            self.stats.downstream_cx_upgrades_active.n += 1
+            stream.upgrading = True
+        filters = self._upgrade_filters.get(name)
+        if filters is not None:
+            stream.chain = filters.chain(route)
         return None
 
     def flush_timeout(self, stream: Stream) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
-from meshproxy.api.cidr import compile_cidr
+from meshproxy.api.cidr import CidrSet, compile_cidr
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.http2_options import compile_http2
 from meshproxy.codec.h1.parser import Options as ParserOptions
 from meshproxy.codec.h2.settings import Options as Http2Options
@@ -23,18 +25,16 @@ if TYPE_CHECKING:
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3."
 _KB = 1024
 AUTO, HTTP1, HTTP2, _HTTP3 = range(4)  # CodecType
+# What is internal when an `internal_address_config` names no range.
+_PRIVATE = CidrSet(
+    (socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address), length)
+    for address, length in (("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("127.0.0.1", 32), ("fd00::", 8), ("::1", 128))
+)
 _XFCC = ("sanitize", "forward_only", "append_forward", "sanitize_set", "always_forward_only")
+_PROPER_CASE = 1  # PreserveCaseFormatterConfig.FormatterTypeOnEnvoyHeaders
 _REJECT_REQUEST, _DROP_HEADER = 1, 2  # HeadersWithUnderscoresAction
 # PathWithEscapedSlashesAction: IMPLEMENTATION_SPECIFIC_DEFAULT is KEEP_UNCHANGED.
 _ESCAPED_SLASHES = (KEEP, KEEP, REJECT, UNESCAPE_AND_REDIRECT, UNESCAPE_AND_FORWARD)
-
-
-def seconds(proto: Any, field: str, default: float) -> float:
-    """A Duration field in seconds, or `default` when it is not set."""
-    if not proto.HasField(field):
-        return default
-    duration = getattr(proto, field)
-    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def wrapped(proto: Any, field: str, default: Any) -> Any:
@@ -57,11 +57,12 @@ class Options:
             " represent_ipv4_remote_address_as_ipv4_mapped_ipv6 upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action"
             " request_id_extension local_reply_config access_log_options access_log_flush_interval flush_access_log_on_new_request"
             " tracing strip_matching_host_port strip_any_host_port stream_error_on_invalid_http_message strip_trailing_host_dot append_x_forwarded_port"
-            # Without an effect: there is no overload manager to tell of, and nothing that would read the connection's state.
-            " append_local_overload add_proxy_protocol_connection_state"
+            " add_proxy_protocol_connection_state"
+            # Without an effect: there is no overload manager to tell of.
+            " append_local_overload"
         ),
         _HCM + "HttpFilter": "name typed_config config_discovery is_optional disabled",
-        _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
+        _HCM + "HttpConnectionManager.UpgradeConfig": "upgrade_type enabled filters",
         _HCM + "HttpConnectionManager.InternalAddressConfig": "unix_sockets cidr_ranges",
         _HCM + "HttpConnectionManager.SetCurrentClientCertDetails": "subject cert chain dns uri",
         _HCM + "RequestIDExtension": "typed_config",
@@ -80,26 +81,27 @@ class Options:
             errors.fail("route_config", "a route configuration is required")
         self.buffer_limit: int = network.buffer_limit
         # -- timeouts
-        self.idle_timeout = seconds(common, "idle_timeout", 3600.0)
-        self.stream_idle_timeout = seconds(proto, "stream_idle_timeout", 300.0)
-        self.stream_flush_timeout = seconds(proto, "stream_flush_timeout", 0.0) if proto.HasField("stream_flush_timeout") else None
-        self.request_timeout = seconds(proto, "request_timeout", 0.0)
-        self.request_headers_timeout = seconds(proto, "request_headers_timeout", 0.0)
-        self.max_connection_duration = seconds(common, "max_connection_duration", 0.0)
+        self.idle_timeout = seconds_of(common, "idle_timeout", 3600.0)
+        self.stream_idle_timeout = seconds_of(proto, "stream_idle_timeout", 300.0)
+        self.stream_flush_timeout = seconds_of(proto, "stream_flush_timeout", 0.0) if proto.HasField("stream_flush_timeout") else None
+        self.request_timeout = seconds_of(proto, "request_timeout", 0.0)
+        self.request_headers_timeout = seconds_of(proto, "request_headers_timeout", 0.0)
+        self.max_connection_duration = seconds_of(common, "max_connection_duration", 0.0)
         self.http1_safe_max_connection_duration: bool = proto.http1_safe_max_connection_duration
-        self.max_stream_duration = seconds(common, "max_stream_duration", 0.0)
-        self.drain_timeout = seconds(proto, "drain_timeout", 5.0)
-        self.delayed_close_timeout = seconds(proto, "delayed_close_timeout", 1.0)
+        self.max_stream_duration = seconds_of(common, "max_stream_duration", 0.0)
+        self.drain_timeout = seconds_of(proto, "drain_timeout", 5.0)
+        self.delayed_close_timeout = seconds_of(proto, "delayed_close_timeout", 1.0)
         self.max_requests_per_connection: int = wrapped(common, "max_requests_per_connection", 0)
         # -- the codec
         self.accept_http_10: bool = h1.accept_http_10
-        self.header_case, self.forwards_reason = _header_case(h1)
+        self.header_case, proper_else = _header_case(h1)
         self.parser = ParserOptions(
             max_head_bytes=wrapped(proto, "max_request_headers_kb", 60) * _KB,
             max_headers=wrapped(common, "max_headers_count", 100),
             absolute_url=wrapped(h1, "allow_absolute_url", True),
             trailers=h1.enable_trailers,
             keep_case=self.header_case == "preserve",
+            proper_else=proper_else,
             accept_http_10=h1.accept_http_10,
             any_method=h1.allow_custom_methods,
             rejects_underscores=common.headers_with_underscores_action == _REJECT_REQUEST,
@@ -116,6 +118,7 @@ class Options:
         self.closes_on_bad_request: bool = not wrapped(h1, "override_stream_error_on_invalid_http_message", bool(lenient))
         # -- responses
         self.server_name = (proto.server_name or "envoy").encode()
+        self.tells_callers: bool = wrapped(proto, "add_proxy_protocol_connection_state", True)
         self.scheme_matches_upstream: bool = proto.scheme_header_transformation.match_upstream
         self.server_header_transformation: int = proto.server_header_transformation
         self.upgrades = {entry.upgrade_type.lower(): wrapped(entry, "enabled", True) for entry in proto.upgrade_configs}
@@ -128,7 +131,7 @@ class Options:
                 if proto.use_remote_address.value or proto.xff_num_trusted_hops:
                     errors.fail("", "original IP detection extensions and use_remote_address or xff_num_trusted_hops may not be mixed")
                 self.head.xff_num_trusted_hops = xff.xff_num_trusted_hops
-                self.head.skip_xff_append = wrapped(xff, "skip_xff_append", True)
+                self.head.appends_xff = not wrapped(xff, "skip_xff_append", True)
 
     def _head_options(self, proto: hcm_pb2.HttpConnectionManager, network: NetworkContext) -> RequestHeadOptions:
         head = RequestHeadOptions()
@@ -159,7 +162,6 @@ class Options:
         head.xfcc = _XFCC[proto.forward_client_cert_details]
         head.xfcc_details = _xfcc_details(proto.set_current_client_cert_details)
         head.append_x_forwarded_port = proto.append_x_forwarded_port
-        head.ipv4_mapped = proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6
         head.proxy_100_continue = proto.proxy_100_continue
         if proto.scheme_header_transformation.scheme_to_overwrite:
             head.scheme_override = proto.scheme_header_transformation.scheme_to_overwrite.encode()
@@ -171,13 +173,13 @@ class Options:
             return None
         config = proto.internal_address_config
         with errors.under("internal_address_config.cidr_ranges"):
-            in_ranges = compile_cidr(config.cidr_ranges)
+            in_ranges = compile_cidr(config.cidr_ranges) if config.cidr_ranges else _PRIVATE
         pipes = config.unix_sockets
         return lambda address: in_ranges(address) if address.kind == "ip" else pipes
 
 
 def _header_case(h1: Any) -> tuple[str | None, bool]:
-    """How header names go out: None (lower case), 'proper' or 'preserve'; and whether reason phrases are kept."""
+    """How header names go out: None (lower case), 'proper' or 'preserve'; and whether names that the sender did not write go out 'proper' then."""
     if not h1.HasField("header_key_format"):
         return None, False
     which = h1.header_key_format.WhichOneof("header_format")
@@ -185,7 +187,7 @@ def _header_case(h1: Any) -> tuple[str | None, bool]:
         return "proper", False
     with errors.under("http_protocol_options.header_key_format.stateful_formatter.typed_config"):
         config: Any = registry.unpack(h1.header_key_format.stateful_formatter.typed_config)
-    return "preserve", bool(config.forward_reason_phrase)
+    return "preserve", config.formatter_type_on_envoy_headers == _PROPER_CASE
 
 
 def _xfcc_details(details: Any) -> tuple[str, ...]:

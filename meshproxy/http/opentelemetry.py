@@ -6,13 +6,13 @@ Source: envoy.config.trace.v3.OpenTelemetryConfig.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from meshproxy import __version__
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds, seconds_of
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.codec.headers import RequestHead
-from meshproxy.http import header_mutations
+from meshproxy.http import header_mutations, http_uri
 from meshproxy.http.client import HttpClient, HttpError
 from meshproxy.observe.stream_info import StreamInfo
 from meshproxy.tracing import resources, samplers
@@ -51,7 +51,7 @@ class _ByGrpc:
             errors.fail("google_grpc", "only envoy_grpc is supported", UNSUPPORTED)
         target = service.envoy_grpc
         metadata = [("user-agent", _USER_AGENT), *((one.key, one.value) for one in service.initial_metadata)]
-        self._timeout = (_seconds(service.timeout) if service.HasField("timeout") else 0.0) or _TIMEOUT
+        self._timeout = seconds_of(service, "timeout", 0.0) or _TIMEOUT
         self._client = GrpcClient(context.clusters, target.cluster_name, authority=target.authority, metadata=metadata)
 
     async def export(self, request: bytes) -> None:
@@ -69,16 +69,12 @@ class _ByHttp:
         uri = service.http_uri
         with errors.under("request_headers_to_add"):
             self._mutate = header_mutations.compile_mutation(service.request_headers_to_add, (), "request_headers_to_add", request=True)
-        try:
-            parts = urlsplit(uri.uri)
-            valid = parts.scheme in ("http", "https") and bool(parts.netloc) and uri.uri.isascii() and uri.uri.isprintable() and " " not in uri.uri
-        except ValueError:
-            valid = False
-        if not valid:
+        parts = http_uri.split(uri.uri)
+        if parts is None:
             errors.fail("http_uri.uri", f"{uri.uri!r} is no absolute URI")
         self._authority = parts.netloc.encode()
-        self._path = (parts.path or "/").encode() + (b"?" + parts.query.encode() if parts.query else b"")
-        self._client = HttpClient(context, uri.cluster, timeout=_seconds(uri.timeout) or _TIMEOUT)
+        self._path = http_uri.target(parts)
+        self._client = HttpClient(context, uri.cluster, timeout=seconds(uri.timeout) or _TIMEOUT)
 
     async def export(self, request: bytes) -> None:
         """One request."""
@@ -102,8 +98,3 @@ def _exporter(proto: Any, context: Context) -> Exporter:
             return _ByHttp(proto.http_service, context)
     with errors.under("grpc_service"):
         return _ByGrpc(proto.grpc_service, context)
-
-
-def _seconds(duration: Any) -> float:
-    """A Duration."""
-    return float(duration.seconds + duration.nanos / 1e9)

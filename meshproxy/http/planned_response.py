@@ -112,7 +112,7 @@ def _wire(manager: HttpConnectionManager, known: KnownResponse, items: list[Pair
     """The head for HTTP/1, in pieces; None if the marks are not where they should be."""
     if known.length < 0:
         return None
-    wire = encode_response_head(known.status, items, known.reason if manager.keeps_reason else None)
+    wire = encode_response_head(known.status, items)
     times, dates = (sum(value is mark for _, value in items) for mark in (_TIME_MARK, _DATE_MARK))
     if wire.count(_TIME_MARK) != times or wire.count(_DATE_MARK) != dates or times > 1 or dates > 1:
         return None

@@ -6,7 +6,7 @@ Each RateLimit gives at most one descriptor: the entries that its actions make o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, matchers
 from meshproxy.api.errors import UNSUPPORTED
@@ -45,11 +45,8 @@ Action = Callable[[Any], "Entry | tuple[()] | None"]  # None: no descriptor at a
 _MAX_HITS = 1_000_000_000
 
 
-class Descriptor(NamedTuple):
-    """What is limited: its entries in order, and how many hits this request counts for (None: not said)."""
-
-    entries: tuple[Entry, ...]
-    hits: int | None = None
+# What is limited: its entries in order, and how many hits this request counts for (None: not said).
+Descriptor = tuple[tuple[Entry, ...], int | None]
 
 
 class RateLimitPolicy:
@@ -66,7 +63,7 @@ class RateLimitPolicy:
                 if of_filter and (proto.HasField("stage") or proto.disable_key):
                     errors.fail("stage" if proto.HasField("stage") else "disable_key", "is not supported here")
                 if not proto.disable_key:
-                    self._by_stage.setdefault(proto.stage.value, []).append(_compile(proto, context))
+                    self._by_stage.setdefault(proto.stage.value, []).append(_compile(proto, context, counts=of_filter))
         found.raise_any()
 
     def descriptors(self, stream: Any, stage: int = 0) -> list[Descriptor]:
@@ -82,7 +79,8 @@ class RateLimitPolicy:
         return bool(self._by_stage)
 
 
-def _compile(proto: RateLimit, context: Context) -> Callable[[Any], Descriptor | None]:
+def _compile(proto: RateLimit, context: Context, *, counts: bool) -> Callable[[Any], Descriptor | None]:
+    """`counts`: its `hits_addend` is used; that of a route or virtual host must be right, but says nothing to the local rate limit filter."""
     actions = []
     for index, action in enumerate(proto.actions):
         with errors.under(f"actions[{index}]"):
@@ -92,7 +90,8 @@ def _compile(proto: RateLimit, context: Context) -> Callable[[Any], Descriptor |
     hits: Callable[[Any], int | None] | None = None
     if proto.HasField("hits_addend"):
         with errors.under("hits_addend"):
-            hits = _compile_hits(proto.hits_addend)
+            addend = _compile_hits(proto.hits_addend)
+        hits = addend if counts else None
 
     def make(stream: Any) -> Descriptor | None:
         entries = []
@@ -103,9 +102,9 @@ def _compile(proto: RateLimit, context: Context) -> Callable[[Any], Descriptor |
             if entry and entry[0]:
                 entries.append(entry)
         if hits is None:
-            return Descriptor(tuple(entries))
-        addend = hits(stream)
-        return None if addend is None else Descriptor(tuple(entries), addend)
+            return tuple(entries), None
+        count = hits(stream)
+        return None if count is None else (tuple(entries), count)
 
     return make
 
@@ -157,8 +156,7 @@ def _destination_cluster(proto: Any, context: Context) -> Action:
         route = stream.route
         if route is None or route.action != "forward":
             return None
-        name = route.cluster_name if route.cluster_name is not None else route.select_cluster(stream)
-        return b"destination_cluster", (name or "").encode()
+        return b"destination_cluster", route.cluster_name.encode()
 
     return action
 

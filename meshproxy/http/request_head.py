@@ -130,6 +130,7 @@ class RequestHeadOptions:
         self.use_remote_address = False
         self.xff_num_trusted_hops = 0
         self.skip_xff_append = False
+        self.appends_xff = False  # also without use_remote_address, as original_ip_detection_extensions say
         self.internal: Callable[[Address], bool] | None = None
         self.internal_only: tuple[bytes, ...] = ()  # the route configuration's internal_only_headers
         self.via: bytes = b""
@@ -147,9 +148,7 @@ class RequestHeadOptions:
         self.xfcc: str = "sanitize"  # "forward_only", "append_forward", "sanitize_set", "always_forward_only"
         self.xfcc_details: tuple[str, ...] = ()
         self.append_x_forwarded_port = False
-        self.ipv4_mapped = False
         self.scheme_override: bytes | None = None
-        self.scheme_match_upstream = False
         self.proxy_100_continue = False
 
 
@@ -167,8 +166,8 @@ class Additions:
         edge = False
         if options.use_remote_address:
             remote = connection.remote
-            address = _ip_bytes(remote, options.ipv4_mapped)
-            forwarded = _forwarded_bytes(remote, options.ipv4_mapped)
+            address = _ip_bytes(remote)
+            forwarded = _forwarded_bytes(remote)
             self.internal = options.internal is not None and options.internal(remote)
             edge = not self.internal
             if not options.skip_xff_append and forwarded:
@@ -253,7 +252,7 @@ class RequestHeadPreparer:
         # The short way is for connection managers whose options add nothing but constants.
         self._strips_host = options.strip_port is not None or options.strip_trailing_host_dot
         self._adds_certificate = options.xfcc in ("append_forward", "sanitize_set")
-        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port)
+        self._plain = not (options.via or options.user_agent or options.drops_underscores or options.append_x_forwarded_port or options.appends_xff)
         self.is_plain_path = options.paths.is_plain
         self._watched = _WATCHED.union(options.internal_only)
         self._watched_http2 = self._watched - {b"te"}  # which can only say `trailers` there, and stays
@@ -400,7 +399,10 @@ class RequestHeadPreparer:
         if options.use_remote_address:
             trusted, single = self._from_peer(head, connection)
         else:
-            trusted, single = _from_right(head.joined(b"x-forwarded-for"), options.xff_num_trusted_hops)
+            before = head.joined(b"x-forwarded-for")
+            trusted, single = _from_right(before, options.xff_num_trusted_hops)
+            if options.appends_xff:
+                self._append_forwarded(head, connection, before)
         forwarded_proto = head.get(b"x-forwarded-proto")
         if (options.use_remote_address and options.xff_num_trusted_hops == 0) or not forwarded_proto:
             forwarded_proto = b"https" if tls else b"http"
@@ -441,7 +443,7 @@ class RequestHeadPreparer:
             via = head.joined(b"via")
             head.set(b"via", options.via if not via else via + b", " + options.via)
         if edge:
-            address = _ip_bytes(trusted or connection.remote, options.ipv4_mapped)
+            address = _ip_bytes(trusted or connection.remote)
             if address:
                 head.set(b"x-envoy-external-address", address)
         if options.generate_request_id and (not head.get(b"x-request-id") or (edge and not options.preserve_external_request_id)):
@@ -495,10 +497,14 @@ class RequestHeadPreparer:
             trusted = trusted or connection.remote
         else:
             trusted = connection.remote
-        address = _forwarded_bytes(connection.remote, options.ipv4_mapped)
-        if not options.skip_xff_append and address:
-            head.set(b"x-forwarded-for", address if not before else before + b"," + address)
+        if not options.skip_xff_append:
+            self._append_forwarded(head, connection, before)
         return trusted, not before
+
+    def _append_forwarded(self, head: RequestHead, connection: ConnectionInfo, before: bytes | None) -> None:
+        address = _forwarded_bytes(connection.remote)
+        if address:
+            head.set(b"x-forwarded-for", address if not before else before + b"," + address)
 
     def _client_certificate(self, head: RequestHead, connection: ConnectionInfo) -> None:
         mode = self.options.xfcc
@@ -522,18 +528,15 @@ def _forget_trace_reason(head: RequestHead) -> None:
         head.set(b"x-request-id", value[:14] + b"4" + value[15:])
 
 
-def _ip_bytes(address: Address, mapped: bool) -> bytes:
-    if address.kind != "ip":
-        return b""
-    text = address.ip
-    return (f"::ffff:{text}" if mapped and ":" not in text else text).encode()
+def _ip_bytes(address: Address) -> bytes:
+    return address.ip.encode() if address.kind == "ip" else b""
 
 
-def _forwarded_bytes(address: Address, mapped: bool) -> bytes:
+def _forwarded_bytes(address: Address) -> bytes:
     """What X-Forwarded-For says of a client: for one on this machine the machine's address, which means more to those who read it."""
     if address.kind == "ip" and address.ip in ("127.0.0.1", "::1"):
         return machine_address().encode()
-    return _ip_bytes(address, mapped)
+    return _ip_bytes(address)
 
 
 def _from_right(value: bytes | None, skip: int) -> tuple[Address | None, bool]:

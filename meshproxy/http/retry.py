@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import milliseconds, seconds, seconds_of
 from meshproxy.api.errors import fail, under
 from meshproxy.api.matchers import HeaderPredicate, compile_header, parse_int64
 from meshproxy.http import retry_hosts
@@ -166,8 +167,8 @@ def compile_retry_policy(proto: route_components_pb2.RetryPolicy, runtime: Any =
     policy.retry_on = parse_retry_on(proto.retry_on)[0] | parse_retry_grpc_on(proto.retry_on)[0]
     if proto.HasField("num_retries"):
         policy.num_retries = proto.num_retries.value
-    policy.per_try_timeout = _ms(proto.per_try_timeout) / 1000
-    policy.per_try_idle_timeout = _ms(proto.per_try_idle_timeout) / 1000
+    policy.per_try_timeout = milliseconds(proto.per_try_timeout) / 1000
+    policy.per_try_idle_timeout = milliseconds(proto.per_try_idle_timeout) / 1000
     policy.status_codes = frozenset(proto.retriable_status_codes)
     policy.response_headers = _matchers(proto.retriable_headers, "retriable_headers", runtime)
     policy.request_headers = _matchers(proto.retriable_request_headers, "retriable_request_headers", runtime)
@@ -195,20 +196,16 @@ def _matchers(protos: Any, name: str, runtime: Any) -> tuple[HeaderPredicate, ..
 def _compile_back_off(proto: route_components_pb2.RetryPolicy, policy: RetryPolicy) -> None:
     if proto.HasField("retry_back_off"):
         back_off = proto.retry_back_off
-        policy.base_interval_ms = max(_ms(back_off.base_interval), 1)
+        policy.base_interval_ms = max(milliseconds(back_off.base_interval), 1)
         if back_off.HasField("max_interval"):
-            policy.max_interval_ms = max(_ms(back_off.max_interval), 1)
+            policy.max_interval_ms = max(milliseconds(back_off.max_interval), 1)
             if policy.max_interval_ms < policy.base_interval_ms:
                 fail("retry_back_off.max_interval", "retry_policy.max_interval must greater than or equal to the base_interval")
     if proto.HasField("rate_limited_retry_back_off"):
         limited = proto.rate_limited_retry_back_off
         policy.reset_headers = tuple((header.name.lower().encode(), header.format == _UNIX_TIMESTAMP) for header in limited.reset_headers)
         if limited.HasField("max_interval"):
-            policy.reset_max_interval_ms = max(_ms(limited.max_interval), 1)
-
-
-def _ms(duration: Any) -> int:
-    return int(duration.seconds * 1000 + duration.nanos // 1_000_000)
+            policy.reset_max_interval_ms = max(milliseconds(limited.max_interval), 1)
 
 
 def start(route: Route, head: RequestHead, cluster: Any, random: random.Random, runtime: Any = None) -> RetryState | None:
@@ -469,20 +466,16 @@ def compile_core_policy(proto: Any, runtime: Any) -> RetryPolicy:
     base = 1.0
     if proto.HasField("retry_back_off"):
         back_off = proto.retry_back_off
-        base = _seconds(back_off.base_interval)
+        base = seconds(back_off.base_interval)
         if base < 0.001:
             fail("retry_back_off.base_interval", "must be at least 1ms")
-        if back_off.HasField("max_interval") and _seconds(back_off.max_interval) < base:
+        if back_off.HasField("max_interval") and seconds(back_off.max_interval) < base:
             fail("retry_back_off.max_interval", "must not be less than base_interval")
-    maximum = _seconds(proto.retry_back_off.max_interval) if proto.retry_back_off.HasField("max_interval") else 10 * base
+    maximum = seconds_of(proto.retry_back_off, "max_interval", 10 * base)
     route.retry_back_off.base_interval.FromNanoseconds(round(base * 1e9))
     route.retry_back_off.max_interval.FromNanoseconds(round(maximum * 1e9))
     route.per_try_timeout.CopyFrom(route.retry_back_off.max_interval)  # as in Envoy, for no reason that it gives
     return compile_retry_policy(route, runtime)
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def _unsigned(text: bytes | None) -> int | None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import milliseconds
 from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
 from meshproxy.api.metadata import metadata_dict, struct_dict
 from meshproxy.http import header_mutations, rate_limits, timeouts
@@ -110,7 +111,7 @@ class Route:
         "rate_limits",  # the protos; http.rate_limits compiles them where a filter asks
         "reply",  # Callable[[StreamInfo], Reply] | None
         "retry",  # RetryPolicy | None
-        "select_cluster",  # always None: cluster_name is set on what `match` returns
+        "select_cluster",  # says which cluster a request wants by its header, where that is not there; None
         "timeout",
         "timeout_ms",
         "tracing",  # http.tracing.RouteTracing, or None
@@ -124,8 +125,8 @@ class Route:
     virtual_host: VirtualHost
     action: str
     choose: Callable[[StreamInfo], Route] | None
-    cluster_name: str | None
-    select_cluster: Callable[[StreamInfo], str | None] | None
+    cluster_name: str
+    select_cluster: Callable[[StreamInfo], bytes | None] | None
     hash: HashPolicy | None
     retry: RetryPolicy | None
     reply: Answer | None
@@ -271,7 +272,8 @@ class _Compiler:
         host = compile_host_rewrite(action, runtime)
         self._finalizers(route, request, response, path, host)
         route.needs_lb_context = route.metadata_match is not None
-        route.careful = route.auto_host_rewrite or bool(route.per_try_idle_timeout) or route.virtual_cluster is not None
+        posts = route.connect_config is not None and route.connect_config.allow_post  # in place of CONNECT: no lane is for them
+        route.careful = route.auto_host_rewrite or bool(route.per_try_idle_timeout) or route.virtual_cluster is not None or posts
         self._clusters(route, action, request, response, path, host)
 
     def _cors(self, route: Route, action: route_components_pb2.RouteAction) -> None:
@@ -350,13 +352,13 @@ class _Compiler:
             route.retry = host.retry
         hedge = action.hedge_policy if action.HasField("hedge_policy") else host.hedge_policy
         route.hedge_on_per_try_timeout = hedge is not None and hedge.hedge_on_per_try_timeout
-        route.timeout_ms = duration_ms(action.timeout) if action.HasField("timeout") else _DEFAULT_TIMEOUT_MS
+        route.timeout_ms = milliseconds(action.timeout) if action.HasField("timeout") else _DEFAULT_TIMEOUT_MS
         route.max_grpc_timeout_ms = _optional_ms(action, "max_grpc_timeout")
         route.grpc_timeout_offset_ms = _optional_ms(action, "grpc_timeout_offset")
         if action.HasField("idle_timeout"):
-            route.idle_timeout = duration_ms(action.idle_timeout) / 1000
+            route.idle_timeout = milliseconds(action.idle_timeout) / 1000
         if action.HasField("flush_timeout"):
-            route.flush_timeout = duration_ms(action.flush_timeout) / 1000
+            route.flush_timeout = milliseconds(action.flush_timeout) / 1000
         if action.HasField("max_stream_duration"):
             route.uses_stream_duration = True
             route.timeout_ms = 0
@@ -443,10 +445,5 @@ def _only(mutate: Any, which: str) -> Finalize:
     return lambda stream: mutate(stream, stream.response)
 
 
-def duration_ms(duration: Any) -> int:
-    """A Duration in whole milliseconds, cut off as Envoy does."""
-    return int(duration.seconds * 1000 + duration.nanos // 1_000_000)
-
-
 def _optional_ms(message: Any, field: str) -> int | None:
-    return duration_ms(getattr(message, field)) if message.HasField(field) else None
+    return milliseconds(getattr(message, field)) if message.HasField(field) else None

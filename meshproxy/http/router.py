@@ -37,7 +37,7 @@ _CONTROL = timeouts.CONTROL_HEADERS
 # Envoy's names that stay at zero: redirects are not followed inside, and there is no overload manager.
 _DECLARED = tuple(
     """passthrough_internal_redirect_bad_location passthrough_internal_redirect_no_route passthrough_internal_redirect_predicate
-    passthrough_internal_redirect_too_many_redirects passthrough_internal_redirect_unsafe_scheme rq_overload_local_reply""".split(),
+    passthrough_internal_redirect_too_many_redirects passthrough_internal_redirect_unsafe_scheme rq_overload_local_reply rq_redirect""".split(),
 )
 
 
@@ -58,12 +58,12 @@ class Router:
         self._no_route = scope.counter("no_route")
         self._no_cluster = scope.counter("no_cluster")
         self.rq_total = scope.counter("rq_total")
-        self._rq_redirect = scope.counter("rq_redirect")
         self._rq_direct_response = scope.counter("rq_direct_response")
         self.rq_reset_after_downstream_response_started = scope.counter("rq_reset_after_downstream_response_started")
         scope.declare("counter", _DECLARED)
         self.async_rq_total = context.context.stats.scope("http.async-client.").counter("rq_total")
         self.suppress = proto.suppress_envoy_headers
+        self.starts_spans = proto.start_child_span  # each try has a span of its own, where there is tracing
         self.dynamic_stats = proto.dynamic_stats.value if proto.HasField("dynamic_stats") else True
         self.respect_expected = proto.respect_expected_rq_timeout
         self.charges_plainly = self.dynamic_stats  # what `Attempt.on_response_whole` counts itself
@@ -71,6 +71,7 @@ class Router:
         self.strict = tuple(name.lower().encode() for name in proto.strict_check_headers)
         self._timeouts: dict[float, TimeoutQueue] = {}
         self.scheme_matches_upstream = False  # as the connection manager says
+        self.tells_callers = True  # hosts that want to know; as well
         self.forwarding_class = Forwarding
 
     def start(self, stream: Stream, end_stream: bool, host: Any = UNCHOSEN, finalized: bool = False) -> Reply | None:
@@ -87,10 +88,7 @@ class Router:
             self._rq_direct_response.n += 1
             stream.local_reply(route.reply(stream), finalize=route.finalize_response)
             return None
-        name = route.cluster_name
-        if name is None:
-            name = route.select_cluster(stream)
-        cluster = self.clusters.get(name) if name else None
+        cluster = self.clusters.get(route.cluster_name)
         if cluster is None:
             self._no_cluster.n += 1
             return Reply(route.cluster_not_found_status, details="cluster_not_found", flag=flags.NC)
@@ -146,10 +144,7 @@ class Router:
         route = stream.route
         if route.reply is not None:
             return None
-        name = route.cluster_name
-        if name is None:
-            name = route.select_cluster(stream)
-        return self.clusters.get(name) if name else None
+        return self.clusters.get(route.cluster_name)
 
     def _dropped(self, stream: Stream, cluster: Cluster, what: str) -> Reply:
         Forwarding(self, stream, stream.route, cluster).charge(503, None)

@@ -1,7 +1,7 @@
 """One request and its response, from the downstream codec's first call to the access log.
 
 The request runs through the filters of its route's chain to the router; the response comes back through the filters in reverse to the codec. Everything
-is plain calls until a filter returns an awaitable: then only this stream is held (`_Hold`), what arrives meanwhile waits in a queue, and the walk goes on
+is plain calls until a filter returns an awaitable: then only this stream is held (`Hold`), what arrives meanwhile waits in a queue, and the walk goes on
 where it stopped.
 
 Ownership: the exchange with the downstream (`codec`) owns the stream; the stream owns its `forwarding` (the router's part) and its tasks. `ended` is set once;
@@ -11,15 +11,14 @@ after that nothing may touch the downstream side through this stream.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.grpc import is_content_type
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.filter_chain import EMPTY, HOLD
+from meshproxy.http.hold import DATA, TRAILERS, Buffering, Hold
 from meshproxy.http.replies import Reply
-from meshproxy.net import tasks
 from meshproxy.observe import flags
 from meshproxy.observe.stream_info import StreamInfo
 
@@ -27,12 +26,10 @@ if TYPE_CHECKING:
     from meshproxy.http.exchange import Exchange
     from meshproxy.http.manager import HttpConnectionManager
 
-log = logging.getLogger("meshproxy.http")
-
-_HEADERS, _DATA, _TRAILERS = range(3)
 _PROTOCOLS = {10: "HTTP/1.0", 11: "HTTP/1.1", 20: "HTTP/2"}
 UNCHOSEN: Any = object()  # in place of a host
 ANEW: Any = object()  # what a filter's awaitable is answered with when the request is to begin anew: there may be another route, with other filters
+TAKEN: Any = object()  # what a filter returns that is the router of its chain: the connection manager's own has nothing to do
 
 
 class Stream(StreamInfo):
@@ -122,8 +119,8 @@ class Stream(StreamInfo):
         self.tunnel = False  # after a successful upgrade or CONNECT: bytes, no messages
         self.close_connection = False  # close the downstream connection after this response
         self.is_internal = False
-        self._request_hold: _Hold | None = None
-        self._response_hold: _Hold | None = None
+        self._request_hold: Hold | None = None
+        self._response_hold: Hold | None = None
         self._timers: list[Any] | None = None
         self._upstream: Any = None
 
@@ -176,7 +173,7 @@ class Stream(StreamInfo):
         assert hold is not None
         if self.request_ended:
             return partly or not hold.over(limit)
-        buffering = _Buffering(limit, asyncio.get_running_loop().create_future(), partly)
+        buffering = Buffering(limit, asyncio.get_running_loop().create_future(), partly)
         hold.watch(buffering)
         hold.limit = max(limit, hold.limit)
         try:
@@ -216,6 +213,7 @@ class Stream(StreamInfo):
             if reply is not None:
                 self.local_reply(reply)
                 return
+            chain = self.chain  # an upgrade may have filters of its own
         if chain.request_headers:
             self._request_headers(0, end_stream)
             return
@@ -243,7 +241,8 @@ class Stream(StreamInfo):
 
     def _hold_headers(self, result: Any, position: int, end_stream: bool) -> None:
         # A function of its own: the closure would make the variables of the hot loop cells.
-        self._intercept(result, lambda value: self._request_headers(position, end_stream) if value is not ANEW else self.begin(end_stream))
+        if result is not TAKEN:
+            self._intercept(result, lambda value: self._request_headers(position, end_stream) if value is not ANEW else self.begin(end_stream))
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """Request body from the codec."""
@@ -253,7 +252,7 @@ class Stream(StreamInfo):
             self._request_complete(now)
         hold = self._request_hold
         if hold is not None:
-            hold.put(_DATA, data, end_stream)
+            hold.put(DATA, data, end_stream)
         elif not self.response_started or self.tunnel or not self.ended:
             self._request_data(0, data, end_stream)
 
@@ -283,7 +282,7 @@ class Stream(StreamInfo):
         self._request_complete(self.manager.clock())
         hold = self._request_hold
         if hold is not None:
-            hold.put(_TRAILERS, trailers, True)
+            hold.put(TRAILERS, trailers, True)
         else:
             self._request_trailers(0, trailers)
 
@@ -293,7 +292,7 @@ class Stream(StreamInfo):
         while True:
             if result and self._request_data(self.chain.request_data_after[position - 1], result, False):
                 if self._request_hold is not None:
-                    self._request_hold.put(_TRAILERS, trailers, True, position)
+                    self._request_hold.put(TRAILERS, trailers, True, position)
                 return
             if position == len(hooks):
                 break
@@ -327,7 +326,7 @@ class Stream(StreamInfo):
             return True
         hold = self._request_hold
         if hold is None:
-            hold = self._request_hold = _Hold(self, self._replay_request, self.manager.buffer_limit)
+            hold = self._request_hold = Hold(self, self._replay_request, self.manager.buffer_limit)
         hold.wait(result, resume)
         return True
 
@@ -337,23 +336,23 @@ class Stream(StreamInfo):
             return True
         hold = self._response_hold
         if hold is None:
-            hold = self._response_hold = _Hold(self, self._replay_response, self.manager.buffer_limit)
+            hold = self._response_hold = Hold(self, self._replay_response, self.manager.buffer_limit)
         hold.wait(result, resume)
         return True
 
     def _replay_request(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
-        if kind == _DATA:
+        if kind == DATA:
             self._request_data(position, payload, end_stream)
         else:
             self._request_trailers(position, payload)
 
     def _replay_response(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
-        if kind == _DATA:
+        if kind == DATA:
             self._response_data(position, payload, end_stream)
         else:
             self._response_trailers(position, payload)
 
-    def release_hold(self, hold: _Hold) -> None:
+    def release_hold(self, hold: Hold) -> None:
         """A hold has replayed everything: back to plain calls."""
         if self._request_hold is hold:
             self._request_hold = None
@@ -434,7 +433,7 @@ class Stream(StreamInfo):
         self.last_active = self.manager.clock()
         hold = self._response_hold
         if hold is not None:
-            hold.put(_DATA, data, end_stream)
+            hold.put(DATA, data, end_stream)
         elif self.chain.response_data:
             self._response_data(0, data, end_stream)
         else:
@@ -459,7 +458,7 @@ class Stream(StreamInfo):
             if end_stream and self.response_trailers is not None:
                 return self._go_on_with_trailers(position, data)
             if self._head_waits:
-                self._response_hold.put_back(_DATA, data, end_stream, position)  # type: ignore[union-attr]  # that is what it says
+                self._response_hold.put_back(DATA, data, end_stream, position)  # type: ignore[union-attr]  # that is what it says
                 return True
         self._encode_data(data, end_stream)
         return False
@@ -471,13 +470,13 @@ class Stream(StreamInfo):
         after = self.chain.response_trailers_after[position - 1]
         stopped = self._head_waits
         if stopped:
-            self._response_hold.put_back(_DATA, data, False, position)  # type: ignore[union-attr]  # that is what it says
+            self._response_hold.put_back(DATA, data, False, position)  # type: ignore[union-attr]  # that is what it says
         else:
             stopped = self._response_data(position, data, False)
         if not stopped:
             self._response_trailers(after, trailers)
         elif self._response_hold is not None:
-            self._response_hold.put(_TRAILERS, trailers, True, after)
+            self._response_hold.put(TRAILERS, trailers, True, after)
         return stopped
 
     @property
@@ -498,7 +497,7 @@ class Stream(StreamInfo):
         self.response_trailers = trailers
         hold = self._response_hold
         if hold is not None:
-            hold.put(_TRAILERS, trailers, True)
+            hold.put(TRAILERS, trailers, True)
         else:
             self._response_trailers(0, trailers)
 
@@ -510,12 +509,12 @@ class Stream(StreamInfo):
             if result:
                 after = self.chain.response_data_after[position - 1]
                 if stopped:
-                    self._response_hold.put_back(_DATA, result, False, after)  # type: ignore[union-attr]  # that is what it says
+                    self._response_hold.put_back(DATA, result, False, after)  # type: ignore[union-attr]  # that is what it says
                 else:
                     stopped = self._response_data(after, result, False)
             if stopped:
                 if self._response_hold is not None:
-                    self._response_hold.put(_TRAILERS, trailers, True, position)
+                    self._response_hold.put(TRAILERS, trailers, True, position)
                 return
             if position == len(hooks):
                 break
@@ -642,7 +641,7 @@ class Stream(StreamInfo):
             for timer in self._timers:
                 timer.cancel()
         codec = self.codec
-        if codec.queued and self.request_ended:
+        if codec.queued:
             codec.linger(self)
             return
         self.manager.stream_done(self)
@@ -669,150 +668,3 @@ class Stream(StreamInfo):
         request = self.request
         state = "ended" if self.ended else "responding" if self.response_started else "waiting"
         return f"<Stream {request.method!r} {request.path!r} {state}>" if isinstance(request, RequestHead) else "<Stream>"
-
-
-class _Buffering:
-    """A filter that waits for the whole request body, or (`partly`) for so much of it."""
-
-    __slots__ = ("done", "limit", "partly")
-
-    def __init__(self, limit: int, done: asyncio.Future[bool], partly: bool) -> None:
-        self.limit = limit
-        self.done = done
-        self.partly = partly
-
-
-class _Hold:
-    """One direction of a stream that waits for a filter: the filter's task, and what arrived meanwhile.
-
-    Above `limit` queued bytes reading is paused (the request) or the upstream is (the response).
-    """
-
-    __slots__ = ("_buffering", "_paused", "_queue", "_replay", "_task", "_to_await", "limit", "size", "stream")
-
-    def __init__(self, stream: Stream, replay: Callable[[int, Any, bool, int], None], limit: int) -> None:
-        self.stream = stream
-        self._replay = replay
-        self.limit = limit
-        self.size = 0
-        self._queue: list[tuple[int, Any, bool, int]] = []  # kind, payload, end of stream, the hook at which it goes on
-        self._task: asyncio.Task[None] | None = None
-        self._to_await: Awaitable[Any] | None = None  # until the task has begun
-        self._buffering: _Buffering | None = None
-        self._paused = False
-
-    def wait(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
-        self._to_await = awaitable
-        self._task = tasks.spawn("http filter", self._run(awaitable, resume))
-
-    async def _run(self, awaitable: Awaitable[Any], resume: Callable[[Any], Any]) -> None:
-        stream = self.stream
-        self._to_await = None
-        try:
-            result = await awaitable
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("a filter failed while it held %r", stream)
-            stream.local_reply(Reply(500, details="filter_error"), replace=stream._response_hold is self)
-            return
-        mine = self._task
-        if stream.ended:
-            return
-        if type(result) is Reply:
-            stream.local_reply(result, replace=stream._response_hold is self)
-            return
-        resume(result)
-        # The walk may have stopped at the next awaitable; then the queue goes on waiting for that one.
-        if self._task is mine and not stream.ended:
-            self._unpause()  # first: whoever takes the queue now may have to pause for reasons of its own
-        while self._task is mine and not stream.ended:
-            if not self._queue:
-                stream.release_hold(self)
-                return
-            kind, payload, end_stream, position = self._queue.pop(0)
-            if kind == _DATA:
-                self.size -= len(payload)
-            self._replay(kind, payload, end_stream, position)
-
-    def watch(self, buffering: _Buffering) -> None:
-        self._buffering = buffering
-        self._check()
-        if not buffering.done.done():
-            self._unpause()  # whoever waited before may have had enough
-
-    def unwatch(self) -> None:
-        """Nobody waits for the body any more: from here on what comes is held back above the limit."""
-        self._buffering = None
-
-    def body(self, limit: int) -> tuple[bytes, bool]:
-        """The first bytes that wait, and whether there are more."""
-        size = 0
-        pieces = []
-        for kind, payload, _, _ in self._queue:
-            if kind == _DATA and size < limit:
-                pieces.append(payload[: limit - size])
-                size += len(pieces[-1])
-        return b"".join(pieces), self.size > limit
-
-    def put(self, kind: int, payload: Any, end_stream: bool, position: int = 0) -> None:
-        if kind == _DATA:
-            self.size += len(payload)
-        self._queue.append((kind, payload, end_stream, position))
-        if self._buffering is not None:
-            self._check()
-        elif self.size > self.limit and not self._paused:
-            self._paused = True
-            if self.stream._response_hold is self:
-                self.stream.on_writable(False)
-            else:
-                self.stream.pause_request()
-
-    def put_back(self, kind: int, payload: Any, end_stream: bool, position: int) -> None:
-        """The same, but before all that has come since."""
-        self.size += len(payload)
-        self._queue.insert(0, (kind, payload, end_stream, position))
-
-    def over(self, limit: int) -> bool:
-        """Whether more than `limit` bytes wait. As for Envoy, what comes whole in one frame of HTTP/2 does not: it could go on at once."""
-        if self.size <= limit:
-            return False
-        kind, _, end_stream, _ = self._queue[0]
-        return kind != _DATA or not end_stream or self.stream.request.version < 20  # type: ignore[union-attr]  # it is being held
-
-    def _check(self) -> None:
-        buffering = self._buffering
-        if buffering is None or buffering.done.done():
-            return
-        if buffering.partly and self.size >= buffering.limit:
-            buffering.done.set_result(True)
-        elif not buffering.partly and self.over(buffering.limit):
-            buffering.done.set_result(False)
-        elif (self._queue and self._queue[-1][2]) or self.stream.request_ended:
-            buffering.done.set_result(True)
-
-    def _unpause(self) -> None:
-        if self._paused:
-            self._paused = False
-            if self.stream._response_hold is not self:
-                self.stream.resume_request()
-            elif not self.stream.codec.full:
-                self.stream.on_writable(True)
-
-    def cancel(self) -> None:
-        task = self._task
-        self._task = None
-        self._queue.clear()
-        if task is not None and task is not _current_task():
-            task.cancel()
-            if isinstance(self._to_await, Coroutine):
-                self._to_await.close()  # nobody will
-        if self._paused and not self.stream.ended:
-            self._unpause()
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None

@@ -43,7 +43,7 @@ def prepare(route: Route, stream: Stream, router: Any) -> tuple[float, float]:
         return route.timeout, route.per_try_timeout
     grpc = stream.is_grpc
     global_ms, per_try_ms = final_timeouts(route, head, grpc, respect_expected=router.respect_expected)
-    set_expected(route, head, global_ms, per_try_ms, 0, grpc=grpc, insert=not router.suppress)
+    set_expected(route, head, global_ms, per_try_ms, 0, grpc=grpc, hedging=retry.hedges(route, head), insert=not router.suppress)
     if head.remove(_ALT_RESPONSE):
         stream.locals["timeout_204"] = True
     alternative = head.get(_ALT_STAT_NAME)
@@ -101,9 +101,9 @@ def expected_ms(global_ms: int, per_try_ms: int, elapsed_ms: int, *, hedging: bo
     return expected
 
 
-def set_expected(route: Route, head: RequestHead, global_ms: int, per_try_ms: int, elapsed_ms: int, *, grpc: bool, insert: bool = True) -> None:
+def set_expected(route: Route, head: RequestHead, global_ms: int, per_try_ms: int, elapsed_ms: int, *, grpc: bool, hedging: bool, insert: bool = True) -> None:
     """Tell the upstream how long this try has, in `x-envoy-expected-rq-timeout-ms` and, for gRPC with a maximum, in `grpc-timeout`."""
-    expected = expected_ms(global_ms, per_try_ms, elapsed_ms, hedging=retry.hedges(route, head))
+    expected = expected_ms(global_ms, per_try_ms, elapsed_ms, hedging=hedging)
     if not expected:
         return
     if insert:
@@ -113,10 +113,10 @@ def set_expected(route: Route, head: RequestHead, global_ms: int, per_try_ms: in
 
 
 def refresh_expected(head: RequestHead, forwarding: Any, now: float) -> None:
-    """Before a retry: what is left of the timeouts of `forwarding` (its `timeout`, `per_try_timeout` and `stream`) at `now`."""
+    """Before a retry: what is left of the timeouts of `forwarding` (its `timeout`, `per_try_timeout`, `hedges` and `stream`) at `now`."""
     stream, route = forwarding.stream, forwarding.route
     elapsed_ms = int((now - stream.request_end) * 1000) if stream.request_end else 0
-    set_expected(route, head, _whole_ms(forwarding.timeout), _whole_ms(forwarding.per_try_timeout), elapsed_ms, grpc=stream.is_grpc)
+    set_expected(route, head, _whole_ms(forwarding.timeout), _whole_ms(forwarding.per_try_timeout), elapsed_ms, grpc=stream.is_grpc, hedging=forwarding.hedges)
 
 
 def stream_duration(route: Route, head: RequestHead, default: float | None, grpc: bool) -> float | None:

@@ -76,7 +76,7 @@ class _Effective:
 class Tracing:
     """Compiled once with its connection manager. Raises ConfigError relative to `proto`."""
 
-    def __init__(self, proto: Any, network: NetworkContext, stats: ManagerStats, *, packs_reason: bool, decides_by_id: bool) -> None:
+    def __init__(self, proto: Any, network: NetworkContext, stats: ManagerStats, *, packs_reason: bool, decides_by_id: bool, child_spans: bool = False) -> None:
         context = network.context
         self._runtime = context.runtime
         self._bits = context.random.getrandbits
@@ -86,8 +86,9 @@ class Tracing:
         self._decides_by_id = decides_by_id
         listener = network.listener
         self._egress = listener is not None and listener.traffic_direction == _OUTBOUND
-        self.spawns = proto.spawn_upstream_span.value
-        self._client = self._egress and not self.spawns
+        self.spawns = proto.spawn_upstream_span.value or child_spans  # the router's `start_child_span` leaves the kind of the request's own span as it is
+        self._client = self._egress and not proto.spawn_upstream_span.value
+        self._client_tries = self._egress or proto.spawn_upstream_span.value
         self.verbose = proto.verbose
         self._max_path = proto.max_path_tag_length.value if proto.HasField("max_path_tag_length") else _MAX_PATH
         node = network.context.node
@@ -241,7 +242,7 @@ class Tracing:
         if not self.spawns:
             span.inject(head)
             return None
-        child = span.child(b"router %b egress" % stream.cluster.observability_name.encode(), at=at)
+        child = span.child(b"router %b egress" % stream.cluster.observability_name.encode(), at=at, client=self._client_tries)
         if stream.attempts > 1:
             child.tags["retry.count"] = b"%d" % (stream.attempts - 1)
         child.inject(head)

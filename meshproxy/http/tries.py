@@ -139,6 +139,10 @@ class Tries(Attempt):
         stream = self.stream
         self.done = True
         self._stop_timeout()
+        self._cancel_retry()
+        for other in self.attempts or ():
+            if other is not attempt:
+                other.cancel()
         self._count_late(attempt)
         stream.flags |= RESET_FLAGS.get(reason, flags.UR)
         suffix = f"|{details}" if details else ""
@@ -181,7 +185,10 @@ class Tries(Attempt):
             if not attempt.responded:
                 if self.cluster.outlier is not None and host is not None:
                     self.cluster.outlier.local_failure(host, "timeout")
-                self.charge(self.timeout_status, host)
+                if self.informed:
+                    self._count_late(attempt)
+                else:
+                    self.charge(self.timeout_status, host)
         self._timed_out("response_timeout")
         self.stream.codec.flush()
 
@@ -198,7 +205,7 @@ class Tries(Attempt):
         """A try took too long: retry, hedge, or give up."""
         cluster = self.cluster
         host = attempt.host
-        if self.hedges and self.retries:
+        if self.hedges:
             self._hedge(attempt)
             return
         (cluster.stats.upstream_rq_per_try_timeout if details == "upstream_per_try_timeout" else cluster.stats.upstream_rq_per_try_idle_timeout).n += 1
@@ -215,7 +222,7 @@ class Tries(Attempt):
                 if host is not None:
                     host.rq_error += 1
                 return
-        if self.stream.response_started:
+        if self.stream.response_started or self.informed:
             self._count_late(attempt)
         else:
             self.charge(self.timeout_status, host)
@@ -225,7 +232,8 @@ class Tries(Attempt):
         """hedge_on_per_try_timeout: start another try and let this one go on."""
         if self.cluster.outlier is not None and attempt.host is not None:
             self.cluster.outlier.local_failure(attempt.host, "timeout")
-        if self.stream.response_started or attempt.retried:
+        policy = self.route.retry
+        if self.stream.response_started or attempt.retried or not self.retries or (self.retry is None and (policy is None or not policy.retry_on)):
             return
         verdict = self.retry_state().should_hedge()
         if verdict == retry.RETRY:
@@ -335,8 +343,8 @@ class Tries(Attempt):
             if not self._others_in_flight():
                 self.fail(replies.NO_HEALTHY_UPSTREAM)
             return
-        if hedged:
-            attempt: Attempt = Attempt(self, stream)
+        if hedged or (self.attempts is not None and self in self.attempts):
+            attempt: Attempt = Attempt(self, stream)  # this one goes on
         else:
             attempt = self
             self._reset_state()
@@ -358,7 +366,7 @@ class Tries(Attempt):
     def _in_flight(self) -> list[Attempt]:
         if self.attempts is not None:
             return [attempt for attempt in self.attempts if not attempt.abandoned]
-        return [] if self._retry_timer is not None else [self]
+        return [] if self._retry_timer is not None else [self.winner or self]
 
     def _others_in_flight(self) -> bool:
         return self.pending_retries > 0 or (bool(self.attempts) and any(not attempt.responded and not attempt.abandoned for attempt in self.attempts or ()))
@@ -384,7 +392,7 @@ class Tries(Attempt):
         self.done = True
         self._stop_timeout()
         self._cancel_retry()
-        for attempt in self.attempts or (self,):
+        for attempt in self.attempts or (self.winner or self,):
             attempt.cancel()
         if self.retry is not None:
             self._end_retries()
@@ -402,7 +410,9 @@ class Tries(Attempt):
         stream = self.stream
         if self.router.dynamic_stats and not stream.health_check:
             canary = (host is not None and host.canary) or (head is not None and head.get(b"x-envoy-upstream-canary") == b"true")
-            if not (self.router.suppress_grpc_failures and stream.is_grpc):
+            if self.router.suppress_grpc_failures and stream.is_grpc:
+                self.cluster.stats.charge_apart(status, stream.is_internal, canary, "" if host is None else host.zone_stat)
+            else:
                 self.cluster.stats.charge(status, stream.is_internal, canary, "" if host is None else host.zone_stat)
                 if stream._locals is not None and (alternative := stream._locals.get("alt_stat")):
                     self.cluster.stats.charge_alternative(f"{alternative}.", status, stream.is_internal, canary)

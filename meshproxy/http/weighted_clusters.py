@@ -28,8 +28,6 @@ HONOURS = {
     ),
 }
 
-Choose = Callable[["StreamInfo"], "Route"]
-
 _MAX_WEIGHT = (1 << 32) - 1
 _MAX_NAMES = 1 << 16  # clusters remembered for one cluster_header
 
@@ -55,16 +53,21 @@ class ByHeader:
 
     def __init__(self, route: Route, header: str, clusters: Any) -> None:
         self._route = route
+        route.select_cluster = self.name
         self._header = header.lower().encode()
         self._clusters = clusters
         self._routes: dict[bytes, Route] = {}
 
     def __call__(self, stream: StreamInfo) -> Route:
-        assert stream.request is not None
-        name = stream.request.get(self._header)
+        name = self.name(stream)
         if not name:
             return self._route
         return self._routes.get(name) or self._add(name)
+
+    def name(self, stream: StreamInfo) -> bytes | None:
+        """Which one that is, whether it is there or not."""
+        assert stream.request is not None
+        return stream.request.get(self._header)
 
     def _add(self, name: bytes) -> Route:
         text = name.decode("utf-8", "surrogateescape")

@@ -99,9 +99,11 @@ class Tracer:
         return sampled, parent
 
     def child(self, of: Span, name: bytes, at: float, client: bool) -> Span:
-        """A span within another."""
-        span = Span(self, of.trace_id, self._new_id(), name, at, client=client, sampled=of.sampled)
-        span.parent = of.id
+        """A span within another; a server's shares its id, too."""
+        shared = not client and self._shares
+        span = Span(self, of.trace_id, of.id if shared else self._new_id(), name, at, client=client, sampled=of.sampled)
+        span.parent = of.parent if shared else of.id
+        span.shared = shared
         span.single = of.single
         return span
 

@@ -94,14 +94,14 @@ next_id = itertools.count().__next__  # connection ids, unique within a process:
 class TlsInfo:
     """The outcome of one TLS handshake. Everything is read from OpenSSL when first asked for: most connections are only ever asked for little of it."""
 
-    __slots__ = ("_local", "_object", "_peer", "_principals", "forwarded", "validated")
+    __slots__ = ("_local", "_object", "_peer", "_principals", "_verifies", "forwarded")
 
-    def __init__(self, ssl_object: ssl.SSLObject, local_certificate: Certificate | None = None, validated: bool = False) -> None:
+    def __init__(self, ssl_object: ssl.SSLObject, local_certificate: Certificate | None = None, verifies: bool = False) -> None:
         self._object = ssl_object
         self._local = local_certificate
         self._peer: Certificate | bool | None = False  # False: not asked for yet
         self._principals: tuple[str, str] | None = None
-        self.validated = validated  # the peer presented a certificate and it was verified
+        self._verifies = verifies  # what the peer presents, if it does
         self.forwarded: bytes | None = None  # what X-Forwarded-Client-Cert says of it, once somebody has worked it out
 
     @property
@@ -131,6 +131,11 @@ class TlsInfo:
                 der = None
             peer = self._peer = Certificate(der) if der else None
         return peer
+
+    @property
+    def validated(self) -> bool:
+        """The peer presented a certificate, and it was verified."""
+        return self._verifies and self.peer_certificate is not None
 
     @property
     def local_certificate(self) -> Certificate | None:

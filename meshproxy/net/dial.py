@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshproxy.net.sockets import DialOptions
     from meshproxy.net.tls import HandshakeObject, UpstreamTls
 
+Preamble = Callable[[socket.socket], bytes]
 _Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
 
 CONNECT_FAILURE = "connect_failure"
@@ -53,21 +54,22 @@ async def connect(
     server_name: str | None = None,
     alpn: tuple[str, ...] = (),
     san: str | None = None,
+    preamble: Preamble | None = None,
 ) -> tuple[asyncio.Transport, _Protocol]:
     """Connect to `address` within `timeout` seconds, TLS handshake included; the protocol's `connection_made` runs when the connection may be used.
 
     `server_name` overrides the SNI of the TLS context (auto_sni, auto_host_sni), `alpn` is offered when the context names no protocols, and `san` is a DNS
     name or IP address that the peer's certificate must have besides what the context asks for (auto_san_validation). `options` carries the bind address,
-    keepalive and socket options of the cluster. Raises DialError.
+    keepalive and socket options of the cluster. `preamble` says of a connected socket which bytes come before all others, TLS included. Raises DialError.
     """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout):
-            if transport is None and options is None and "%" not in address.ip:
+            if transport is None and options is None and preamble is None and "%" not in address.ip:
                 if address.kind == "ip":
                     return await loop.create_connection(protocol_factory, address.ip, address.port)
                 return await loop.create_unix_connection(protocol_factory, address.sockaddr)
-            sock = await open_socket(address, options)
+            sock = await open_socket(address, options, preamble)
             try:
                 if transport is None:
                     return await _adopt(loop, protocol_factory, sock)
@@ -84,11 +86,11 @@ async def connect(
         raise _failure(error, address) from error
 
 
-async def connect_socket(address: Address, *, timeout: float, options: DialOptions | None = None) -> socket.socket:
-    """A connected bare socket, within `timeout` seconds: for plaintext connections that are spliced. Raises DialError."""
+async def connect_socket(address: Address, *, timeout: float, options: DialOptions | None = None, preamble: Preamble | None = None) -> socket.socket:
+    """A connected bare socket, within `timeout` seconds: for plaintext connections that are spliced. See `connect`. Raises DialError."""
     try:
         async with asyncio.timeout(timeout):
-            return await open_socket(address, options)
+            return await open_socket(address, options, preamble)
     except TimeoutError as error:
         if error.errno is not None:
             raise _failure(error, address) from error
@@ -112,7 +114,7 @@ def describe(transport: asyncio.BaseTransport, address: Address) -> ConnectionIn
     return info
 
 
-async def open_socket(address: Address, options: DialOptions | None = None) -> socket.socket:
+async def open_socket(address: Address, options: DialOptions | None = None, preamble: Preamble | None = None) -> socket.socket:
     """A connected non-blocking socket (for splicing and for TLS). No timeout of its own. Raises OSError."""
     sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -120,7 +122,10 @@ async def open_socket(address: Address, options: DialOptions | None = None) -> s
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if options is not None:
             options.apply(sock, address)
-        await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, address.sockaddr)
+        if preamble is not None:
+            await loop.sock_sendall(sock, preamble(sock))
         return sock
     except BaseException:
         sock.close()

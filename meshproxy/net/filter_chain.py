@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry, secrets
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import Collector, fail, under
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.connection import DEFAULT_BUFFER_LIMIT
@@ -67,9 +68,7 @@ class FilterChain:
     def __init__(self, proto: Any, network: NetworkContext, listener_scope: Scope) -> None:
         self.name: str = proto.name
         self.metadata = metadata_dict(proto.metadata)
-        self.handshake_timeout = (
-            proto.transport_socket_connect_timeout.ToTimedelta().total_seconds() if proto.HasField("transport_socket_connect_timeout") else 0.0
-        )
+        self.handshake_timeout = seconds_of(proto, "transport_socket_connect_timeout", 0.0)
         self.proxy_protocol: bool = proto.use_proxy_proto.value
         with under("transport_socket"):
             self.tls = compile_transport(proto, listener_scope, network.context)

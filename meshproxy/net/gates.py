@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from meshproxy.observe import flags
 if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.observe.stream_info import StreamInfo
+
+log = logging.getLogger(__name__)
 
 
 class ClosingWatch(asyncio.Protocol):
@@ -155,7 +158,7 @@ class FirstDataGate(ClosingWatch):
         self._deliver()
 
     async def _ask_later(self, verdict: Any, hooks: tuple[Callable[..., Any], ...]) -> None:
-        allowed = await verdict is not False and await allow(self._conn, hooks)
+        allowed = await allow(self._conn, hooks, verdict)
         self._waiting = False
         if self._transport.is_closing():
             return
@@ -180,14 +183,20 @@ class FirstDataGate(ClosingWatch):
         deliver(self._protocol, b"".join(held))
 
 
-async def allow(conn: ConnectionInfo, hooks: tuple[Callable[..., Any], ...]) -> bool:
-    """Ask network filters one after the other; False as soon as one refuses."""
-    for hook in hooks:
-        verdict = hook(conn)
-        if verdict is not None and verdict is not False:
-            verdict = await verdict
-        if verdict is False:
+async def allow(conn: ConnectionInfo, hooks: tuple[Callable[..., Any], ...], verdict: Any = None) -> bool:
+    """Ask network filters one after the other; False as soon as one refuses, or fails. `verdict`: what the one before them is going to say."""
+    try:
+        if verdict is not None and await verdict is False:
             return False
+        for hook in hooks:
+            verdict = hook(conn)
+            if verdict is not None and verdict is not False:
+                verdict = await verdict
+            if verdict is False:
+                return False
+    except Exception:
+        log.exception("a network filter failed for %r", conn)
+        return False
     return True
 
 

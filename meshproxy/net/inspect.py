@@ -101,12 +101,10 @@ class TlsInspector(ListenerFilter):
             return CLOSE
         except codec.NotClientHelloError:
             self._bytes.record(len(data))
-            if self._strict:
-                return CLOSE
             self._not_found.n += 1
             _metadata(conn, "envoy.filters.listener.tls_inspector")["failure_reason"] = "ClientHelloNotDetected"
             conn.transport_failure = _not_tls(data)
-            return DONE
+            return CLOSE if self._strict else DONE
         if hello is None:
             return MORE
         self._bytes.record(hello.size)
@@ -160,20 +158,20 @@ class HttpInspector(ListenerFilter):
 
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ +[^\x00-\x20\x7f]+ +HTTP/([0-9])\.([0-9])\r?\n")
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ +[^\x00-\x20\x7f]+ +HTTP/([0-9])\.([0-9])\r?\n"
 
 
 def http_protocol(data: bytes) -> str | None:
     """'h2c', 'http/1.1', 'http/1.0' (any other version too), '' when it is not HTTP, None when more bytes are needed."""
     if _PREFACE.startswith(data[: len(_PREFACE)]):
         return "h2c" if len(data) >= len(_PREFACE) else None
-    if _TOKEN.match(data) is None:
+    if re.match(_TOKEN, data) is None:
         return ""
     end = data.find(b"\n")
     if end < 0:
         return None
-    line = _REQUEST_LINE.fullmatch(data[: end + 1])
+    line = re.fullmatch(_REQUEST_LINE, data[: end + 1])
     if line is None:
         return ""
     return "http/1.1" if line.group(1, 2) == (b"1", b"1") else "http/1.0"

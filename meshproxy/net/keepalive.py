@@ -25,7 +25,7 @@ class Keepalive:
         self._loop = loop
         self._random = random
         self._interval = options.keepalive_interval
-        self._jitter = int(options.keepalive_jitter * options.keepalive_interval * 10)  # milliseconds
+        self._jitter = int(options.keepalive_jitter) * round(options.keepalive_interval * 1000) // 100  # milliseconds, of whole per cent
         self._timeout = options.keepalive_timeout
         self._ping = ping
         self._dead = dead

@@ -17,6 +17,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import messages
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import UNSUPPORTED, Collector
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net import sockets as net_sockets
@@ -111,7 +112,7 @@ class Listener:
         self.buffer_limit = _buffer_limit(proto)
         self.inbound: bool = proto.traffic_direction == 1
         self.modify_only: bool = proto.drain_type == 1
-        self._timeout = proto.listener_filters_timeout.ToTimedelta().total_seconds() if proto.HasField("listener_filters_timeout") else 15.0
+        self._timeout = seconds_of(proto, "listener_filters_timeout", 15.0)
         self._go_on_after_timeout: bool = proto.continue_on_listener_filters_timeout
         self._hands_off: bool = proto.use_original_dst.value
         self._batch: int = proto.max_connections_to_accept_per_socket_event.value or _ACCEPT_BATCH
@@ -145,6 +146,10 @@ class Listener:
             from meshproxy.net.inspect import compile as compile_filter
 
             chain.add(compile_filter(messages.known("envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol")(), root), first=True)
+        if self._hands_off and "OriginalDst" not in chain.type_names:  # as Envoy does
+            from meshproxy.net.inspect import compile as compile_filter
+
+            chain.add(compile_filter(messages.known("envoy.extensions.filters.listener.original_dst.v3.OriginalDst")(), root))
         if "TlsInspector" not in chain.type_names and any(_needs_tls_inspector(entry.filter_chain_match) for entry in chains):
             log.warning("listener %s: filter chains are matched by what only the TLS inspector finds out, and it is not among the listener filters", self.name)
         return chain
@@ -560,7 +565,7 @@ class Listener:
         self._begin(conn, chain, transport)
 
     async def _connected_later(self, conn: ConnectionInfo, chain: FilterChain, waiting: Waiting, transport: Any, verdict: Any, at: int) -> None:
-        allowed = await verdict is not False and await allow(conn, chain.on_connection[at + 1 :])
+        allowed = await allow(conn, chain.on_connection[at + 1 :], verdict)
         if transport.is_closing():
             return
         if not allowed:

@@ -15,13 +15,14 @@ from meshproxy.net.connection import TlsInfo
 from meshproxy.net.tls_config import HONOURS as _CONFIG_HONOURS
 from meshproxy.net.tls_config import compile_common, new_context
 from meshproxy.net.tls_flight import ServerFlight, usual_signature
-from meshproxy.net.tls_stats import PeerRejected, TlsStats, failure_text
+from meshproxy.net.tls_stats import PeerRejected, TlsStats, WrongKeyUsageError, failure_text
+from meshproxy.net.tls_verify import signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshproxy.net.certificate import Certificate
-    from meshproxy.net.tls_config import Common
+    from meshproxy.net.tls_config import Common, OwnCertificate
     from meshproxy.observe.stats import Scope
 
 __all__ = ["HONOURS", "DownstreamTls", "HandshakeObject", "TlsStats", "UpstreamTls", "compile_downstream", "compile_upstream", "failure_text"]
@@ -145,7 +146,14 @@ class _Tls:
     def describe(self, ssl_object: ssl.SSLObject) -> TlsInfo:
         """What logs and filters see of a finished handshake."""
         certificates = self.material.certificates
-        return TlsInfo(ssl_object, certificates[0].leaf if certificates else None, self.verifies)
+        if len(certificates) < 2:
+            return TlsInfo(ssl_object, certificates[0].leaf if certificates else None, self.verifies)
+        # OpenSSL chooses one of the context's by its key type, and Python's ssl does not say which. Of TLS 1.2 the cipher says it; clients that speak TLS 1.3
+        # prefer ECDSA.
+        chosen: list[OwnCertificate] = ssl_object.context.certificates  # type: ignore[attr-defined]
+        cipher = (ssl_object.cipher() or ("",))[0]
+        wanted = "RSA" if "-RSA-" in cipher else "EC"
+        return TlsInfo(ssl_object, next((item for item in chosen if item.key_type == wanted), chosen[0]).leaf, self.verifies)
 
 
 class DownstreamTls(_Tls):
@@ -186,6 +194,7 @@ class UpstreamTls(_Tls):
         self.auto_host_sni: bool = proto.auto_host_sni
         self.auto_sni_san_validation: bool = proto.auto_sni_san_validation
         self.alpn = common.alpn
+        self._signed = all(name.startswith(("ECDHE-", "@")) for name in common.ciphers.split(":"))  # others may have the server decipher instead
         self._renegotiate: bool = proto.allow_renegotiation
         self._common = common
         self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
@@ -222,6 +231,9 @@ class UpstreamTls(_Tls):
 
     def examine(self, certificate: bytes, names: tuple[str, ...]) -> None:
         """Check the server's certificate (DER). Raises PeerRejected."""
+        if certificate and self._signed and not signs(certificate):  # whatever enforce_rsa_key_usage says, as in Envoy
+            self.stats.connection_error.n += 1
+            raise WrongKeyUsageError("the certificate's key is not for signing")
         if certificate and (self.checks or names):
             from meshproxy.net.certificate import Certificate
 
@@ -332,6 +344,7 @@ class _ServerContexts:
                 else:
                     self._shared[key.digest()] = context
             context.owner = self._tls  # type: ignore[attr-defined]
+            context.certificates = [self._common.material.certificates[at] for at in certificates]  # type: ignore[attr-defined]
             self._memo[certificates] = context
         return context
 

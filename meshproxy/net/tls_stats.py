@@ -33,6 +33,7 @@ _LIBRARY = 0x10000000
 _REASONS = {
     "CERTIFICATE_VERIFY_FAILED": 125,
     "EXCESSIVE_MESSAGE_SIZE": 150,
+    "KEY_USAGE_BIT_INCORRECT": 302,
     "HTTP_REQUEST": 156,
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": 192,
     "UNEXPECTED_MESSAGE": 223,
@@ -73,6 +74,10 @@ _VERIFY_MESSAGES = {
 
 class PeerRejected(ssl.SSLCertVerificationError):
     """The peer's certificate is good for its issuer, but not what the configuration asks for (SAN, pinned hash)."""
+
+
+class WrongKeyUsageError(PeerRejected):
+    """The peer's certificate is not for signing, which is what its key does in a handshake."""
 
 
 def declare(scope: Scope, *, server_side: bool) -> None:
@@ -141,7 +146,9 @@ def failure_text(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or "UNKNOWN"  # errors that did not come from OpenSSL have no such attribute
     reason = _SYNONYMS.get(reason, reason)
     detail = ""
-    if isinstance(error, PeerRejected):
+    if isinstance(error, WrongKeyUsageError):
+        reason = "KEY_USAGE_BIT_INCORRECT"
+    elif isinstance(error, PeerRejected):
         reason, detail = "CERTIFICATE_VERIFY_FAILED", f":{error.args[-1]}"
     elif isinstance(error, ssl.SSLCertVerificationError):
         message = _VERIFY_MESSAGES.get(error.verify_message, error.verify_message)

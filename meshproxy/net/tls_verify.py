@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import socket
-from collections.abc import Callable
+import re
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api.errors import ConfigError, fail
+from meshproxy.api.errors import fail
+from meshproxy.api.san import SanMatcher, compile_san, compile_string_at, dns_match, ip_text
 from meshproxy.net.certificate import Certificate, DerError
 from meshproxy.net.tls_stats import PeerRejected
 
 if TYPE_CHECKING:
     from meshproxy.net.tls_stats import TlsStats
 
-SanMatcher = Callable[[Certificate], bool]
+_KEY_USAGE = re.compile(rb"\x06\x03\x55\x1d\x0f(?:\x01\x01\xff)?\x04.\x03.[\0-\x07](.)", re.DOTALL)  # its first eight bits: digitalSignature is the highest
 
 
 class PeerChecks:
@@ -54,9 +54,17 @@ class PeerChecks:
             raise PeerRejected(f"verify cert failed: {error}") from error
 
 
+def signs(der: bytes) -> bool:
+    """Whether a certificate (DER) may be used for signatures: it says so, or nothing of what it is for (RFC 5280 section 4.2.1.3).
+
+    Looked for in the bytes, because this is for every handshake. Bytes like those of the extension elsewhere in a certificate can only make it be refused.
+    """
+    return all(bits >= b"\x80" for bits in _KEY_USAGE.findall(der))
+
+
 def compile_checks(proto: Any) -> PeerChecks:
     """The checks of a `CertificateValidationContext`. Raises ConfigError with paths relative to it."""
-    sans = [_compile_san(matcher, f"match_typed_subject_alt_names[{at}]") for at, matcher in enumerate(proto.match_typed_subject_alt_names)]
+    sans = [compile_san(matcher, f"match_typed_subject_alt_names[{at}]") for at, matcher in enumerate(proto.match_typed_subject_alt_names)]
     if proto.match_subject_alt_names:
         if sans:
             fail(
@@ -81,52 +89,8 @@ def has_name(certificate: Certificate, name: str) -> bool:
     return any(dns_match(name, san) for san in certificate.dns_sans) or name in certificate.uri_sans or name in map(ip_text, certificate.ip_sans)
 
 
-def ip_text(packed: bytes) -> str:
-    """An IP address SAN as text; hexadecimal when it is no address."""
-    if len(packed) not in (4, 16):
-        return packed.hex()
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def dns_match(name: str, pattern: str) -> bool:
-    """Whether a DNS SAN covers `name`: equal, or with one wildcard in its leftmost label (RFC 6125 section 6.4.3; none inside an A-label)."""
-    name, pattern = name.lower(), pattern.lower()
-    if name == pattern:
-        return True
-    label, dot, rest = pattern.partition(".")
-    first, name_dot, name_rest = name.partition(".")
-    if not dot or not name_dot or rest != name_rest or "*" in rest or label.count("*") != 1 or not first:
-        return False
-    if label.startswith("xn--") or (label != "*" and first.startswith("xn--")):
-        return False
-    before, _, after = label.partition("*")
-    return len(first) >= len(before) + len(after) and first.startswith(before) and first.endswith(after)
-
-
-def _compile_san(proto: Any, path: str) -> SanMatcher:
-    kind = proto.SanType.Name(proto.san_type)
-    matches = _compile_string(proto.matcher, f"{path}.matcher")
-    if kind == "DNS":
-        if proto.matcher.WhichOneof("match_pattern") == "exact":
-            exact = proto.matcher.exact
-            return lambda certificate: any(dns_match(exact, san) for san in certificate.dns_sans)
-        return lambda certificate: any(matches(san.encode("latin-1")) for san in certificate.dns_sans)
-    if kind == "URI":
-        return lambda certificate: any(matches(san.encode("latin-1")) for san in certificate.uri_sans)
-    if kind == "EMAIL":
-        return lambda certificate: any(matches(san.encode("latin-1")) for san in certificate.email_sans)
-    if kind == "IP_ADDRESS":
-        return lambda certificate: any(matches(ip_text(san).encode()) for san in certificate.ip_sans)
-    if kind == "OTHER_NAME":
-        wanted = proto.oid
-        if not wanted:
-            fail(f"{path}.oid", "an object identifier is required for OTHER_NAME")
-        return lambda certificate: any(oid == wanted and matches(value) for oid, value in certificate.other_sans)
-    raise ConfigError.at(f"{path}.san_type", "a type is required")
-
-
 def _compile_untyped_san(proto: Any, path: str) -> SanMatcher:
-    matches = _compile_string(proto, path)
+    matches = compile_string_at(proto, path)
     exact = proto.exact if proto.WhichOneof("match_pattern") == "exact" else ""
 
     def match(certificate: Certificate) -> bool:
@@ -135,14 +99,6 @@ def _compile_untyped_san(proto: Any, path: str) -> SanMatcher:
         return any(matches(san.encode("latin-1")) for san in names(certificate))
 
     return match
-
-
-def _compile_string(proto: Any, path: str) -> Callable[[bytes], bool]:
-    from meshproxy.api.errors import under
-    from meshproxy.api.matchers import compile_string  # only contexts with SAN matchers load the matchers
-
-    with under(path):
-        return compile_string(proto)
 
 
 def _hash(text: str, path: str) -> str:

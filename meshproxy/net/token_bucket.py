@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds
 
 if TYPE_CHECKING:
     from meshproxy.net.shared import Cells
@@ -131,7 +132,7 @@ def compile_bucket(proto: Any, context: Any, key: bytes = b"") -> TokenBucket:
 
 def parse_bucket(proto: Any) -> tuple[int, float]:
     """(max_tokens, tokens a second) of a TokenBucket proto. Raises ConfigError."""
-    interval = proto.fill_interval.seconds + proto.fill_interval.nanos / 1e9
+    interval = seconds(proto.fill_interval)
     if interval < MIN_FILL_INTERVAL:
         errors.fail("fill_interval", "must be at least 50ms")
     tokens = proto.tokens_per_fill.value if proto.HasField("tokens_per_fill") else 1

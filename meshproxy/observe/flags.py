@@ -45,8 +45,9 @@ _NAMES = (
 
 BY_NAME: dict[str, int] = {short: 1 << bit for bit, (short, _) in enumerate(_NAMES)}
 BY_NAME["URX"] = URX | URX_LAST
-# Envoy prints flags in the order in which they were set: what stopped a retry comes before what ended the request (TCP sessions: after it, URX_LAST).
-_PRINTED_FIRST = UO | URX
+# Envoy prints flags in the order in which they were set: that of a filter before those of the router; there what stopped a retry comes before what ended the
+# request (TCP sessions: after it, URX_LAST).
+_PRINTED_FIRST = (DI, UO | URX)
 
 _text: dict[int, tuple[str, str]] = {0: ("-", "-")}
 
@@ -63,7 +64,8 @@ def long(flags: int) -> str:
 
 def _remember(flags: int) -> tuple[str, str]:
     # Few combinations occur in practice; the memo keeps the access log from joining strings for each request.
-    parts = (flags & _PRINTED_FIRST, flags & ~_PRINTED_FIRST)
+    parts = [flags & first for first in _PRINTED_FIRST]
+    parts.append(flags & ~sum(_PRINTED_FIRST))
     names = [pair for part in parts for bit, pair in enumerate(_NAMES) if part & (1 << bit)]
     text = _text[flags] = (",".join(pair[0] for pair in names), ",".join(pair[1] for pair in names))
     return text

@@ -69,8 +69,11 @@ class Http2Stats:
         for session in self.sessions:
             streams += len(session.streams)
             transport = getattr(session.sink, "transport", None)
-            if transport is not None and not transport.get_write_buffer_size():
-                session.drained()
+            if transport is not None:
+                if left := transport.get_write_buffer_size():
+                    session.remain(left)
+                else:
+                    session.drained()
             waiting = session.outbound
             frames += waiting[0]
             control_frames += waiting[1]

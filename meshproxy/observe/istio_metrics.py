@@ -8,7 +8,9 @@ costs a look-up and three additions to dicts, which become metrics when statisti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary, finalize
 
 from meshproxy.api import attributes
 from meshproxy.api.errors import fail, under
@@ -124,30 +126,28 @@ class IstioMetrics:
         self.uses_host = not proto.disable_host_header_fallback
         self._overrides = self._compile(proto)
         # Whether labels depend on more than `Ends` and the outcome: then each request is looked at as a whole.
-        self.dynamic = any(one.values for one in self._overrides.values())
+        self._values = {value for one in self._overrides.values() for value in one.values.values()}
+        self.dynamic = bool(self._values)
         self.remembered: dict[Any, Request] = {}  # by whatever a filter finds at hand
         self._requests: dict[tuple[tuple[Tag, ...], ...], Request] = {}
-        self._label_sets: set[tuple[Tag, ...]] = set()
+        self._label_sets: set[tuple[Any, ...]] = set()
         self.busy: list[Request] = []  # that have something to settle
-        store.collectors.append(self.settle)
+        # What remains of metrics that no filter has any more is counted when they go.
+        settle = partial(_settle, self.busy)
+        store.collectors.append(settle)
+        finalize(self, _drop, store.collectors, settle).atexit = False
         store.tagged(Gauge, f"{_PREFIX}build", (("component", "proxy"), ("tag", _version(node))), shared=True).n = 1
 
     @classmethod
     def of(cls, proto: Any, context: Context, listener: Any) -> IstioMetrics:
         """Those of a filter of a listener (its proto, or None); the same for all that are alike. Raises ConfigError relative to `proto`."""
         inbound = listener is not None and listener.traffic_direction == INBOUND
-        key = "istio metrics", inbound, proto.SerializeToString(deterministic=True), peers.of_local(context.node, listener)
-        made = context.shared.get(key)
+        known: WeakValueDictionary[Any, IstioMetrics] = context.shared.setdefault("istio metrics", WeakValueDictionary())
+        key = inbound, proto.SerializeToString(deterministic=True), peers.of_local(context.node, listener)
+        made = known.get(key)
         if made is None:
-            made = context.shared[key] = cls(proto, context.stats, key[-1], inbound=inbound, node=context.node)
-        found: IstioMetrics = made
-        return found
-
-    def settle(self) -> None:
-        """Before statistics are collected."""
-        for one in self.busy:
-            one.settle()
-        self.busy.clear()
+            made = known[key] = cls(proto, context.stats, key[-1], inbound=inbound, node=context.node)
+        return made
 
     def forget(self) -> None:
         """What was remembered may hold what is no more."""
@@ -157,7 +157,7 @@ class IstioMetrics:
 
     def request(self, ends: Ends, *, status: int, flags: int, grpc: bool, grpc_status: str, stream: Any = None) -> Request:
         """Where requests with this outcome are counted. `stream`: for labels that ask more of it."""
-        labels = self._limited(ends)
+        labels, stream = self._limited(ends, stream)
         if not self.inbound:
             security = _UNKNOWN
         else:
@@ -200,7 +200,7 @@ class IstioMetrics:
 
     def count_messages(self, ends: Ends, requests: int, responses: int, stream: Any = None) -> None:
         """Messages of a gRPC request."""
-        labels = self._limited(ends)
+        labels, stream = self._limited(ends, stream)
         for name, count in zip(_GRPC, (requests, responses), strict=True):
             if not self._is_dropped(name):
                 self._store.tagged(Counter, _PREFIX + name, self._override(name, labels, stream)).n += count
@@ -208,8 +208,9 @@ class IstioMetrics:
     def connection(self, ends: Ends, flags: int, stream: Any = None) -> Connection:
         """Where a plain connection is counted."""
         security = _UNKNOWN if not self.inbound else "mutual_tls" if all(ends.principals) else "none"
+        labels, stream = self._limited(ends, stream)
         tags = (
-            *self._limited(ends),
+            *labels,
             ("request_protocol", "tcp"),
             ("response_flags", response_flags.short(flags)),
             ("connection_security_policy", security),
@@ -220,14 +221,16 @@ class IstioMetrics:
 
     # -- labels
 
-    def _limited(self, ends: Ends) -> tuple[Tag, ...]:
+    def _limited(self, ends: Ends, stream: Any) -> tuple[tuple[Tag, ...], Any]:
+        """The labels of who speaks to whom; and the stream, None where it is not to be asked for more of them."""
         labels = self._labels(ends)
         known = self._label_sets
-        if labels not in known:
+        key = (*labels, *(_text(value, stream) for value in self._values)) if self._values else labels
+        if key not in known:
             if len(known) >= _MAX_LABEL_SETS:
-                return self._labels(ends._replace(peer=None, upstream=None, host="", principals=NO_PRINCIPALS))
-            known.add(labels)
-        return labels
+                return self._labels(ends._replace(peer=None, upstream=None, host="", principals=NO_PRINCIPALS)), None
+            known.add(key)
+        return labels, stream
 
     def _labels(self, ends: Ends) -> tuple[Tag, ...]:
         """Of who speaks to whom."""
@@ -311,6 +314,18 @@ class IstioMetrics:
         values = {name: _text(value, stream) for name, value in one.values.items()}
         made = [(name, values.pop(name, value)) for name, value in tags if name not in one.removed or name in values]
         return (*made, *((name, value) for name, value in values.items() if name not in LABELS))
+
+
+def _settle(busy: list[Request]) -> None:
+    """Before statistics are collected."""
+    for one in busy:
+        one.settle()
+    busy.clear()
+
+
+def _drop(collectors: list[Callable[[], None]], settle: Callable[[], None]) -> None:
+    settle()
+    collectors.remove(settle)
 
 
 def _side(side: str, peer: Peer, namespace: str, principal: str, *, revision: str = _LATEST) -> tuple[Tag, ...]:

@@ -106,7 +106,7 @@ def _simple() -> dict[str, Value]:
         "UPSTREAM_CLUSTER_RAW": _text("(None if s.cluster is None else s.cluster.name)", key="(None if s.cluster is None else s.cluster.name)"),
         "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID": _text("(None if s.upstream is None else '')"),
         "UPSTREAM_TRANSPORT_FAILURE_REASON": _text("(s.upstream_failure.replace(' ', '_') if s.upstream_failure else None)"),
-        "UPSTREAM_DETECTED_CLOSE_TYPE": _text('(None if s.host is None else "Normal")'),
+        "UPSTREAM_DETECTED_CLOSE_TYPE": _text("(None if s.host is None and s.protocol is not None else s.upstream_detected_close)"),
         "UPSTREAM_LOCAL_CLOSE_REASON": _text("None"),
         "UPSTREAM_CONNECTION_ID": _number("(0 if s.upstream is None else s.upstream.id)"),
         "UPSTREAM_CONNECTION_IDS_ATTEMPTED": _text("v.upstream_connections_attempted(s)"),
@@ -206,7 +206,7 @@ _OF_EXTENSIONS = frozenset(("REQ_WITHOUT_QUERY",))
 _PSEUDO = {":method": "method", ":path": "path", ":authority": "authority", "host": "authority", ":scheme": "scheme", ":protocol": "protocol"}
 # Request headers with values that hardly ever come twice.
 _UNIQUE = frozenset(":path x-envoy-original-path x-request-id x-client-trace-id traceparent tracestate b3 x-b3-traceid x-b3-spanid idempotency-key".split())
-_HEADER_NAME = re.compile(r":?[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_NAME = r":?[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 
 def _header_names(parameter: str) -> list[str]:
@@ -214,7 +214,7 @@ def _header_names(parameter: str) -> list[str]:
     if len(names) > 2:
         raise ConfigError(f"More than 1 alternative header specified in token: {parameter}")
     names = [name for name in names if name]
-    if not all(_HEADER_NAME.fullmatch(name) for name in names):
+    if not all(re.fullmatch(_HEADER_NAME, name) for name in names):
         raise ConfigError("Invalid header configuration. Format string contains invalid characters.")
     return names
 

@@ -22,6 +22,7 @@ ID_HEADER = b"x-envoy-peer-metadata-id"
 _CANONICAL_NAME = "service.istio.io/canonical-name"
 _CANONICAL_REVISION = "service.istio.io/canonical-revision"
 _MAX_HEADER = 8192
+_MAX_TEXT = 256  # characters of what is said of one thing
 _LABELS = (
     ("canonical_name", (_CANONICAL_NAME,)),
     ("canonical_revision", (_CANONICAL_REVISION,)),
@@ -48,11 +49,13 @@ class Peer(NamedTuple):
 NOBODY = Peer()
 
 
-@lru_cache(1024)  # proxies have few peers, each of which says the same again and again
 def of_header(value: bytes) -> Peer | None:
     """Who says so by a header; None where it cannot be read."""
-    if len(value) > _MAX_HEADER:
-        return None
+    return _of_header(value) if len(value) <= _MAX_HEADER else None
+
+
+@lru_cache(1024)  # proxies have few peers, each of which says the same again and again
+def _of_header(value: bytes) -> Peer | None:
     bare = value.rstrip(b"=")
     try:
         data = base64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
@@ -126,4 +129,4 @@ def to_header(peer: Peer) -> bytes:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value.isprintable() else ""
+    return value[:_MAX_TEXT] if isinstance(value, str) and value.isprintable() else ""

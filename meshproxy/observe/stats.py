@@ -191,7 +191,7 @@ class Store:
         self._metrics: dict[str, Metric] = {}
         # What the names of some metrics say that were made by `tagged`: the name without its tags, and the tags.
         self.tags: dict[str, tuple[str, tuple[Tag, ...]]] = {}
-        self._declared: dict[tuple[Kind, str], list[tuple[str, ...]]] = {}
+        self._declared: dict[tuple[Kind, str], tuple[tuple[str, ...], ...]] = {}
         self._next_id = 0
         self._workers: dict[int, _Worker] = {}
         self._tuples: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -247,9 +247,9 @@ class Store:
 
     def declare(self, kind: Kind, prefix: str, names: tuple[str, ...]) -> None:
         """See `Scope.declare`."""
-        declared = self._declared.setdefault((kind, prefix), [])
+        declared = self._declared.get((kind, prefix), ())
         if names not in declared:
-            declared.append(names)
+            self._declared[kind, prefix] = (*declared, names)
             self._new_declarations.append((kind, prefix, names))
 
     def remove(self, *prefixes: str) -> None:

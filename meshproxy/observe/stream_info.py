@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
 
 
+class TypedState(dict[str, Any]):
+    """Filter state that has a form of its own in JSON, but none as plain text and no fields."""
+
+
 class StreamInfo:
     """Base of `http.stream.Stream` and `tcp.proxy.Session`."""
 
@@ -66,6 +70,7 @@ class StreamInfo:
     upstream: Any = None  # net.connection.ConnectionInfo of the upstream connection (local address, TLS), or None
     upstream_protocol: str | None = None  # "HTTP/1.1", "HTTP/2"; None where it is not HTTP
     upstream_failure: str | None = None  # transport failure reason
+    upstream_detected_close: str = "Normal"  # how the upstream connection ended, or a tunnel to there: 'Normal' | 'RemoteReset'
     attempts: int = 0
 
     route_changes: int = 0  # how often filters had it chosen anew

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec import grpc
 from meshproxy.codec.h1.encode import CHUNKED, NO_LENGTH
 from meshproxy.observe import flags
+from meshproxy.observe.stream_info import TypedState
 
 if TYPE_CHECKING:
     from meshproxy.observe.stream_info import StreamInfo
@@ -485,13 +486,19 @@ def filter_state(s: StreamInfo, key: str) -> Any:
 
 
 def filter_state_text(s: StreamInfo, key: str) -> str | None:
-    """The object as plain text."""
+    """The object as plain text; JSON for one with fields."""
     value = filter_state(s, key)
-    return None if value is None else str(value)
+    if isinstance(value, dict):
+        import json
+
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return None if value is None or isinstance(value, TypedState) else str(value)
 
 
 def filter_state_field(s: StreamInfo, key: str, field: str) -> str | None:
     """One field of the object."""
     value = filter_state(s, key)
+    if isinstance(value, TypedState):
+        return None
     found = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
     return None if found is None else str(found)

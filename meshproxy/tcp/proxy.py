@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import ConfigError, fail, under
 from meshproxy.net.splice import Pipes
 from meshproxy.tcp.session import Session
+from meshproxy.upstream.pool import METERED
 
 if TYPE_CHECKING:
     import socket
@@ -26,8 +28,13 @@ HONOURS = {
     _T: (
         "stat_prefix cluster weighted_clusters metadata_match idle_timeout access_log max_connect_attempts backoff_options hash_policy"
         " max_downstream_connection_duration max_downstream_connection_duration_jitter_percentage access_log_flush_interval"
-        " flush_access_log_on_connected access_log_options"
+        " flush_access_log_on_connected access_log_options tunneling_config"
     ),
+    f"{_T}.TunnelingConfig": (
+        "hostname use_post headers_to_add propagate_response_headers post_path propagate_response_trailers request_id_extension request_id_header"
+        " request_id_metadata_key"
+    ),
+    "envoy.extensions.filters.network.http_connection_manager.v3.RequestIDExtension": "typed_config",
     f"{_T}.WeightedCluster": "clusters",
     f"{_T}.WeightedCluster.ClusterWeight": "name weight metadata_match",
     f"{_T}.TcpAccessLogOptions": "access_log_flush_interval flush_access_log_on_connected",
@@ -65,6 +72,7 @@ _USED = (
 )
 _IDLE_TIMEOUT = 3600.0  # seconds
 _CLUSTER_STATE = "envoy.tcp_proxy.cluster"  # filter state that names the cluster of a connection
+_NO_TUNNEL_STATE = "envoy.tcp_proxy.disable_tunneling"  # and that has it go without one
 
 
 class TcpProxyStats:
@@ -126,13 +134,13 @@ class TcpProxy:
         self.buffer_limit = network.buffer_limit
         self.pipes = Pipes()
         self._compile_targets(proto)
-        self.idle_timeout = _seconds(proto, "idle_timeout", _IDLE_TIMEOUT)
+        self.idle_timeout = seconds_of(proto, "idle_timeout", _IDLE_TIMEOUT)
         self.idle = context.timers.queue(self.idle_timeout, Session.idle_expired) if self.idle_timeout else None
         self.max_connect_attempts: int = proto.max_connect_attempts.value if proto.HasField("max_connect_attempts") else 1
         if self.max_connect_attempts < 1:
             fail("max_connect_attempts", "value must be greater than or equal to 1")
         self._compile_backoff(proto)
-        self.max_duration = _seconds(proto, "max_downstream_connection_duration", 0.0)
+        self.max_duration = seconds_of(proto, "max_downstream_connection_duration", 0.0)
         self.duration_jitter = (
             proto.max_downstream_connection_duration_jitter_percentage.value / 100
             if proto.HasField("max_downstream_connection_duration_jitter_percentage")
@@ -141,6 +149,9 @@ class TcpProxy:
         self.needs_hash = bool(proto.hash_policy)
         self._hash = _compile_hash(proto.hash_policy)
         self._compile_logs(proto)
+        self.tunneling: Any = None  # tcp.tunneling.Tunneling
+        if proto.HasField("tunneling_config"):
+            self._compile_tunneling(proto.tunneling_config)
 
     # -- compiling
 
@@ -161,8 +172,8 @@ class TcpProxy:
         self.backoff_base = self.backoff_max = 0.0
         if proto.HasField("backoff_options"):
             options = proto.backoff_options
-            self.backoff_base = _seconds(options, "base_interval", 0.0)
-            self.backoff_max = _seconds(options, "max_interval", 10 * self.backoff_base)
+            self.backoff_base = seconds_of(options, "base_interval", 0.0)
+            self.backoff_max = seconds_of(options, "max_interval", 10 * self.backoff_base)
             if self.backoff_max < self.backoff_base:
                 fail("backoff_options.max_interval", "max_backoff must be greater or equal to base_backoff")
 
@@ -179,7 +190,18 @@ class TcpProxy:
             fail("access_log_options", "Only one of deprecated access log options and access_log_options can be specified")
         self.log_on_connected: bool = proto.flush_access_log_on_connected or options.flush_access_log_on_connected
         source = options if proto.HasField("access_log_options") else proto
-        self.log_interval = _seconds(source, "access_log_flush_interval", 0.0)
+        self.log_interval = seconds_of(source, "access_log_flush_interval", 0.0)
+
+    def _compile_tunneling(self, proto: Any) -> None:
+        from meshproxy.tcp.tunnel import TunnelSession  # few workers have any HTTP here
+        from meshproxy.tcp.tunneling import Tunneling
+
+        with under("tunneling_config"):
+            self.tunneling = Tunneling(proto, self.context)
+        self._tunnel_session = TunnelSession
+        self.takes_socket = False  # whatever carries a tunnel, it is no bare socket
+        if any(getattr(log, "metered", False) for log in self.logs):
+            self.context.shared[METERED] = True
 
     # -- for sessions
 
@@ -206,7 +228,12 @@ class TcpProxy:
 
     def create_protocol(self, conn: ConnectionInfo) -> Side:
         """For a connection that has a transport (TLS, or a filter in front that wants to see bytes)."""
-        return Session(self, conn).downstream_side()
+        if self.tunneling is None:
+            return Session(self, conn).downstream_side()
+        state = conn.filter_state
+        if state is not None and str(state.get(_NO_TUNNEL_STATE)).lower() == "true":
+            return Session(self, conn).downstream_side()
+        return self._tunnel_session(self, conn).downstream_side()
 
     def accept_socket(self, conn: ConnectionInfo, sock: socket.socket) -> Session:
         """For a plaintext connection that is still a bare socket."""
@@ -220,10 +247,6 @@ class TcpProxy:
 
     def __repr__(self) -> str:
         return f"<tcp_proxy {self.stat_prefix}>"
-
-
-def _seconds(proto: Any, field: str, default: float) -> float:
-    return getattr(proto, field).ToTimedelta().total_seconds() if proto.HasField(field) else default
 
 
 def _metadata_match(proto: Any) -> dict[str, Any] | None:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 class Session(StreamInfo):
     """Owns both connections from the moment it is given the downstream one. Ends exactly once, in `_end`."""
 
+    _asked = False  # the host has a connection, and was asked for a tunnel
+
     def __init__(self, proxy: TcpProxy, conn: ConnectionInfo) -> None:
         self.proxy = proxy
         self.connection = conn
@@ -70,6 +72,8 @@ class Session(StreamInfo):
 
     def _begin(self) -> None:
         proxy = self.proxy
+        if proxy.idle is not None:  # an upstream that is not to be had, or never answers, is idle as well
+            proxy.idle.start(self, self._clock())
         if proxy.max_duration:
             seconds = proxy.max_duration * (1 + proxy.duration_jitter * proxy.context.random.random())
             self._timers.append(proxy.loop.call_later(seconds, self._duration_reached))
@@ -184,7 +188,7 @@ class Session(StreamInfo):
         loop, tls = self.proxy.loop, host.transport
         sock = self._socket
         if sock is not None and tls is None:
-            upstream = await dial.connect_socket(host.address, timeout=cluster.connect_timeout, options=cluster.dial_options)
+            upstream = await dial.connect_socket(host.address, timeout=cluster.connect_timeout, options=cluster.dial_options, preamble=self._preamble(host))
             self._socket = None
             local = Address.from_sockaddr(upstream.family, upstream.getsockname())
             self.upstream = ConnectionInfo(next_id(), host.address, local, self._clock())
@@ -206,7 +210,16 @@ class Session(StreamInfo):
             transport=tls,
             options=cluster.dial_options,
             server_name=server_name,
+            preamble=self._preamble(host),
         )
+
+    def _preamble(self, host: Host) -> dial.Preamble | None:
+        """What tells the host who calls, if it is told."""
+        if not host.proxy_protocol:
+            return None
+        from meshproxy.upstream.proxy_protocol import ends_of, preamble  # few workers need it
+
+        return preamble(host, ends_of(self))
 
     def upstream_made(self, side: Side, transport: Any) -> None:
         """The upstream connection has a transport: bytes may come from now on, before the task that dialled runs again."""
@@ -237,6 +250,7 @@ class Session(StreamInfo):
             self.upstream.handshake_end = self.upstream_start
         idle = self.proxy.idle
         if idle is not None:
+            idle.stop(self)
             idle.start(self, self.upstream_start)
         if self.proxy.log_on_connected:
             self._write_logs(events.TCP_CONNECTED)
@@ -281,6 +295,7 @@ class Session(StreamInfo):
         if isinstance(error, ConnectionResetError):
             if upstream:
                 self.flags |= flags.UR
+                self.upstream_detected_close = "RemoteReset"
                 self.connection.detected_close = "LocalReset"
             else:
                 self.connection.detected_close = "RemoteReset"
@@ -341,11 +356,15 @@ class Session(StreamInfo):
         if self.proxy.idle is not None:
             self.proxy.idle.stop(self)
         task = self._connect_task
+        host = self.host
         if task is not None and not task.done() and self._upstream_stats is None and task is not asyncio.current_task():
             task.cancel()
+            if not self._asked:
+                self.host = None  # as Envoy, which names a host when it has, or has not, got a connection
         self._count_upstream_end(local=local_upstream)
         self.connection.closed()
         self._write_logs()
+        self.host = host
 
     def _count_upstream_end(self, local: bool) -> None:
         """Count a connected upstream connection out; only the first call counts."""

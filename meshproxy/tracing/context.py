@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from meshproxy.codec.headers import Headers
 
 TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
-B3, B3_TRACE, B3_SPAN, B3_PARENT, B3_SAMPLED, B3_FLAGS = b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"x-b3-sampled", b"x-b3-flags"
+B3, B3_TRACE, B3_SPAN, B3_PARENT, B3_SAMPLED = b"b3", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid", b"x-b3-sampled"
 NO_PARENT = b""
 
 # Whatever the version says; a longer header of a later version is not understood.

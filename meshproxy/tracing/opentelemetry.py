@@ -80,8 +80,8 @@ class Tracer:
         return span
 
     def child(self, of: Span, name: bytes, at: float, client: bool) -> Span:
-        """A span within another."""
-        span = Span(self, of.trace_id, self._new_id(), name, at, client=client, sampled=of.sampled)
+        """A span within another: always a client's."""
+        span = Span(self, of.trace_id, self._new_id(), name, at, client=True, sampled=of.sampled)
         span.parent = of.id
         span.state = of.state
         return span

@@ -6,13 +6,15 @@ Made lazily by the cluster manager when a request first wants it. Hosts, health 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api import errors
+from meshproxy.api import durations, errors
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.codec.h1 import header_case
+from meshproxy.net.address import canonical_ip
 from meshproxy.upstream import balance, discovery, endpoints, health, limits, options, original_dst, outlier
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.balance import Balancer, Deps, LbContext, Picker
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from meshproxy.context import Context
     from meshproxy.net.address import Address
     from meshproxy.upstream.pool import Pool
+    from meshproxy.upstream.proxy_protocol import Ends
+
+_MAX_NAMES = 1024  # that are remembered
 
 __all__ = ["HONOURS", "Cluster", "Host", "LbContext"]
 
@@ -68,10 +73,12 @@ class Cluster:
         "_local_locality",
         "_locality_weights",
         "_metadata",
+        "_names",
         "_original_dst",
         "_preconnect",
         "_pool_kind",
         "_warm_hosts",
+        "_way",
         "auto_san_validation",
         "auto_sni",
         "auto_sni_header",
@@ -80,6 +87,7 @@ class Cluster:
         "context",
         "dial_options",
         "drops",
+        "follows_names",
         "h1_options",
         "header_case",
         "host_sets",
@@ -188,9 +196,12 @@ class Cluster:
         self.h1_options = compiled.h1_options
         self.dial_options = compiled.dial_options
         self.transport = compiled.transport
+        self._way = compiled.transport, compiled.proxy_protocol
         self.auto_sni = compiled.auto_sni
+        self.follows_names = compiled.auto_sni or compiled.auto_san_validation
+        self._names: dict[bytes, tuple[str | None, str | None]] = {}
         # A host has one HTTP pool a priority, whose key is the priority.
-        self.one_pool = not compiled.auto_sni and compiled.protocol != options.DOWNSTREAM and self._preconnect is None
+        self.one_pool = not self.follows_names and compiled.protocol != options.DOWNSTREAM and self._preconnect is None and not compiled.tells_callers
         self._h2_options: Any = None
         self._pool_kind: type[Pool] = Http1Pool
         if compiled.protocol != options.HTTP1:
@@ -240,7 +251,7 @@ class Cluster:
     @property
     def plannable(self) -> bool:
         """Whether choosing a host looks at nothing of the request, and forwarding to it needs nothing special (see http.plan)."""
-        special = self.auto_sni or self.needs_context or self.observes_latency or self.header_case is not None
+        special = self.follows_names or self.needs_context or self.observes_latency or self.header_case is not None or self.options.tells_callers
         return (
             not special
             and self.preconnect_ratio <= 1.0
@@ -258,19 +269,20 @@ class Cluster:
         """What `Host.pools` knows a pool by that depends on nothing else. `version`: of HTTP downstream."""
         return (priority, "h2") if self.options.protocol == options.DOWNSTREAM and version == 20 else priority
 
-    def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False) -> Pool:
-        """The pool of `host` for a request of `priority` that is about to take a connection. `raw`: what that carries is not HTTP."""
+    def pool_for(self, host: Host, priority: int, head: RequestHead, *, raw: bool = False, ends: Ends | None = None) -> Pool:
+        """The pool of `host` for a request of `priority` that is about to take a connection. `raw`: what that carries is not HTTP. `ends`: who calls, for
+        clusters whose hosts are told (`options.tells_callers`)."""
         if self._preconnect is not None:
             healthy = sum(len(host_set.healthy) for host_set in self.host_sets)
-            self._preconnect.before_request(self.hosts, healthy, lambda host: self._pool_of(host, priority, head, raw))
-        return self._pool_of(host, priority, head, raw)
+            self._preconnect.before_request(self.hosts, healthy, lambda host: self._pool_of(host, priority, head, raw, ends))
+        return self._pool_of(host, priority, head, raw, ends)
 
-    def _pool_of(self, host: Host, priority: int, head: RequestHead, raw: bool) -> Pool:
+    def _pool_of(self, host: Host, priority: int, head: RequestHead, raw: bool, ends: Ends | None) -> Pool:
         """Made when it is first needed."""
         pools = host.pools
         if pools is None:
             pools = host.pools = {}
-        server_name = None
+        server_name = san = None
         kind: type[Pool] = RawPool if raw else self._pool_kind
         if raw:
             key: Any = (priority, "tcp")
@@ -278,12 +290,19 @@ class Cluster:
             key = self.pool_key(priority, head.version)
             if self.options.protocol == options.DOWNSTREAM and head.version < 20:
                 kind = Http1Pool
-            if self.auto_sni:
-                server_name = self._server_name_for(head)
-                key = key, server_name
+            if self.follows_names:
+                names = server_name, san = self._names_for(head)
+                key = key, *(name and name.lower() for name in names)
+        if ends is not None and host.proxy_protocol:
+            key = key, ends[0].text, ends[1].text
         pool: Pool | None = pools.get(key)
         if pool is None:
             pool = pools[key] = kind(self, host, priority, self.context, server_name)
+            pool.san = san
+            if host.proxy_protocol:
+                from meshproxy.upstream.proxy_protocol import preamble  # few clusters have it
+
+                pool.preamble = preamble(host, ends)
         return pool
 
     @property
@@ -298,15 +317,19 @@ class Cluster:
             made = self._h2_options = Options(**self.options.http2, stats=Http2Stats.of(scope, self.context.shared))
         return made
 
-    def _server_name_for(self, head: RequestHead) -> str | None:
-        """The SNI for a request when `auto_sni` is set: its Host, or the header that `override_auto_sni_header` names, without a port."""
-        value = head.get(self.auto_sni_header)
-        if not value:
-            return None
-        name: str = value.decode("latin-1")
-        if name.startswith("["):
-            return name[1:].partition("]")[0]
-        return name.rpartition(":")[0] if name.count(":") == 1 else name
+    def _names_for(self, head: RequestHead) -> tuple[str | None, str | None]:
+        """For a request the SNI (`auto_sni`) and the name that the certificate must be for (`auto_san_validation`): those of its Host, or of the header that
+        `override_auto_sni_header` names if it has that, without a port. An address is no SNI.
+        """
+        value = head.get(self.auto_sni_header) or head.authority
+        found = self._names.get(value)
+        if found is None:
+            if len(self._names) >= _MAX_NAMES:
+                self._names.clear()
+            name = _without_port(value.decode("latin-1")) or None
+            found = name if self.auto_sni and name and not _is_address(name) else None, name if self.auto_san_validation else None
+            self._names[value] = found
+        return found
 
     def fail_immediately(self, host: Host) -> None:
         """A response of `host` said `x-envoy-immediate-health-check-fail`: out at once, without counting for panic, until a health check passes."""
@@ -341,7 +364,7 @@ class Cluster:
         assignment = endpoints.parse(proto, self)
         if self.options.type == LOGICAL_DNS and self._move_logical_host(assignment):
             return True
-        before = [] if self.options.choose_transport is None else [(host, host.metadata, host.locality_metadata) for host in self.hosts]
+        reached = [] if self.options.choose_transport is None else [(host, host.metadata, host.locality_metadata) for host in self.hosts]
         result = endpoints.merge(
             self._by_priority,
             assignment,
@@ -354,13 +377,14 @@ class Cluster:
         if not (result.changed or changed_weights or changed_policy):
             self.stats.update_no_rebuild.n += 1
             return False
+        members: Iterable[tuple[list[Host], list[Host]]] = itertools.zip_longest(self._by_priority, result.hosts, fillvalue=[])
+        moved = sum(set(map(id, before)) != set(map(id, after)) for before, after in members)
         self._by_priority = result.hosts
         self._adopt_policy(assignment)
         self.stats.max_host_weight.n = max((host.weight for host in self.hosts), default=1)
         self._admit(result.added)
-        self._choose_again(before)
-        if result.added or result.removed:
-            self.stats.membership_change.n += 1
+        self._choose_again(reached)
+        self.stats.membership_change.n += moved  # priorities that are others than before
         self._rebuild()
         self._dismiss(result.removed)
         return True
@@ -427,7 +451,7 @@ class Cluster:
         choose = self.options.choose_transport
         count = 0
         for host in added:
-            host.transport = self.transport if choose is None else choose(host.metadata, host.locality_metadata)
+            host.transport, host.proxy_protocol = self._way if choose is None else choose(host.metadata, host.locality_metadata)
             count += 1
             if self.outlier is not None:
                 self.outlier.add(host)
@@ -440,8 +464,8 @@ class Cluster:
         for host, metadata, locality_metadata in before:
             if choose is not None and (host.metadata != metadata or host.locality_metadata != locality_metadata):
                 chosen = choose(host.metadata, host.locality_metadata)
-                if chosen is not host.transport:
-                    host.transport = chosen
+                if chosen[0] is not host.transport or chosen[1] != host.proxy_protocol:
+                    host.transport, host.proxy_protocol = chosen
                     drain(host)
 
     def _dismiss(self, removed: Iterable[Host]) -> None:
@@ -534,7 +558,7 @@ class Cluster:
         """Seconds between sweeps; 0 when there is nothing to sweep."""
         if self._original_dst is None:
             return 0.0
-        return options.seconds(self.proto, "cleanup_interval", original_dst.CLEANUP_INTERVAL)
+        return durations.seconds_of(self.proto, "cleanup_interval", original_dst.CLEANUP_INTERVAL)
 
     def publish(self) -> None:
         """Bring metrics up to date that are not kept per request."""
@@ -561,6 +585,20 @@ def drain(host: Host) -> None:
     pools, host.pools = host.pools, None
     for pool in pools.values() if pools else ():
         pool.drain()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        canonical_ip(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_port(authority: str) -> str:
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.rpartition(":")[0] if authority.count(":") == 1 else authority
 
 
 def _node_locality(node: Any) -> Locality | None:

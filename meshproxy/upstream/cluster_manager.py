@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages
+from meshproxy.api.secrets import innermost
 from meshproxy.observe.stats import Store, sanitise
 from meshproxy.upstream import endpoints, outlier, stats
 from meshproxy.upstream.cluster import Cluster
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from meshproxy.context import Context
-    from meshproxy.observe.stats import Gauge, Scope
+    from meshproxy.observe.stats import Counter, Scope
     from meshproxy.upstream.host import Host, HostSet
 
 
@@ -50,7 +51,7 @@ class _Known:
         self.assignment: bytes | None = None
         self.health: dict[str, int] | None = None
         self.timers: list[asyncio.TimerHandle] | None = None
-        self.members: Gauge | None = None  # membership_total, in main
+        self.members: Counter | None = None  # what tells main that a worker uses it: membership_total, or what there is instead
         self.shown = _UNSHOWN
 
     @property
@@ -82,8 +83,9 @@ class ClusterManager:
         self._removed = scope.counter("cluster_removed", shared=True)
         self.updated = scope.counter("cluster_updated")  # main's: hosts have come or gone since the first answer
 
-    def add(self, proto: Any, via_api: bool = False) -> bool:
-        """Add or replace a cluster (a message or its serialised form); False when it is the same as before.
+    def add(self, proto: Any, via_api: bool = False, *, counted: bool = True) -> bool:
+        """Add or replace a cluster (a message or its serialised form); False when it is the same as before. `counted`: among those that came; otherwise that
+        was done when it began to warm (`announce`).
 
         The message is kept serialised and not looked at: main has validated it (`validate`).
         """
@@ -95,7 +97,7 @@ class ClusterManager:
         old = self._known.get(name)
         if old is not None and old.serialised == serialised:
             return False
-        self.replace(name, serialised, via_api)
+        self.replace(name, serialised, via_api, counted=counted)
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or name}.")
         stats.declare(scope)
         if proto.HasField("outlier_detection"):
@@ -104,17 +106,24 @@ class ClusterManager:
             _declare_tls(proto, scope)
         return True
 
-    def replace(self, name: str, serialised: bytes, via_api: bool = True) -> None:
+    def announce(self, *, known: bool) -> None:
+        """Count a cluster that came, or another version of one that is known."""
+        (self._modified if known else self._added).n += 1
+
+    def renounce(self) -> None:
+        """Count a cluster that went before it was in use."""
+        self._removed.n += 1
+
+    def replace(self, name: str, serialised: bytes, via_api: bool = True, *, counted: bool = True) -> None:
         """Add a cluster, or put it into the place of one of that name, without a look at its message: main has seen it, and declares its statistics.
 
         What is known of endpoints and health is forgotten; what the old one counted is not. Its connections end when they are idle.
         """
         old = self._known.get(name)
-        if old is None:
-            self._added.n += 1
-        else:
+        if counted:
+            self.announce(known=old is not None)
+        if old is not None:
             self._retire(old)
-            self._modified.n += 1
         self._known[name] = _Known(serialised, via_api)
         self.context.changes.n += 1
         self._active.n = len(self._known)
@@ -354,7 +363,7 @@ class ClusterManager:
                 continue
             members = known.members
             if members is not None and members.seen:
-                self._leave_to_workers(known, members)
+                self._leave_to_workers(known)
                 yield
             elif known.shown != _SHOWN:
                 self._show_members(known)
@@ -363,9 +372,13 @@ class ClusterManager:
     def _show_members(self, known: _Known) -> None:
         proto = known.proto
         scope = self.context.stats.scope(f"cluster.{proto.alt_stat_name or proto.name}.")
-        members = known.members = scope.gauge("membership_total", shared=True)
-        if members.seen:
-            self._leave_to_workers(known, members)
+        members = scope.gauge("membership_total", shared=True)
+        known.members = members
+        if self.context.stats.find(members.name) is None:  # of statistics that the configuration refuses main hears nothing
+            others = [scope.counter(name, shared=True) for name in ("membership_change", "default.total_match_count")]
+            known.members = next((other for other in others if self.context.stats.find(other.name)), others[0])
+        if known.members.seen:
+            self._leave_to_workers(known)
             return
         assignment = proto.load_assignment if proto.type == 0 else _Assignment()
         if known.assignment is not None:
@@ -385,10 +398,10 @@ class ClusterManager:
             scope.counter("default.total_match_count", shared=True).n += total if first else 0
         known.shown = _SHOWN
 
-    def _leave_to_workers(self, known: _Known, members: Gauge) -> None:
+    def _leave_to_workers(self, known: _Known) -> None:
         """A worker uses it and says so itself; of what it has not mentioned it has nothing."""
         known.shown = _USED
-        scope = self.context.stats.scope(members.name.removesuffix("membership_total"))
+        scope = self.context.stats.scope(f"cluster.{known.proto.alt_stat_name or known.proto.name}.")
         for name in ("membership_healthy", "membership_degraded", "membership_excluded"):
             gauge = scope.gauge(name, shared=True)
             if not gauge.seen:
@@ -472,7 +485,7 @@ def validate(proto: Any, context: Context, config: Any = None) -> None:
 
 def _declare_tls(proto: Any, scope: Scope) -> None:
     sockets = [proto.transport_socket, *(match.transport_socket for match in proto.transport_socket_matches)]
-    if any(socket.typed_config.type_url.endswith(".UpstreamTlsContext") for socket in sockets):
+    if any(innermost(socket).typed_config.type_url.endswith(".UpstreamTlsContext") for socket in sockets):
         from meshproxy.net import tls_stats
 
         tls_stats.declare(scope, server_side=False)

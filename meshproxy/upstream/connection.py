@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.net import dial
+from meshproxy.upstream.options import IDLE_TIMEOUT
 
 if TYPE_CHECKING:
     from meshproxy.net.connection import ConnectionInfo
@@ -84,6 +85,18 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
             else:
                 self.transport.close()
+
+    def flush_and_close(self) -> None:
+        """Close once, when all that was written has gone out. An upstream that does not take it has as long as an idle connection."""
+        if self.closed:
+            return
+        self.closed = True
+        self.pool.forget(self)
+        if self.transport.get_write_buffer_size():
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+            self._idle_timer = self.pool.context.loop.call_later(self.pool.cluster.idle_timeout or IDLE_TIMEOUT, self.transport.abort)
+        self.transport.close()
 
     def drain(self) -> None:
         """Take no more requests; close now when idle, else after the last one."""

@@ -17,9 +17,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.api import messages
+from meshproxy.api.durations import seconds_of
 from meshproxy.net import tasks
 from meshproxy.net.address import canonical_ip
-from meshproxy.upstream.options import EDS, LOGICAL_DNS, STRICT_DNS, ClusterOptions, discovery_options, seconds
+from meshproxy.upstream.options import EDS, LOGICAL_DNS, STRICT_DNS, ClusterOptions, discovery_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,8 +81,8 @@ class Backoff:
         configured = proto.HasField("dns_failure_refresh_rate")
         rate = proto.dns_failure_refresh_rate
         self._fixed = None if configured else refresh_rate
-        self._base = seconds(rate, "base_interval", refresh_rate) if configured else refresh_rate
-        self._max = seconds(rate, "max_interval", self._base * 10) if configured else refresh_rate
+        self._base = seconds_of(rate, "base_interval", refresh_rate) if configured else refresh_rate
+        self._max = seconds_of(rate, "max_interval", self._base * 10) if configured else refresh_rate
         self._random = random
         self._next = self._base
 
@@ -130,8 +131,8 @@ class DnsCluster:
         self._logical = options.type == LOGICAL_DNS
         dns = options.dns if options.dns is not None else proto
         self._family = _family(options, proto)
-        self._refresh_rate = max(seconds(dns, "dns_refresh_rate", REFRESH_RATE), MIN_INTERVAL)
-        self._jitter = seconds(dns, "dns_jitter", 0.0)
+        self._refresh_rate = max(seconds_of(dns, "dns_refresh_rate", REFRESH_RATE), MIN_INTERVAL)
+        self._jitter = seconds_of(dns, "dns_jitter", 0.0)
         self._respect_ttl: bool = dns.respect_dns_ttl
         self._dns = dns
         self._context = context

@@ -6,12 +6,13 @@ weight, metadata or priority changes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
 from meshproxy.api.metadata import metadata_dict
 from meshproxy.net.address import Address
+from meshproxy.record import Record
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.host import Host, Locality
 
@@ -35,7 +36,7 @@ HONOURS = {
 _DENOMINATORS = (100, 10_000, 1_000_000)
 
 
-class Policy(NamedTuple):
+class Policy(Record, frozen=True):
     """What an assignment says about all of its endpoints."""
 
     overprovisioning_factor: int = 140  # percent
@@ -44,7 +45,7 @@ class Policy(NamedTuple):
     drop_category: str = ""
 
 
-class Assignment(NamedTuple):
+class Assignment(Record, frozen=True):
     """The hosts of each priority, and for each priority the weights of its localities that have one."""
 
     hosts: list[list[Host]]

@@ -14,12 +14,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.net import tasks
 from meshproxy.net.address import Address
 from meshproxy.record import Record
 from meshproxy.upstream import host as hosts
-from meshproxy.upstream.options import LOGICAL_DNS, number, seconds
+from meshproxy.upstream.options import LOGICAL_DNS, number
 
 if TYPE_CHECKING:
     from meshproxy.context import Context
@@ -81,21 +82,21 @@ class Settings(Record, frozen=True):
     @classmethod
     def from_proto(cls, proto: Any) -> Settings:
         """From a HealthCheck message."""
-        interval = seconds(proto, "interval", 0.0)
-        no_traffic = seconds(proto, "no_traffic_interval", NO_TRAFFIC_INTERVAL)
-        unhealthy = seconds(proto, "unhealthy_interval", interval)
+        interval = seconds_of(proto, "interval", 0.0)
+        no_traffic = seconds_of(proto, "no_traffic_interval", NO_TRAFFIC_INTERVAL)
+        unhealthy = seconds_of(proto, "unhealthy_interval", interval)
         return cls(
-            timeout=seconds(proto, "timeout", 0.0),
+            timeout=seconds_of(proto, "timeout", 0.0),
             interval=interval,
             unhealthy_threshold=number(proto, "unhealthy_threshold", 0),
             healthy_threshold=number(proto, "healthy_threshold", 0),
             no_traffic_interval=no_traffic,
-            no_traffic_healthy_interval=seconds(proto, "no_traffic_healthy_interval", no_traffic),
+            no_traffic_healthy_interval=seconds_of(proto, "no_traffic_healthy_interval", no_traffic),
             unhealthy_interval=unhealthy,
-            unhealthy_edge_interval=seconds(proto, "unhealthy_edge_interval", unhealthy),
-            healthy_edge_interval=seconds(proto, "healthy_edge_interval", interval),
-            initial_jitter=seconds(proto, "initial_jitter", 0.0),
-            interval_jitter=seconds(proto, "interval_jitter", 0.0),
+            unhealthy_edge_interval=seconds_of(proto, "unhealthy_edge_interval", unhealthy),
+            healthy_edge_interval=seconds_of(proto, "healthy_edge_interval", interval),
+            initial_jitter=seconds_of(proto, "initial_jitter", 0.0),
+            interval_jitter=seconds_of(proto, "interval_jitter", 0.0),
             interval_jitter_percent=proto.interval_jitter_percent,
             reuse_connection=proto.reuse_connection.value if proto.HasField("reuse_connection") else True,
         )
@@ -179,9 +180,11 @@ class Target(Record, frozen=True):
 
 
 class Checker:
-    """The health checks of one cluster. `on_changed(address text -> flags)` hears of every change."""
+    """The health checks of one cluster. `on_changed(address text -> flags)` hears of every change. `known`: the health of hosts that others have checked."""
 
-    def __init__(self, proto: Any, context: Context, scope: Scope, on_changed: Callable[[Mapping[str, int]], None]) -> None:
+    def __init__(
+        self, proto: Any, context: Context, scope: Scope, on_changed: Callable[[Mapping[str, int]], None], known: Mapping[str, int] | None = None
+    ) -> None:
         from meshproxy.upstream import health_probe
 
         check = proto.health_checks[0]
@@ -190,6 +193,7 @@ class Checker:
         self._settings = Settings.from_proto(check)
         self._prober = health_probe.compile_prober(proto, context, scope)
         self._on_changed = on_changed
+        self._known = known or {}
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._targets: dict[str, Target] = {}
@@ -218,7 +222,7 @@ class Checker:
             self._leaving.discard(key)
             if key not in self._targets:
                 self._targets[key] = target
-                self._sessions[key] = moved or Session(self._settings, self._initial_flags)
+                self._sessions[key] = moved or Session(self._settings, self._known.get(key, self._initial_flags))
                 self._tasks[key] = tasks.spawn(f"check {self._proto.name} {key}", self._run(key, target))
         self._note_first_round()
 

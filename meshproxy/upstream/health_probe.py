@@ -74,12 +74,23 @@ class Prober:
     async def connect(self, target: Target, factory: Callable[[], asyncio.BaseProtocol]) -> Any:
         """A protocol with a connection. Raises DialError."""
         options = self.options
-        transport = options.transport
+        transport, version = options.transport, options.proxy_protocol
         if options.choose_transport is not None:
             metadata = self._criteria or (metadata_dict(target.metadata) if target.metadata is not None else None)
-            transport = options.choose_transport(metadata, None)
+            transport, version = options.choose_transport(metadata, None)
+        preamble = None
+        if version:
+            from meshproxy.upstream.proxy_protocol import Header
+
+            preamble = Header(version, None)
         _, protocol = await dial.connect(
-            target.check_address, factory, timeout=self.settings.timeout, transport=transport, options=options.dial_options, alpn=self.alpn
+            target.check_address,
+            factory,
+            timeout=self.settings.timeout,
+            transport=transport,
+            options=options.dial_options,
+            alpn=self.alpn,
+            preamble=preamble,
         )
         return protocol
 

@@ -101,6 +101,7 @@ class Host:
         "outlier",
         "pools",
         "priority",
+        "proxy_protocol",
         "rq_active",
         "rq_error",
         "rq_pending_active",
@@ -143,6 +144,7 @@ class Host:
         self.health_check = health_check  # envoy.config.endpoint.v3.Endpoint.HealthCheckConfig or None
         self.last_healthy: float | None = None  # monotonic time of becoming healthy (first successful check); slow start counts from here
         self.transport: Any = None  # net.tls upstream context of this host, or None for plaintext; the cluster's, unless a transport socket match chose another
+        self.proxy_protocol = 0  # version of the PROXY header that its connections begin with; 0: none
         self.outlier: Any = None
         self.latency: Any = None  # state of the balancer, if it has one for each host
         self.pools: dict[Any, Any] | None = None

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 # A request with one of these methods has no body unless it says so (RFC 9110 9.3).
 _BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"CONNECT", b"TRACE"))
+_ACCEPT = b"sec-websocket-accept"
 
 
 class Http1Connection(Connection):
     """Serves one request at a time; the sink of its parser."""
 
-    __slots__ = ("chunked", "heads", "parser", "planned", "request", "way")
+    __slots__ = ("accept", "chunked", "heads", "parser", "planned", "request", "way")
 
     protocol: str | None = "HTTP/1.1"
     pool: Any  # Http1Pool or AutoPool
@@ -39,6 +40,7 @@ class Http1Connection(Connection):
         self.planned: Any = None  # http.planned_stream.PlannedStream: the request, as long as it goes by its plan
         self.way: Any = None  # see `upstream.pool.PlanExchange`
         self.chunked = False  # the request's body
+        self.accept: bytes | None = None  # what the server has to say to a WebSocket's key that is ours
 
     @property
     def active(self) -> int:
@@ -76,6 +78,13 @@ class Http1Connection(Connection):
         self.chunked = upgrade is None and b"content-length" not in head
         if self.chunked:
             items = [*items, CHUNKED]
+        elif upgrade is not None and head.version >= 20:
+            from meshproxy.codec import websocket  # few have any
+
+            if websocket.lacks_key(head, upgrade):
+                key = websocket.make_key(self.pool.context.random)
+                self.accept = websocket.answer_to(key)
+                items = [*items, (websocket.KEY, key)]
         out = self._encode(head, head.authority if upgrade == b"CONNECT" else head.path, items, tunnel=upgrade is not None)
         out += b"".join(map(encode_chunk, body) if self.chunked else body)
         if ended and self.chunked:
@@ -101,9 +110,14 @@ class Http1Connection(Connection):
         if end_stream and not self.chunked and self.request.stream.upgrade == b"CONNECT":
             # As Envoy: an HTTP/2 client has ended its side of a tunnel, and HTTP/1 has no other way to say so.
             request = self.request
-            self._leave(request)
-            self.close()
+            self.hang_up()
             request.on_upstream_reset(TERMINATION, "")
+
+    def hang_up(self) -> None:
+        """The request has sent all of its side of a tunnel: close when that has gone out. The request hears no more."""
+        if not self.closed:
+            self._leave(self.request)
+            self.flush_and_close()
 
     def send_metadata(self, fields: dict[bytes, bytes]) -> None:
         """HTTP/1 has nothing for it."""
@@ -240,10 +254,18 @@ class Http1Connection(Connection):
             request.on_read_end()
 
     def eof_received(self) -> bool:
-        """The upstream half-closed: ends a response without a length; anything else is a termination, found by connection_lost."""
-        if self.request is not None and not self.closed:
+        """The upstream half-closed: ends a response without a length; anything else is a termination, found by connection_lost.
+
+        As Envoy, we are those who close where CONNECT was asked for.
+        """
+        request = self.request
+        if request is not None and not self.closed:
             self.parser.keep_alive = False
             self.parser.feed_eof()
+            if self.parser.method == b"CONNECT" and self.request is not None:
+                self._leave(request)
+                self.flush_and_close()
+                request.on_upstream_reset(TERMINATION, "")
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -277,6 +299,8 @@ class Http1Connection(Connection):
         self.request.on_response_whole(known, body)
 
     def on_headers(self, head: ResponseHead, end_stream: bool) -> None:
+        if self.accept is not None:
+            self._check_accepted(head)
         if self.request is not None:
             self.request.on_response_headers(head, end_stream)
 
@@ -287,6 +311,15 @@ class Http1Connection(Connection):
     def on_trailers(self, trailers: Headers) -> None:
         if self.request is not None:
             self.request.on_response_trailers(trailers)
+
+    def _check_accepted(self, head: ResponseHead) -> None:
+        """The answer to a WebSocket's key that is ours; the client knows of neither. Raises ProtocolError."""
+        if head.status == 101:
+            if head.get(_ACCEPT) != self.accept:
+                raise ProtocolError("the key of a WebSocket was answered wrongly")
+            head.remove(_ACCEPT)
+        if head.status >= 200 or head.status == 101:
+            self.accept = None
 
     def _response_done(self) -> None:
         """A whole response was read. The request has let go of the connection, unless it is still sending."""

@@ -35,6 +35,7 @@ _new = object.__new__
 _CONNECT = (b":method", b"CONNECT")
 # What an upgrade is in HTTP/1, and in HTTP/2 `:protocol` says (RFC 8441).
 _UPGRADE = frozenset((b"connection", b"upgrade"))
+_ACCEPT = b"sec-websocket-accept"
 _REQUEST_ID = encode_literal(b"x-request-id", bytes(36))[:-36]  # how the field of a new id begins
 
 
@@ -230,13 +231,18 @@ class Http2Connection(Connection):
             session.out.clear()
             return
         transport = self.transport
-        if not transport.get_write_buffer_size():
+        waiting = transport.get_write_buffer_size()
+        if waiting:
+            session.remain(waiting)
+        else:
             session.drained()
         try:
             if session.apart:
                 parts = session.take_parts()
                 self.stats.upstream_cx_tx_bytes_total.n += sum(map(len, parts))
                 transport.writelines(parts)
+                if session.more:
+                    session.pump()
                 return
             data = session.take()
         except Http2Error as error:
@@ -244,6 +250,8 @@ class Http2Connection(Connection):
             return
         self.stats.upstream_cx_tx_bytes_total.n += len(data)
         transport.write(data)
+        if session.more:
+            session.pump()
 
     # -- the end
 
@@ -307,6 +315,9 @@ class Http2Request(Http2Stream):
     _maps: Iterable[dict[bytes, bytes]] = ()  # metadata that follows the head
     held_back = False  # the request was told to wait
     upgrade: bytes | None = None  # what the stream is to become
+    half_closes = False  # the response's end is not the request's: it is a tunnel's
+    half_closed = False  # and it has come
+    _key: bytes | None = None  # of a WebSocket, which the client wants to be answered
     way: Any  # only of planned requests: see `upstream.pool.PlanExchange`
 
     def __init__(self, connection: Http2Connection, request: Any) -> None:
@@ -358,6 +369,8 @@ class Http2Request(Http2Stream):
                 pseudo.append(_CONNECT)
             else:
                 self.upgrade = upgrade
+                if head.version < 20 and upgrade.lower() == b"websocket":
+                    self._key = head.get(b"sec-websocket-key")
                 pseudo += ((b":path", head.path), _CONNECT, (b":scheme", head.scheme), (b":protocol", upgrade))
                 items = [pair for pair in items if pair[0] not in _UPGRADE and pair != (b"content-length", b"0")]
         self._send_block(pseudo + items, end_stream=False)
@@ -494,7 +507,7 @@ class Http2Request(Http2Stream):
             return
         head = known.head()
         if self.upgrade is not None and known.status == 200:
-            request.on_response_headers(_switching(head, self.upgrade), False)
+            request.on_response_headers(_switching(head, self.upgrade, self._key), False)
             if end_stream and self.request is not None:
                 request.on_response_data(b"", True)
         else:
@@ -558,11 +571,15 @@ class Http2Request(Http2Stream):
     def _response_done(self) -> None:
         """The response is complete. One that has overtaken its request ends that too."""
         request = self.request
-        if request is not None:
-            self._leave()
-            self.stats.upstream_rq_tx_reset.n += 1
-            self._reset(errors.INTERNAL_ERROR)
-            request.on_upstream_done_early()
+        if request is None:
+            return
+        if self.half_closes:
+            self.half_closed = True
+            return
+        self._leave()
+        self.stats.upstream_rq_tx_reset.n += 1
+        self._reset(errors.INTERNAL_ERROR)
+        request.on_upstream_done_early()
 
     def on_metadata(self, fields: dict[bytes, bytes]) -> None:
         if self._known is not None or self.planned is not None:
@@ -582,6 +599,9 @@ class Http2Request(Http2Stream):
                 reason = REFUSED
             elif code == errors.CONNECT_ERROR:
                 reason = CONNECT_ERROR
+            elif code == errors.NO_ERROR and self.half_closed:
+                self.stats.upstream_rq_rx_reset_no_error.n += 1
+                reason = REMOTE_RESET
             else:  # as for Envoy also when it was us, since the head was too long
                 self.stats.upstream_rq_rx_reset.n += 1
                 reason = REMOTE_RESET
@@ -676,6 +696,11 @@ def _encode(encoder: Encoder, plan: Any) -> tuple[bytes, bytes]:
     return block, rest
 
 
-def _switching(head: ResponseHead, upgrade: bytes) -> ResponseHead:
+def _switching(head: ResponseHead, upgrade: bytes, key: bytes | None) -> ResponseHead:
     """The answer to an extended CONNECT as the answer to an upgrade in HTTP/1."""
-    return ResponseHead(101, [*head.items, (b"upgrade", upgrade), (b"connection", b"upgrade")])
+    items = [*head.items, (b"upgrade", upgrade), (b"connection", b"upgrade")]
+    if key is not None and _ACCEPT not in head:
+        from meshproxy.codec.websocket import answer_to  # few have any
+
+        items.append((_ACCEPT, answer_to(key)))
+    return ResponseHead(101, items)

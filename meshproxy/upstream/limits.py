@@ -115,7 +115,7 @@ class Limits:
 
 
 class _Shared:
-    """A descriptor pair for one counted resource: `name` is this worker's own count, in a cell; `max_name` what the other workers leave of the maximum."""
+    """A descriptor pair for one counted resource: `used` is this worker's own count, in a cell; `maximum` what the other workers leave of it."""
 
     def __init__(self, index: int) -> None:
         self.used = property(lambda limits: int(limits.cells[limits.own[index]]), lambda limits, value: limits.cells.__setitem__(limits.own[index], value))

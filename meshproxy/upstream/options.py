@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, registry
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.api.http2_options import compile_http2
 from meshproxy.api.secrets import Secrets, discovered, inline
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from meshproxy.net.tls import UpstreamTls
     from meshproxy.observe.stats import Scope
 
+_PROPER_CASE = 1  # PreserveCaseFormatterConfig.FormatterTypeOnEnvoyHeaders
 _MAX_RESPONSE_HEADERS_KB = 80  # Envoy's default for what upstreams may send
 _MAX_HTTP2_RESPONSE_HEADERS_KB = 60  # the same for HTTP/2
 _CLUSTER = "envoy.config.cluster.v3.Cluster"
@@ -87,16 +89,18 @@ class ClusterOptions(Record):
     tcp_pool_idle_timeout: float = TCP_POOL_IDLE_TIMEOUT
     headers_with_underscores: int = 0  # core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction: allow, reject, drop
     protocol: int = HTTP1
+    allows_http2: bool = False  # it has options for it
     http2: dict[str, Any] = field(default_factory=dict)  # arguments of codec.h2.settings.Options
     h1_options: ParserOptions = field(default_factory=ParserOptions)
     header_style: str | None = None  # None (lower case), "proper" or "preserve"
-    forward_reason_phrase: bool = False
     auto_sni: bool = False
     auto_san_validation: bool = False
     auto_sni_header: str = ""  # lower case; "" means :authority
     dial_options: DialOptions | None = None
     transport: UpstreamTls | None = None
-    choose_transport: Callable[[dict[str, Any] | None, dict[str, Any] | None], UpstreamTls | None] | None = None
+    proxy_protocol: int = 0  # version by which hosts are told who calls, 0 for none; of `transport`
+    tells_callers: bool = False  # some hosts are
+    choose_transport: Callable[[dict[str, Any] | None, dict[str, Any] | None], tuple[UpstreamTls | None, int]] | None = None  # and its version
 
 
 def compile_options(proto: Any, scope: Scope, secrets: Secrets | None, default_bind: Any = None) -> ClusterOptions:
@@ -112,14 +116,6 @@ def compile_options(proto: Any, scope: Scope, secrets: Secrets | None, default_b
         _transport(proto, options, scope, secrets)
     problems.raise_any()
     return options
-
-
-def seconds(proto: Any, field: str, default: float) -> float:
-    """A Duration field in seconds; `default` when it is not set."""
-    if not proto.HasField(field):
-        return default
-    duration = getattr(proto, field)
-    return float(duration.seconds + duration.nanos / 1e9)
 
 
 def number(proto: Any, field: str, default: int) -> int:
@@ -171,7 +167,7 @@ def _typed_cluster_provided(proto: Any) -> bool:
 
 
 def _timeouts(proto: Any, options: ClusterOptions) -> None:
-    options.connect_timeout = seconds(proto, "connect_timeout", CONNECT_TIMEOUT)
+    options.connect_timeout = seconds_of(proto, "connect_timeout", CONNECT_TIMEOUT)
     if options.connect_timeout <= 0:
         errors.fail("connect_timeout", "value must be greater than 0s")
     options.per_connection_buffer_limit = number(proto, "per_connection_buffer_limit_bytes", BUFFER_LIMIT)
@@ -213,6 +209,7 @@ def _http(proto: Any, options: ClusterOptions) -> None:
     _http1(protocols.http_protocol_options, common, options, errors.join(base, "http_protocol_options"))
     with errors.under(errors.join(base, "http2_protocol_options")):
         options.http2 = compile_http2(protocols.http2_protocol_options)
+    options.allows_http2 = protocols.HasField("http2_protocol_options")
     options.http2["max_head_bytes"] = number(common, "max_response_headers_kb", _MAX_HTTP2_RESPONSE_HEADERS_KB) * 1024
     options.http2["max_headers"] = options.h1_options.max_headers
     options.auto_sni = upstream.auto_sni
@@ -235,13 +232,14 @@ def _common_http(proto: Any, common: Any, options: ClusterOptions) -> None:
     if proto.HasField("max_requests_per_connection") and common.HasField("max_requests_per_connection"):
         errors.fail("max_requests_per_connection", "Only one of max_requests_per_connection from Cluster or HttpProtocolOptions can be specified")
     options.max_requests_per_connection = number(common, "max_requests_per_connection", number(proto, "max_requests_per_connection", 0))
-    options.idle_timeout = seconds(common, "idle_timeout", IDLE_TIMEOUT)
-    options.max_connection_duration = seconds(common, "max_connection_duration", 0.0)
-    options.max_stream_duration = seconds(common, "max_stream_duration", 0.0)
+    options.idle_timeout = seconds_of(common, "idle_timeout", IDLE_TIMEOUT)
+    options.max_connection_duration = seconds_of(common, "max_connection_duration", 0.0)
+    options.max_stream_duration = seconds_of(common, "max_stream_duration", 0.0)
     options.headers_with_underscores = common.headers_with_underscores_action
 
 
 def _http1(http1: Any, common: Any, options: ClusterOptions, path: str) -> None:
+    reason = proper_else = False
     if http1.HasField("header_key_format"):
         if http1.header_key_format.WhichOneof("header_format") == "proper_case_words":
             options.header_style = "proper"
@@ -249,19 +247,21 @@ def _http1(http1: Any, common: Any, options: ClusterOptions, path: str) -> None:
             with errors.under(f"{path}.header_key_format.stateful_formatter.typed_config"):
                 config: Any = registry.unpack(http1.header_key_format.stateful_formatter.typed_config)
             options.header_style = "preserve"
-            options.forward_reason_phrase = config.forward_reason_phrase
+            reason, proper_else = config.forward_reason_phrase, config.formatter_type_on_envoy_headers == _PROPER_CASE
     options.h1_options = ParserOptions(
         max_head_bytes=number(common, "max_response_headers_kb", _MAX_RESPONSE_HEADERS_KB) * 1024,
         max_headers=number(common, "max_headers_count", MAX_HEADERS),
         trailers=http1.enable_trailers,
         keep_case=options.header_style == "preserve",
+        keep_reason=reason,
+        proper_else=proper_else,
     )
 
 
 def _tcp(proto: Any, options: ClusterOptions) -> None:
     packed = _extension(proto, _TCP_OPTIONS)
     if packed is not None:
-        options.tcp_pool_idle_timeout = seconds(packed, "idle_timeout", TCP_POOL_IDLE_TIMEOUT)
+        options.tcp_pool_idle_timeout = seconds_of(packed, "idle_timeout", TCP_POOL_IDLE_TIMEOUT)
     for name in proto.typed_extension_protocol_options:
         if name not in (_HTTP_OPTIONS, _TCP_OPTIONS):
             errors.fail(f'typed_extension_protocol_options["{name}"]', "these protocol options are not supported", UNSUPPORTED)
@@ -280,52 +280,66 @@ def _dialling(proto: Any, options: ClusterOptions, default_bind: Any) -> None:
 def _transport(proto: Any, options: ClusterOptions, scope: Scope, secrets: Secrets | None) -> None:
     if proto.HasField("transport_socket"):
         with errors.under("transport_socket.typed_config"):
-            options.transport = _compile_transport(proto.transport_socket, scope, secrets)
+            options.transport, options.proxy_protocol = _compile_transport(proto.transport_socket, scope, secrets)
+    options.tells_callers = bool(options.proxy_protocol)
     if options.protocol == AUTO and options.transport is None:
         errors.fail("transport_socket", f"ALPN configured for cluster {proto.name} which has a non-ALPN transport socket")
     if proto.transport_socket_matches:
-        options.choose_transport = _matches(proto, options.transport, scope, secrets, alpn=options.protocol == AUTO)
+        rules = _rules(proto, scope, secrets, alpn=options.protocol == AUTO)
+        options.tells_callers |= any(version for _, (_, version), _ in rules)
+        options.choose_transport = _matches(rules, (options.transport, options.proxy_protocol), scope)
 
 
-def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> UpstreamTls | None:
-    """An upstream TransportSocket; None for raw buffers. Paths of errors are relative to its `typed_config`."""
+def _compile_transport(socket: Any, scope: Scope, secrets: Secrets | None) -> tuple[UpstreamTls | None, int]:
+    """An upstream TransportSocket: its TLS, None for raw buffers, and the version of the PROXY protocol, 0 for none. Paths of errors are relative to its
+    `typed_config`."""
     if not socket.HasField("typed_config"):
-        return None
+        return None, 0
     url = registry.type_url(socket.typed_config)
     module = registry.module(url, "upstream transport socket")
     if url.endswith(".RawBuffer"):
-        return None
+        return None, 0
     message = registry.unpack(socket.typed_config)
+    if url.endswith(".ProxyProtocolUpstreamTransport"):
+        with errors.under("transport_socket.typed_config"):
+            tls, inner = _compile_transport(message.transport_socket, scope, secrets)
+            if inner:
+                errors.fail("", "one PROXY header within another is not supported", UNSUPPORTED)
+        return tls, module.version_of(message)
     if any(True for _ in discovered(message.common_tls_context)):
         from meshproxy.net.tls_sds import UpstreamSds  # few workers need it
 
-        return UpstreamSds(message, scope, secrets or Secrets())
+        return UpstreamSds(message, scope, secrets or Secrets()), 0
     with errors.under("common_tls_context"):
         inline(message.common_tls_context, secrets)
-    tls: UpstreamTls = module.compile_upstream(message, scope)
-    return tls
+    return module.compile_upstream(message, scope), 0
 
 
-def _matches(proto: Any, default: Any, scope: Scope, secrets: Secrets | None, *, alpn: bool) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
+def _rules(proto: Any, scope: Scope, secrets: Secrets | None, *, alpn: bool) -> list[tuple[Any, tuple[UpstreamTls | None, int], Any]]:
+    """Of `transport_socket_matches`: what is to match, how hosts are then reached, and the counter of those that are."""
     from google.protobuf.json_format import MessageToDict
 
     rules = []
     for index, match in enumerate(proto.transport_socket_matches):
         with errors.under(f"transport_socket_matches[{index}].transport_socket.typed_config"):
-            tls = _compile_transport(match.transport_socket, scope, secrets)
-            if tls is None and alpn:
+            way = _compile_transport(match.transport_socket, scope, secrets)
+            if way[0] is None and alpn:
                 errors.fail("", f"ALPN configured for cluster {proto.name} which has a non-ALPN transport socket matcher")
-        rules.append((MessageToDict(match.match), tls, scope.counter(f"{match.name}.total_match_count", shared=True)))
+        rules.append((MessageToDict(match.match), way, scope.counter(f"{match.name}.total_match_count", shared=True)))
+    return rules
+
+
+def _matches(rules: list[tuple[Any, Any, Any]], default: Any, scope: Scope) -> Callable[[dict[str, Any] | None, dict[str, Any] | None], Any]:
     unmatched = scope.counter("default.total_match_count", shared=True)
 
     def choose(metadata: dict[str, Any] | None, locality_metadata: dict[str, Any] | None) -> Any:
         # The endpoint's own metadata first; what its locality says only if that matched nothing.
         for source in (metadata, locality_metadata):
             found = (source or {}).get("envoy.transport_socket_match", {})
-            for wanted, tls, counter in rules:
+            for wanted, way, counter in rules:
                 if _covers(wanted, found):
                     counter.n += 1
-                    return tls
+                    return way
         unmatched.n += 1
         return default
 

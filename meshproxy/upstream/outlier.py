@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.api.durations import milliseconds_of
 from meshproxy.upstream.host import FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK
 
 if TYPE_CHECKING:
@@ -131,7 +132,6 @@ class Monitor:
     __slots__ = (
         "backoff",
         "ejected_at",
-        "ejections",
         "external",
         "failures_5xx",
         "failures_gateway",
@@ -149,7 +149,6 @@ class Monitor:
         self.failures_5xx = 0
         self.failures_gateway = 0
         self.failures_local = 0
-        self.ejections = 0  # ever
         self.backoff = 0  # multiplier of the base ejection time
         self.jitter = 0.0  # seconds
         self.ejected_at: float | None = None
@@ -193,12 +192,12 @@ class Detector:
         """From the configuration, with runtime overrides: read again at each sweep."""
         proto, runtime = self._proto, self._runtime
         numbers = {field: getattr(proto, field).value if proto.HasField(field) else default for field, default in _NUMBERS}
-        base = _milliseconds(proto, "base_ejection_time", 30_000)
+        base = milliseconds_of(proto, "base_ejection_time", 30_000)
         times = {
-            "interval_ms": _milliseconds(proto, "interval", 10_000),
+            "interval_ms": milliseconds_of(proto, "interval", 10_000),
             "base_ejection_time_ms": base,
-            "max_ejection_time_ms": _milliseconds(proto, "max_ejection_time", max(300_000, base)),
-            "max_ejection_time_jitter_ms": _milliseconds(proto, "max_ejection_time_jitter", 0),
+            "max_ejection_time_ms": milliseconds_of(proto, "max_ejection_time", max(300_000, base)),
+            "max_ejection_time_jitter_ms": milliseconds_of(proto, "max_ejection_time_jitter", 0),
         }
         if runtime is not None:
             numbers = {field: runtime.integer(f"outlier_detection.{field}", value) for field, value in numbers.items()}
@@ -311,7 +310,6 @@ class Detector:
 
     def _out(self, monitor: Monitor) -> None:
         self._set_active(self._active + 1)
-        monitor.ejections += 1
         monitor.ejected_at = self._clock()
         monitor.jitter = self._random.randint(0, self._max_jitter_ms) / 1000.0 if self._max_jitter_ms else 0.0
         if monitor.backoff * self.base_ejection_time < self.max_ejection_time + self.base_ejection_time:
@@ -406,10 +404,3 @@ def ejection_threshold(percents: list[float], factor: float) -> tuple[float, flo
     mean = sum(percents) / len(percents)
     variance = sum((percent - mean) ** 2 for percent in percents) / len(percents)
     return mean, mean - factor * math.sqrt(variance)
-
-
-def _milliseconds(proto: Any, field: str, default: int) -> int:
-    if not proto.HasField(field):
-        return default
-    duration = getattr(proto, field)
-    return int(duration.seconds * 1000 + duration.nanos // 1_000_000)

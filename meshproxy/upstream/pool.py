@@ -106,7 +106,7 @@ class PlanExchange(Exchange, Protocol):
         """Send a request; how many bytes that were, 0 where the connection counts what it writes."""
 
     def ask_known(self, plan: Any, stream: Any, known: Any, request_id: bytes, body: bytes) -> int:
-        """The same for the head that an http.plan.Plan knows, with `request_id` where it has `new_id`, and for `known` where it is one that `varies`."""
+        """The same for the head that an http.plan.Plan knows, with `request_id` where it has `new_id`, and for `known` where heads of its shape vary."""
 
     def answered(self, now: float) -> None:
         """The response is complete: the request is served no more."""
@@ -119,6 +119,7 @@ class Pool:
     """The connections to one host at one priority."""
 
     alpn: tuple[str, ...] = ()  # offered where the cluster's TLS context names no protocols
+    preamble: dial.Preamble | None = None  # what connections begin with
 
     def __init__(self, cluster: Cluster, host: Host, priority: int, context: Context, server_name: str | None = None) -> None:
         self.cluster = cluster
@@ -127,6 +128,7 @@ class Pool:
         self.limits = cluster.limits[priority]
         self.stats = cluster.stats
         self.server_name = server_name
+        self.san: str | None = None  # that the host's certificate has to be for, besides what the cluster's TLS context asks for
         self.max_requests = cluster.max_requests_per_connection
         self.ratio = cluster.preconnect_ratio
         self.ready: list[Any] = []  # connections with room for another request; the last one is the next
@@ -281,9 +283,10 @@ class Pool:
                 timeout=cluster.connect_timeout,
                 transport=self.host.transport,
                 options=cluster.dial_options,
-                server_name=self.server_name,
+                server_name=self.server_name or self._hosts_name(),
                 alpn=self.alpn,
-                san=self.server_name if cluster.auto_san_validation else None,
+                san=self.san,
+                preamble=self.preamble,
             )
         except dial.DialError as error:
             self._dial_failed(error)
@@ -300,6 +303,11 @@ class Pool:
             return
         connection.watch(cluster.idle_timeout, cluster.max_connection_duration)
         self.release(connection)
+
+    def _hosts_name(self) -> str | None:
+        """The SNI where the host's own name is to be it (auto_host_sni), None for that of the TLS context."""
+        host = self.host
+        return host.hostname if host.hostname and host.transport is not None and host.transport.auto_host_sni else None
 
     def release(self, connection: Any) -> None:
         """`connection` is ready for a request, or for another one."""

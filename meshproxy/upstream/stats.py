@@ -71,7 +71,6 @@ COUNTERS = (
     "upstream_http3_broken",
     "upstream_internal_redirect_failed_total",
     "upstream_internal_redirect_succeeded_total",
-    "upstream_queue_overloaded",
     "upstream_rq_0rtt",
     "upstream_rq_active_overflow",
     "upstream_rq_cancelled",
@@ -100,6 +99,7 @@ _SUMMED_GAUGES = (
     "upstream_cx_active",
     "upstream_cx_rx_bytes_buffered",
     "upstream_cx_tx_bytes_buffered",
+    "upstream_queue_overloaded",
     "upstream_rq_active",
     "upstream_rq_pending_active",
 )
@@ -190,6 +190,13 @@ class ClusterStats:
         except KeyError:
             self._codes[key] = 1
 
+    def charge_apart(self, status: int, internal: bool, canary: bool, zone: str) -> None:
+        """The same, but plain only that it is complete."""
+        self.scope.counter("upstream_rq_completed").n += 1
+        for prefix in _categories(internal, canary, zone)[1:]:
+            for name in _code_names(status):
+                self.scope.counter(prefix + name).n += 1
+
     def charge_time(self, milliseconds: float, internal: bool = False, canary: bool = False, zone: str = "") -> None:
         """Record the time from the end of a request to the end of its response, in the same variants."""
         try:
@@ -215,8 +222,7 @@ class ClusterStats:
                 times.clear()
 
     def _count_codes(self, status: int, internal: bool, canary: bool, zone: str, count: int) -> None:
-        names = ["upstream_rq_completed"]
-        names += [f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"] if 100 <= status < 600 else ["upstream_rq_unknown"]
+        names = _code_names(status)
         for prefix in _categories(internal, canary, zone):
             for name in names:
                 self.scope.counter(prefix + name).n += count
@@ -230,6 +236,10 @@ class ClusterStats:
         """Count a response under the name that the client gave in `x-envoy-upstream-alt-stat-name`, in all variants."""
         for category in _categories(internal, canary, ""):
             self.charge_prefixed(prefix + category, status)
+
+
+def _code_names(status: int) -> list[str]:
+    return ["upstream_rq_completed", *([f"upstream_rq_{status // 100}xx", f"upstream_rq_{status}"] if 100 <= status < 600 else ["upstream_rq_unknown"])]
 
 
 def _categories(internal: bool, canary: bool, zone: str) -> list[str]:

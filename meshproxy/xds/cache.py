@@ -1,7 +1,8 @@
 """The last accepted configuration on disk (`--config-cache DIR`): a sidecar that is restarted while its control plane is away comes up with it.
 
-A file for each subscription to a control plane, a DiscoveryResponse with its resources in envelopes. Secrets are never written: an identity has to be
-obtained anew. The folder is ours alone (mode 0700), files are replaced whole. A disk that is full costs the cache, never the configuration.
+A file for each subscription to a control plane, a DiscoveryResponse with its resources in envelopes; its nonce is a digest of all the rest. Secrets are never
+written: an identity has to be obtained anew. The folder is ours alone (mode 0700), files are replaced whole, and go with the last who subscribes. A disk that
+is full costs the cache, never the configuration.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
+from xxhash import xxh64_hexdigest
 
 from meshproxy.api import messages
 from meshproxy.api.errors import ConfigError
+from meshproxy.scheduling import turns
 from meshproxy.xds.resources import SECRETS, Update, unpack
 
 if TYPE_CHECKING:
@@ -46,14 +49,26 @@ class Cache:
         except OSError as error:
             raise ConfigError(f"--config-cache: {folder}: {error.strerror}") from error
 
-    def entry(self, type: ResourceType, name: str) -> Entry | None:
-        """What is kept of a subscription; None for what must not be."""
+    def entry(self, type: ResourceType, name: str, source: Any) -> Entry | None:
+        """What is kept of a subscription, which is to `close` it; None for what must not be kept. `source`: the ConfigSource, as different ones may each have
+        something else of that name."""
         if type is SECRETS:
             return None
-        file = f"{type.kind.lower()}-{hashlib.sha256(name.encode()).hexdigest()[:24]}.pb"
+        api = source.api_config_source.SerializeToString(deterministic=True)  # nothing where it is ADS
+        digest = hashlib.sha256(name.encode() + b"\0" + api).hexdigest()[:24]
+        file = f"{type.kind.lower()}-{digest}.pb"
         if file not in self._entries:
             self._entries[file] = Entry(self, os.path.join(self._folder, file), type)
+        self._entries[file].users += 1
         return self._entries[file]
+
+    def dismiss(self, entry: Entry) -> None:
+        """Nobody subscribes any more: what it was is not wanted at the next start."""
+        self._entries.pop(os.path.basename(entry.path), None)
+        self._due.discard(entry)
+        self._failing.discard(entry)
+        with contextlib.suppress(OSError):
+            os.unlink(entry.path)
 
     def changed(self, entry: Entry) -> None:
         """Write it soon."""
@@ -65,6 +80,7 @@ class Cache:
         """Write what has changed. What cannot be written now is tried again."""
         due, self._due = self._due, set()
         for entry in due:
+            turns.give_way()
             try:
                 entry.write()
             except OSError as error:
@@ -79,20 +95,28 @@ class Cache:
 
 
 class Entry:
-    """What was accepted of one subscription."""
+    """What was accepted of one subscription. `users`: those who subscribe to the same."""
 
     def __init__(self, cache: Cache, path: str, type: ResourceType) -> None:
         self.path = path
+        self.users = 0
         self._cache = cache
         self._type = type
         self._version = ""
         self._kept: dict[str, tuple[str, bytes]] = {}  # name -> version, serialised
+        self._when = 0.0  # Unix time of what is in `_kept`; 0.0: nothing is yet
 
-    def accepted(self, update: Update) -> None:
+    def close(self) -> None:
+        """One user less."""
+        self.users -= 1
+        if not self.users:
+            self._cache.dismiss(self)
+
+    def accepted(self, update: Update, when: float) -> None:
         """Keep what an answer says."""
         if update.complete:
             self._kept.clear()
-        self._version = update.version
+        self._version, self._when = update.version, when
         for one in update.resources:
             if one.message is not None:
                 self._kept[one.name] = one.version, one.message.SerializeToString(deterministic=True)
@@ -100,14 +124,19 @@ class Entry:
             self._kept.pop(name, None)
         self._cache.changed(self)
 
-    def write(self) -> None:
-        """Replace the file. Raises OSError."""
+    def _response(self) -> Any:
         response = messages.known(f"{_D}DiscoveryResponse")(version_info=self._version, type_url=self._type.url)
         for name, (version, serialised) in sorted(self._kept.items()):
             envelope = messages.known(f"{_D}Resource")(name=name, version=version)
             envelope.resource.type_url = self._type.url
             envelope.resource.value = serialised
             response.resources.add().Pack(envelope)
+        return response
+
+    def write(self) -> None:
+        """Replace the file. Raises OSError."""
+        response = self._response()
+        response.nonce = _digest(response)
         scratch = f"{self.path}.new"
         try:
             with open(scratch, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -119,15 +148,34 @@ class Entry:
             raise
 
     def read(self) -> tuple[Update, float] | None:
-        """What was accepted by an earlier process, and when (Unix time); None when there is nothing (good)."""
+        """What was accepted, mostly by an earlier process, and when (Unix time); None when there is nothing (good)."""
         try:
-            with open(self.path, "rb") as file:
-                response: Any = messages.known(f"{_D}DiscoveryResponse").FromString(file.read())
-                when = os.fstat(file.fileno()).st_mtime
+            response, when = (self._response(), self._when) if self._when else self._from_file()
             resources: list[Resource] = [unpack(one, self._type, response.version_info) for one in response.resources]
         except FileNotFoundError:
             return None
-        except (OSError, DecodeError, ValueError) as error:
+        except OSError as error:
+            log.warning("--config-cache: cannot read %s: %s", self.path, error.strerror)
+            return None
+        except (DecodeError, ValueError) as error:
             log.warning("--config-cache: cannot use %s: %s", self.path, error)
             return None
+        if not self._when:  # an answer of delta will only say what is different
+            self._version, self._when = response.version_info, when
+            self._kept = {one.name: (one.version, one.message.SerializeToString(deterministic=True)) for one in resources if one.message is not None}
         return Update(self._type, response.version_info, resources, complete=self._type.complete), when
+
+    def _from_file(self) -> tuple[Any, float]:
+        """What is in the file, and since when. Raises OSError, DecodeError and ValueError."""
+        with open(self.path, "rb") as file:
+            response = messages.known(f"{_D}DiscoveryResponse").FromString(file.read())
+            when = os.fstat(file.fileno()).st_mtime
+        digest, response.nonce = response.nonce, ""
+        if response.type_url != self._type.url or digest != _digest(response):
+            raise ValueError("it is damaged, or of another version")
+        return response, when
+
+
+def _digest(response: Any) -> str:
+    """Of a DiscoveryResponse without a nonce."""
+    return str(xxh64_hexdigest(response.SerializeToString(deterministic=True)))

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from meshproxy.api.errors import UNSUPPORTED, ConfigError, fail, under
+from meshproxy.api.durations import seconds, seconds_of
+from meshproxy.api.errors import UNSUPPORTED, Collector, ConfigError, Problem, fail, under
 from meshproxy.codec import grpc
 from meshproxy.net.tasks import spawn
 from meshproxy.net.token_bucket import TokenBucket
 from meshproxy.scheduling import turns
 from meshproxy.upstream.grpc_client import GrpcClient
 from meshproxy.upstream.grpc_stream import GrpcError
-from meshproxy.xds.resources import WILDCARD, Update
-from meshproxy.xds.session import TOGETHER, ProtocolError, Session
+from meshproxy.xds.resources import VIRTUAL_HOST, WILDCARD, Update
+from meshproxy.xds.session import TOGETHER, ProtocolError, Refusal, Session
 from meshproxy.xds.subscription import Rules, Subscription
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Api:
         self.base, self.max = BASE_INTERVAL, MAX_INTERVAL
         if retry.HasField("retry_back_off"):
             backoff = retry.retry_back_off
-            self.base = backoff.base_interval.ToTimedelta().total_seconds()
-            self.max = backoff.max_interval.ToTimedelta().total_seconds() if backoff.HasField("max_interval") else max(self.base * 10, self.base)
+            self.base = seconds(backoff.base_interval)
+            self.max = seconds_of(backoff, "max_interval", max(self.base * 10, self.base))
 
         self.rate: tuple[int, float] | None = None  # requests at once, and a second
         if source.HasField("rate_limit_settings"):
@@ -142,6 +143,7 @@ class Mux:
         self._expiries: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stream: GrpcStream | None = None
         self._receiving = False
         self._patient = False  # something is to be asked for again, after a while
         self._patience: asyncio.TimerHandle | None = None
@@ -209,9 +211,16 @@ class Mux:
         self._wake.set()
 
     def let_go(self, type: ResourceType, name: str) -> None:
-        """No longer ask for it."""
+        """No longer ask for it, nor say that we have it."""
         self._session.unsubscribe(type, name)
+        self._session.forget(type, name)
         self._wake.set()
+
+    def remember(self, type: ResourceType, versions: dict[str, str]) -> None:
+        """Say that we have these versions, which nobody has told us on a stream: by another one, as only its first request can."""
+        self._session.remember(type, versions)
+        if self._stream is not None:
+            self._stream.cancel()
 
     def _all(self) -> list[StreamSubscription]:
         return [one for names in self._subscriptions.values() for found in names.values() for one in found]
@@ -225,7 +234,10 @@ class Mux:
                 log.info("%s to %s was closed by the server", self._method, self._client.cluster_name)
             except GrpcError as error:
                 log.warning("%s to %s ended: %s", self._method, self._client.cluster_name, error)
+            except Exception:  # a defect shall not be the end of all updates
+                log.exception("%s to %s failed", self._method, self._client.cluster_name)
             finally:
+                self._stream = None
                 self._connected.n = 0
                 self._session.closed()
             for one in self._all():
@@ -234,6 +246,7 @@ class Mux:
 
     async def _one_stream(self) -> None:
         async with self._client.stream(self._method) as stream:
+            self._stream = stream
             self._connected.n = 1
             self._session.opened()
             self._wake.set()
@@ -264,6 +277,9 @@ class Mux:
                     await stream.send(request)
         except GrpcError:
             return  # whoever reads hears of it, too
+        except Exception:
+            log.exception("requests to %s failed", self._client.cluster_name)
+            stream.cancel()
         finally:
             self._pending.n = 0
 
@@ -283,6 +299,12 @@ class Mux:
         if self._session.identifier != self._identifier.value:
             self._identifier.value = self._session.identifier
         if update is None:
+            return
+        if isinstance(update, Refusal):
+            log.warning("%s from %s: refused: %s", update.type.kind, self._client.cluster_name, update.why)
+            for subscription in [one for found in self._subscriptions.get(update.type.url, {}).values() for one in found]:
+                subscription.attempts.n += 1
+                subscription.spoilt()
             return
         if self._expiries or any(one.ttl for one in update.resources):
             for one in update.resources:
@@ -316,12 +338,17 @@ class Mux:
             part = update
             if name != WILDCARD:
                 found = [by_name[name]] if name in by_name else []
+                if found and found[0].message is None and update.type is not VIRTUAL_HOST:
+                    continue  # a heartbeat: who waits for a resource waits on
                 part = Update(update.type, update.version, found, [name] if name in removed else [])
             for one in list(names.get(name, ())):
                 try:
                     one.answered(part)
                 except ConfigError as error:
-                    problems.append(str(error))
+                    problems += [str(problem if name == WILDCARD else _of(name, problem)) for problem in error.problems]
+                except Exception as error:
+                    log.exception("%s %s could not be taken", update.type.url, name)
+                    problems.append(f"internal error: {type(error).__name__}")
         return problems
 
     # -- times to live
@@ -352,6 +379,12 @@ def _unseen(resources: list[Resource], names: dict[str, list[StreamSubscription]
         if not all(one.has_checked(resource) for name in (resource.name, WILDCARD) for one in names.get(name, ())):
             found.append(resource)
     return found
+
+
+def _of(name: str, problem: Problem) -> Problem:
+    """The same, which says what resource it is of: others may be in the same refusal."""
+    said = f"{name}: "
+    return problem if problem.why.startswith(said) else Problem(problem.path, said + problem.why, problem.kind)
 
 
 async def _pause(seconds: float) -> None:
@@ -399,6 +432,9 @@ class StreamSubscription(Subscription):
 
     def close(self) -> None:
         super().close()
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self._mux.discard(self)
         if self._own:
             self._mux.close()
@@ -410,7 +446,7 @@ class StreamSubscription(Subscription):
         finally:
             self.attempts.n += 1
         if self._kept is not None:
-            self._kept.accepted(update)
+            self._kept.accepted(update, self._context.wall())
 
     def _timed_out(self) -> None:
         self.attempts.n += 1
@@ -432,8 +468,22 @@ class StreamSubscription(Subscription):
         log.warning("%s: the control plane does not answer; using what was accepted %s", self, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)))
         self.scope.counter("config_cache_used").n += 1
         self._answer_has_come()
+        versions = {one.name: one.version for one in update.resources}
+        outermost = self.rules.begin()
         try:
-            self._watcher.updated(update)
-        except ConfigError as error:
-            log.warning("%s: not all of it can be used: %s", self, error)
+            invalid = self._invalid(update)
+            problems = Collector()
+            problems.problems += [problem for found in invalid.values() for problem in found]
+            update.resources = [one for one in update.resources if one.name not in invalid]
+            with problems.under(""):
+                self._watcher.updated(update)
+            problems.raise_any()
+        except Exception as error:  # another version of us has written it, and may have known more, or less
+            log.warning("%s: not all of it can be used: %s", self, error, exc_info=not isinstance(error, ConfigError))
             self._watcher.failed()
+            versions = dict.fromkeys(versions, "")  # let it be said again
+        finally:
+            if outermost:
+                self.rules.forget()
+        if self._mux.delta and self.name == WILDCARD:
+            self._mux.remember(self.type, versions)

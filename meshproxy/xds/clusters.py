@@ -80,7 +80,7 @@ class Clusters:
         added, removed = self._take(update, problems)
         if added or removed:
             self.version = update.version
-        if added and not problems.problems:
+        if added and not problems.problems and not update.repeated:
             self._scope.counter("config_reload").n += 1
             self._scope.gauge("config_reload_time_ms").n = int(self._context.wall() * 1000)
         self._first()
@@ -132,6 +132,7 @@ class Clusters:
         ready = asyncio.Event()
         entry.release = self.acquire(message, ready.set)
         if ready.is_set() and not Watch.is_needed(message):
+            self._manager.announce(known=known is not None)
             self._activate(entry)
             return True
         watch = None
@@ -141,6 +142,7 @@ class Clusters:
             except ConfigError:
                 entry.release()
                 raise
+        self._manager.announce(known=known is not None)
         self.warming[name] = entry
         self._count_warming()
         if name not in self.active:
@@ -171,7 +173,7 @@ class Clusters:
             watch.assignment = old.watch.assignment
             self._context.stats.scope(f"cluster.{watch.proto.alt_stat_name or name}.").counter("assignment_use_cached", shared=True).n += 1
         self.active[name] = entry
-        self._manager.add(entry.serialised, via_api=True)
+        self._manager.add(entry.serialised, via_api=True, counted=False)
         self._discovery.adopt(name, watch)
         assignment = watch.assignment if watch is not None else None
         health = watch.health if watch is not None else {}
@@ -189,10 +191,13 @@ class Clusters:
         removed = False
         gone = []
         for name in sorted(names):
-            removed |= self._forget_warming(name)
+            warmed = self._forget_warming(name)
+            removed |= warmed
             self._manager.warmed(name)
             active = self.active.pop(name, None)
-            if active is not None:
+            if active is None and warmed:
+                self._manager.renounce()
+            elif active is not None:
                 active.release()
                 self._discovery.remove(name)
                 gone.append(name)

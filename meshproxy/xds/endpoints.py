@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import ConfigError, fail, under
 from meshproxy.xds.resources import ENDPOINTS
 
@@ -50,6 +51,7 @@ class Eds:
         try:
             if not update.resources:
                 self._scope.counter("update_empty", shared=True).n += 1
+                self.resolved.set()  # there is nothing to wait for
                 return
             if len(update.resources) != 1:
                 fail("", f"Unexpected EDS resource length: {len(update.resources)}")
@@ -68,7 +70,7 @@ class Eds:
             self.resolved.set()
             raise
         policy = assignment.policy
-        stale_after = policy.endpoint_stale_after.ToTimedelta().total_seconds() if policy.HasField("endpoint_stale_after") else 0.0
+        stale_after = seconds_of(policy, "endpoint_stale_after", 0.0)
         if stale_after:
             self._scope.counter("assignment_timeout_received", shared=True).n += 1
         self._watch_staleness(stale_after)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meshproxy.xds.sources import Sources
     from meshproxy.xds.subscription import Rules
 
-User = tuple[Any, int]  # a HttpConnectionManager and the place of the filter in it
+User = tuple[Any, extension_configs.Place]  # a HttpConnectionManager and the place of the filter in it
 
 
 class Extensions:
@@ -34,7 +34,7 @@ class Extensions:
     def wanted(self, listener: Any, known: Needs) -> Iterator[Wanted]:
         """What a Listener needs of it. One that has a default to begin with waits for nothing."""
         for user in extension_configs.filters(listener):
-            entry = user[0].http_filters[user[1]]
+            entry = extension_configs.at(*user)
             key = b"extension:" + extension_configs.key_of(entry)
             subscription = known.known.get(key)
             if isinstance(subscription, ExtensionSubscription):
@@ -77,19 +77,19 @@ class ExtensionSubscription(Need):
         if proto.name != self.name:
             fail("", f"Unexpected resource name in ExtensionConfigDS response: {proto.name}")
         if self.proto is None or proto.typed_config != self.proto.typed_config:
-            for manager, position in list(self.users.values()):
-                self._check(manager, position, proto)
+            for manager, place in list(self.users.values()):
+                self._check(manager, place, proto)
             self._use(proto, update.version)
         self.settle()
 
-    def _check(self, manager: Any, position: int, proto: Any) -> None:
+    def _check(self, manager: Any, place: extension_configs.Place, proto: Any) -> None:
         """Compile a connection manager with the filter in its place, for what only that shows."""
-        entry = manager.http_filters[position]
-        filter_entry.check_type(entry, proto.typed_config)
+        filter_entry.check_type(extension_configs.at(manager, place), proto.typed_config)
         whole = type(manager)()
         whole.CopyFrom(manager)
-        whole.http_filters[position].typed_config.CopyFrom(proto.typed_config)
-        self._owner.rules.check(whole.http_filters[position])
+        entry = extension_configs.at(whole, place)
+        entry.typed_config.CopyFrom(proto.typed_config)
+        self._owner.rules.check(entry)
         self._owner.validate(whole)
 
     def _use(self, proto: Any, version: str) -> None:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from meshproxy.api import convert, document, messages
 from meshproxy.api.errors import ConfigError, Problem
-from meshproxy.xds.resources import Update, check_names, unpack
+from meshproxy.xds.resources import Update, check_names, once, unpack
 from meshproxy.xds.subscription import Rules, Subscription
 
 if TYPE_CHECKING:
@@ -62,14 +62,21 @@ class FileSubscription(Subscription):
             return
         try:
             resources = [unpack(one, self.type, response.version_info) for one in response.resources]
-            check_names(resources)
+            repeated: list[str] = []
+            if self.type.complete:
+                resources, repeated = once(resources)
+            else:
+                check_names(resources)
         except ValueError as error:
             self.refused(ConfigError(str(error)))
             return
         try:
-            self.answered(Update(self.type, response.version_info, resources, complete=self.type.complete))
+            self.answered(Update(self.type, response.version_info, resources, complete=self.type.complete, repeated=repeated))
         except ConfigError:
             return  # it has been said
+        except Exception as error:  # a defect shall cost what is in this file, and nothing else
+            log.exception("%s: %s could not be taken", self, self._path)
+            self.refused(ConfigError(f"internal error: {type(error).__name__}"))
 
 
 def read(path: str, rules: Rules) -> Any:

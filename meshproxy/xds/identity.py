@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import registry, spiffe
+from meshproxy.api.durations import seconds
 from meshproxy.api.errors import ConfigError, fail, under
 from meshproxy.net.tasks import spawn
 from meshproxy.upstream.grpc_client import GrpcClient
@@ -116,7 +117,7 @@ class LocalIdentity:
             return SpireSource(calls, identity, clock=context.wall, chance=context.random.random)
         wish = Wish(
             identity,
-            proto.life.seconds + proto.life.nanos / 1e9,
+            seconds(proto.life),
             token_file=proto.token_file.value,
             join_token_file=proto.join_token_file.value,
         )

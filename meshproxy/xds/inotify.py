@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 _MOVED_TO = 0x80
 _ONLY_DIRECTORIES = 0x0100_0000
+_OVERFLOW = 0x4000
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 
 
@@ -22,7 +23,6 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._fd = -1
-        self._numbers: dict[str, int] = {}  # folder -> watch
         self._listeners: dict[int, list[tuple[str, Callable[[], None]]]] = {}  # watch -> (name, or "" for all names; whom to tell)
 
     def file(self, path: str, moved: Callable[[], None]) -> Callable[[], None]:
@@ -44,7 +44,6 @@ class Watches:
         number = libc.inotify_add_watch(self._fd, os.fsencode(folder), _MOVED_TO | _ONLY_DIRECTORIES)
         if number < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
-        self._numbers[folder] = number
         entry = name, moved
         listeners = self._listeners.setdefault(number, [])
         listeners.append(entry)
@@ -52,6 +51,9 @@ class Watches:
         def end() -> None:
             if entry in listeners:
                 listeners.remove(entry)
+                if not listeners and self._fd >= 0:
+                    del self._listeners[number]
+                    libc.inotify_rm_watch(self._fd, number)
 
         return end
 
@@ -63,9 +65,12 @@ class Watches:
         at = 0
         told: list[Callable[[], None]] = []  # once each, however many events there were
         while at < len(data):
-            number, _, _, length = _EVENT.unpack_from(data, at)
+            number, mask, _, length = _EVENT.unpack_from(data, at)
             name = os.fsdecode(data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0"))
             at += _EVENT.size + length
+            if mask & _OVERFLOW:  # there were more events than the kernel keeps: of anything
+                told = [moved for listeners in self._listeners.values() for _, moved in listeners]
+                break
             told += [moved for wanted, moved in self._listeners.get(number, ()) if wanted in ("", name) and moved not in told]
         for moved in told:
             moved()

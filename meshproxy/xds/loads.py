@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import messages
+from meshproxy.api.durations import seconds
 from meshproxy.codec import grpc
 from meshproxy.net.tasks import spawn
 from meshproxy.record import Record, field
@@ -101,6 +102,9 @@ class LoadReporter:
             except GrpcError as error:
                 log.warning("load reports to %s ended: %s", self._client.cluster_name, error)
                 self._count("errors")
+            except Exception:  # a defect shall not be the end of all reports
+                log.exception("load reports to %s failed", self._client.cluster_name)
+                self._count("errors")
             await asyncio.sleep(RETRY_DELAY)
             self._count("retries")
 
@@ -128,7 +132,7 @@ class LoadReporter:
         if self._answer is None:
             return None
         interval = self._answer.load_reporting_interval
-        return self._context.clock() + max(MIN_INTERVAL, interval.seconds + interval.nanos / 1e9)
+        return self._context.clock() + max(MIN_INTERVAL, seconds(interval))
 
     async def _received(self, data: bytes) -> None:
         try:

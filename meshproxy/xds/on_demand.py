@@ -1,4 +1,7 @@
-"""ODCDS: clusters by name, when a request needs them. What came on demand stays, and is kept up to date, until the server takes it away."""
+"""ODCDS: clusters by name, when a request needs them. What came on demand stays, and is kept up to date, until the server takes it away.
+
+Clients may choose the names: of those that no cluster has, only so many (`demand.MAX_NAMES`) stay asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.http import demand
 from meshproxy.xds.resources import CLUSTER
 
 if TYPE_CHECKING:
@@ -36,12 +40,30 @@ class OnDemandClusters:
         if name in self._clusters.manager:
             self._answer(name, True)
             return
+        if name not in self._watched and not self._make_room():
+            self._answer(name, False)
+            return
         if name not in self._waiting:
             self._waiting[name] = self._context.loop.call_later(timeout, self.settle, name, False)
-        if name not in self._watched:
+        watcher = self._watched.get(name)
+        if watcher is None:
             watcher = self._watched[name] = _Watcher(name, self)
             watcher.subscription = self._sources.on_shared(self._mux, self._source, CLUSTER, name, watcher, self._scope)
             watcher.subscription.start()
+        elif watcher.came and name not in self._clusters.warming:
+            # CDS has said that it is none of the clusters that there are. Envoy lets all requests wait in vain from then on.
+            watcher.came = False
+            self._mux.ask(CLUSTER, name)
+
+    def _make_room(self) -> bool:
+        """Ask no more for names that no cluster has, if there are too many; whether one more may be asked for."""
+        clusters = self._clusters
+        if len(self._watched) < len(clusters.active) + len(clusters.warming) + demand.MAX_NAMES:
+            return True
+        spare = [name for name in self._watched if name not in clusters.active and name not in clusters.warming and name not in self._waiting]
+        for name in spare[: len(spare) // 2 + 1]:  # not one by one: to look for them takes time
+            self._watched.pop(name).subscription.close()
+        return bool(spare)
 
     def settle(self, name: str, found: bool) -> None:
         """A cluster is in use, or will not be."""
@@ -58,14 +80,19 @@ class OnDemandClusters:
             if watcher is not None:
                 watcher.subscription.close()
             self.settle(name, False)
-        elif name in self._clusters.manager:
+            return
+        watcher = self._watched.get(name)
+        if watcher is not None:
+            watcher.came = True
+        if name in self._clusters.manager:
             self.settle(name, True)
 
 
 class _Watcher:
-    """Of one cluster."""
+    """Of one cluster. `came`: since it was last asked for."""
 
     subscription: Subscription
+    came = False
 
     def __init__(self, name: str, owner: OnDemandClusters) -> None:
         self._name = name

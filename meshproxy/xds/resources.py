@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import messages, registry
+from meshproxy.api.durations import seconds_of
 from meshproxy.record import Record, field
 
 WILDCARD = "*"
@@ -63,7 +64,8 @@ class Resource(NamedTuple):
 
 
 class Update(Record):
-    """What a source says at one time. `complete`: resources that are not in it are gone; otherwise only those in `removed` are."""
+    """What a source says at one time. `complete`: resources that are not in it are gone; otherwise only those in `removed` are. `repeated`: names of resources
+    that it says two things of; the first is in it."""
 
     type: ResourceType
     version: str
@@ -71,6 +73,7 @@ class Update(Record):
     removed: list[str] = field(default_factory=list)
     complete: bool = False
     nonce: str = ""
+    repeated: list[str] = field(default_factory=list)
 
 
 def unpack(packed: Any, type: ResourceType, version: str) -> Resource:
@@ -88,10 +91,12 @@ def unpack(packed: Any, type: ResourceType, version: str) -> Resource:
 
 def of_envelope(envelope: Any, type: ResourceType, version: str) -> Resource:
     """A resource in an envelope. Raises ValueError."""
-    ttl = envelope.ttl.seconds + envelope.ttl.nanos / 1e9 if envelope.HasField("ttl") else 0.0
+    ttl = seconds_of(envelope, "ttl", 0.0)
     if not envelope.HasField("resource"):
         return Resource(envelope.name, version, None, ttl, tuple(envelope.aliases))
     message, digest = _parse(envelope.resource, type)
+    if type.complete:  # as Envoy, whatever the envelope calls it
+        return Resource(getattr(message, type.name_field), version, message, ttl, tuple(envelope.aliases), digest)
     return Resource(envelope.name or getattr(message, type.name_field), version, message, ttl, tuple(envelope.aliases), digest)
 
 
@@ -113,3 +118,31 @@ def check_names(resources: list[Resource]) -> None:
         if one.name in seen:
             raise ValueError(f"duplicate resource {one.name} found")
         seen.add(one.name)
+
+
+def check_delta_names(response: Any) -> None:
+    """Nor must one of delta, and what is removed is not there. Raises ValueError."""
+    names = [one.name for one in response.resources]
+    if len({*names, *response.removed_resources}) == len(names) + len(response.removed_resources):
+        return
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"duplicate name {name} found among added/updated resources")
+        seen.add(name)
+    for name in response.removed_resources:
+        if name in seen:
+            raise ValueError(f"duplicate name {name} found in the union of added+removed resources")
+        seen.add(name)
+
+
+def once(resources: list[Resource]) -> tuple[list[Resource], list[str]]:
+    """The first of each name, and the names that came again: of clusters and listeners the others are used nevertheless, as in Envoy."""
+    found: dict[str, Resource] = {}
+    repeated = []
+    for one in resources:
+        if one.name in found:
+            repeated.append(one.name)
+        else:
+            found[one.name] = one
+    return (list(found.values()), repeated) if repeated else (resources, [])

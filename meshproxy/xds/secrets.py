@@ -72,6 +72,7 @@ class SecretSubscription(Need):
         if not update.resources:
             if not update.removed:
                 fail("", f"Missing SDS resources for {self.name} in onConfigUpdate()")
+            self.settle()
             return  # as Envoy: what is in use stays
         if len(update.resources) != 1:
             fail("", f"Unexpected SDS secrets length: {len(update.resources)}")

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import messages
-from meshproxy.xds.resources import ORDER, TYPES, WILDCARD, ResourceType, Update, check_names, of_envelope, unpack
+from meshproxy.xds.resources import ORDER, TYPES, WILDCARD, ResourceType, Update, check_delta_names, check_names, of_envelope, once, unpack
 
 _INVALID_ARGUMENT = 3  # google.rpc.Code, of every refusal
 TOGETHER = 20  # resources that are read in one go
@@ -30,6 +30,13 @@ _D = "envoy.service.discovery.v3."
 
 class ProtocolError(Exception):
     """What came is no response: the stream cannot go on."""
+
+
+class Refusal(NamedTuple):
+    """A response was refused as a whole: none of its resources is as good as read."""
+
+    type: ResourceType
+    why: str
 
 
 class _State:
@@ -150,8 +157,9 @@ class Session:
         """How many requests there are to be sent, at most."""
         return sum(len(state.answers) + state.due for state in self._types.values()) if self.open else 0
 
-    def receive(self, data: bytes) -> Update | None:
-        """A response. Returns what it says of what is wanted, to be answered by `accept` or `reject`; None when it was answered here, or concerns nobody.
+    def receive(self, data: bytes) -> Update | Refusal | None:
+        """A response. Returns what it says of what is wanted, to be answered by `accept` or `reject`; a Refusal when it was answered here; None when it
+        concerns nobody.
 
         Raises ProtocolError for what is no response.
         """
@@ -166,25 +174,33 @@ class Session:
             return None  # of a type that nobody asked for: it has no request to be answered with
         state.nonce = response.nonce
         if state.later:
-            state.later.difference_update([one.name for one in response.resources], response.removed_resources)
+            told = [one.name for one in response.resources if not self.delta or one.HasField("resource")]  # a heartbeat tells nothing
+            state.later.difference_update(told, response.removed_resources if self.delta else ())
         version = response.system_version_info if self.delta else response.version_info
+        repeated: list[str] = []
         try:
+            if self.delta:
+                check_delta_names(response)
             resources = []
             for number, one in enumerate(response.resources):
                 if not number % TOGETHER:
                     self._give_way()
                 resources.append(of_envelope(one, state.type, one.version) if self.delta else unpack(one, state.type, version))
-            check_names(resources)
+            if state.type.complete:
+                resources, repeated = once(resources)
+            elif not self.delta:
+                check_names(resources)
         except ValueError as error:
             self.refusals += 1
-            state.answers.append((response.nonce, str(error)))
-            return None
+            why = str(error)[:MAX_DETAIL]
+            state.answers.append((response.nonce, why))
+            return Refusal(state.type, why)
         wanted = state.names
         if WILDCARD not in wanted:
             resources = [one for one in resources if one.name in wanted]
         complete = not self.delta and state.type.complete and WILDCARD in wanted
         removed = [name for name in response.removed_resources if WILDCARD in wanted or name in wanted] if self.delta else []
-        return Update(state.type, version, resources, removed, complete, response.nonce)
+        return Update(state.type, version, resources, removed, complete, response.nonce, repeated)
 
     def accept(self, update: Update) -> None:
         """Acknowledge a response."""
@@ -199,6 +215,12 @@ class Session:
         """Refuse a response: the version stays the one before."""
         self.refusals += 1
         self._types[update.type.url].answers.append((update.nonce, why[:MAX_DETAIL] or "rejected"))
+
+    def remember(self, type: ResourceType, versions: dict[str, str]) -> None:
+        """What an earlier process had accepted, and this one uses: the next stream says that we have it, so that by delta we hear of what has gone since."""
+        state = self._types.get(type.url)
+        if state is not None:
+            state.versions = versions | state.versions
 
     def forget(self, type: ResourceType, name: str) -> None:
         """A resource is no longer there (its time is over): the next stream shall not say that we have it."""

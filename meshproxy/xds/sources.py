@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class Sources:
         self._is_static = is_static
         self._local = local
         self.watches = Watches(context.loop)
+        self._made: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self.ads: Mux | None = None
         if ads is not None:
             with under("dynamic_resources.ads_config"):
@@ -47,6 +49,11 @@ class Sources:
 
         `delta`: it makes sense by delta only.
         """
+        made = self._subscription(source, type, name, watcher, scope, delta)
+        self._made.add(made)
+        return made
+
+    def _subscription(self, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope, delta: bool) -> Subscription:
         check(source, self._is_static, has_ads=self.ads is not None)
         which = source.WhichOneof("config_source_specifier")
         if which in ("path", "path_config_source"):
@@ -59,7 +66,7 @@ class Sources:
         assert mux is not None
         if delta and not mux.delta:
             fail("ads", "ADS must use DELTA_GRPC api_type for this")
-        kept = self._cache.entry(type, name) if self._cache is not None else None
+        kept = self._cache.entry(type, name, source) if self._cache is not None else None
         return StreamSubscription(mux, own, type, name, watcher, scope, self._context, self._rules, init_timeout(source), kept)
 
     def shared(self, source: Any, type: ResourceType, scope: Scope) -> Mux:
@@ -75,7 +82,14 @@ class Sources:
     def on_shared(self, mux: Mux, source: Any, type: ResourceType, name: str, watcher: Watcher, scope: Scope) -> Subscription:
         """A subscription on such a stream."""
         mux.start()
-        return StreamSubscription(mux, False, type, name, watcher, scope, self._context, self._rules, init_timeout(source))
+        made = StreamSubscription(mux, False, type, name, watcher, scope, self._context, self._rules, init_timeout(source))
+        self._made.add(made)
+        return made
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """All that somebody wants."""
+        return [one for one in self._made if not one.closed]
 
     def close(self) -> None:
         """Watch nothing any more."""

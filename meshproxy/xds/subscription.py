@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xxhash import xxh64_intdigest
 
 from meshproxy.api import support, unknown
+from meshproxy.api.durations import seconds
 from meshproxy.api.errors import INVALID, Collector, ConfigError, Problem
+from meshproxy.record import Record
 from meshproxy.scheduling import turns
 from meshproxy.upstream import endpoints
 from meshproxy.upstream.shapes import Shapes
-from meshproxy.xds.resources import ENDPOINTS, Update
+from meshproxy.xds.resources import ENDPOINTS, EXTENSION, ROUTES, WILDCARD, Update
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -32,6 +34,8 @@ INIT_TIMEOUT = 15.0  # seconds for the first answer, unless the source says othe
 _COUNTERS = ("init_fetch_timeout", "update_attempt", "update_failure", "update_rejected", "update_success")
 _GAUGES = ("update_time", "version")
 
+# Of these, that there is none says only that there is none yet: who waits for the first one goes on until the time is over. In Envoy, for ever.
+_MAY_COME_YET = (ROUTES, EXTENSION)
 _ASSIGNMENT = ENDPOINTS.message.DESCRIPTOR
 
 
@@ -43,6 +47,14 @@ class Watcher(Protocol):
 
     def failed(self) -> None:
         """No (good) answer came: whoever waits for the first one waits no longer. May be called again."""
+
+
+class Refused(Record):
+    """What was wrong with a resource the last time that it came. `when`: Unix time."""
+
+    version: str
+    when: float
+    details: str
 
 
 class _Nobody:
@@ -175,6 +187,9 @@ class Rules:
 class Subscription:
     """A watcher's wish for one resource, or for all of a type, and what became of it. Sources call `answered` and `lost`.
 
+    `refusals`: by name, what is wrong with what came last of a resource. `absent`: the server says that there is no such resource. `timed_out`: there was time
+    enough for a first answer, and none.
+
     `in_parts`: what is right in an answer is used although other parts break declared constraints. Servers say everything again in the next answer, but for
     delta streams, on which what was right in a refused answer is not repeated.
     """
@@ -197,7 +212,11 @@ class Subscription:
         self.attempts = scope.counter("update_attempt", shared=True)
         self._success = scope.counter("update_success", shared=True)
         self._version = scope.text("version_text")
-        self._closed = False
+        self.version = ""  # what was accepted last
+        self.refusals: dict[str, Refused] = {}
+        self.absent = False
+        self.timed_out = False
+        self.closed = False
 
     def start(self) -> None:
         """Begin."""
@@ -206,12 +225,13 @@ class Subscription:
 
     def close(self) -> None:
         """No longer wanted."""
-        self._closed = True
+        self.closed = True
         self._watcher = _NOBODY  # it knows us, and would wait for the collector
         self._answer_has_come()
 
     def _timed_out(self) -> None:
         self._timer = None
+        self.timed_out = True
         log.warning("%s: no answer within %g s", self, self._init_timeout)
         self.scope.counter("init_fetch_timeout").n += 1
         self._watcher.failed()
@@ -231,10 +251,15 @@ class Subscription:
                 self.rules.forget()
 
     def _answered(self, update: Update) -> None:
-        self._answer_has_come()
+        self.absent = not update.resources and bool(update.removed)
+        if not (self.absent and self.type in _MAY_COME_YET):
+            self._answer_has_come()
+            self.timed_out = False
+        whole = update
         invalid = self._invalid(update)
         problems = Collector()
         problems.problems += [problem for found in invalid.values() for problem in found]
+        problems.problems += [Problem("", f"{name}: duplicate {self.type.kind.lower()[:-1]} {name} found") for name in update.repeated]
         if invalid and self.in_parts:
             good = [one for one in update.resources if one.name not in invalid]
             update = Update(update.type, update.version, good, update.removed, update.complete, update.nonce)
@@ -244,8 +269,12 @@ class Subscription:
         try:
             problems.raise_any()
         except ConfigError as error:
+            self._note_refusals(whole, error)
             self.refused(error)
             raise
+        if self.refusals:
+            self._note_refusals(whole)
+        self.version = update.resources[0].version if len(update.resources) == 1 else update.version
         self._success.n += 1
         self.scope.gauge("update_time").n = int(self._context.wall() * 1000)
         self.scope.gauge("version").n = xxh64_intdigest(update.version.encode())
@@ -263,14 +292,38 @@ class Subscription:
             self._checked.pop(name, None)
         return invalid
 
+    def _note_refusals(self, update: Update, error: ConfigError | None = None) -> None:
+        """Remember what was wrong with which resources of an answer, and forget what was wrong with them before."""
+        if update.complete:
+            self.refusals.clear()
+        for name in update.removed:
+            self.refusals.pop(name, None)
+        for one in update.resources:
+            said = f"{one.name}: "
+            problems = error.problems if error is not None else []
+            found = [str(problem) for problem in problems if self.name != WILDCARD or problem.why.startswith(said)]
+            if found:
+                self.refusals[one.name] = Refused(one.version, self._context.wall(), "\n".join(found))
+            else:
+                self.refusals.pop(one.name, None)
+
+    @property
+    def updated(self) -> float:
+        """When that was; Unix time, 0.0 where nothing was accepted."""
+        return self.scope.gauge("update_time").n / 1000
+
     def has_checked(self, resource: Resource) -> bool:
         """Whether it is what it was, and was right then."""
         return bool(resource.digest) and self._checked.get(resource.name) == resource.digest
 
     def refused(self, error: ConfigError) -> None:
         """Count and tell a refusal."""
-        self._answer_has_come()
         log.warning("%s: refused: %s", self, error)
+        self.spoilt()
+
+    def spoilt(self) -> None:
+        """An answer came that was no good, and has been told of."""
+        self._answer_has_come()
         self.scope.counter("update_rejected").n += 1
         self._watcher.failed()
 
@@ -287,4 +340,4 @@ def init_timeout(source: Any) -> float:
     if not source.HasField("initial_fetch_timeout"):
         return INIT_TIMEOUT
     duration = source.initial_fetch_timeout
-    return float(duration.seconds + duration.nanos / 1e9)
+    return seconds(duration)

@@ -20,6 +20,7 @@ from tests.differential.proxy import our_command
 from tests.differential.rig import Rig
 from tests.differential.wire import Play, Signals, Step, Wire, answer, read_body, read_head
 from tests.e2e.proxy import children
+from tests.polling import quiet, until
 
 LIMIT_S = 90.0  # for anything that must happen at all; the machine may be busy
 _PACE_S = 0.01  # between two questions of the neighbour: it is there to notice, not to be the load
@@ -62,8 +63,8 @@ class Pour:
         while wire.end is None and not wire.transport.is_closing() and sent != self.count:
             wire.send(self.piece)
             sent += 1
-            while wire.end is None and not wire.transport.is_closing() and wire.transport.get_write_buffer_size() > 1 << 16:
-                await asyncio.sleep(0.001)
+            if wire.full:
+                await wire.until(lambda: not wire.full)
             if sent % 64 == 0:
                 await asyncio.sleep(0)
 
@@ -99,6 +100,7 @@ class Neighbour:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.answered = 0
+        self._more = asyncio.Event()
         self._leaving = False
         self._task: asyncio.Task[None] | None = None
 
@@ -138,6 +140,15 @@ class Neighbour:
             said = await self._reader.readexactly(int(length[1]))
         assert said == f"{line} HTTP/1.1\n".encode() + body, said
         self.answered += 1
+        self._more.set()
+
+    async def until_answered(self, count: int) -> None:
+        """Wait for so many answers more."""
+        count += self.answered
+        async with asyncio.timeout(LIMIT_S):
+            while self.answered < count:
+                self._more.clear()
+                await self._more.wait()
 
 
 class Target(Rig):
@@ -189,10 +200,14 @@ class Target(Rig):
     async def calm(self) -> None:
         """Wait until there is no connection and no request left."""
         busy: dict[str, int] = {}
+
+        async def calm() -> bool:
+            nonlocal busy
+            busy = await self.busy()
+            return not busy
+
         try:
-            async with asyncio.timeout(LIMIT_S):
-                while busy := await self.busy():
-                    await asyncio.sleep(0.01)
+            await until(calm, LIMIT_S)
         except TimeoutError:
             raise AssertionError(f"left behind: {busy}") from None
 
@@ -236,26 +251,25 @@ class Target(Rig):
 
     async def wait_counted(self, name: str, value: int) -> None:
         """Wait until a counter has grown by `value` at least."""
-        async with asyncio.timeout(LIMIT_S):
-            while await self.counted(name) < value:
-                await asyncio.sleep(0.01)
+
+        async def enough() -> bool:
+            return await self.counted(name) >= value
+
+        await until(enough, LIMIT_S)
 
     async def wait_gauge(self, name: str, value: int) -> None:
         """Wait until a gauge is at most `value`."""
-        async with asyncio.timeout(LIMIT_S):
-            while (await self.proxy.stats()).get(name, 0) > value:
-                await asyncio.sleep(0.01)
+
+        async def down() -> bool:
+            return (await self.proxy.stats()).get(name, 0) <= value
+
+        await until(down, LIMIT_S)
 
     async def stalled(self, name: str) -> int:
         """Wait until a counter has begun to grow and no longer does; by how much."""
-        last, same = 0, 0
-        async with asyncio.timeout(LIMIT_S):
-            while same < 5:
-                await asyncio.sleep(0.02)
-                value = await self.counted(name)
-                same = same + 1 if value and value == last else 0
-                last = value
-        return last
+        await self.wait_counted(name, 1)
+        value: int = await quiet(lambda: self.counted(name), times=5)
+        return value
 
     # -- memory
 

@@ -164,7 +164,9 @@ async def test_connections_that_come_and_go(target: Target, on: str):
                 wire.send(GET)
             (wire.close if number % 3 else wire.reset)()
         target.leave()
-        await target.wait_gauge(f"listener.{on}.downstream_cx_active", on == "main")
+        await target.wait_gauge(f"listener.{on}.downstream_cx_active", on == "main")  # which is the neighbour's
+    assert (await target.send(LAST, listener=on)).statuses == [200]
+    await target.neighbour.until_answered(2)
 
 
 @pytest.mark.parametrize("on", ["main", "inspected"])
@@ -178,9 +180,7 @@ async def test_no_descriptors_left(target: Target, on: str):
         wires = [await target.connect(on) for _ in range(60)]
         for wire in wires:
             wire.send(GET)
-        asked = target.neighbour.answered
-        while target.neighbour.answered < asked + 20:
-            await asyncio.sleep(0.01)
+        await target.neighbour.until_answered(20)
     finally:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
     target.leave()

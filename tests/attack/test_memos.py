@@ -9,11 +9,14 @@ import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
+import hpack
 import pytest
 
 from meshproxy.codec.h1.parser import Options
 from meshproxy.codec.h1.request import RequestParser
 from meshproxy.codec.h1.response import ResponseParser
+from meshproxy.codec.hpack.decoder import Decoder
+from meshproxy.codec.hpack.fields import ShapedFields
 from tests.attack.target import LIMIT_S, Target, arena, http
 from tests.differential.config import cluster, to
 from tests.differential.wire import OK, Request, Signals, Wire, answer, read_body, read_head
@@ -172,13 +175,13 @@ async def test_distinct_heads(target: Target, kind: str):
             return b"GET /%d HTTP/1.1\r\nHost: a.test\r\n" % number + b"".join(b"%x-%d:\r\n" % (number, at) for at in range(95)) + b"\r\n"
         return HEAD
 
-    async def client(first: int) -> None:
+    async def client(first: int) -> int:
         wire = await target.connect()
-        for number in range(first, 1500, 10):
-            await ask(wire, request(number))
+        return len([await ask(wire, request(number)) for number in range(first, 1500, 10)])
 
     async with target.within(10 * MB):
-        await asyncio.gather(*(client(first) for first in range(10)))
+        answered = await asyncio.gather(*(client(first) for first in range(10)))
+    assert sum(answered) == 1500
 
 
 class Counted(Recorder):
@@ -234,3 +237,32 @@ def test_memos_are_bounded_whatever_the_length(length: int):
     responses = ResponseParser(Counted(), Options())
     heads = [b"HTTP/1.1 200 r%d%b\r\nContent-Length: 0\r\nx%d%b: %b\r\n\r\n" % (number, filler, number, filler, filler) for number in range(count)]
     assert growth(responses, heads) < 10 * MB
+
+
+@pytest.mark.parametrize(("kept", "indexed"), [(0, 1), (0, 30), (4, 1), (4, 10)])
+def test_what_is_foreseen_of_header_blocks_is_bounded(kept: int, indexed: int):
+    """Blocks with new values, short ones for the table and the longest that are kept out of it, as they are foreseen: each connection keeps some kilobytes."""
+    encoder = hpack.Encoder()
+    blocks = [
+        encoder.encode(
+            [(b":method", b"GET")]
+            + [(b"kept-%d" % place, b"%0200d" % (number * 40 + place), True) for place in range(kept)]  # of digits, so that it is 126 bytes in a block
+            + [(b"x%d" % place, b"%05d" % (number * 40 + place), False) for place in range(indexed)]
+        )
+        for number in range(400)
+    ]
+    for warm in (False, True):  # what connections share is not what is counted
+        one = Decoder()
+        foreseen = sum([type(one.decode(block)) is ShapedFields for block in blocks])
+        assert not warm or foreseen > 300
+    decoders = [Decoder() for _ in range(40)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number, decoder in enumerate(decoders):
+            for block in blocks[: 200 + 5 * number]:  # some have just begun anew, and some are about to
+                decoder.decode(block)
+        each = (tracemalloc.get_traced_memory()[0] - before) / len(decoders)
+    finally:
+        tracemalloc.stop()
+    assert each < 40 * 1024  # half of it is the table, of 4096 bytes as HPACK counts

@@ -48,8 +48,8 @@ async def pour(wire: Wire, begin: bytes, piece: bytes, limit: int) -> int:
     wire.transport.set_write_buffer_limits(1 << 16)
     sent = 0
     while wire.end is None and not wire.received and not wire.transport.is_closing():
-        if wire.transport.get_write_buffer_size() > 1 << 16:
-            await asyncio.sleep(0.001)
+        if wire.full:
+            await wire.until(lambda: not wire.full or wire.received)
             continue
         wire.send(piece)
         sent += len(piece)

@@ -181,6 +181,7 @@ CONNECTION_ERRORS = [
     errors("6.1", "DATA padded by itself", OPEN, h2.frame(h2.DATA, 9, 1, b"\x05test")),
     errors("6.1", "DATA without its length of padding", OPEN, h2.frame(h2.DATA, 9, 1, b"")),
     errors("6.2", "HEADERS on stream 0", headers(0)),
+    errors("6.2", "HEADERS on stream 0 that go on", h2.frame(h2.HEADERS, 0, 0, b"\x88")),
     errors("6.2", "HEADERS with invalid padding", h2.frame(h2.HEADERS, 5 | h2.PADDED, 1, b"\xff" + block())),
     errors("6.2", "HEADERS without END_HEADERS, and DATA", HALF_BLOCK, data()),
     errors("6.3", "PRIORITY on stream 0", priority(0, 1)),

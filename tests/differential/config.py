@@ -1,8 +1,10 @@
 """Builders of the bootstraps of the cases: ordinary Envoy v3 configuration, written as dicts or YAML text, with the boilerplate taken away.
 
 `${...}` in a string is replaced for each proxy: `${port:a}` the port of the scripted upstream `a`, `${file:x}` a file in the proxy's own folder,
-`${pem:server}` and `${key:server}` files of tests/differential/pki.py. An `"@"` key is a short `@type` (table TYPES).
-Upstreams whose names begin with `dead` refuse connections, with `hole` never answer the SYN, with `tls` or `mtls` speak TLS.
+`${pem:server}`, `${key:server}` and `${crl:ca}` files of tests/differential/pki.py, `${sha256:server}` and `${spki:server}` how a certificate is pinned.
+An `"@"` key is a short `@type` (table TYPES).
+Upstreams whose names begin with `dead` refuse connections, with `hole` never answer the SYN, with `tls` or `mtls` speak TLS
+(`tls_with_rsa`: with the certificate `rsa`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import yaml
 _HTTP = "envoy.extensions.filters.http"
 _NET = "envoy.extensions.filters.network"
 _LISTENER = "envoy.extensions.filters.listener"
+_COMMON_INPUTS = "envoy.extensions.matching.common_inputs"
 TYPES = {
     "hcm": f"{_NET}.http_connection_manager.v3.HttpConnectionManager",
     "tcp_proxy": f"{_NET}.tcp_proxy.v3.TcpProxy",
@@ -52,11 +55,37 @@ TYPES = {
     "original_dst": f"{_LISTENER}.original_dst.v3.OriginalDst",
     "downstream_tls": "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
     "upstream_tls": "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+    "upstream_proxy_protocol": "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+    "mtls_authenticated": "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config",
+    "raw_buffer": "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
     "http_options": "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
     "previous_hosts": "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
     "omit_canary": "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate",
     "omit_metadata": "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig",
     "preserve_case": "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
+    "xff": "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig",
+    "rbac_action": "envoy.config.rbac.v3.Action",
+    "header_input": "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+    **{
+        f"{name}_input": f"{_COMMON_INPUTS}.network.v3.{message}Input"
+        for name, message in (
+            ("source_ip", "SourceIP"),
+            ("source_port", "SourcePort"),
+            ("direct_source_ip", "DirectSourceIP"),
+            ("destination_ip", "DestinationIP"),
+            ("destination_port", "DestinationPort"),
+            ("server_name", "ServerName"),
+            ("namespace", "NetworkNamespace"),
+            ("filter_state", "FilterState"),
+            ("metadata", "DynamicMetadata"),
+        )
+    },
+    "uri_san_input": f"{_COMMON_INPUTS}.ssl.v3.UriSanInput",
+    "dns_san_input": f"{_COMMON_INPUTS}.ssl.v3.DnsSanInput",
+    "subject_input": f"{_COMMON_INPUTS}.ssl.v3.SubjectInput",
+    "ip_matcher": "envoy.extensions.matching.input_matchers.ip.v3.Ip",
+    "metadata_matcher": "envoy.extensions.matching.input_matchers.metadata.v3.Metadata",
+    "ip_tree": "xds.type.matcher.v3.IPMatcher",
     "uuid_request_id": "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
 }
 

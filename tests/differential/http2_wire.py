@@ -52,16 +52,18 @@ class Seen:
     """What came on one stream, in order: ("headers", text), ("data", bytes), ("rst_stream", name), ("end", "")."""
 
     def __init__(self, send_window: int) -> None:
-        self.events: list[tuple[str, bytes]] = []
+        self.events: list[tuple[str, bytes | bytearray]] = []
         self.data = bytearray()
         self.send_window = send_window
         self.ended = False  # by END_STREAM or RST_STREAM
         self.metadata = b""  # a block that has not ended
 
     def add(self, kind: str, value: bytes) -> None:
-        if kind == "data" and self.events and self.events[-1][0] == "data":
-            value = self.events.pop()[1] + value
-        self.events.append((kind, value))
+        last = self.events[-1][1] if self.events and self.events[-1][0] == kind == "data" else None
+        if isinstance(last, bytearray):
+            last += value
+        else:
+            self.events.append((kind, bytearray(value) if kind == "data" else value))
         self.ended = self.ended or kind in {"end", "rst_stream"}
 
     def text(self) -> bytes:
@@ -69,7 +71,7 @@ class Seen:
         return b"".join(b"\r\n  " + _line(kind, value) for kind, value in self.events) or b"\r\n  nothing"
 
 
-def _line(kind: str, value: bytes) -> bytes:
+def _line(kind: str, value: bytes | bytearray) -> bytes:
     if kind == "data" and len(value) > _SHOWN_DATA:
         return b"data <%d bytes, crc %08x>" % (len(value), zlib.crc32(value))
     return kind.encode() + (b" " if value and not value.startswith(b"\r") else b"") + value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.differential.wire import Response, Signals, Wire, play
+from tests.polling import until
 
 READY_LIMIT_S = 90.0
 STOP_LIMIT_S = 30.0
@@ -67,27 +68,23 @@ class Proxy:
                 stdin=subprocess.DEVNULL,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - the tests run no threads
             )
+
+        async def ready() -> bool:
+            if not self.alive():
+                raise ProxyError(f"exit status {self.process and self.process.returncode}: {self.stderr()}")
+            if not admin.exists() or ":" not in (text := admin.read_text()):
+                return False
+            self._admin_port = int(text.strip().rpartition(":")[2])
+            try:
+                return (await self.admin("GET", "/ready"))[0] == 200
+            except ConnectionError:
+                return False
+
         try:
-            async with asyncio.timeout(READY_LIMIT_S):
-                await self._wait_ready(admin)
+            await until(ready, READY_LIMIT_S)
         except TimeoutError:
             self.stop()
             raise ProxyError(f"not ready within {READY_LIMIT_S} s: {self.stderr()}") from None
-
-    async def _wait_ready(self, admin: Path) -> None:
-        pause = 0.005
-        while True:
-            if not self.alive():
-                raise ProxyError(f"exit status {self.process and self.process.returncode}: {self.stderr()}")
-            if admin.exists() and ":" in (text := admin.read_text()):
-                self._admin_port = int(text.strip().rpartition(":")[2])
-                try:
-                    if (await self.admin("GET", "/ready"))[0] == 200:
-                        break
-                except ConnectionError:
-                    pass
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, 0.1)
         listeners = json.loads((await self.admin("GET", "/listeners?format=json"))[1])
         for entry in listeners.get("listener_statuses", []):
             self.ports[entry["name"]] = entry["local_address"].get("socket_address", {}).get("port_value", 0)

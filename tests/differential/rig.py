@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
 import socket
 import ssl
@@ -12,11 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
 from tests.differential import proxy as proxies
 from tests.differential.config import BARRIER, PROBE_HOST, Config, render, tokens
 from tests.differential.http2_steps import ask
 from tests.differential.outcome import SECTIONS, Normaliser, Outcome, difference, stat_deltas
 from tests.differential.wire import Play, Response, Script, Signals, Upstream, Wire, hole_sockets, play, refusing_socket
+from tests.polling import until
 
 QUIET_LIMIT_S = 60.0
 SCENARIO_LIMIT_S = 180.0
@@ -26,13 +32,18 @@ PROBE = f"GET /probe HTTP/1.1\r\nhost: {PROBE_HOST}\r\n\r\n".encode()
 
 @dataclass(frozen=True)
 class Tls:
-    """How a client speaks TLS: names of certificates are those of pki.py, `curve` is the only one if given. The proxy's certificate is not verified."""
+    """How a client speaks TLS: names of certificates are those of pki.py, `curve` is the only one if given. The proxy's certificate is not verified.
+
+    `ciphers` are OpenSSL's names of those of TLS 1.2.
+    """
 
     sni: str | None = "a.test"
     alpn: tuple[str, ...] = ()
     certificate: str | None = None
     maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
     curve: str = ""
+    # Not the order of whoever built this Python: which cipher is chosen depends on it.
+    ciphers: str = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 @dataclass
@@ -120,7 +131,8 @@ class Rig:
         context = None
         if name.startswith(("tls", "mtls")):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.pki / "server.pem", self.pki / "server.key")
+            certificate = name.partition("tls_with_")[2] or "server"
+            context.load_cert_chain(self.pki / f"{certificate}.pem", self.pki / f"{certificate}.key")
             context.set_alpn_protocols(["h2", "http/1.1"] if upstream.http2 else ["http/1.1"])
             context.sni_callback = _remember_sni
             if name.startswith("mtls"):
@@ -130,6 +142,8 @@ class Rig:
         return upstream.port
 
     def _path(self, kind: str, name: str) -> str:
+        if kind in {"sha256", "spki"}:
+            return _pin(self.pki / f"{name}.pem", kind)
         folder = self.folder if kind == "file" else self.pki
         return str(folder / (name if kind == "file" else f"{name}.{kind}"))
 
@@ -137,7 +151,7 @@ class Rig:
 
     async def connect(self, listener: str = "main", tls: Tls | None = None) -> Wire:
         """A client connection; closed at the end of the case."""
-        context = self._client_tls(tls) if tls else None
+        context = self.client_tls(tls) if tls else None
         server_hostname = (tls.sni or "") if tls else None
         _, wire = await asyncio.get_running_loop().create_connection(
             Wire,
@@ -149,12 +163,13 @@ class Rig:
         self._clients.append(wire)
         return wire
 
-    def _client_tls(self, tls: Tls) -> ssl.SSLContext:
+    def client_tls(self, tls: Tls) -> ssl.SSLContext:
+        """The client's side of TLS."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = tls.maximum
-        context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # not the order of whoever built this Python: which cipher is chosen depends on it
+        context.set_ciphers(tls.ciphers)
         if tls.curve:
             context.set_ecdh_curve(tls.curve)
         if tls.alpn:
@@ -195,14 +210,16 @@ class Rig:
 
     async def until_counted(self, name: str, count: int = 1) -> None:
         """Wait until the proxy has counted so much more, for scenarios that go on after something that they cannot see."""
-        while await self.counted(name) < count:
-            await asyncio.sleep(0.005)
+
+        async def enough() -> bool:
+            return await self.counted(name) >= count
+
+        await until(enough)
 
     async def wait_lines(self, file: str, count: int) -> str:
         """The text of a log file in the proxy's folder once it has so many lines."""
         path = self.folder / file
-        while not path.exists() or path.read_text().count("\n") < count:
-            await asyncio.sleep(0.01)
+        await until(lambda: path.exists() and path.read_text().count("\n") >= count)
         return path.read_text()
 
     # ---- cases ---------------------------------------------------------------------------------------------------------------------------------------
@@ -329,6 +346,15 @@ class Rig:
 
 def _remember_sni(connection: Any, server_name: str | None, _context: ssl.SSLContext) -> None:
     connection.server_name_seen = server_name
+
+
+def _pin(path: Path, kind: str) -> str:
+    """What `verify_certificate_hash` and `verify_certificate_spki` say of a certificate."""
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    if kind == "sha256":
+        return certificate.fingerprint(hashes.SHA256()).hex()
+    info = certificate.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(info).digest()).decode()
 
 
 def _joined(response: bytes) -> bytes:

@@ -58,6 +58,13 @@ def per_route(**routes: Any) -> list[Any]:
     return [{"name": "all", "domains": ["*"], "routes": made, "typed_per_filter_config": {"ext_authz": host}}]
 
 
+UPGRADES = [
+    {
+        "name": "all",
+        "domains": ["*"],
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "a", "upgrade_configs": [{"upgrade_type": "websocket"}]}}],
+    }
+]
 ROUTES = per_route(
     disabled={"disabled": True},
     off="off",
@@ -92,6 +99,7 @@ CONFIG = bootstrap(
     authz("body_bytes", with_request_body=BODY | {"pack_as_bytes": True}),
     authz("body_raw", with_request_body=PARTLY, encode_raw_headers=True),
     authz("partly", with_request_body=PARTLY),
+    authz("upgrades", hosts=UPGRADES, with_request_body=BODY),
     authz("narrow", allowed_headers=patterns("x-a", ":path"), disallowed_headers=patterns("x-a-not", how="prefix")),
     authz("disallowing", disallowed_headers=patterns("x-a", ":method")),
     authz("metadata", metadata_context_namespaces=["envoy.filters.http.rbac", "nobody"], route_metadata_context_namespaces=["of-route"], before=(RBAC_SHADOW,)),
@@ -253,6 +261,13 @@ CASES = [
         get("/old?x"),
         allows(headers=[header(":path", "/new"), header(":method", "PUT"), header(":authority", "b.test"), header("host", "c.test")]),
     ),
+    case("grpc", "pseudo_unknown", get("/"), allows(headers=[header(":foo", "bar"), header(":status", "200"), header(":protocol", "websocket")])),
+    case("grpc", "path_with_space", get("/"), allows(headers=[header(":path", "/a b")])),
+    case("grpc", "method_with_space", get("/"), allows(headers=[header(":method", "G T")])),
+    case("grpc", "framing", req("POST", "/", body=b"hello"), allows(headers=[header("content-length", "3")])),
+    case("grpc", "framing_chunked", req("POST", "/", body=b"hello"), allows(headers=[header("transfer-encoding", "chunked")])),
+    case("grpc", "framing_removed", req("POST", "/", body=b"hello"), allows(headers_to_remove=["content-length"])),
+    case("grpc", "hop_by_hop", get("/"), allows(headers=[header("connection", "close"), header("keep-alive", "5"), header("te", "trailers")])),
     case("grpc", "remove", get("/", *SENT), allows(headers_to_remove=["x-there", "X-One", "host", ":path", "absent", "cookie"])),
     case("grpc", "set_and_remove", get("/", *SENT), allows(headers=[header("x-there", "3"), header("x-new", "1")], headers_to_remove=["x-there", "x-new"])),
     case("grpc", "empty_value", get("/", *SENT), allows(headers=[header("x-there", ""), header("x-new", "")])),
@@ -465,6 +480,8 @@ CASES = [
     ),
     case("grpc", "reset", get("/"), [Ended(), Rst()]),
     case("open", "reset", get("/"), [Ended(), Rst()]),
+    case("grpc", "status_after_message", get("/"), [*allows()[:-1], Headers(lines("grpc-status: 7"), end=True)]),
+    case("grpc", "half_a_message", get("/"), [*allows()[:2], Body(message(b"abc")[:-1], end=False), Headers(lines("grpc-status: 0"), end=True)]),
     case("slow", "timeout", get("/"), [Ended(), Wait("never")]),
     case("default_time", "timeout", get("/"), [Ended(), Wait("never")]),
     case("default_time", "allowed", get("/")),
@@ -486,6 +503,17 @@ CASES = [
         )
     ],
     case("body", "denied", req("POST", "/", body=b"hello"), denies()),
+    case("body", "gone_while_it_comes", [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe", Close()]),
+    case(
+        "partly",
+        "more_while_it_is_asked",
+        [b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n0123456789abcdef", Wait("asked"), b"0123", Response()],
+        [Ended(), Signal("asked"), *allows()[1:]],
+    ),
+    case("upgrades", "websocket", get("/", "Connection: Upgrade", "Upgrade: websocket")),
+    case("upgrades", "spelt_otherwise", get("/", "Connection: upgrade", "Upgrade: WebSocket")),
+    case("upgrades", "denied", get("/", "Connection: upgrade", "Upgrade: WebSocket"), denies()),
+    case("body", "expect", req("POST", "/", "Expect: 100-continue", body=b"hello")),
     case("partly", "denied_long", req("POST", "/", body=b"x" * 50), denies()),
     h2_case("body_h2", ask("POST", "/", body=b"hello"), up={"h2authz": grpc_play()}, on="body"),
     h2_case("body_h2_long", ask("POST", "/", body=b"x" * 50), up={"h2authz": grpc_play()}, on="body"),

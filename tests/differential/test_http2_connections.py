@@ -29,6 +29,7 @@ from tests.differential.harness import (
     Rst,
     Settings,
     Signal,
+    Sync,
     Until,
     Update,
     Wait,
@@ -90,6 +91,7 @@ CONFIG = bootstrap(
     http("idle", HOSTS, common_http_protocol_options={"idle_timeout": "0.3s"}, **DRAIN),
     http("few", HOSTS, common_http_protocol_options={"max_requests_per_connection": 2}, **DRAIN),
     http("one_at_a_time", HOSTS, http2_protocol_options={"max_concurrent_streams": 1}),
+    http("pinging_idle", HOSTS, http2_protocol_options={"connection_keepalive": {"timeout": "0.1s", "connection_idle_interval": "0.05s"}}),
     http("pinging", HOSTS, http2_protocol_options={"connection_keepalive": {"interval": "0.2s", "timeout": "0.3s", "interval_jitter": {"value": 0}}}),
     http("small", HOSTS, max_request_headers_kb=1, common_http_protocol_options={"max_headers_count": 10}),
     http("underscores", HOSTS, common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"}),
@@ -123,7 +125,7 @@ NO_ACK = ("settings",)
 
 def websocket(authority: str = "ws.test", path: str = "/chat", *headers: str, protocol: str = "websocket") -> list[tuple[str, str]]:
     """The head of an extended CONNECT."""
-    fields = head("CONNECT", path, "sec-websocket-version: 13", *headers, authority=authority)
+    fields = head("CONNECT", path, "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==", *headers, authority=authority)
     return [fields[0], (":protocol", protocol), *fields[1:]]
 
 
@@ -263,6 +265,21 @@ def timeouts() -> Iterator[Case]:
     yield h2_case("taken_late", Open(head()), Got(10), Idle(0.1), Update(1000, None), Ended(), **slow)
     yield h2_case("not_taken_and_reset", Open(head()), Got(10), Idle(0.1), Rst(), **slow)
     yield h2_case("not_taken_and_closed", Open(head()), Got(10), Idle(0.1), Close(), **slow)
+    # By decision: a response that is all there before its request has ended, and is taken late, is delivered. Envoy resets the stream, and the rest is lost.
+    early = slow | {"up": [Head(), answer("200 OK", b"x" * 100), Eof()], "then": "open"}
+    post, take, told, whole = Open(head("POST"), end=False), Update(1000, None), {"strictly": "rst_stream NO_ERROR"}, {"strictly": "x" * 100}
+    yield h2_case("early_response_taken_late", post, Got(10), Idle(0.1), take, Ended(), **early, **told)
+    bits = [step for n in range(9) for step in (Update(10, None), Got(10 * n + 20))]
+    yield h2_case("early_response_taken_bit_by_bit", post, Got(10), *bits, Ended(), **early, **told)
+    yield h2_case("early_response_and_then_more", post, Got(10), *[Data(b"late")] * 5, Sync(), take, Ended(), **early, **told)
+    length = Open(head("POST", "/", "content-length: 4"), end=False)
+    early_to_all = early | {"up": [Request(), answer("200 OK", b"x" * 100)]}
+    yield h2_case("early_response_to_all_of_a_body", length, Data(b"body"), Got(10), Idle(0.1), take, Ended(), **early_to_all, **told)
+    yield h2_case("early_response_and_then_the_end", post, Got(10), Data(b"late", end=True), Idle(0.1), take, Ended(), **early, **whole)
+    trailers = Headers(lines("x-t: 1"), end=True)
+    yield h2_case("early_response_and_then_trailers", post, Got(10), Data(b"late"), trailers, Idle(0.1), take, Ended(), **early, **whole)
+    lost = {"skip_stats": ("downstream_rq_rx_reset", "tx_flush_timeout"), "note": "Envoy did not wait for it"}
+    yield h2_case("early_response_never_taken", post, Got(10), Ended(), on="flush", **early, **lost)
 
 
 def drains() -> Iterator[Case]:
@@ -299,6 +316,7 @@ def drains() -> Iterator[Case]:
     yield Case("max_connection_duration_without_anything", [Eof()], on="duration", then="closed")
     yield h2_case("max_requests", ask(authority="direct.test"), ask(authority="direct.test"), ask(authority="direct.test"), Eof(), on="few", then="closed")
     yield h2_case("keepalive", Heard("ping", 2), on="pinging", then="leave")
+    yield h2_case("keepalive_of_idle_connections_is_for_upstreams", ask(), Idle(0.15), ask(), on="pinging_idle", hello=Hello(manual=("ping",)))
     yield h2_case("keepalive_not_answered", Eof(), on="pinging", then="closed", hello=Hello(manual=("ping",)))
     yield h2_case("keepalive_not_answered_busy", Open(head()), Eof(), on="pinging", then="closed", hello=Hello(manual=("ping",)), up=SILENT)
     yield h2_case("ping", Frame(6, 0, 0, b"12345678"), Heard("ping_ack"), hello=Hello(show=("ping_ack",)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 from typing import Any
@@ -45,6 +44,7 @@ from tests.differential.harness import (
     reply,
 )
 from tests.differential.wire import play
+from tests.polling import until
 
 LONG = bytes(range(256)) * 800
 
@@ -123,13 +123,22 @@ async def not_taken(rig: Rig) -> Any:
     wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     wire.transport.pause_reading()
     await play([Open(head())], wire, rig.signals)
-    while not (waiting := (await rig.proxy.stats()).get(gauges[0], 0)):
-        await asyncio.sleep(0.005)
+
+    async def counted() -> list[int]:
+        stats = await rig.proxy.stats()
+        return [stats.get(name, 0) for name in gauges]
+
+    async def held() -> int:
+        return (await counted())[0]
+
+    async def taken() -> bool:
+        return await counted() == [0, 0]
+
+    waiting = await until(held)
     wire.transport.resume_reading()
     await play([Ended()], wire, rig.signals)
-    while (left := [(await rig.proxy.stats()).get(name, 0) for name in gauges]) != [0, 0]:
-        await asyncio.sleep(0.005)
-    return {"at rest": at_rest, "waiting": waiting > 0, "left": left}
+    await until(taken)
+    return {"at rest": at_rest, "waiting": waiting > 0, "left": await counted()}
 
 
 async def pushed_back(rig: Rig) -> Any:

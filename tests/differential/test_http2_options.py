@@ -151,7 +151,8 @@ def preconnect() -> list[Case]:
             # Whether a connection is there when its request comes depends on which host that is for.
             chance: dict[str, Any] = {"skip_stats": ("upstream_rq_pending_total",)} if name == "ahead-h2-one" else {}
             cases.append(Case(f"preconnect_{name}", asked, skip=("upstream", "log"), **chance))
-            pairs = [step for _ in range(3) for step in (Open(head(authority=f"{name}.test")), Open(head(authority=f"{name}.test")), Ended(), Sync())]
+            two = [Open(head(authority=f"{name}.test")), Open(head(authority=f"{name}.test"))]
+            pairs = [step for n in (0, 4, 8) for step in (*two, Ended(n + 1, n + 3), Sync())]
             cases.append(h2_case(f"preconnect_{name}_two_at_once", *pairs, Heard("headers", 6), skip=("upstream", "log", "client"), **chance))
     return cases
 

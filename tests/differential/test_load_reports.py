@@ -6,78 +6,32 @@ import asyncio
 import contextlib
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import json_format
 
 from meshproxy.api import messages
 from tests.differential import proxy
 from tests.differential.config import Config
+from tests.differential.reports_server import ReportsServer
 from tests.differential.xds_rig import Origin, Site, beside, compare, goes_to, http_listener, play, static
 from tests.differential.xds_server import ControlPlane
 
 _L = "envoy.service.load_stats.v3."
-_Request, _Response = messages.known(f"{_L}LoadStatsRequest"), messages.known(f"{_L}LoadStatsResponse")
+_Response = messages.known(f"{_L}LoadStatsResponse")
 INTERVAL_MS = 100
 
 
-class Loads:
-    """A server of load reports. `answers` are sent to the stream in their order; `totals` adds up what was reported until it is taken."""
+class Loads(ReportsServer):
+    """A server of load reports."""
 
     def __init__(self) -> None:
-        self.port = 0
-        self.first: list[Any] = []  # of each stream
-        self.reports: list[Any] = []
-        self._heard = asyncio.Condition()
-        self._answers: asyncio.Queue[Any] = asyncio.Queue()
-        self._server = grpc.aio.server()
-
-    def handler(self) -> Any:
-        """The service."""
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._serve, request_deserializer=_Request.FromString, response_serializer=lambda message: message.SerializeToString()
-        )
-        return grpc.method_handlers_generic_handler(f"{_L}LoadReportingService", {"StreamLoadStats": handler})
-
-    async def start(self) -> None:
-        self._server.add_generic_rpc_handlers([self.handler()])
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(None)
-
-    async def _serve(self, requests: Any, context: Any) -> None:
-        async def read() -> None:
-            first = True
-            async for request in requests:
-                async with self._heard:
-                    (self.first if first else self.reports).append(request)
-                    first = False
-                    self._heard.notify_all()
-
-        reader = asyncio.ensure_future(read())
-        try:
-            while (answer := await self._answers.get()) is not None:
-                await context.write(answer)
-        finally:
-            reader.cancel()
+        super().__init__(f"{_L}LoadReportingService", "StreamLoadStats", f"{_L}LoadStatsRequest")
 
     def ask(self, *clusters: str, **fields: Any) -> None:
         """Ask for reports of these."""
         answer = _Response(clusters=clusters, **fields)
         answer.load_reporting_interval.FromMilliseconds(INTERVAL_MS)
-        self._answers.put_nowait(answer)
-
-    def end(self) -> None:
-        """End the stream, well."""
-        self._answers.put_nowait(None)
-
-    async def until(self, enough: Any) -> None:
-        """Wait until what was heard is enough."""
-        async with asyncio.timeout(20), self._heard:
-            while not enough():
-                await self._heard.wait()
+        self.say(answer.SerializeToString())
 
     async def a_period(self) -> None:
         """Wait until something was reported, and once more: what happens from now on is counted, what happened before is not."""
@@ -145,12 +99,9 @@ async def started(site: Site, loads: Loads) -> None:
     await site.origin("a", "b", "c")
     await loads.start()
     site.ports["loads"] = loads.port
-    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http2_protocol_options": {}}}}
-    server = {"name": "loads", "connect_timeout": "1s", "typed_extension_protocol_options": options, "load_assignment": {"cluster_name": "loads", "endpoints": [
-        {"lb_endpoints": [{"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": loads.port}}}}]}]}}  # fmt: skip
+    source, server = loads.config("loads")
     routes = [{"match": {"prefix": f"/{name}"}, "route": {"cluster": name}} for name in ("many", "drops", "full")]
     listener = http_listener("in", {"name": "routes", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]})
-    source = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "loads"}}]}
     await site.start({"cluster_manager": {"load_stats_config": source}, "static_resources": {"clusters": [*clusters(), server], "listeners": [listener]}})
     await loads.until(lambda: loads.first)
 
@@ -245,7 +196,7 @@ async def a_stream_that_ends_is_begun_again(site: Site, loads: Loads) -> None:
     await started(site, loads)
     loads.ask("many")
     await loads.until(lambda: loads.reports)
-    loads.end()
+    loads.say(None)
     client = await site.connect("in")
     for _ in range(4):
         await client.get("/many")
@@ -271,7 +222,7 @@ def test_clusters_that_say_so_are_reported_to_where_they_come_from(workers):
 
     async def scenario(site: Site) -> None:
         plane, loads = ControlPlane(), Loads()
-        plane.handlers.append(loads.handler())
+        plane.handlers += loads.handlers
         try:
             await plane.start()
             await site.origin("a")

@@ -8,7 +8,8 @@ import pytest
 
 from tests.differential.config import Config
 from tests.differential.test_xds_streams import ADS, Plane, api, eds, started
-from tests.differential.xds_rig import QUICK_DRAIN, Site, assignment, beside, compare, http_listener, says, static
+from tests.differential.xds_rig import LIMIT_S, QUICK_DRAIN, Site, assignment, beside, compare, http_listener, says, static
+from tests.polling import until
 
 ON_DEMAND = "type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand"
 OWN = {"api_config_source": api("DELTA_GRPC"), "resource_api_version": "V3"}
@@ -61,10 +62,9 @@ def asked_for(plane: Plane, kind: str) -> list[str]:
 
 async def logged(site: Site, count: int) -> list[str]:
     """The lines of the access log when there are so many."""
-    async with asyncio.timeout(60):
-        while len(lines := (site.folder / "log").read_text().splitlines()) < count:
-            await asyncio.sleep(0.01)
-    return lines
+    log = site.folder / "log"
+    await until(lambda: log.read_text().count("\n") >= count, LIMIT_S)
+    return log.read_text().splitlines()
 
 
 async def of_hosts(site: Site, plane: Plane, source: Config) -> None:
@@ -214,6 +214,28 @@ async def clusters_by_a_stream_of_their_own(site: Site, plane: Plane) -> None:
     await clusters(site, plane, OWN)
 
 
+async def clusters_by_header(site: Site, plane: Plane) -> None:
+    """Requests say which cluster they want."""
+    await site.origin("a", "b")
+    chosen = {"match": {"prefix": "/"}, "route": {"cluster_header": "x-cluster"}}
+    some = [{"cluster_header": "x-cluster", "weight": 1}]
+    weighted = {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": some}}}
+    hosts = [{"name": "one", "domains": ["a.test"], "routes": [chosen]}, {"name": "many", "domains": ["b.test"], "routes": [weighted]}]
+    plane.put("cluster", "c1", static("one", "a"), static("two", "b"))
+    plane.put("listener", "l1", listener(odcds={"source": ADS, "timeout": "60s"}))
+    plane.put("route", "r1", {"name": "routes", "virtual_hosts": hosts, "validate_clusters": False})
+    await started(site, plane, kind="DELTA_GRPC", dynamic_resources={"lds_config": ADS, "ads_config": api("DELTA_GRPC")})
+    client = await site.connect("in")
+    for host, cluster in (("a.test", "one"), ("a.test", "one"), ("b.test", "two"), ("a.test", "two"), ("b.test", "none")):
+        site.note(host, cluster, await client.send(f"GET / HTTP/1.1\r\nhost: {host}\r\nx-cluster: {cluster}\r\n\r\n"))
+    site.note(await client.get(host="a.test"))
+    site.note(asked_for(plane, "cluster"))
+    await plane.set("cluster", "c2", static("two", "b"))
+    await site.until("cluster_manager.cluster_removed", 1)
+    site.note(await client.send("GET / HTTP/1.1\r\nhost: a.test\r\nx-cluster: two\r\n\r\n"))
+    site.note(await logged(site, 7))
+
+
 async def beside_cds(site: Site, plane: Plane) -> None:
     """What CDS brings need not be asked for; what it takes away is gone."""
     await begun(site, plane, odcds={"source": ADS})
@@ -254,8 +276,8 @@ async def by_routes(site: Site, plane: Plane) -> None:
 
 
 SCENARIOS = [
-    by_ads, by_a_stream_of_its_own, bodies, changes, refused, prefetched, after_a_new_stream, clusters_by_ads, clusters_by_a_stream_of_their_own, beside_cds,
-    time_out, by_routes,
+    by_ads, by_a_stream_of_its_own, bodies, changes, refused, prefetched, after_a_new_stream, clusters_by_ads, clusters_by_a_stream_of_their_own,
+    clusters_by_header, beside_cds, time_out, by_routes,
 ]  # fmt: skip
 
 

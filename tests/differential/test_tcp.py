@@ -27,7 +27,7 @@ LOG = file_log(
     "tcp flags=%RESPONSE_FLAGS% details=%RESPONSE_CODE_DETAILS% termination=%CONNECTION_TERMINATION_DETAILS% rx=%BYTES_RECEIVED% tx=%BYTES_SENT% "
     "upstream=%UPSTREAM_HOST% cluster=%UPSTREAM_CLUSTER% failure=%UPSTREAM_TRANSPORT_FAILURE_REASON% code=%RESPONSE_CODE% protocol=%PROTOCOL% "
     "attempts=%UPSTREAM_REQUEST_ATTEMPT_COUNT% remote=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% method=%REQ(:METHOD)% "
-    "closed=%DOWNSTREAM_LOCAL_CLOSE_REASON%/%DOWNSTREAM_DETECTED_CLOSE_TYPE%\n",
+    "closed=%DOWNSTREAM_LOCAL_CLOSE_REASON%/%DOWNSTREAM_DETECTED_CLOSE_TYPE%/%UPSTREAM_DETECTED_CLOSE_TYPE%\n",
 )
 
 
@@ -55,6 +55,7 @@ CONFIG = bootstrap(
     proxy("full", "full"),
     proxy("missing", "not_there"),
     proxy("idle", idle_timeout="0.4s"),
+    proxy("idle_hole", "long_hole", idle_timeout="0.3s"),
     proxy("lifetime", max_downstream_connection_duration="0.4s"),
     proxy("weighted", weighted_clusters={"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 1}]}),
     proxy("one_weighted", weighted_clusters={"clusters": [{"name": "b", "weight": 3}]}),
@@ -76,6 +77,7 @@ CONFIG = bootstrap(
         cluster("dead"),
         cluster("dead_then_alive", "dead", "a"),
         cluster("hole", connect_timeout="0.1s"),
+        cluster("long_hole", "hole"),
         cluster("empty", localities=[{"lb_endpoints": []}]),
         cluster("full", "a", circuit_breakers={"thresholds": [{"max_connections": 0}]}),
         cluster("ring", endpoint("a", metadata={"filter_metadata": {"envoy.lb": {"hash_key": "a"}}}),
@@ -175,6 +177,7 @@ CASES = [
     tcp("no_such_cluster", [b"hello"], on="missing"),
     tcp("idle", [b"hello", Until(b"hello")], on="idle"),
     tcp("idle_without_bytes", [], on="idle", up=on_connect(Eof())),
+    tcp("idle_while_connecting", [b"hello"], on="idle_hole"),
     tcp("longest_life", [b"hello", Until(b"hello")], on="lifetime"),
     tcp("weighted_single", TALK, on="one_weighted"),
     Case("weighted_both", both_clusters_are_used, ECHO, skip=("upstream", "log", "stats"), note="by chance"),

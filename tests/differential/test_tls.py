@@ -69,7 +69,7 @@ def secure(
     """A TLS listener with a connection manager."""
     tls = {"common_tls_context": {"tls_certificates": [certificate(server)], **(common or {})}, **context}
     chain = {
-        "filters": [hcm(name, hosts or to("a"), access_log=[LOG], **(hcm_options or {}))],
+        "filters": [hcm(name, hosts or to("a"), **({"access_log": [LOG]} | (hcm_options or {})))],
         "transport_socket": {"name": "tls", "typed_config": {"@": "downstream_tls", **tls}},
         **(chain_fields or {}),
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.differential.config import bootstrap, cluster, http
+from tests.differential.config import bootstrap, cluster, filter_, http
 from tests.differential.proxy import envoy_binary, envoy_command, our_command
 from tests.differential.test_tracing import HOSTS, Case, get
 from tests.differential.tracing_rig import Site
@@ -23,11 +23,14 @@ ZIPKIN: dict[str, Any] = {
 }
 
 
-def traced(name: str, *, direction: str = "INBOUND", tracing: dict[str, Any] | None = None, **provider: Any) -> dict[str, Any]:
+def traced(
+    name: str, *, direction: str = "INBOUND", tracing: dict[str, Any] | None = None, manager: dict[str, Any] | None = None, **provider: Any
+) -> dict[str, Any]:
     """A listener whose connection manager traces to Zipkin."""
     config = {"provider": {"name": "zipkin", "typed_config": ZIPKIN | provider}, **(tracing or {})}
     name = f"zipkin_{name}"
-    return http(name, HOSTS, tracing=config, listener_fields={"traffic_direction": direction}, route_config={"validate_clusters": False}, access_log=[])
+    return http(name, HOSTS, tracing=config, listener_fields={"traffic_direction": direction}, route_config={"validate_clusters": False}, access_log=[],
+                **(manager or {}))  # fmt: skip
 
 
 def traced_by_http() -> dict[str, Any]:
@@ -43,6 +46,7 @@ def traced_by_http() -> dict[str, Any]:
     return http("zipkin_otlp", HOSTS, tracing={"provider": {"name": "t", "typed_config": provider}}, route_config={"validate_clusters": False}, access_log=[])
 
 
+CHILD = {"http_filters": [filter_("router", start_child_span=True)]}
 OFF = {"random_sampling": {"value": 0}}
 W3C = "USE_B3_WITH_W3C_PROPAGATION"
 ONE = {"thresholds": [{"max_connections": 1}]}  # so that spans come in the order in which they were sent
@@ -57,6 +61,10 @@ CONFIG = bootstrap(
     traced("wide_out", direction="OUTBOUND", trace_id_128bit=True),
     traced("unshared", shared_span_context=False),
     traced("spawn", tracing={"spawn_upstream_span": True}),
+    traced("child", manager=CHILD),
+    traced("child_unshared", manager=CHILD, shared_span_context=False),
+    traced("child_out", direction="OUTBOUND", manager=CHILD),
+    traced("spawn_out", direction="OUTBOUND", tracing={"spawn_upstream_span": True}),
     traced("verbose", tracing={"verbose": True, "spawn_upstream_span": True}),
     traced("w3c", trace_context_option=W3C),
     traced("w3c_out", direction="OUTBOUND", trace_context_option=W3C, trace_id_128bit=True),
@@ -111,13 +119,13 @@ def _cases() -> Iterator[Case]:
     for name, headers in CONTEXTS.items():
         for on in ("in", "out", "off", "wide_out", "unshared", "w3c", "w3c_out"):
             yield Case(f"{on}_{name}", f"zipkin_{on}", get("/", *headers))
-    for on in ("spawn", "verbose", "wide"):
+    for on in ("spawn", "spawn_out", "child", "child_unshared", "child_out", "verbose", "wide"):
         for name in ("fresh", "multi", "single_unsampled"):
             yield Case(f"{on}_{name}", f"zipkin_{on}", get("/", *CONTEXTS[name]))
     yield Case("otlp_fresh", "zipkin_otlp", get("/"))
     yield Case("otlp_parent", "zipkin_otlp", get("/", *CONTEXTS["w3c"]))
     for path in ("/direct", "/decorated", "/tagged", "/operation", "/retried", "/dead", "/status/404", "/status/500", "/grpc/14"):
-        for on in ("in", "out", "spawn"):
+        for on in ("in", "out", "spawn", "child", "child_out"):
             yield Case(f"{on}{path}", f"zipkin_{on}", get(path))
 
 

@@ -18,6 +18,7 @@ from tests.differential.harness import (
     bootstrap,
     check_cases,
     cluster,
+    filter_,
     get,
     http,
     req,
@@ -28,7 +29,24 @@ def vhost(name: str, *, match: dict | None = None, **route: Any) -> dict:
     return {"name": name, "domains": [f"{name}.test", f"{name}.test:*"], "routes": [{"match": match or {"prefix": "/"}, "route": {"cluster": "a", **route}}]}
 
 
+def marked(name: str, **fields: Any) -> dict:
+    """A filter that says of requests and responses that it saw them."""
+    mutation = [{"append": {"header": {"key": "x-seen", "value": name}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}}]
+    return {**filter_("header_mutation", mutations={"request_mutations": mutation, "response_mutations": mutation}), "name": name, **fields}
+
+
+def own(kind: str, *filters: dict, **fields: Any) -> dict:
+    """A type of upgrade with filters of its own."""
+    return {"upgrade_type": kind, "filters": [*filters, filter_("router", dynamic_stats=False)], **fields}
+
+
 CONNECT = {"connect_matcher": {}}
+DENY = filter_("rbac", rules={"action": "DENY", "policies": {"all": {"permissions": [{"any": True}], "principals": [{"any": True}]}}})
+SLOW = filter_("fault", delay={"fixed_delay": "0.05s", "percentage": {"numerator": 100}})
+HEADERS_OFF = {"typed_per_filter_config": {"upgrade": {"@": "filter_config", "disabled": True}}}
+HEADERS_ON = {"typed_per_filter_config": {"off": {"@": "filter_config", "config": {}}}}
+HEADERS_MORE = {"typed_per_filter_config": {"upgrade": {"@": "header_mutation_per_route", "mutations": {"response_mutations": [
+    {"append": {"header": {"key": "x-route", "value": "yes"}}}]}}}}  # fmt: skip
 HOSTS = [
     vhost("plain"),
     vhost("on", upgrade_configs=[{"upgrade_type": "websocket"}]),
@@ -42,12 +60,31 @@ HOSTS = [
     vhost("terminate", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}]),
     vhost("terminate-dead", match=CONNECT, upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}], cluster="dead"),
     vhost("connect-denied", match=CONNECT),
+    vhost("post", upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {"allow_post": True}}]),
+    vhost("post-dead", upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {"allow_post": True}}], cluster="dead"),
+    vhost("post-not-allowed", upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}]),
+    {**vhost("own-off"), **HEADERS_OFF},
+    {**vhost("own-on"), **HEADERS_ON},
+    {**vhost("own-more"), **HEADERS_MORE},
+    {"name": "direct", "domains": ["direct.test"], "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200}}]},
 ]
 CONFIG = bootstrap(
     http("main", HOSTS),
     http("websocket", HOSTS, upgrade_configs=[{"upgrade_type": "websocket"}]),
     http("websocket_off", HOSTS, upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}]),
     http("connect", HOSTS, upgrade_configs=[{"upgrade_type": "CONNECT"}]),
+    http(
+        "own",
+        HOSTS,
+        filters=[marked("usual"), DENY | {"name": "usual_rbac", "disabled": True}],
+        upgrade_configs=[
+            own("WebSocket", marked("upgrade"), marked("off", disabled=True)),
+            own("foo/1", marked("foo"), SLOW, enabled=False),
+            own("deny", marked("before"), DENY, marked("after")),
+            own("CONNECT", SLOW, marked("connect")),
+            {"upgrade_type": "usual"},
+        ],
+    ),
     clusters=[cluster("a"), cluster("dead")],
 )
 
@@ -69,6 +106,10 @@ def tunnel(name: str, host: str, *, on: str = "main", up: list | None = None, re
 
 def connect(host: str, *lines: str) -> bytes:
     return "\r\n".join([f"CONNECT {host}.test:443 HTTP/1.1", f"Host: {host}.test:443", *lines, "", ""]).encode()
+
+
+def post(host: str) -> bytes:
+    return req("POST", "/", "Transfer-Encoding: chunked", host=f"{host}.test")
 
 
 CASES = [
@@ -111,11 +152,54 @@ CASES = [
     Case("connect_not_allowed_by_route", [connect("connect-denied"), Response("CONNECT")], then="closed"),
     tunnel("connect_forwarded", "connect", on="connect", request=connect("connect"), up=[Head(), b"HTTP/1.1 200 OK\r\n\r\n", Echo()]),
     tunnel("connect_enabled_by_route", "connect", request=connect("connect"), up=[Head(), b"HTTP/1.1 200 OK\r\n\r\n", Echo()]),
+    Case("connect_upstream_closes", [connect("connect"), Until(END), b"bye", Until(b"last")],
+         [Head(), b"HTTP/1.1 200 OK\r\n\r\n", Until(b"bye"), b"last", Close()], then="closed"),
+    Case("connect_upstream_half_closes", [connect("connect"), Until(END), b"bye", Until(b"last")],
+         [Head(), b"HTTP/1.1 200 OK\r\n\r\n", Until(b"bye"), b"last", HalfClose(), Eof()], then="closed"),
+    Case("connect_upstream_closes_instead", [connect("connect"), Response("CONNECT")], [Head(), Close()]),
+    Case("connect_client_half_closes", [connect("connect"), Until(END), b"bye", HalfClose()], [Head(), b"HTTP/1.1 200 OK\r\n\r\n", Until(b"bye"), Eof()],
+         then="closed"),
     Case("connect_refused_by_upstream", [connect("connect"), Response("CONNECT")], [Head(), answer("403 No", b"")]),
     tunnel("connect_terminated", "terminate", request=connect("terminate"), up=[Echo()]),
     Case("connect_terminated_upstream_speaks_first", [connect("terminate"), Until(END), b"x", Until(b"banner"), Close()], [Until(b"x"), b"banner", Eof()]),
     Case("connect_terminated_upstream_closes", [connect("terminate"), Until(END), b"bye", Until(b"last")], [Until(b"bye"), b"last", Close()], then="closed"),
     Case("connect_terminated_dead", [connect("terminate-dead"), Response("CONNECT")]),
+    # ---- filters of their own
+    tunnel("own_filters", "plain", on="own"),
+    tunnel("own_filters_upper_case", "plain", on="own", request=ws("plain", upgrade="WEBSOCKET")),
+    tunnel("own_filters_enabled_by_route", "on", on="own"),
+    tunnel("own_filters_one_is_disabled_by_route", "own-off", on="own"),
+    tunnel("own_filters_one_is_enabled_by_route", "own-on", on="own"),
+    tunnel("own_filters_configured_by_route", "own-more", on="own"),
+    tunnel("own_filters_disabled_by_manager_enabled_by_route_with_a_delay", "other", on="own", request=ws("other", upgrade="foo/1"),
+           up=[Head(), SWITCH.replace(b"websocket\r\nsec", b"foo/1\r\nsec"), Echo()]),
+    tunnel("no_own_filters", "plain", on="own", request=ws("plain", upgrade="usual"),
+           up=[Head(), SWITCH.replace(b"websocket\r\nsec", b"usual\r\nsec"), Echo()]),
+    Case("own_filters_not_for_others", get("/", host="on.test"), [Head(), answer()], on="own"),
+    Case("own_filters_disabled_by_route", ws("off"), on="own"),
+    Case("own_filters_disabled_by_manager", ws("plain", upgrade="foo/1"), on="own"),
+    Case("own_filters_reply", ws("plain", upgrade="deny"), on="own"),
+    Case("own_filters_upstream_refuses", ws("plain"), [Head(), answer("403 No", b"no")], on="own"),
+    Case("own_filters_upstream_503", ws("plain"), [Head(), answer("503 X", b"no")], on="own"),
+    Case("own_filters_without_route", ws("nowhere"), on="own"),
+    Case("own_filters_direct_response", ws("direct"), on="own"),
+    Case("upgrade_without_route", ws("nowhere"), on="websocket"),
+    Case("upgrade_without_route_not_enabled", ws("nowhere")),
+    Case("upgrade_of_a_direct_response", ws("direct"), on="websocket"),
+    tunnel("own_filters_connect", "connect", on="own", request=connect("connect"), up=[Head(), b"HTTP/1.1 200 OK\r\n\r\n", Echo()]),
+    tunnel("own_filters_connect_terminated", "terminate", on="own", request=connect("terminate"), up=[Echo()]),
+    Case("own_filters_connect_dead", [connect("terminate-dead"), Response("CONNECT")], on="own"),
+    # ---- POST in its place
+    Case("post_terminated", [post("post"), Until(END), b"5\r\nhello\r\n", Until(b"hello"), b"5\r\nagain\r\n0\r\n\r\n", Until(b"0\r\n\r\n")],
+         [Until(b"hello"), b"hello", Until(b"again"), b"again", Eof(), Close()], joined=True, skip_stats=("delayed_close_timeout",)),
+    Case("post_terminated_whole", [req("POST", "/", host="post.test", body=b"hello"), Response("POST")], [Until(b"hello"), b"answer", Eof(), Close()]),
+    *[Case(f"post_terminated_whole_{number}", [req("POST", "/", host="post.test", body=b"hello"), Response("POST")], [Until(b"hello"), b"hi", Eof(), Close()])
+      for number in range(3)],
+    Case("post_terminated_upstream_closes", [post("post"), Until(END), b"5\r\nhello\r\n", Until(b"0\r\n\r\n")], [Until(b"hello"), b"bye", Close()],
+         then="closed"),
+    Case("post_terminated_dead", [req("POST", "/", host="post-dead.test", body=b"hello"), Response("POST")]),
+    Case("post_that_is_only_forwarded", [req("POST", "/", host="post-not-allowed.test", body=b"hello"), Response("POST")]),
+    Case("get_where_post_is_terminated", get(host="post.test")),
     Case("connect_with_content_length", [connect("connect", "Content-Length: 5") + b"hello", Response("CONNECT")], then="closed"),
 ]  # fmt: skip
 

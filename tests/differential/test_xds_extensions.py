@@ -8,7 +8,8 @@ import pytest
 
 from tests.differential.config import Config
 from tests.differential.test_xds_streams import ADS, Plane, answered, api, note_log, started
-from tests.differential.xds_rig import QUICK_DRAIN, Site, beside, compare, http_listener, says, source
+from tests.differential.xds_rig import LIMIT_S, QUICK_DRAIN, Site, beside, compare, http_listener, says, source
+from tests.polling import until
 
 FAULT = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 BUFFER = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer"
@@ -80,7 +81,9 @@ async def nothing_comes(site: Site, plane: Plane) -> None:
     await site.until_get("in", "418 fault filter abort")
     await site.until_get("out", "419 fault filter abort")
     await site.note_stats("extension_config_discovery.")
-    site.note(sorted(set((site.folder / "log").read_text().splitlines())))
+    log = site.folder / "log"  # written by and by
+    await until(lambda: {"418 FI", "419 FI"} <= set(log.read_text().splitlines()), LIMIT_S)
+    site.note(sorted(set(log.read_text().splitlines())))
 
 
 async def warmed(site: Site, plane: Plane, kind: str) -> None:
@@ -193,9 +196,43 @@ async def of_the_bootstrap(site: Site, plane: Plane) -> None:
     await site.note_stats("extension_config_discovery.")
 
 
+async def of_an_upgrade(site: Site, plane: Plane) -> None:
+    """Among the filters that a type of upgrade has for itself; wrong ones are refused."""
+    made = listener()
+    manager = made["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["upgrade_configs"] = [{"upgrade_type": "websocket", "filters": [discovered(ADS), *manager["http_filters"]]}]
+    plane.put("listener", "l1", made)
+    plane.put("extension", "x1", extension(418))
+    await started(site, plane)
+    await site.until_get("in", "200 hello")
+    client = await site.connect("in")
+
+    async def upgrade() -> str:
+        other = await site.connect("in")
+        answer = await other.send("GET / HTTP/1.1\r\nhost: a.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        other.close()
+        return answer
+
+    for status in (418, 419, 420):
+        if status > 418:
+            await plane.set("extension", f"x{status - 417}", extension(status))
+
+        async def answered(status: int = status) -> bool:
+            return (await upgrade()).startswith(f"{status} fault filter abort")
+
+        await until(answered, LIMIT_S)
+        site.note(await client.get())
+    plane.put("extension", "x4", {"name": "first", "typed_config": {"@type": ROUTER}})
+    await plane.push()
+    await plane.until_asked("extension", "nack")
+    site.note(await client.get(), await upgrade())
+    await site.note_stats("extension_config_discovery.")
+    await site.note_dump("EcdsConfigDump")
+
+
 SCENARIOS = [
     from_a_file, nothing_comes, state_of_the_world, delta, a_stream_of_its_own, a_filter_that_may_not_have_what_has_come, per_route_and_switched_off,
-    of_the_bootstrap,
+    of_an_upgrade, of_the_bootstrap,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 from meshproxy.net.certificate import Certificate
 from tests.differential import proxy
 from tests.differential.config import Config
+from tests.differential.test_xds_streams import ADS, Plane, started
 from tests.differential.xds_rig import Client, Site, compare, goes_to, http_listener, play, says, source, static
 
 DYNAMIC = {"dynamic_resources": {"cds_config": source("cds.json"), "lds_config": source("lds.json")}}
@@ -233,7 +234,53 @@ async def a_folder_is_watched_instead(site: Site, pki: Path) -> None:
     await note_certs(site)
 
 
+async def by_stream(site: Site, pki: Path, kind: str) -> None:
+    """A certificate by ADS that is in files: the files are replaced, the control plane says the same again, something else, and files again."""
+    plane = Plane(site)
+    try:
+        tls = site.folder / "tls"
+        copy(pki, "server", tls)
+        ads = [{"name": name, "sds_config": ADS} for name in ("files", "own")]
+        chain, key = ((pki / f"server.{end}").read_text() for end in ("pem", "key"))
+        own = {"tls_certificate": {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}}
+        plane.put("cluster", "c1")
+        plane.put("secret", "s1", in_files(site, "files"), own | {"name": "own"})
+        plane.put("listener", "l1", *(secure(name, {"tls_certificate_sds_secret_configs": [one]}) for name, one in zip(("in", "out"), ads, strict=True)))
+        await started(site, plane, kind=kind)
+        old, first = await connect(site, "in", pki)
+        site.note(first, await old.get())
+        copy(pki, "other", tls)
+        second = (await until_shown(site, "in", pki, first))[1]
+        site.note(second)
+        await plane.set("secret", "s2", in_files(site, "files"), own | {"name": "own"})
+        await plane.set("secret", "s3", own | {"name": "files"}, own | {"name": "own"})
+        site.note((await until_shown(site, "in", pki, second))[1])
+        copy(pki, "other", tls)  # of no interest now
+        await plane.set("secret", "s4", in_files(site, "files"), own | {"name": "own"})
+        client, name = await until_shown(site, "in", pki, first)
+        site.note(name, await client.get(), await old.get())
+        wrong = {"tls_certificate": {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": (pki / "other.key").read_text()}}}
+        await plane.set("secret", "s5", wrong | {"name": "files"}, {"name": "own", "validation_context": {}})
+        await plane.until_asked("secret", "nack")
+        site.note([(await connect(site, listener, pki))[1] for listener in ("in", "out")])
+        site.note(await old.get(), await client.get())
+        if site.label == "ours":
+            assert [complaint.count(f"{name}: ") for complaint in plane.complaints["secret"] for name in ("files", "own")] == [1, 1]
+    finally:
+        await plane.stop()
+
+
+async def by_a_stream(site: Site, pki: Path) -> None:
+    await by_stream(site, pki, "GRPC")
+
+
+async def by_a_delta_stream(site: Site, pki: Path) -> None:
+    await by_stream(site, pki, "DELTA_GRPC")
+
+
 SCENARIOS = [
+    by_a_stream,
+    by_a_delta_stream,
     files_of_a_secret_are_watched,
     a_folder_is_watched_instead,
     a_certificate_rotates_under_a_connection,

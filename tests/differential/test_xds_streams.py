@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ from google.protobuf import any_pb2
 
 from meshproxy.api import messages
 from tests.differential.config import Config
-from tests.differential.xds_rig import KINDS, QUICK_DRAIN, Site, assignment, beside, compare, goes_to, http_listener, says, static
+from tests.differential.xds_rig import KINDS, LIMIT_S, QUICK_DRAIN, Site, assignment, beside, compare, goes_to, http_listener, says, static
 from tests.differential.xds_server import ControlPlane
+from tests.polling import until
 
 ADS: Config = {"ads": {}, "resource_api_version": "V3"}
 
@@ -37,22 +37,25 @@ class Plane(ControlPlane):
         await self.push()
 
 
-async def started(site: Site, plane: Plane, *, kind: str = "GRPC", separate: bool = False, ads: Config | None = None, **fields: Any) -> None:
-    """Start the control plane and the proxy. `ads`: more fields of its source."""
+def server(plane: ControlPlane, name: str = "control") -> Config:
+    """The cluster of a control plane."""
+    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http2_protocol_options": {}}}}
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": plane.port}}
+    assigned = {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
+    return {"name": name, "connect_timeout": "30s", "typed_extension_protocol_options": options, "load_assignment": assigned}
+
+
+async def started(
+    site: Site, plane: Plane, *, kind: str = "GRPC", separate: bool = False, ads: Config | None = None, listeners: list[Config] | None = None, **fields: Any
+) -> None:
+    """Start the control plane and the proxy. `ads`: more fields of its source. `listeners`: of the bootstrap."""
     if not plane.port:
         await plane.start()
     site.ports["control"] = plane.port
-    options = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@": "http_options", "explicit_http_config": {"http2_protocol_options": {}}}}
-    control = {
-        "name": "control",
-        "connect_timeout": "30s",
-        "typed_extension_protocol_options": options,
-        "load_assignment": {"cluster_name": "control", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {
-            "socket_address": {"address": "127.0.0.1", "port_value": plane.port}}}}]}]},
-    }  # fmt: skip
     source = {"api_config_source": api(kind), "resource_api_version": "V3"} if separate else ADS
     dynamic = {"cds_config": source, "lds_config": source} | ({} if separate else {"ads_config": api(kind, **(ads or {}))})
-    await site.start({"dynamic_resources": dynamic, "static_resources": {"clusters": [control]}} | fields)
+    resources = {"clusters": [server(plane)], "listeners": listeners or []}
+    await site.start({"dynamic_resources": dynamic, "static_resources": resources} | fields)
 
 
 def eds(name: str, source: Config = ADS, **fields: Any) -> Config:
@@ -314,9 +317,11 @@ async def statistics_go_with_what_they_are_of(site: Site, plane: Plane) -> None:
     await site.until("listener_manager.total_listeners_draining", 0)
     await plane.set("cluster", "c2", static("one", "a"))
     await site.until("cluster_manager.active_clusters", 2)
-    async with asyncio.timeout(20):  # what goes, goes with the last that holds it
-        while {"listener.out", "listener.more", "http.out", "http.out.rds.routes", "cluster.two"} & set(await names()):
-            await asyncio.sleep(0.01)
+
+    async def gone() -> bool:
+        return not {"listener.out", "listener.more", "http.out", "http.out.rds.routes", "cluster.two"} & set(await names())
+
+    await until(gone, LIMIT_S)  # what goes, goes with the last that holds it
     site.note(await names())
     await plane.set("listener", "l3", http_listener("in", goes_to("one"), prefix="both"), listener("out"))
     await site.until_get("out", "503 ")

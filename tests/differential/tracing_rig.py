@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from tests.differential.config import Config, render
 from tests.differential.proxy import Proxy
 
-LIMIT_S = 10.0
+LIMIT_S = 90.0
 OF_TRACES = (
     "x-request-id", "traceparent", "tracestate", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags",
     "x-client-trace-id", "x-envoy-force-trace", "x-envoy-decorator-operation", "baggage",
@@ -126,6 +126,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
+        self.more = asyncio.Event()
         self._once: set[str] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -142,6 +143,7 @@ class Upstream:
                 await reader.readexactly(length)
                 path = head[0].split()[1].partition("?")[0]
                 self.seen.append([line for line in head if line and not line.startswith(_BY_THE_CLOCK)])
+                self.more.set()
                 kind, _, value = path.strip("/").partition("/")
                 status = 200
                 if kind == "status" or (kind == "once" and path not in self._once):
@@ -160,6 +162,18 @@ class Upstream:
                 writer.write(f"HTTP/1.1 {status} X\r\n{extra}content-length: 2\r\n\r\nok".encode())
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+    @property
+    def heard(self) -> list[Any]:
+        """What `until` looks at."""
+        return self.seen
+
+    async def until(self, enough: Any) -> None:
+        """Wait until `enough(heard)`."""
+        async with asyncio.timeout(LIMIT_S):
+            while not enough(self.heard):
+                self.more.clear()
+                await self.more.wait()
 
     def stop(self) -> None:
         if self._server is not None:
@@ -184,7 +198,6 @@ class Zipkin(Upstream):
     def __init__(self) -> None:
         super().__init__()
         self.posts: list[tuple[str, Any]] = []
-        self.more = asyncio.Event()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -216,12 +229,9 @@ class Zipkin(Upstream):
         await reader.readline()
         return body
 
-    async def until(self, seen: Any) -> None:
-        """Wait until `seen(posts)`."""
-        async with asyncio.timeout(LIMIT_S):
-            while not seen(self.posts):
-                self.more.clear()
-                await self.more.wait()
+    @property
+    def heard(self) -> list[Any]:
+        return self.posts
 
 
 class Names:
@@ -308,9 +318,8 @@ class Site:
 
     async def _copied(self, *, badly: bool, traced: bool) -> None:
         """Wait for what becomes of a copy, of which the client does not hear."""
-        async with asyncio.timeout(LIMIT_S):
-            while not badly and len(self.upstream.seen) < 2:
-                await asyncio.sleep(0.005)
+        if not badly:
+            await self.upstream.until(lambda seen: len(seen) >= 2)
         if traced:
             await self.collector.until(lambda spans: any(span["name"] == "mirror" for span in spans))
 

@@ -13,8 +13,8 @@ def tell(terminalreporter: pytest.TerminalReporter) -> None:
     """Sum up what all reports say."""
     verdicts: dict[str, str] = {}  # by test: a case counts once, however many reports it has
     for kind in ("passed", "xpassed", "xfailed", "failed", "error"):
-        for report in terminalreporter.stats.get(kind, []):
-            said = [str(value) for name, value in report.user_properties if name == VERDICT]
+        for report in terminalreporter.stats.get(kind, []):  # those of collecting have no properties
+            said = [str(value) for name, value in getattr(report, "user_properties", ()) if name == VERDICT]
             if said and kind not in {"passed", "xpassed"}:
                 verdicts[report.nodeid] = "different"
             elif said and said[-1]:

@@ -1,7 +1,7 @@
 """Scripted ends of TCP connections: the client and the upstreams of a case are both written in the steps of this module.
 
-A script is a list of steps; plain bytes mean "send them". Steps wait for events (bytes, end of stream, a named signal), never for time, except for the
-limit after which a step is `Stuck`.
+A script is a list of steps; plain bytes mean "send them". Steps wait for events (bytes, end of stream, a named signal), never for time: but for `Idle`,
+which is about that, and the limit after which a script is stuck.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from tests.differential.http2_steps import Ended, StreamWire, reply
 from tests.differential.http2_wire import Http2End
+from tests.polling import until
 
 STEP_LIMIT_S = 60.0  # for what must happen at all; the machine may be busy, or stand still
 
@@ -38,7 +39,8 @@ class Signals(dict[str, asyncio.Event]):
 class Wire(asyncio.Protocol):
     """One end of a connection. `received` is all that came, `buffer` what no step has consumed, `end` how the peer ended: None, "eof" or "reset".
 
-    `http2`: reads the frames of a connection that speaks HTTP/2; `current` is the stream that steps without one mean.
+    `full`: the peer takes less than was written. `http2`: reads the frames of a connection that speaks HTTP/2; `current` is the stream that steps without one
+    mean.
     """
 
     def __init__(self, on_connection: Callable[[Wire], None] | None = None) -> None:
@@ -46,6 +48,7 @@ class Wire(asyncio.Protocol):
         self.received = bytearray()
         self.end: str | None = None
         self.ended_by_us = False
+        self.full = False
         self.http2: Http2End | None = None
         self.current = 0
         self._frames = bytearray()  # that go out together
@@ -75,6 +78,13 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended_by_us:
             self.end = self.end or ("reset" if isinstance(exc, ConnectionResetError | BrokenPipeError) else "eof")
+        self._changed.set()
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
         self._changed.set()
 
     async def until(self, predicate: Callable[[], object]) -> None:
@@ -324,11 +334,12 @@ class Counted:
     count: int = 1
 
     async def run(self, wire: Wire, signals: Signals) -> None:
-        assert signals.counted is not None
+        async def enough() -> bool:
+            assert signals.counted is not None
+            return await signals.counted(self.name) >= self.count
+
         try:
-            async with asyncio.timeout(STEP_LIMIT_S):
-                while await signals.counted(self.name) < self.count:
-                    await asyncio.sleep(0.005)
+            await until(enough, STEP_LIMIT_S)
         except TimeoutError:
             raise StuckError from None
 

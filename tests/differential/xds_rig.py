@@ -21,6 +21,7 @@ import pytest
 from tests.differential import proxy
 from tests.differential.config import Config, render
 from tests.differential.proxy import Proxy
+from tests.polling import until
 
 LIMIT_S = 60.0
 TYPE = "type.googleapis.com/envoy.config."
@@ -187,15 +188,19 @@ class Site:
 
     async def until(self, name: str, value: object) -> None:
         """Wait for a statistic to have a value."""
-        async with asyncio.timeout(LIMIT_S):
-            while (await self.stat(name)).strip('"') != str(value):
-                await asyncio.sleep(0.01)
+
+        async def has() -> bool:
+            return (await self.stat(name)).strip('"') == str(value)
+
+        await until(has, LIMIT_S)
 
     async def until_get(self, listener: str, answer: str, path: str = "/", host: str = "a.test") -> None:
         """Wait for an answer: what all workers have heard shows only there."""
-        async with asyncio.timeout(LIMIT_S):
-            while await self.get(listener, path, host) != answer:
-                await asyncio.sleep(0.01)
+
+        async def answered() -> bool:
+            return await self.get(listener, path, host) == answer
+
+        await until(answered, LIMIT_S)
 
     def note(self, *what: Any) -> None:
         """Something that is to be the same on both sides."""
@@ -261,6 +266,8 @@ async def play(scenario: Scenario, command: list[str], label: str) -> list[str]:
         raise
     finally:
         site.stop()
+        for _ in range(3):
+            await asyncio.sleep(0)  # a connection that was accepted just now has its handler, which sees its end
 
 
 class Server(Protocol):

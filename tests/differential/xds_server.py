@@ -22,7 +22,7 @@ _COMPLETE = ("cluster", "listener")  # kinds of which an answer of the state of 
 
 
 class ControlPlane:
-    """Serves one site. `resources[kind][name]` is (version, message); `log[kind]` is what was asked, as text.
+    """Serves one site. `resources[kind][name]` is (version, message); `log[kind]` is what was asked, as text; `complaints[kind]`: why answers were refused.
 
     `hold`: kinds that are not answered until it is emptied and `push` is called. `port` is kept over `stop` and `start`. `prefetch`: whoever asks for virtual
     hosts gets all at once, and not only those that it names.
@@ -32,6 +32,7 @@ class ControlPlane:
         self.resources: dict[str, dict[str, tuple[str, Any]]] = {kind: {} for kind in KINDS}
         self.versions: dict[str, str] = {}  # of kinds, in answers of the state of the world
         self.log: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self.complaints: dict[str, list[str]] = {kind: [] for kind in KINDS}
         self.hold: set[str] = set()
         self.lives: dict[str, float] = {}
         self.port = 0
@@ -54,9 +55,10 @@ class ControlPlane:
             ("endpoint", "Endpoints"),
             ("secret", "Secrets"),
             ("extension", "ExtensionConfigs"),
+            ("runtime", "Runtime"),
         ):
             methods = {f"Stream{kind}": self._sotw, f"Delta{kind}": self._delta}
-            name = {"extension": "ExtensionConfig"}.get(service, kind.removesuffix("s"))
+            name = kind.removesuffix("s")
             self._serve(f"envoy.service.{service}.v3.{name}DiscoveryService", methods)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
@@ -135,6 +137,7 @@ class ControlPlane:
                 self.log[kind].append("stale")
                 return
             what = "nack" if request.HasField("error_detail") else "ack" if request.response_nonce and names == wanted.get(kind) else "ask"
+            self.complaints[kind] += [request.error_detail.message] if what == "nack" else []
             self.log[kind].append(f"{what} {request.version_info or '-'} {' '.join(sorted(names))}")
             if names != wanted.get(kind) or not request.response_nonce:
                 due.add(kind)
@@ -195,6 +198,7 @@ class ControlPlane:
                 again.setdefault(kind, set()).update(subscribe - {"*"})
             absent.setdefault(kind, set()).difference_update(subscribe)
             what = "nack" if request.HasField("error_detail") else "ack" if request.response_nonce else "ask"
+            self.complaints[kind] += [request.error_detail.message] if what == "nack" else []
             versions = ",".join(f"{name}={version}" for name, version in sorted(request.initial_resource_versions.items()))
             self.log[kind].append(f"{what} +{' '.join(sorted(subscribe))} -{' '.join(sorted(unsubscribe))} {versions}".strip())
 

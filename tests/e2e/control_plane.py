@@ -39,17 +39,20 @@ class Ports:
 class Service:
     """An HTTP service that answers with its name and the request as it saw it, in JSON; by TLS, if there is a context for that."""
 
-    def __init__(self, name: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, name: str, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1", port: int = 0) -> None:
         service = self
         self.status = 200
         self.statuses: list[int] = []  # of the next answers, before `status`
         self.requests = 0
+        self._answers = threading.Event()
+        self._answers.set()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
                 service.requests += 1
+                service._answers.wait()
                 self.rfile.read(int(self.headers.get("content-length", "0")))
                 headers = {key.lower(): value for key, value in self.headers.items()}
                 body = json.dumps({"name": name, "method": self.command, "path": self.path, "headers": headers}).encode()
@@ -66,7 +69,7 @@ class Service:
             def log_message(self, format: str, *args: object) -> None:
                 """Quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         self._server.daemon_threads = True
         if tls is not None:  # each connection shakes hands in its own thread
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
@@ -74,7 +77,16 @@ class Service:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
+    def hang(self) -> None:
+        """Take requests, and answer none."""
+        self._answers.clear()
+
+    def go_on(self) -> None:
+        """Answer them."""
+        self._answers.set()
+
     def close(self) -> None:
+        self.go_on()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -145,8 +157,8 @@ class ControlPlane:
         return yaml.safe_dump(self.ask("bootstrap", proxy, *flags))
 
     def status(self, proxy: str) -> dict:
-        """States of the types of one proxy, which is connected."""
-        return wait_until(lambda: next((one for one in self.ask("proxy-status") if one["name"] == proxy), None))
+        """States of the types of one proxy, when it is connected and has answered all that it was told: it does so after it has put it to use."""
+        return wait_until(lambda: next((one for one in self.ask("proxy-status") if one["name"] == proxy and "STALE" not in one.values()), None))
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -156,9 +168,9 @@ def write(folder: Path, name: str, text: str) -> None:
     scratch.rename(folder / name)
 
 
-def fetch(port: int, path: str = "/", host: str = "", **headers: str) -> tuple[int, dict]:
+def fetch(port: int, path: str = "/", host: str = "", address: str = "127.0.0.1", **headers: str) -> tuple[int, dict]:
     """Status and JSON body; an empty mapping when the body is none. Header names have `_` for `-`."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection(address, port, timeout=PATIENCE)
     try:
         connection.request("GET", path, headers={**({"host": host} if host else {}), **{key.replace("_", "-"): value for key, value in headers.items()}})
         response = connection.getresponse()

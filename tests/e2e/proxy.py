@@ -11,26 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
+from tests.polling import PATIENCE, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 ADMIN = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\n"
-
-
-def wait_until(condition, limit: float = PATIENCE, pause: float = 0.005):
-    """The condition's first true value. Asks again and again: processes announce nothing."""
-    deadline = time.monotonic() + limit
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {limit} s")
-        time.sleep(pause)
 
 
 def listener(port: int, routes: str, *, name: str = "l1", extra: str = "", filters: str = "") -> str:

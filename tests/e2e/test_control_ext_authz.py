@@ -16,8 +16,9 @@ import pytest
 from envoy.service.auth.v3 import external_auth_pb2
 
 from tests.differential.proxy import envoy_binary
-from tests.e2e.control_plane import ControlPlane, Ports, Service, fetch, write
-from tests.e2e.proxy import Proxy, wait_until
+from tests.e2e.control_plane import fetch
+from tests.e2e.httpbin import Httpbin
+from tests.polling import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
 
@@ -81,31 +82,15 @@ class Authorizer:
         self._reserved.close()
 
 
-class Mesh:
+class Mesh(Httpbin):
     """A service with a sidecar before it, and who decides."""
 
     def __init__(self, work: Path, kind: str) -> None:
-        self.work, self.kind = work, kind
-        self.folder = work / "mesh"
-        self.folder.mkdir()
-        self.ports = Ports()
-        self.service, self.authorizer = Service("httpbin"), Authorizer()
-        self.inbound = self.ports.take()
+        super().__init__(work, kind)
+        self.authorizer = Authorizer()
         self.write(
-            "mesh.yaml",
+            "authorizer.yaml",
             f"""
-apiVersion: meshproxy/v1
-kind: Workload
-metadata: {{name: httpbin, labels: {{app: httpbin}}}}
-spec:
-  ports: {{http: {self.service.port}}}
-  sidecar: {{inbound: [{{port: {self.service.port}, listen: {self.inbound}}}]}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: httpbin}}
-spec: {{selector: {{app: httpbin}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
----
 apiVersion: v1
 kind: Service
 metadata: {{name: ext-authz}}
@@ -117,16 +102,9 @@ metadata: {{name: ext-authz, labels: {{app: ext-authz}}}}
 spec: {{ports: {{http: {self.authorizer.http_port}, grpc: {self.authorizer.grpc_port}}}}}
 """,
         )
-        self.control = ControlPlane(self.folder, work)
         self.control.start()
-        folder = self.work / "httpbin"
-        folder.mkdir()
-        command = [envoy_binary() or "envoy", "--disable-hot-restart"] if kind == "envoy" else None
-        self.proxy = Proxy(folder, self.control.bootstrap("httpbin"), "--concurrency", "1", "-l", "error", command=command)
+        self.sidecar("httpbin")
         self.authorizer.serve_grpc()
-
-    def write(self, name: str, text: str) -> None:
-        write(self.folder, name, text)
 
     def mesh_config(self, **more: Any) -> None:
         host = "ext-authz.default.svc.cluster.local"
@@ -148,11 +126,8 @@ spec: {{ports: {{http: {self.authorizer.http_port}, grpc: {self.authorizer.grpc_
         return fetch(self.inbound, path, **headers)[0]
 
     def close(self) -> None:
-        self.proxy.__exit__()
-        self.control.kill()
-        self.service.close()
+        super().close()
         self.authorizer.close()
-        self.ports.close()
 
 
 @pytest.fixture(params=["envoy", "ours"])

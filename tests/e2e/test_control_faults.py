@@ -122,9 +122,10 @@ def test_a_control_plane_that_hangs(mesh):
             assert proxy.admin("GET", "/ready") == (200, "LIVE\n")
         finally:
             mesh.control.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: set(mesh.who(4)) == {"v2"})
+        wait_until(lambda: set(mesh.who(20)) == {"v2"})
         wait_until(lambda: proxy.stat("control_plane.connected_state") == 1)
     assert mesh.control.status("web.default")["RDS"] == "SYNCED"
+    assert set(mesh.who(20)) == {"v2"}
 
 
 def test_a_control_plane_that_is_back_with_something_else(mesh):
@@ -139,8 +140,9 @@ def test_a_control_plane_that_is_back_with_something_else(mesh):
             mesh.write("rules.yaml", rules(ALL_TO.format(subset)))
             (mesh.folder / "other.yaml").unlink(missing_ok=True)
             mesh.control.start()
-            wait_until(lambda: set(mesh.who(4)) == {subset})  # noqa: B023
+            wait_until(lambda: set(mesh.who(20)) == {subset})  # noqa: B023
     wait_until(lambda: f"{name}::" not in proxy.admin("GET", "/clusters")[1])
+    assert set(mesh.who(20)) == {"v1"}
 
 
 def test_a_control_plane_whose_folder_is_gone(mesh):
@@ -152,7 +154,7 @@ def test_a_control_plane_whose_folder_is_gone(mesh):
         assert set(mesh.who(10)) == {"v1", "v2"}
         write(away, "rules.yaml", rules(ALL_TO.format("v2")))
         away.rename(mesh.folder)
-        wait_until(lambda: set(mesh.who(4)) == {"v2"})
+        wait_until(lambda: set(mesh.who(20)) == {"v2"})
 
 
 # -- nonsense by delta; that of the state of the world is in test_dynamic

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential.pki import Authority
+from tests.differential.pki import with_clients
 from tests.differential.proxy import envoy_binary
 from tests.e2e.control_plane import Service, fetch
 from tests.e2e.proxy import wait_until
@@ -28,12 +28,7 @@ BANK = """
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pki")
-    ca = Authority(folder, "ca")
-    for name in ("bank", "client"):
-        ca.issue(name, f"{name}.test")
-    Authority(folder, "rogue-ca").issue("rogue", "client.test")
-    return folder
+    return with_clients(tmp_path_factory.mktemp("pki"), "bank")
 
 
 @pytest.fixture

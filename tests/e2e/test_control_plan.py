@@ -46,7 +46,7 @@ def test_what_is_foretold_happens(tmp_path, kind, flags):
         status, said = meshctl("apply", str(wanted), "--to", str(mesh.folder), "--prune")
         assert status == 0
         assert said.splitlines()[:2] == ["VirtualService default/reviews created", "Workload default/reviews-v1 deleted"]
-        wait_until(lambda: set(mesh.who(4)) == {"v2"})
+        wait_until(lambda: set(mesh.who(20)) == {"v2"})
         wait_until(lambda: diff() == (0, set()))
     finally:
         mesh.close()

@@ -4,52 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.differential.proxy import envoy_binary
-from tests.e2e.control_plane import ControlPlane, Ports, Service, fetch, write
+from tests.e2e.control_plane import ControlPlane, Ports, Service, write
 from tests.e2e.proxy import Proxy, wait_until
 from tests.e2e.test_authority import meshctl
-from tests.e2e.test_control_tls import DOCUMENTS
+from tests.e2e.web_and_api import DOCUMENTS, TEAPOT, Load
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
 
-TEAPOT = """
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: api}
-spec: {hosts: [api], http: [{headers: {response: {set: {x-rules: "yes"}}}, route: [{destination: {host: api}}]}]}
-"""
 CHANGES = ("cluster_added", "cluster_modified", "cluster_removed")
-
-
-class Load:
-    """Requests, one after another, until the end; counts the statuses."""
-
-    def __init__(self, port: int) -> None:
-        self.statuses: Counter = Counter()
-        self._port = port
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            try:
-                self.statuses[fetch(self._port)[0]] += 1
-            except OSError as error:
-                self.statuses[repr(error)] += 1
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 class Mesh:

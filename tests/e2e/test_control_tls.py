@@ -14,31 +14,15 @@ from tests.differential.proxy import envoy_binary
 from tests.e2e.control_plane import ControlPlane, Ports, Service, fetch, write
 from tests.e2e.proxy import PATIENCE, ROOT, Proxy, wait_until
 from tests.e2e.test_authority import Meshctl, meshctl
+from tests.e2e.web_and_api import DOCUMENTS, TEAPOT, Load
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
-
-DOCUMENTS = """
-apiVersion: v1
-kind: Service
-metadata: {{name: api}}
-spec: {{selector: {{app: api}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
----
-apiVersion: meshproxy/v1
-kind: Workload
-metadata: {{name: api, labels: {{app: api}}}}
-spec: {{ports: {{http: {api}}}}}
----
-apiVersion: meshproxy/v1
-kind: Workload
-metadata: {{name: web, labels: {{app: web}}}}
-spec: {{serviceAccount: web, sidecar: {{outbound: [{{host: api, port: 80, listen: {web}}}]}}}}
-"""
 
 
 class Mesh:
     """A control plane with an authority, which serves xDS by mutual TLS; `web` calls `api`."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, *flags: str) -> None:
         self.work = work
         self.ports = Ports()
         self.service = Service("api")
@@ -48,8 +32,8 @@ class Mesh:
         write(folder, "mesh.yaml", DOCUMENTS.format(api=self.service.port, web=self.web))
         self.ca = str(work / "ca")
         self.socket = str(work / "ca.sock")
-        flags = ["--ca-dir", self.ca, "--ca-socket", self.socket, "--ca-user", f"{os.getuid()}=default/web", "--mtls-listen", "127.0.0.1:0"]
-        self.control = ControlPlane(folder, work, flags=flags)
+        words = ["--ca-dir", self.ca, "--ca-socket", self.socket, "--ca-user", f"{os.getuid()}=default/web", "--mtls-listen", "127.0.0.1:0"]
+        self.control = ControlPlane(folder, work, flags=[*words, *flags])
         self.control.start()
         self.address = "127.0.0.1:" + re.search(r"mutual TLS on 127.0.0.1:(\d+)", self.control.log())[1]
         self.ended: list = []
@@ -100,6 +84,21 @@ def test_a_sidecar_with_its_certificate_gets_its_configuration(mesh, kind):
 
 
 @pytest.mark.parametrize("kind", ["envoy", "ours"])
+def test_connections_are_made_anew_and_nobody_notices(tmp_path, kind):
+    mesh = Mesh(tmp_path, "--certificate-life", "30s", "--max-connection-age", "1s")
+    try:
+        mesh.sidecar(kind)
+        with Load(mesh.web) as load:
+            wait_until(lambda: mesh.control.log().count("web.default has come") >= 3)
+            write(tmp_path / "mesh", "rules.yaml", TEAPOT)
+            wait_until(lambda: load.ruled)
+        assert set(load.statuses) == {200}
+        wait_until(lambda: {mesh.control.status("web.default")[one] for one in ("CDS", "EDS", "LDS", "RDS")} == {"SYNCED"})
+    finally:
+        mesh.close()
+
+
+@pytest.mark.parametrize("kind", ["envoy", "ours"])
 def test_a_certificate_of_somebody_else_gets_nothing(mesh, kind):
     mesh.sidecar(kind, "other", wait=False)
     wait_until(lambda: "spiffe://cluster.local/ns/default/sa/other may not have the configuration of web.default" in mesh.control.log())
@@ -112,6 +111,7 @@ def test_a_certificate_of_somebody_else_gets_nothing(mesh, kind):
         (["serve", ".", "--listen", "0.0.0.0:0"], "--allow-plaintext"),
         (["serve", ".", "--listen", "[::]:0"], "--allow-plaintext"),
         (["serve", ".", "--mtls-listen", "127.0.0.1:0"], "--ca-dir"),
+        (["serve", ".", "--ca-dir", "ca", "--mtls-listen", "127.0.0.1:0", "--certificate-life", "1h", "--max-connection-age", "30m"], "at most a third"),
         (["bootstrap", "web", "--server", "control.example:15010"], "a proxy must say who it is"),
         (["bootstrap", "web", "--tls"], "a proxy must say who it is"),
         (["bootstrap", "web", "--for", "grpc", "--server", "control.example:15010"], "--allow-plaintext"),

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.differential.proxy import envoy_binary
-from tests.e2e.control_plane import ControlPlane, Ports, Service, fetch, write
-from tests.e2e.proxy import Proxy, wait_until
+from tests.e2e.control_plane import fetch
+from tests.e2e.httpbin import Httpbin
 from tests.jwt_help import jwks, token
+from tests.polling import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.envoy, pytest.mark.skipif(envoy_binary() is None, reason="no envoy binary")]
 
@@ -24,15 +25,16 @@ FORGED = token("rsa2", iss=ISSUER, sub=ISSUER, header={"alg": "RS256", "kid": "r
 
 
 class KeyServer:
-    """Serves a key set."""
+    """Serves a key set, and says as an issuer where it is."""
 
     def __init__(self) -> None:
-        body = jwks("rsa").encode()
+        keys = self
         served = self.served = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 served.append(self.path)
+                body = json.dumps(keys.metadata).encode() if "openid" in self.path else jwks("rsa").encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -43,6 +45,8 @@ class KeyServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
+        self.issuer = f"http://127.0.0.1:{self.port}"
+        self.metadata = {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/discovered"}
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -56,26 +60,16 @@ def document(kind: str, name: str, spec: dict[str, Any]) -> str:
     return json.dumps({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 
 
-class Mesh:
+class Mesh(Httpbin):
     """A service with a sidecar before it, a gateway before the sidecar, and a service that has keys."""
 
     def __init__(self, work: Path, kind: str) -> None:
-        self.work, self.kind = work, kind
-        self.folder = work / "mesh"
-        self.folder.mkdir()
-        self.ports = Ports()
-        self.service, self.keys = Service("httpbin"), KeyServer()
-        self.inbound, self.edge = self.ports.take(), self.ports.take()
+        super().__init__(work, kind)
+        self.keys = KeyServer()
+        self.edge = self.ports.take()
         self.write(
-            "mesh.yaml",
+            "more.yaml",
             f"""
-apiVersion: meshproxy/v1
-kind: Workload
-metadata: {{name: httpbin, labels: {{app: httpbin}}}}
-spec:
-  ports: {{http: {self.service.port}}}
-  sidecar: {{inbound: [{{port: {self.service.port}, listen: {self.inbound}}}]}}
----
 apiVersion: v1
 kind: Service
 metadata: {{name: keys}}
@@ -85,11 +79,6 @@ apiVersion: meshproxy/v1
 kind: Workload
 metadata: {{name: keys, labels: {{app: keys}}}}
 spec: {{ports: {{http: {self.keys.port}}}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: httpbin}}
-spec: {{selector: {{app: httpbin}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
 ---
 apiVersion: networking.istio.io/v1
 kind: Gateway
@@ -106,30 +95,15 @@ kind: Workload
 metadata: {{name: edge, labels: {{istio: ingressgateway}}}}
 """,
         )
-        self.control = ControlPlane(self.folder, work)
         self.control.start()
-        self.proxies: list[Proxy] = []
-
-    def write(self, name: str, text: str) -> None:
-        write(self.folder, name, text)
-
-    def sidecar(self, name: str) -> None:
-        folder = self.work / name
-        folder.mkdir()
-        command = [envoy_binary() or "envoy", "--disable-hot-restart"] if self.kind == "envoy" else None
-        self.proxies.append(Proxy(folder, self.control.bootstrap(name), "--concurrency", "1", "-l", "error", command=command))
 
     def status(self, value: str = "", port: int = 0, path: str = "/headers") -> int:
         """Of a request with a token, or without."""
         return fetch(port or self.inbound, path, **({"authorization": f"Bearer {value}"} if value else {}))[0]
 
     def close(self) -> None:
-        for proxy in self.proxies:
-            proxy.__exit__()
-        self.control.kill()
-        self.service.close()
+        super().close()
         self.keys.close()
-        self.ports.close()
 
 
 @pytest.fixture(params=["envoy", "ours"])
@@ -190,6 +164,33 @@ def test_keys_come_from_a_service_of_the_mesh(mesh):
     assert mesh.status(path=f"/?token={token('rsa', iss='lost')}") == 401  # nobody has its keys
     assert mesh.status() == 200
     assert mesh.keys.served == fetched
+
+
+def test_an_issuer_is_asked_where_its_keys_are(mesh):
+    """By the control plane, which tells proxies; as it does for keys whose host is no service of the mesh."""
+    issuer, where = mesh.keys.issuer, f"{mesh.keys.issuer}/keys"
+    rules = [{"issuer": issuer}, {"issuer": ISSUER, "jwksUri": where, "fromHeaders": [{"name": "x-token"}]}, {"issuer": "http://no-issuer.invalid"}]
+    mesh.write("jwt.yaml", document("RequestAuthentication", "jwt-example", {"jwtRules": rules}))
+    mesh.sidecar("httpbin")
+    good, lost = token("rsa", iss=issuer), token("rsa", iss="http://no-issuer.invalid")
+    wait_until(lambda: mesh.status(good) == 200)
+    assert [mesh.status(value) for value in ("", token("rsa2", iss=issuer, header={"alg": "RS256", "kid": "rsa"}), lost)] == [200, 401, 401]
+    wait_until(lambda: fetch(mesh.inbound, x_token=GOOD)[0] == 200)
+    assert fetch(mesh.inbound, x_token=FORGED)[0] == 401
+    assert sorted(mesh.keys.served) == ["/.well-known/openid-configuration", "/discovered", "/keys"], "only the control plane has asked"
+    assert "keys of issuer http://no-issuer.invalid: http://no-issuer.invalid/.well-known/openid-configuration: " in mesh.control.log()
+    assert mesh.control.ask("diff", str(mesh.folder)) == []
+
+    mesh.control.kill()
+    mesh.control.start()  # it has asked before anybody is told
+    wait_until(lambda: mesh.control.status("httpbin.default")["LDS"] == "SYNCED")
+    assert mesh.status(good) == 200
+
+    mesh.control.kill()
+    mesh.keys.metadata["issuer"] = "http://another.test"
+    mesh.control.start()
+    wait_until(lambda: mesh.status(good) == 401)  # nobody knows what the keys were
+    assert "is about another issuer, 'http://another.test'; none of its tokens is good" in mesh.control.log()
 
 
 def test_at_a_gateway(mesh):

@@ -82,12 +82,16 @@ spec:
     outbound: [{{host: reviews, port: 9080, listen: {self.port}}}]
 """,
         )
-        self.control = ControlPlane(self.folder, work)
+        self.control = ControlPlane(self.folder, work, flags=self.control_flags())
         self.control.start()
         self.proxies: list[Proxy] = []
 
     def write(self, name: str, text: str) -> None:
         write(self.folder, name, text)
+
+    def control_flags(self) -> list[str]:
+        """More than the folder."""
+        return []
 
     def sidecar(self, name: str = "web", *flags: str) -> Proxy:
         """The sidecar of a workload; it is ready when it has all its configuration."""
@@ -124,7 +128,7 @@ def test_traffic_follows_the_folder(mesh, flags):
     assert set(mesh.who(20)) == {"v1", "v2"}  # no rules: least request over all
 
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
-    wait_until(lambda: set(mesh.who(4)) == {"v2"})
+    wait_until(lambda: set(mesh.who(20)) == {"v2"})
     assert set(mesh.who(10)) == {"v2"}
 
     jason = """
@@ -132,12 +136,12 @@ def test_traffic_follows_the_folder(mesh, flags):
     - {route: [{destination: {host: reviews, subset: v1}}]}
     """
     mesh.write("rules.yaml", rules(jason))
-    wait_until(lambda: set(mesh.who(4)) == {"v1"})
+    wait_until(lambda: set(mesh.who(20)) == {"v1"})
     assert set(mesh.who(5, end_user="jason")) == {"v2"}
 
     (mesh.folder / "rules.yaml").unlink()
     (mesh.folder / "v1.yaml").unlink()  # an endpoint less
-    wait_until(lambda: set(mesh.who(4)) == {"v2"})
+    wait_until(lambda: set(mesh.who(20)) == {"v2"})
 
     status = mesh.control.status("web.default")
     assert [status[column] for column in ("CDS", "EDS", "LDS", "RDS")] == ["SYNCED"] * 4
@@ -230,7 +234,7 @@ def test_the_control_plane_may_go_and_come_again(mesh):
     assert set(mesh.who(20)) == {"v1", "v2"}
     mesh.write("rules.yaml", rules(ALL_TO.format("v2")))
     mesh.control.start()
-    wait_until(lambda: set(mesh.who(4)) == {"v2"})
+    wait_until(lambda: set(mesh.who(20)) == {"v2"})
     assert mesh.control.status("web.default")["RDS"] == "SYNCED"
 
 
@@ -274,7 +278,7 @@ def test_a_gateway_and_routes_of_the_gateway_api(mesh):
     head = "apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r}"
     backends = "[{name: reviews-v1, port: 80}]"
     mesh.write("route.yaml", f"{versions}\n---\n{{{head}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: {backends}}}]}}}}")
-    wait_until(lambda: set(mesh.who(4)) == {"v1"})
+    wait_until(lambda: set(mesh.who(20)) == {"v1"})
     mesh.write("route.yaml", f"{{{head}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: {backends}}}]}}}}")
     wait_until(lambda: fetch(mesh.port)[0] == 500)  # a backend that is not there
 

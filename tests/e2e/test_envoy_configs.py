@@ -107,10 +107,9 @@ def changed(changes: dict[str, object]) -> dict:
 
 
 NOT_COVERED = {
-    "upstream_proxy_protocol": (
+    "starttls": (
         {f"{C0}.transport_socket": {"name": "x", "typed_config": {
-            "@type": f"{T}transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport", "config": {},
-            "transport_socket": {"name": "raw", "typed_config": {"@type": f"{T}transport_sockets.raw_buffer.v3.RawBuffer"}}}}},
+            "@type": f"{T}transport_sockets.starttls.v3.UpstreamStartTlsConfig", "cleartext_socket_config": {}, "tls_socket_config": {}}}},
         f"{C0}.transport_socket.typed_config",
     ),
     "lua": ({f"{HCM}.http_filters": [http_filter("lua.v3.Lua"), ROUTER]}, f"{HCM}.http_filters[0].typed_config"),

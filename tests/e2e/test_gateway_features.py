@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential.pki import Authority
+from tests.differential.pki import with_clients
 from tests.differential.proxy import envoy_binary
 from tests.e2e.control_plane import ControlPlane, Ports, Service, write
 from tests.e2e.proxy import PATIENCE, Proxy, wait_until
@@ -256,6 +256,23 @@ ROWS = {
             Ask(headers={"origin": "https://foobar.test"}, name="one", has={"access-control-allow-origin": None}),
         ],
     ),
+    "HTTPRouteCORS of anything with credentials": Row(
+        [("", filtered("CORS", "cors", "{allowOrigins: ['*'], allowMethods: ['*'], allowHeaders: ['*'], allowCredentials: true}"))],
+        [
+            Ask(
+                method="OPTIONS",
+                headers={"origin": "https://any.test", "access-control-request-method": "PUT", "access-control-request-headers": "x-a, x-b"},
+                has={
+                    "access-control-allow-origin": "https://any.test",
+                    "access-control-allow-methods": "PUT",
+                    "access-control-allow-headers": "x-a, x-b",
+                    "access-control-allow-credentials": "true",
+                },
+            ),
+            Ask(method="OPTIONS", name="one"),  # which is none, and so the application's
+            Ask(headers={"origin": "https://any.test"}, name="one", has={"access-control-allow-origin": "https://any.test"}),
+        ],
+    ),
     "HTTPRouteReferenceGrant": Row([("", f"{{{THERE}}}")], [Ask(name="two")]),
     "HTTPRouteInvalidReferenceGrant": Row([("", "{backendRefs: [{name: near, namespace: there, port: 80}]}")], [Ask(status=500)]),
     "HTTPRouteInvalidNonExistentBackendRef": Row([("", "{backendRefs: [{name: nobody, port: 80}]}")], [Ask(status=500)]),
@@ -395,12 +412,7 @@ class Edge:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pki")
-    ca = Authority(folder, "ca")
-    for name in ("a", "client"):
-        ca.issue(name, f"{name}.test")
-    Authority(folder, "rogue-ca").issue("rogue", "client.test")
-    return folder
+    return with_clients(tmp_path_factory.mktemp("pki"), "a")
 
 
 @pytest.fixture(scope="module", params=["envoy", "ours"])

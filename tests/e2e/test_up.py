@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_a_mesh_from_a_folder(tmp_path, proxy):
             counts(up)
         routes(up)
         mistakes(up)
+        denials(up)
         restarts(up)
         comings_and_goings(up)
         assert up.down().endswith("is down\n")
@@ -145,6 +147,10 @@ def identities(up: Up) -> None:
         assert refuses(up, up.workload(name)["inbound"]["http"])
         stats = stat(up.workload(name)["admin"], r"^listener\..*ssl\.handshake$")
         assert sum(stats) >= 1
+    told = meshctl("proxy-config", "secrets", "orders", "--folder", str(up.state))
+    rows = {row[0]: row for row in map(str.split, told.stdout.splitlines()[1:])}
+    assert (rows["default"][1:3], rows["default"][-1]) == (["certificate", "yes"], f"{IDENTITY}orders"), told.stderr
+    assert (rows["ROOTCA"][1:3], rows["ROOTCA"][-1]) == (["authority", "yes"], "spiffe://cluster.local")
     host, _, port = up.workload("front")["proxy"].removeprefix("http://").rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
     connection.request("GET", "http://prices/")  # as the front, which no policy lets in
@@ -207,8 +213,28 @@ def mistakes(up: Up) -> None:
     write(up.folder, "prices.yaml", text.replace("retries:", "retrys:"))
     wait_until(lambda: "prices.yaml: document 1 (VirtualService default/prices): spec.http[1].retrys: no such field" in up.log)
     assert up.versions() == {"v2"}
+    what = "spec.http[1].retrys: no such field; did you mean 'retries'? [its last good state is kept]"
+    complaint = f"prices.yaml: document 1 (VirtualService default/prices): {what}"
+    wait_until(lambda: up.said()["complaints"] == [complaint])
+    told = meshctl("proxy-status", "--folder", str(up.state))
+    assert told.stdout.splitlines()[-2:] == ["documents that are wrong:", complaint]
     write(up.folder, "prices.yaml", text)
     wait_until(lambda: "all documents are right again" in up.log)
+
+
+def denials(up: Up) -> None:
+    """A policy holds soon after for who keeps a connection, too: sidecars keep those between them."""
+    policy = {"selector": {"matchLabels": {"app": "orders"}}, "action": "DENY", "rules": [{}]}
+    document = {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "denied"}, "spec": policy}
+    admin, updates = up.workload("orders")["admin"], r"^listener_manager\.listener_modified$"
+    before = stat(admin, updates)
+    write(up.folder, "denied.json", json.dumps(document))
+    wait_until(lambda: stat(admin, updates) > before)
+    for _ in range(10):  # each connection that there is may have one more answer, which ends it
+        up.chain()
+    assert not up.chain()
+    (up.folder / "denied.json").unlink()
+    wait_until(lambda: len(up.chain()) == 3)
 
 
 def restarts(up: Up) -> None:
@@ -249,6 +275,17 @@ def test_it_ends_by_itself_when_told_so(tmp_path):
         assert not [pid for pid in up.pids if pid and alive(pid)]
 
 
+def test_it_can_be_ended_while_it_begins(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
+    with Up(tmp_path, tmp_path / "source") as up:
+        wait_until(lambda: up.said().get("pid"))
+        assert up.down().endswith("is down\n")
+        assert up.process.wait(PATIENCE) in (0, -signal.SIGTERM)  # the latter before there is anything to be ended
+        assert not [pid for pid in up.pids if pid and alive(pid)]
+        assert not (up.state / "up.json").exists()
+
+
 def test_what_was_left_of_one_that_was_killed(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.yaml").write_text("{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {run: {command: [sleep, '1000']}}}")
@@ -265,6 +302,69 @@ def test_what_was_left_of_one_that_was_killed(tmp_path):
         assert not sockets.exists()
 
 
+SLOW_SERVICE = """
+import http.server, os, sys
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"name": "%s"}' % sys.argv[1].encode())
+
+
+if len(sys.argv) > 2:
+    open(sys.argv[2]).read()  # until somebody has written into it
+http.server.ThreadingHTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Handler).serve_forever()
+"""
+SLOW_MESH = """
+{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {selector: {app: s}, ports: [{name: http, port: 80, targetPort: http}]}}
+---
+{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: caller}, spec: {run: {}}}
+---
+{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: early, labels: {app: s}}, spec: {ports: {http: 0}, run: {command: [python, service.py, early]}}}
+---
+{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: late, labels: {app: s}}, spec: {ports: {http: 0}, run: {command: [python, service.py, late, PIPE]}}}
+"""
+
+
+@pytest.mark.parametrize("proxy", ["meshproxy", "envoy"])
+def test_who_does_not_listen_gets_nothing(tmp_path, proxy):
+    binary = envoy_binary()
+    if proxy == "envoy" and binary is None:
+        pytest.skip("no envoy binary")
+    source, pipe = tmp_path / "source", tmp_path / "pipe"
+    source.mkdir()
+    os.mkfifo(pipe)
+    (source / "service.py").write_text(SLOW_SERVICE)
+    (source / "mesh.yaml").write_text(SLOW_MESH.replace("PIPE", str(pipe)))
+    with Up(tmp_path, source, *(["--proxy", str(binary)] if proxy == "envoy" else [])) as up:
+
+        def answers() -> set[object]:
+            """Of some requests of the caller to the service, by their names or else their statuses."""
+            at = up.workload("caller")["proxy"].removeprefix("http://")
+            found = [up.get(at, host="s") for _ in range(6)]
+            return {said.get("name", status) for status, said in found}
+
+        wait_until(lambda: len(up.said().get("workloads", ())) == 3)
+        wait_until(lambda: applications(up) == {"early.default": "READY", "late.default": "NOT READY"})
+        wait_until(lambda: answers() == {"early"})
+        assert answers() == {"early"}
+        with pipe.open("w"):
+            pass
+        wait_until(lambda: applications(up)["late.default"] == "READY")
+        wait_until(lambda: answers() == {"early", "late"})
+        up.down()
+
+
+def applications(up: Up) -> dict[str, str]:
+    """Which are ready, by what `proxy-status` says."""
+    command = [sys.executable, "-m", "control", "proxy-status", "--folder", str(up.state), "-o", "json"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    return {one["name"]: one["APPLICATION"] for one in json.loads(run.stdout) if "APPLICATION" in one}
+
+
 def test_detached(tmp_path):
     folder = tmp_path / "mesh"
     folder.mkdir()
@@ -273,6 +373,14 @@ def test_detached(tmp_path):
     try:
         said = json.loads((tmp_path / "mesh.state" / "up.json").read_text())
         assert re.search(r"^a\.default +ready ", up.stdout, re.MULTILINE), up
+        assert "a.default is ready (1 of 1)" in up.stdout
+        listen = said["control"]
+        other = tmp_path / "other"
+        other.mkdir()
+        taken = meshctl("up", other, "--detach", "--listen", listen)
+        assert taken.returncode == 2
+        assert f"cannot listen on {listen}: Address already in use" in taken.stdout
+        assert "it did not come up" in taken.stderr
         assert f"meshctl proxy-status --folder {folder}\n" in up.stdout
         status = (sys.executable, "-m", "control", "proxy-status", "-o", "json")
         for where, flags in ((folder, ()), (tmp_path, ()), (ROOT, ("--folder", folder)), (ROOT, ("--folder", f"{folder}.state"))):
@@ -280,12 +388,34 @@ def test_detached(tmp_path):
             run = subprocess.run([*status, *map(str, flags)], cwd=where, env=environment, capture_output=True, text=True, check=True)
             assert [one["name"] for one in json.loads(run.stdout)] == ["a.default"]
         pids = [said["pid"], *(one["pid"] for one in said["processes"])]
+        assert said["unready"] == []
         assert len(pids) == 3
         assert all(map(alive, pids))
     finally:
         down = meshctl("down", folder)
     assert down.returncode == 0
     assert not any(map(alive, pids))
+
+
+def test_who_is_not_ready_is_told(tmp_path):
+    """One cannot listen, since somebody else does, and would even answer for it; and the mesh is up all the same, until it is told to end."""
+    folder = tmp_path / "mesh"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = f"{{command: [python, -m, http.server, '{port}', --bind, 127.0.0.1]}}"
+        (folder / "a.yaml").write_text(f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: a}}, spec: {{ports: {{http: {port}}}, run: {run}}}}}")
+        (folder / "b.yaml").write_text(
+            "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: b}, spec: {ports: {http: 0}, run: {command: [sleep, '99']}}}"
+        )
+        up = meshctl("up", folder, "--detach", "--state", str(tmp_path / "kept"))
+        try:
+            assert up.returncode == 1
+            assert up.stderr.splitlines()[-1] == f"meshctl: it is up, but not ready are a.default, b.default: see {tmp_path}/kept/logs"
+            assert len(re.findall(r"^[ab]\.default +not ready ", up.stdout, re.MULTILINE)) == 2
+            assert f"meshctl down {folder} --state {tmp_path}/kept, or Ctrl-C\n" in up.stdout
+        finally:
+            assert meshctl("down", folder, "--state", str(tmp_path / "kept")).returncode == 0
 
 
 def test_an_address_that_is_not_ours(tmp_path):

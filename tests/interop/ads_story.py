@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.differential import proxy
 from tests.differential.xds_rig import KINDS, Client, Origin
+from tests.polling import until
 
 Config = dict[str, Any]
 ADS: Config = {"ads": {}, "resource_api_version": "V3"}
@@ -110,10 +111,14 @@ class Sidecar:
     async def until_get(self, answer: str) -> None:
         """Wait until that is it."""
         seen = ""
+
+        async def answered() -> bool:
+            nonlocal seen
+            seen = await self.get()
+            return seen == answer
+
         try:
-            async with asyncio.timeout(20):
-                while (seen := await self.get()) != answer:
-                    await asyncio.sleep(0.01)
+            await until(answered)
         except TimeoutError:
             raise AssertionError(f"{seen!r} instead of {answer!r}: {self._proxy.stderr()}") from None
 
@@ -123,9 +128,11 @@ class Sidecar:
 
     async def until(self, name: str, value: object) -> None:
         """Wait for a statistic."""
-        async with asyncio.timeout(20):
-            while await self.stat(name) != str(value):
-                await asyncio.sleep(0.01)
+
+        async def has() -> bool:
+            return await self.stat(name) == str(value)
+
+        await until(has)
 
     async def dynamic(self) -> dict[str, list[str]]:
         """The names of what is in use, by the parts of /config_dump."""

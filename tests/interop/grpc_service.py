@@ -72,3 +72,10 @@ class Service:
     async def ss_echo(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         async for request in requests:
             yield request
+
+    async def ss_burst(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Ends when it has said what it had to say, whatever the caller still wants."""
+        async for request in requests:
+            for _ in range(int(request)):
+                yield bytes(100_000)
+            return

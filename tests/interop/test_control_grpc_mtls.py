@@ -161,8 +161,10 @@ def test_policies_say_who_may_call(mesh):
     policy = f"{{{head}, spec: {{rules: [{{from: [{{source: {{principals: [cluster.local/ns/default/sa/CALLER]}}}}]}}]}}}}"
     write(mesh.folder, "policy.yaml", policy.replace("CALLER", "other"))
     wait_until(lambda: client.who() == {"PERMISSION_DENIED"})
+    assert client.who(40) == {"PERMISSION_DENIED"}
     write(mesh.folder, "policy.yaml", policy.replace("CALLER", "client"))
     wait_until(lambda: client.who() == {"a"})
+    assert client.who(40) == {"a"}
 
 
 def test_certificates_are_renewed_under_calls(tmp_path):

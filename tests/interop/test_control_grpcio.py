@@ -69,7 +69,7 @@ def mesh(tmp_path):
 @pytest.mark.parametrize("target", [TARGET, "xds:///who.default:50051", "xds:///who.default.svc.cluster.local:50051"])
 def test_it_resolves_and_balances(mesh, target):
     assert set(mesh.call(20, target=target)) == {"a", "b"}
-    (status,) = [one for one in mesh.control.ask("proxy-status") if one["name"] == "client.default"]
+    status = mesh.control.status("client.default")
     assert [status[column] for column in ("LDS", "RDS", "CDS", "EDS")] == ["SYNCED"] * 4
 
 
@@ -92,14 +92,17 @@ def test_it_follows_routes_weights_and_endpoints(mesh):
 def test_faults_are_injected_by_the_client_itself(mesh):
     mesh.rules("[{fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}, retries: {attempts: 0}, route: [{destination: {host: who}}]}]")
     wait_until(lambda: mesh.call(3) == ["UNAVAILABLE"] * 3)
+    assert mesh.call(20) == ["UNAVAILABLE"] * 20
     mesh.rules("[{route: [{destination: {host: who}}]}]")
     wait_until(lambda: set(mesh.call(8)) == {"a", "b"})
+    assert "UNAVAILABLE" not in mesh.call(20)
 
 
 def test_it_fails_over_when_a_server_dies(mesh):
-    mesh.call(8)
+    assert set(mesh.call(8)) == {"a", "b"}
     mesh.servers["a"].stop(None).wait()
-    wait_until(lambda: mesh.call(20) == ["b"] * 20)
+    wait_until(lambda: "a" not in mesh.call(20))
+    assert mesh.call(20) == ["b"] * 20
 
 
 def test_the_control_plane_may_go(mesh):

@@ -16,6 +16,7 @@ from meshproxy.upstream.cluster_manager import ClusterManager
 from meshproxy.upstream.grpc_client import GrpcClient
 from meshproxy.upstream.grpc_stream import GrpcError
 from tests.interop.grpc_service import Service
+from tests.polling import quiet
 from tests.unit.upstream_help import group, proto, static
 
 OPTIONS = {
@@ -154,11 +155,7 @@ async def test_a_slow_reader_holds_the_server_back(setting: Setting) -> None:
     async with setting.client.stream("/s/us_flood") as stream:
         await stream.send(b"400", done=True)
         assert await stream.read() == bytes(100_000)
-        before = -1
-        while before != setting.service.taken:  # until the server can do no more
-            before = setting.service.taken
-            for _ in range(20):
-                await asyncio.sleep(0.001)
+        await quiet(lambda: setting.service.taken)  # until the server can do no more
         assert setting.service.taken < 400
         assert sum([1 async for _ in stream]) == 399
 

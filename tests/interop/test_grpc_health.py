@@ -17,6 +17,7 @@ import pytest
 from meshproxy.codec import grpc as codec
 from meshproxy.upstream import host as hosts
 from meshproxy.upstream.health import Checker
+from tests.polling import until
 from tests.unit import upstream_help as up
 
 HTTP2 = {
@@ -204,19 +205,17 @@ async def test_connections_that_end(what: str) -> None:
 
     async with Server(answer) as server:
         check = {**GRPC, "no_traffic_interval": "0.001s", "no_traffic_healthy_interval": "0.001s", "interval": "0.001s"}
-        async with checked(check, server.port) as (_, ctx), asyncio.timeout(90):
+        async with checked(check, server.port) as (_, ctx):
             name = "success" if what == "graceful" else "network_failure"
-            while ctx.stats.value(f"cluster.c.health_check.{name}") < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: ctx.stats.value(f"cluster.c.health_check.{name}") >= 2)
         assert server.connections >= 2 or what == "reset"
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 async def test_connections_are_kept(reuse: bool) -> None:
     check = {**GRPC, "reuse_connection": reuse, "no_traffic_healthy_interval": "0.001s", "no_traffic_interval": "0.001s", "interval": "0.001s"}
-    async with Server(rpc(SERVING)) as server, checked(check, server.port) as (_, ctx), asyncio.timeout(90):
-        while ctx.stats.value("cluster.c.health_check.success") < 4:
-            await asyncio.sleep(0.001)
+    async with Server(rpc(SERVING)) as server, checked(check, server.port) as (_, ctx):
+        await until(lambda: ctx.stats.value("cluster.c.health_check.success") >= 4)
         assert (server.connections == 1) is reuse
 
 

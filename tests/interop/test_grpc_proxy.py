@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.proxy import ADMIN, PATIENCE, Proxy, cluster, listener
 from tests.interop.grpc_service import Service
+from tests.polling import until
 
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 HTTP2 = """, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
@@ -38,9 +39,11 @@ class Setting:
 
     async def until(self, name: str, value: int) -> None:
         """Wait for a statistic: the worker tells main about what the client has seen already."""
-        async with asyncio.timeout(PATIENCE):
-            while await self.stat(name) != value:
-                await asyncio.sleep(0.01)
+
+        async def has() -> bool:
+            return await self.stat(name) == value
+
+        await until(has)
 
 
 @pytest.fixture
@@ -148,6 +151,18 @@ async def test_cancellation_reaches_the_server(setting: Setting) -> None:
             await call
         await setting.service.cancelled.wait()
     await setting.until("cluster.c.upstream_rq_active", 0)
+
+
+async def test_a_server_that_ends_first(setting: Setting) -> None:
+    """What it has said is all heard by a caller that takes its time and has not ended itself, and so is its status."""
+    calls = [setting.channel.stream_stream("/s/ss_burst")() for _ in range(3)]
+    for call in calls:
+        await call.write(b"50")
+    await setting.until("cluster.c.grpc.s.ss_burst.success", 3)  # the server is done, the callers have read nothing
+    for call in calls:
+        assert [len(await call.read()) for _ in range(50)] == [100_000] * 50
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
 
 
 async def test_large_and_compressed_messages(setting: Setting) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import yaml
 
-_OTHER_PLURALS = {"Gateway": "gateways", "Telemetry": "telemetries", "PeerAuthentication": "peerauthentications", "ServiceEntry": "serviceentries"}
-_OTHER_PLURALS |= {"AuthorizationPolicy": "authorizationpolicies", "GatewayClass": "gatewayclasses", "NetworkPolicy": "networkpolicies"}
+from control.sources.kubernetes import KINDS
+
+_PLURALS = {kind.kind: kind.plural for kind in KINDS} | {"NetworkPolicy": "networkpolicies"}
 _CLUSTER = ("Node", "Namespace", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
 
 
@@ -26,6 +27,11 @@ class Client:
 
     def create(self, document: dict[str, Any]) -> dict[str, Any]:
         return self._made(self._http.post(path(document).rpartition("/")[0], json=document))
+
+    def check(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Have it looked at as if it were created; there must be no field that nobody knows."""
+        about = {"dryRun": "All", "fieldValidation": "Strict"}
+        return self._made(self._http.post(path(document).rpartition("/")[0], json=document, params=about))
 
     def get(self, document: dict[str, Any]) -> dict[str, Any]:
         return self._made(self._http.get(path(document)))
@@ -47,6 +53,11 @@ class Client:
         root = f"/apis/{api}" if "/" in api else f"/api/{api}"
         return self._made(self._http.get(f"{root}/namespaces/{namespace}/{plural}"))["items"]
 
+    def token(self, account: dict[str, Any], *audiences: str) -> str:
+        """A new one of a service account, as a kubelet projects it; without audiences, for the API server."""
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": list(audiences)}}
+        return self._made(self._http.post(f"{path(account)}/token", json=request))["status"]["token"]
+
     @staticmethod
     def _made(response: httpx.Response) -> dict[str, Any]:
         assert response.is_success, response.text
@@ -57,15 +68,16 @@ def path(document: dict[str, Any]) -> str:
     """Of an object."""
     api, kind, meta = document["apiVersion"], document["kind"], document["metadata"]
     root = f"/apis/{api}" if "/" in api else f"/api/{api}"
-    plural = _OTHER_PLURALS.get(kind, kind.lower() + "s")
+    plural = _PLURALS.get(kind, kind.lower() + "s")
     within = "" if kind in _CLUSTER else f"/namespaces/{meta.get('namespace', 'default')}"
     return f"{root}{within}/{plural}/{meta['name']}"
 
 
-def kubeconfig(folder: Path, server: Any, user: dict[str, Any] | None = None) -> Path:
-    """A kubeconfig for a server; `user`: as it says who one is."""
-    authority = getattr(server, "authority", None)
-    cluster = {"server": server.url, **({"certificate-authority": str(authority)} if authority is not None else {})}
+def kubeconfig(folder: Path, server: Any, user: dict[str, Any] | None = None, **more: Any) -> Path:
+    """A kubeconfig for a server; `user`: as it says who one is; `more`: about the cluster, None for what it shall not say."""
+    authority = server.authority
+    cluster = {"server": server.url, "certificate-authority": None if authority is None else str(authority)} | more
+    cluster = {key: value for key, value in cluster.items() if value is not None}
     found = folder / "kubeconfig"
     found.write_text(
         json.dumps(
@@ -92,8 +104,18 @@ def gateway_api(server: Any) -> list[dict[str, Any]]:
         found = [one for path in sorted(folder.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
         return [one for one in found if one and one["kind"] == "CustomResourceDefinition" and one["spec"]["group"] == GATEWAY_API]
     kinds = (("gatewayclasses", "GatewayClass"), ("gateways", "Gateway"), ("httproutes", "HTTPRoute"), ("grpcroutes", "GRPCRoute"))
+    kinds += (("backendtlspolicies", "BackendTLSPolicy"),)
     made = [crd(GATEWAY_API, plural, kind, namespaced=kind != "GatewayClass") for plural, kind in kinds]
     return [*made, crd(GATEWAY_API, "referencegrants", "ReferenceGrant", "v1beta1")]
+
+
+def istio(server: Any) -> list[dict[str, Any]]:
+    """The same of Istio."""
+    found = getattr(server, "crds", Path()) / "istio.yaml"
+    if found.is_file():
+        return [one for one in yaml.safe_load_all(found.read_text()) if one]
+    kinds = [kind for kind in KINDS if kind.group.endswith("istio.io")]
+    return [crd(kind.group, kind.plural, kind.kind) for kind in kinds]
 
 
 def crd(group: str, plural: str, kind: str, version: str = "v1", *, namespaced: bool = True) -> dict[str, Any]:

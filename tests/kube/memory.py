@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import copy
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -20,7 +22,7 @@ CORE_KINDS = """
 v1 services Service, v1 pods Pod, v1 secrets Secret, v1 configmaps ConfigMap, v1 nodes Node -, v1 namespaces Namespace -, v1 events Event,
 discovery.k8s.io/v1 endpointslices EndpointSlice, coordination.k8s.io/v1 leases Lease, events.k8s.io/v1 events Event
 """
-_WITH_STATUS = ("Pod", "Service", "Node", "Namespace", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
+_WITH_STATUS = ("Pod", "Service", "Node", "Namespace", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "BackendTLSPolicy")
 
 
 class Resource(NamedTuple):
@@ -51,9 +53,11 @@ class Failure(Exception):
 
 class MemoryApiServer:
     """`tokens`: whom it knows; `reviews`: token -> (user, audiences) for TokenReviews; `forbidden`: plurals that nobody may touch; `failing`: a status for
-    every call."""
+    every call. `tls`: of the server, from its next start; whose certificate it takes is who its common name says. `authority`: for clients, a file."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, authority: Path | None = None) -> None:
+        self.tls = tls
+        self.authority = authority
         self.tokens = {"admin-token": "admin"}
         self.reviews: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.forbidden: set[str] = set()
@@ -82,7 +86,7 @@ class MemoryApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Serve, on the same port as before."""
@@ -128,15 +132,17 @@ class MemoryApiServer:
     async def _start(self) -> None:
         application = web.Application(middlewares=[self._guard])
         application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0)
+        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)  # 0 would be no limit
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
         self._generation = object()
+        self._serving = True
 
     async def _stop(self) -> None:
         if self._runner is not None:
+            self._serving = False  # also for watches that are about to begin
             await self._drop()
             await self._runner.cleanup()
             self._runner = None
@@ -163,12 +169,19 @@ class MemoryApiServer:
         try:
             if self.failing:
                 raise Failure(self.failing, "InternalError", "as the test wants it")
-            word, _, token = request.headers.get("authorization", "").partition(" ")
-            if word != "Bearer" or token not in self.tokens:
-                raise Failure(401, "Unauthorized", "Unauthorized")
+            self._user(request)
             return await handler(request)
         except Failure as failure:
             return web.json_response(failure.body, status=failure.code)
+
+    def _user(self, request: web.Request) -> str:
+        word, _, token = request.headers.get("authorization", "").partition(" ")
+        if word == "Bearer" and token in self.tokens:
+            return self.tokens[token]
+        subject = (request.get_extra_info("peercert") or {}).get("subject", ())
+        if not word and subject:
+            return next(value for part in subject for name, value in part if name == "commonName")
+        raise Failure(401, "Unauthorized", "Unauthorized")
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         parts = [part for part in request.path.split("/") if part]
@@ -187,6 +200,8 @@ class MemoryApiServer:
             group, version, *rest = parts[1:]
         else:
             raise Failure(404, "NotFound", "the server could not find the requested resource")
+        if group == "authentication.k8s.io" and rest == ["selfsubjectreviews"]:
+            return web.json_response({"kind": "SelfSubjectReview", "status": {"userInfo": {"username": self._user(request)}}}, status=201)
         if group == "authentication.k8s.io" and rest == ["tokenreviews"]:
             return web.json_response(self._review(await request.json()), status=201)
         known = [one for one in self._resources.values() if one.group == group and version in one.versions]
@@ -266,7 +281,7 @@ class MemoryApiServer:
         resource, api, namespace = about
         partial = "PartialObjectMetadata" in request.headers.get("accept", "")
         generation, ends = self._generation, self._loop.time() + float(request.query.get("timeoutSeconds", 1800))
-        while generation is self._generation and self._loop.time() < ends:
+        while self._serving and generation is self._generation and self._loop.time() < ends:
             woken.clear()
             if at < self._compacted:  # it had not been told all when that was forgotten
                 break
@@ -283,7 +298,8 @@ class MemoryApiServer:
                 mark = {"kind": resource.kind, "apiVersion": api, "metadata": {"resourceVersion": str(at)}}
                 await response.write(json.dumps({"type": "BOOKMARK", "object": mark}).encode() + b"\n")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), min(ends - self._loop.time(), self.bookmark_every_s or 3600))
+                async with asyncio.timeout(min(ends - self._loop.time(), self.bookmark_every_s or 3600)):
+                    await woken.wait()
 
     async def _one(self, request: web.Request, resource: Resource, api: str, key: tuple[str, str], *, status: bool) -> dict[str, Any]:
         known = self._objects[resource.group, resource.plural].get(key)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.differential.pki import Authority
 from tests.e2e.control_plane import Ports
+from tests.polling import wait_until
 
 WHY_NOT = "NO KUBE-APISERVER: set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver (.ci/kube-apiserver makes one)"
 _PATIENCE = 120.0
+_AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived", "ResponseStarted"], "rules": [{"level": "Metadata"}]}
 
 
 def assets() -> Path | None:
@@ -36,6 +39,8 @@ class RealApiServer:
         self._folder = folder
         self.crds = folder / "crds"
         (work / "tokens.csv").write_text("admin-token,admin,admin,system:masters\nmeshctl-token,system:serviceaccount:mesh-system:meshctl,meshctl\n")
+        self.clients = Authority(work, "clients")
+        (work / "audit.yaml").write_text(json.dumps(_AUDIT))
         subprocess.run(["openssl", "genrsa", "-out", str(work / "sa.key"), "2048"], check=True, capture_output=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._spawn(
@@ -62,14 +67,12 @@ class RealApiServer:
             "kube-apiserver", "--etcd-servers", self._etcd_url, "--secure-port", str(self.port), "--bind-address", "127.0.0.1",
             "--cert-dir", str(self.work / "certs"), "--service-account-issuer", "https://kubernetes.default.svc",
             "--service-account-key-file", str(self.work / "sa.key"), "--service-account-signing-key-file", str(self.work / "sa.key"),
-            "--token-auth-file", str(self.work / "tokens.csv"), "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24",
+            "--token-auth-file", str(self.work / "tokens.csv"), "--client-ca-file", str(self.work / "clients.pem"),
+            "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24",
             "--disable-admission-plugins", "ServiceAccount", "--allow-privileged",
+            "--audit-policy-file", str(self.work / "audit.yaml"), "--audit-log-path", str(self.work / "audit.log"), "--audit-log-mode", "blocking-strict",
         )  # fmt: skip
-        deadline = time.monotonic() + _PATIENCE
-        while not self._ready():
-            assert self._processes["kube-apiserver"].poll() is None, (self.work / "kube-apiserver.log").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(self._ready, _PATIENCE)
 
     def stop(self) -> None:
         """End, with every connection."""
@@ -96,16 +99,19 @@ class RealApiServer:
             for one in crds:
                 spec = one["spec"]
                 path = f"/apis/{spec['group']}/{next(one['name'] for one in spec['versions'] if one['served'])}/{spec['names']['plural']}"
-                deadline = time.monotonic() + _PATIENCE
-                while client.get(path).status_code != 200:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+                wait_until(lambda path=path: client.get(path).status_code == 200, _PATIENCE)
 
     def uninstall(self, group: str, plural: str) -> None:
         with httpx.Client(base_url=self.url, verify=False, headers={"authorization": "Bearer admin-token"}) as client:
             client.delete(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.{group}")
 
+    def asked_by(self, user: str) -> list[dict[str, Any]]:
+        """What somebody asked so far, and whether he might: events of audit.k8s.io/v1, one for each request that has ended."""
+        found = [json.loads(line) for line in (self.work / "audit.log").read_text().splitlines()]
+        return [one for one in found if one["user"].get("username") == user]
+
     def _ready(self) -> bool:
+        assert self._processes["kube-apiserver"].poll() is None, (self.work / "kube-apiserver.log").read_text()[-3000:]
         if not self.authority.exists():
             return False
         try:

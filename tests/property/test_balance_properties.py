@@ -98,7 +98,7 @@ def test_loads_add_up(shapes, threshold: int):
 @given(shape, st.integers(1, 100))
 def test_load_goes_where_somebody_is(shapes, threshold: int):
     state = priority_state(host_sets(shapes), threshold)
-    for (healthy, degraded, failed, excluded), to_healthy, to_degraded, panic in zip(shapes, *state, strict=True):
+    for (healthy, degraded, failed, excluded), to_healthy, to_degraded, panic in zip(shapes, state.healthy_load, state.degraded_load, state.panic, strict=True):
         if any(any(counts) for counts in shapes):
             assert not to_healthy or healthy or (panic and failed + excluded + degraded)
         assert not to_degraded or degraded

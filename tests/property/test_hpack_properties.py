@@ -15,11 +15,10 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshproxy.codec.hpack import decoder as decoder_module
 from meshproxy.codec.hpack import huffman
 from meshproxy.codec.hpack.decoder import Decoder
 from meshproxy.codec.hpack.encoder import Encoder, encode_literal
-from meshproxy.codec.hpack.tables import STATIC, HpackError, encode_integer
+from meshproxy.codec.hpack.tables import NEWEST, STATIC, HpackError, encode_integer
 
 SAMPLE = Path(__file__).parent.parent / "data" / "hpack" / "stories.json.xz"
 
@@ -209,7 +208,7 @@ def test_blocks_that_move_the_table(template, size, coded, other, looks, data):
         if number % looks == looks - 1 or number == damaged:
             ours._settle()
             assert ours._used == theirs.header_table._current_size
-            assert ours._table[decoder_module._NEWEST :] == [(bytes(name), bytes(value)) for name, value in theirs.header_table.dynamic_entries]
+            assert ours._table[NEWEST:] == [(bytes(name), bytes(value)) for name, value in theirs.header_table.dynamic_entries]
         if decoded.shape is not None:
             merged = [*decoded.shape.items]
             for place, _ in decoded.shape.values:

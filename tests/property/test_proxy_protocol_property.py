@@ -7,7 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshproxy.codec.proxy_protocol import ProxyHeader, ProxyProtocolError, parse
+from meshproxy.codec.proxy_protocol import ProxyHeader, ProxyProtocolError, parse, write_v1, write_v2
 from tests.unit.test_proxy_protocol import SIGNATURE, addresses, tlv, v2
 
 ports = st.integers(0, 65535)
@@ -43,6 +43,14 @@ def test_v2(pair, source_port, destination_port, extensions, rest):
     data = v2(body, family=0x21 if ":" in pair[0] else 0x11)
     source, destination = (str(ipaddress.ip_address(ip)) for ip in pair)
     check_prefixes(data, rest, ProxyHeader(2, len(data), (source, source_port), (destination, destination_port), tuple(extensions)))
+
+
+@given(pairs, ports, ports, st.binary(max_size=20))
+def test_what_is_written_is_read(pair, source_port, destination_port, rest):
+    source, destination = ((str(ipaddress.ip_address(ip)), port) for ip, port in zip(pair, (source_port, destination_port), strict=True))
+    for version, write in ((1, write_v1), (2, write_v2)):
+        data = write(source, destination)
+        check_prefixes(data, rest, ProxyHeader(version, len(data), source, destination))
 
 
 @given(st.binary(max_size=200))

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from control.ca import certificates
 from meshproxy.api import spiffe
+from tests.polling import PATIENCE
 
 NOW = 1_800_000_000.0
 WEB = spiffe.workload("mesh.test", "default", "web")
@@ -51,7 +52,7 @@ def key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
 
 def openssl(*arguments: str, data: str = "") -> str:
     """Its output; what it says on stderr, too, when it fails."""
-    done = subprocess.run(["openssl", *arguments], input=data, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["openssl", *arguments], input=data, capture_output=True, text=True, check=False, timeout=PATIENCE)
     return done.stdout if done.returncode == 0 else f"{done.stdout}{done.stderr}\nexit {done.returncode}"
 
 

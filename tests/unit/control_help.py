@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from control.kinds.store import Store
+from control.model.security import DEFAULT_TRUST_DOMAIN
 from control.model.snapshot import MeshSnapshot, build
 from control.translate.proxy import ProxyKey
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
@@ -55,14 +56,14 @@ WEB = ProxyKey("sidecar", "web", "default")
 GRPC_CLIENT = ProxyKey("grpc", "client", "default")
 
 
-def snapshot(*texts: str, before: MeshSnapshot | None = None, store: Store | None = None) -> MeshSnapshot:
+def snapshot(*texts: str, before: MeshSnapshot | None = None, store: Store | None = None, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> MeshSnapshot:
     """The snapshot of some texts, which must be right; each is a file."""
     store = store or Store()
     for index, text in enumerate(texts):
         store.put(f"{index}.yaml", textwrap.dedent(text).encode())
     store.settle()
     assert [str(trouble) for trouble in store.troubles] == []
-    return build(store.objects, before)
+    return build(store.objects, before, trust_domain)
 
 
 def istio(kind: str, name: str, spec: str) -> str:
@@ -80,6 +81,16 @@ def plain(view: View, url: str, name: str) -> Any:
 
 def view_of(*texts: str, proxy: ProxyKey = WEB) -> View:
     return Translator().view(proxy, snapshot(MESH, *texts))
+
+
+def view_despite(*texts: str, proxy: ProxyKey = WEB) -> View:
+    """What a control plane serves that begins with these texts, some of which are wrong."""
+    store = Store()
+    for index, text in enumerate((MESH, *texts)):
+        store.put(f"{index}.yaml", textwrap.dedent(text).encode())
+    store.settle()
+    assert store.troubles
+    return Translator().view(proxy, build(store.objects))
 
 
 def cluster(view: View, name: str) -> Any:

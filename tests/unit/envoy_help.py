@@ -11,14 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.polling import wait_until
+
 BINARY = shutil.which("envoy", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
-_START_SECONDS = 20.0
 
 
 class Envoy:
@@ -61,15 +61,12 @@ class Envoy:
         self._file = self._socket.makefile("rb")
 
     def _wait(self, path: Path) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while not (path.exists() and path.read_text()):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        def live() -> bool:
+            if self._process.poll() is not None:
                 raise RuntimeError("Envoy did not start")
-            time.sleep(0.02)
-        while _get(f"http://{path.read_text()}/ready") != "LIVE\n":
-            if time.monotonic() > deadline:
-                raise RuntimeError("Envoy did not become live")
-            time.sleep(0.02)
+            return path.exists() and bool(address := path.read_text()) and _get(f"http://{address}/ready") == "LIVE\n"
+
+        wait_until(live)
 
     def admin(self, path: str) -> str:
         return _get(f"http://{self._admin}{path}")

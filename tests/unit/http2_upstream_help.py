@@ -115,6 +115,7 @@ class Caller:
         self.stream = StreamInfo()
         self.exchange: Any = None
         self.log: list[tuple[Any, ...]] = []
+        self.reset = asyncio.Event()
 
     def go(self, pool: Any) -> Caller:
         """Ask for an exchange, and send when there is one."""
@@ -159,6 +160,7 @@ class Caller:
     def on_upstream_reset(self, reason: str, details: str) -> None:
         self.exchange = None
         self.log.append(("reset", reason))
+        self.reset.set()
 
     def on_upstream_done_early(self) -> None:
         self.exchange = None

@@ -26,9 +26,9 @@ from meshproxy.net.listener import Listener, ListenerRegistry
 from meshproxy.net.timers import Timers
 from meshproxy.observe.stats import Store
 from meshproxy.upstream.cluster_manager import ClusterManager
+from tests.polling import PATIENCE
 from tests.unit.filter_help import proto
 
-PATIENCE = 90.0  # seconds until something that must happen counts as not happening; generous, because the machine may be busy
 NOW = dt.datetime.now(dt.UTC)
 TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 DOWNSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
@@ -37,14 +37,6 @@ TLS_INSPECTOR = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspe
 PROXY_PROTOCOL = "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
 HTTP_INSPECTOR = "type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"
 STDOUT_LOG = "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"
-
-
-async def quiet(count: Callable[[], int]) -> None:
-    """Wait until nothing more is counted: nothing is read while nothing can be written."""
-    async with asyncio.timeout(PATIENCE):
-        before = -1
-        while before != (before := count()):
-            await asyncio.sleep(0.02)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -273,13 +265,6 @@ def reset(writer: asyncio.StreamWriter) -> None:
     """Close a connection the hard way, so that the peer gets a reset."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that must happen soon."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def free_port() -> int:

@@ -80,7 +80,7 @@ def server():
         workers=Workers(),
         shut_down=lambda: server.workers.told.append("end"),
         runtime=Runtime.from_proto(bootstrap.layered_runtime),
-        certificates=Certificates(type(bootstrap)()),
+        certificates=Certificates(type(bootstrap)(), b""),
         concurrency=2,
     )
     server.initialized = True
@@ -399,7 +399,7 @@ async def test_small_endpoints(ask, method, path, status, text):
 def test_redaction_of_unknown_types_shows_nothing():
     from google.protobuf import any_pb2
 
-    from meshproxy.admin.redact import redact
+    from meshproxy.api.redact import redact
 
     bootstrap = bootstrap_pb2.Bootstrap()
     secret = bootstrap.static_resources.secrets.add(name="x")
@@ -408,3 +408,13 @@ def test_redaction_of_unknown_types_shows_nothing():
     redact(unknown, sensitive=True)
     redact(bootstrap)
     assert b"HIDDEN" not in unknown.SerializeToString() + bootstrap.SerializeToString()
+
+
+async def test_the_status_of_a_client_without_anything_dynamic(ask):
+    answer = await ask("POST", "/v3/discovery:client_status", b'{"exclude_resource_contents": true}')
+    (config,) = json.loads(answer.body)["config"]
+    assert "generic_xds_configs" not in config
+    for wrong, why in ((b"[", "not a ClientStatusRequest"), (b'{"nodes": 1}', "no such field"), (b'{"node_matchers": [{}]}', "node_matchers")):
+        answer = await ask("POST", "/v3/discovery:client_status", wrong)
+        assert answer.status == 400
+        assert why in answer.body

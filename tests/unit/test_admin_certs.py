@@ -25,7 +25,8 @@ def collected(common: dict[str, Any], **cluster: Any) -> tuple[certs.Certificate
     secrets = [{"name": "own", "tls_certificate": own("server")}, {"name": "ca", "validation_context": {"trusted_ca": {"filename": pki()["ca.pem"]}}}]
     resources = {"listeners": [listener], "clusters": [{"name": "c", **cluster}], "secrets": secrets}
     server = SimpleNamespace(dynamic=None, listeners_manager=None, stats=Store())
-    return certs.Certificates(message("envoy.config.bootstrap.v3.Bootstrap", {"static_resources": resources})), server
+    bootstrap = message("envoy.config.bootstrap.v3.Bootstrap", {"static_resources": resources})
+    return certs.Certificates(bootstrap, bootstrap.SerializeToString()), server
 
 
 def expiry(name: str) -> int:

@@ -15,7 +15,8 @@ from meshproxy.admin.message import Response
 from meshproxy.api.errors import ConfigError
 from meshproxy.net import tasks
 from meshproxy.observe.tags import StatsConfig
-from tests.unit.net_help import connect_to, context, run, until
+from tests.polling import until
+from tests.unit.net_help import connect_to, context, run
 
 NAMES = tuple(f"upstream_rq_{number}" for number in range(100))
 

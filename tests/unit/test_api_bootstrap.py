@@ -80,8 +80,8 @@ def test_dry_run_adds_what_only_compiling_shows():
 
 
 def test_warnings_come_back():
-    message, warnings = bootstrap.validate(config_yaml="node: {id: a}\nhds_config: {}", unsupported="warn")
-    assert (message.node.id, [problem.path for problem in warnings]) == ("a", ["hds_config"])
+    message, warnings = bootstrap.validate(config_yaml="node: {id: a}\nwatchdogs: {}", unsupported="warn")
+    assert (message.node.id, [problem.path for problem in warnings]) == ("a", ["watchdogs"])
 
 
 def test_unknown_fields_may_be_allowed():

@@ -35,7 +35,7 @@ def test_a_class_is_the_generated_modules():
 
 
 def test_code_of_another_form_is_imported(monkeypatch):
-    monkeypatch.setattr(messages, "_LITERAL", messages.re.compile(b"no such text"))
+    monkeypatch.setattr(messages, "_LITERAL", (b"no such text", b"')\n"))
     assert messages._serialised("envoy.config.bootstrap.v3", "bootstrap_pb2") is None
     messages._define.__wrapped__("envoy.config.bootstrap.v3.bootstrap_pb2")
 

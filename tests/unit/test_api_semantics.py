@@ -17,12 +17,13 @@ MANAGER = f"{L0}.filter_chains[0].filters[0].typed_config"
 ROUTE = f"{MANAGER}.route_config.virtual_hosts[0].routes[0].route"
 
 
-def hcm(route=None, http_filters=(ROUTER,), **table):
+def hcm(route=None, http_filters=(ROUTER,), upgrades=(), **table):
     routes = [{"match": {"prefix": "/"}, "route": route or {"cluster": "c"}}]
     config = {
         "@type": f"{T}filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "x",
         "http_filters": list(http_filters),
+        "upgrade_configs": [{"upgrade_type": str(at), "filters": list(filters)} for at, filters in enumerate(upgrades)],
         "route_config": {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}], **table},
     }
     return {"name": "hcm", "typed_config": config}
@@ -70,6 +71,7 @@ OVERLAP = f"{L0}.filter_chains[1].filter_chain_match: matches the same connectio
         one(),
         one(hcm(http_filters=[])),
         one(hcm(http_filters=[BUFFER, BUFFER, ROUTER])),
+        one(hcm(upgrades=[[], [BUFFER, ROUTER], [ROUTER]])),
         [listener(chains=[], default_filter_chain={"filters": [TCP]})],
         chains({"destination_port": 1}, {"destination_port": 2}),
         chains({"server_names": ["a.com"]}, {"server_names": ["*.a.com"]}, {}),
@@ -100,6 +102,10 @@ def test_fine(listeners):
             f"{MANAGER}.route_config.request_mirror_policies[0].cluster: no cluster is called 'nope'",
         ),
         (one(hcm(http_filters=[BUFFER])), f"{MANAGER}.http_filters[0]: 'buf' is not a terminal filter: it cannot be the last one"),
+        (
+            one(hcm(upgrades=[[ROUTER], [ROUTER, BUFFER, ROUTER]])),
+            f"{MANAGER}.upgrade_configs[1].filters[0]: 'router' is a terminal filter: it must be the last one",
+        ),
         (one(RBAC), f"{L0}.filter_chains[0].filters[0]: 'rbac' is not a terminal filter: it cannot be the last one"),
         (one(hcm(), TCP), f"{L0}.filter_chains[0].filters[0]: 'hcm' is a terminal filter: it must be the last one"),
         (one({"name": "tcp"}), f"{L0}.filter_chains[0].filters[0].typed_config: is required: it says what 'tcp' is"),

@@ -15,6 +15,7 @@ from envoy.config.bootstrap.v3.bootstrap_pb2 import Bootstrap
 import meshproxy
 from meshproxy.api import bootstrap, convert, honoured, messages, registry, support
 from meshproxy.api.errors import INVALID, UNSUPPORTED, ConfigError
+from tests.polling import PATIENCE
 
 T = "type.googleapis.com/envoy.extensions."
 ROUTER = {"name": "router", "typed_config": {"@type": f"{T}filters.http.router.v3.Router"}}
@@ -50,7 +51,7 @@ def test_plain_configuration_is_honoured():
 @pytest.mark.parametrize(
     ("value", "path", "why", "kind"),
     [
-        (config(hds_config={}), "hds_config", "is not supported", UNSUPPORTED),
+        (config(watchdogs={}), "watchdogs", "is not supported", UNSUPPORTED),
         (config(overload_manager={"resource_monitors": [{"name": "x"}]}), "overload_manager", "is not supported", UNSUPPORTED),
         (config(manager={"path_normalization_options": {}}), f"{MANAGER}.path_normalization_options", "is not supported", UNSUPPORTED),
         (
@@ -92,9 +93,9 @@ def test_one_problem(value, path, why, kind):
 
 
 def test_warnings_instead():
-    problems, warnings = check(config([LUA, ROUTER], hds_config={}), "warn")
+    problems, warnings = check(config([LUA, ROUTER], watchdogs={}), "warn")
     assert problems == []
-    assert [problem.path for problem in warnings] == [f"{MANAGER}.http_filters[0].typed_config", "hds_config"]
+    assert [problem.path for problem in warnings] == [f"{MANAGER}.http_filters[0].typed_config", "watchdogs"]
     problems, _ = check(config(manager={"stat_prefix": ""}), "warn")
     assert [str(problem) for problem in problems] == [f"{MANAGER}.stat_prefix: must not be empty"]
 
@@ -107,8 +108,16 @@ def test_what_is_unsupported_must_still_be_valid():
     ]
 
 
+NO_SUCH = {"name": "none", "typed_config": {"@type": "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": "type.googleapis.com/no.such.Filter"}}
+
+
 def test_optional_filters_may_be_unknown():
     assert check(config([{**LUA, "is_optional": True}, ROUTER])) == ([], [])
+    assert check(config([{**NO_SUCH, "is_optional": True}, ROUTER])) == ([], [])
+    unknown = ["unknown type 'type.googleapis.com/no.such.Filter'"]
+    assert [problem.why for problem in check(config([NO_SUCH, ROUTER]))[0]] == unknown
+    # What comes behind an optional filter is not optional.
+    assert [problem.why for problem in check(config([{**ROUTER, "is_optional": True}], manager={"access_log": [NO_SUCH]}))[0]] == unknown
 
 
 def test_validate_reports_everything(tmp_path):
@@ -200,7 +209,7 @@ def test_what_is_honoured_does_not_depend_on_the_rest_of_the_configuration():
     for table in registry.KINDS.values():
         for message, module in table.items():
             roots.setdefault(module, set()).add(message)
-    output = subprocess.run([sys.executable, "-c", DECLARED_ALONE, *roots], capture_output=True, check=True, timeout=60).stdout
+    output = subprocess.run([sys.executable, "-c", DECLARED_ALONE, *roots], capture_output=True, check=True, timeout=PATIENCE).stdout
     alone = dict(json.loads(line) for line in output.splitlines())
     assert set(alone) == set(roots)
     for module, own in roots.items():

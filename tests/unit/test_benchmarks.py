@@ -13,12 +13,13 @@ from benchmarks.backend import Backend
 from benchmarks.configs import Place, Spec, envoy
 from benchmarks.load import VARYING, Load
 from benchmarks.mesh import documents, pusher
-from benchmarks.processes import Process, wait_until
+from benchmarks.processes import Process
 from benchmarks.scenarios import BY_NAME, SCENARIOS, Bar
 from control.kinds.store import Store
 from control.sources.folder import Folder
 from meshproxy.api import bootstrap as bootstraps
 from meshproxy.api import messages, registry, support
+from tests.polling import PATIENCE, wait_until
 
 FIGURES = {"meshproxy": {"p99_us": [10.0, 30.0, 20.0]}, "envoy": {"p99_us": [20.0, 20.0, 20.0]}}
 
@@ -231,14 +232,11 @@ def test_every_configuration_is_valid(spec, tmp_path):
 
 
 def test_a_process_ends_with_its_children(tmp_path):
-    process = Process(["sh", "-c", "sleep 60 & sleep 60 & wait"], tmp_path / "log", [min(os.sched_getaffinity(0))])
-    wait_until(lambda: len(process.pids()) == 3, process, 10, "children")
+    process = Process(["sh", "-c", "sleep 1000 & sleep 1000 & wait"], tmp_path / "log", [min(os.sched_getaffinity(0))])
+    process.wait(lambda: len(process.pids()) == 3, PATIENCE, "children")
     everyone = process.pids()
     process.stop()
-    deadline = sender.monotonic() + 10  # the kernel needs a moment to end the killed ones
-    while any(processes.alive(pid) for pid in everyone) and sender.monotonic() < deadline:
-        os.sched_yield()
-    assert not [pid for pid in everyone if processes.alive(pid)]
+    assert wait_until(lambda: not any(map(processes.alive, everyone)))  # the kernel needs a moment to end the killed ones
 
 
 def test_scenarios_have_names_of_their_own():

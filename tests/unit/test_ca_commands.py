@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from control.ca.commands import certs_table, duration
 from control.ca.csr import parse_csr
 from control.ca.running import tokens_of
 from control.peers import is_private
+from tests.polling import PATIENCE
 from tests.unit.ca_help import WEB, csr, key_pem
 
 
@@ -98,10 +100,24 @@ def test_folders_that_hold_none(tmp_path, capsys):
     assert "is open to others" in capsys.readouterr().err
 
 
+def test_files_and_sockets_that_are_not_there(folder, tmp_path, capsys):
+    assert run("certs", "--ca-dir", folder, "--bring-root", "none.pem", "none.key") == 2
+    assert capsys.readouterr().err == "meshctl: none.pem: No such file or directory\n"
+    command = [sys.executable, "-m", "control", "agent", "--socket", str(tmp_path / "none/s"), "--authority", "unix:/none"]
+    agent = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (agent.returncode, agent.stderr) == (2, f"meshctl: {tmp_path}/none/s: No such file or directory\n")
+
+
+def test_a_time_that_is_none(folder, capsys):
+    with pytest.raises(SystemExit):
+        run("token", "create", "shop/web", "--ca-dir", folder, "--life", "5")
+    assert "argument --life: '5' is no time: 30s, 10m, 24h, 7d" in capsys.readouterr().err
+
+
 def test_times():
     assert [duration(text) for text in ("30s", "10m", "24h", "7d")] == [30, 600, 86400, 604800]
     for text in ("", "5", "h", "1.5h", "-1h", "1 h", "9999999999s"):
-        with pytest.raises(ValueError):
+        with pytest.raises(argparse.ArgumentTypeError):
             duration(text)
 
 
@@ -147,7 +163,23 @@ def test_bootstraps_of_sidecars_that_get_their_identity_themselves(tmp_path, cap
     assert (found["type"], match["san_type"], match["matcher"]["exact"]) == (type, *san)
     (tmp_path / "bootstrap.yaml").write_text(text)
     checked = [sys.executable, "-m", "meshproxy", "-c", str(tmp_path / "bootstrap.yaml"), "--mode", "validate"]
-    assert subprocess.run(checked, check=False, timeout=60).returncode == 0
+    assert subprocess.run(checked, check=False, timeout=PATIENCE).returncode == 0
+
+
+def test_a_bootstrap_for_the_identity_of_a_spire_agent(tmp_path, capsys):
+    assert run("bootstrap", "web.shop", "--server", "control.example:15011", "--workload-api", "unix:/run/spire/agent.sock", "-o", "json") == 0
+    text = capsys.readouterr().out
+    (tmp_path / "bootstrap.yaml").write_text(text)
+    checked = [sys.executable, "-m", "meshproxy", "-c", str(tmp_path / "bootstrap.yaml"), "--mode", "validate"]
+    assert subprocess.run(checked, check=False, timeout=PATIENCE).returncode == 0
+    made = json.loads(text)
+    cluster = made["static_resources"]["clusters"][-1]
+    assert made["bootstrap_extensions"][0]["typed_config"]["workload_api"] == cluster["name"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["address"] == {"pipe": {"path": "/run/spire/agent.sock"}}
+    for wrong in (["--workload-api", "127.0.0.1:1"], ["--workload-api", "unix:/a", "--sds", "/b"], ["--workload-api", "unix:/a", "--authority", "unix:/b"]):
+        assert run("bootstrap", "web", *wrong) == 2
+        assert "--workload-api is unix:/PATH" in capsys.readouterr().err
 
 
 def test_authorities_that_are_no_address(capsys):

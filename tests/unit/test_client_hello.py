@@ -109,3 +109,10 @@ def test_too_large():
     assert parse(data[:999], 1000) is None
     with pytest.raises(NotClientHelloError):  # larger than any can be: it says so itself
         parse(b"\x16\x03\x01\x40\0\x01\xff\xff\xff")
+
+
+def test_too_large_even_when_all_of_it_is_there():
+    whole = hello()
+    assert parse(whole, len(whole)) is not None
+    with pytest.raises(TooLargeError):
+        parse(whole, len(whole) - 1)

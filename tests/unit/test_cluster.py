@@ -63,13 +63,20 @@ def test_http_options():
     assert (cluster.h1_options.max_headers, cluster.options.header_style, cluster.auto_sni_header) == (11, "proper", b"x-name")
 
 
-@pytest.mark.parametrize(("host", "name"), [(b"a.example", "a.example"), (b"a.example:8080", "a.example"), (b"[::1]:80", "::1"), (b"::1", "::1"), (None, None)])
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [(b"a.example", "a.example"), (b"a.example:8080", "a.example"), (b"[::1]:80", None), (b"::1", None), (b"127.0.0.1:80", None), (None, None)],
+)
 def test_server_name(host, name):
     cluster = up.cluster(up.static(up.group(*FIVE), upstream_http_protocol_options={"auto_sni": True}))
     head = RequestHead(b"GET", b"/", host or b"", [])
     pool = cluster.pool_for(cluster.hosts[0], 0, head)
     assert pool.server_name == name
     assert cluster.pool_for(cluster.hosts[0], 0, head) is pool
+    assert pool.san is None
+    verifying = up.cluster(up.static(up.group(*FIVE), upstream_http_protocol_options={"auto_san_validation": True}))
+    verified = verifying.pool_for(verifying.hosts[0], 0, head)
+    assert (verified.server_name, verified.san) == (None, name or (host and host.decode().removeprefix("[").removesuffix("]:80").removesuffix(":80")))
 
 
 @pytest.mark.parametrize(
@@ -436,6 +443,23 @@ def test_what_a_worker_says_of_members_counts():
     list(manager.publish_unused())
     assert [stats.value(f"cluster.c.membership_{name}") for name in ("total", "healthy")] == [4, 0]
     assert list(manager.publish_unused()) == []
+
+
+@pytest.mark.parametrize("refused", [("membership_total",), ("membership_total", "membership_change")])
+def test_what_a_worker_says_of_members_is_counted_once_whatever_is_refused(refused):
+    manager = up.manager(up.static(up.group(*FIVE)))
+    stats = manager.context.stats
+    stats.accepts = lambda name: not name.endswith(refused)
+    worker = Store()
+    scope = worker.scope("cluster.c.")
+    scope.gauge("membership_total", shared=True).n = 5
+    scope.counter("membership_change", shared=True).n = 1
+    scope.counter("default.total_match_count", shared=True).n = 5
+    stats.merge(0, worker.deltas())
+    list(manager.publish_unused())
+    assert stats.value("cluster.c.default.total_match_count") == 5
+    if "membership_change" not in refused:
+        assert stats.value("cluster.c.membership_change") == 1
 
 
 def test_ejections_reach_the_manager():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 
 import grpc
 import pytest
@@ -17,12 +18,13 @@ from control.ca.running import Options, RunningAuthority
 from control.names import is_local
 from control.translate.resource import CLUSTER
 from meshproxy.api import messages, spiffe
+from tests.polling import PATIENCE
 from tests.unit.control_help import MESH, snapshot
 
 DELTA = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+HEALTH = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
 STATUS = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
 _D = "envoy.service.discovery.v3."
-PATIENCE = 30.0
 ACCOUNT = "apiVersion: meshproxy/v1\nkind: Workload\nmetadata: {name: own}\nspec: {serviceAccount: own}\n"
 
 
@@ -40,12 +42,16 @@ class Mesh:
 
     def __init__(self, folder) -> None:
         self.authority = RunningAuthority(Options(str(folder / "ca"), "mesh.test"))
-        identify = Admission("mesh.test", KubernetesTokens("mesh.test", Accounts()))
-        self.server = XdsServer(Hub(snapshot(MESH, ACCOUNT)), self.authority.handlers(), identify)
+        self.now = 0.0  # what time the server thinks that it is, instead of what it is
+        identify = Admission("mesh.test", KubernetesTokens("mesh.test", Accounts()), clock=self.clock)
+        self.server = XdsServer(Hub(snapshot(MESH, ACCOUNT)), self.authority.handlers(), identify, clock=self.clock)
         self.tls = self.server.listen("127.0.0.1:0", self.authority.credentials())
         self.mutual = self.server.listen("127.0.0.1:0", self.authority.credentials(mutual=True))
         self.plain = self.server.listen("127.0.0.1:0")
         self.roots = certificates.pem(*self.authority.authority.bundle()).encode()
+
+    def clock(self) -> float:
+        return self.now or time.time()
 
     def credentials(self, account: str = "", namespace: str = "default") -> grpc.ChannelCredentials:
         """Of a caller with a certificate for a service account; without one, of a caller that has none."""
@@ -53,6 +59,7 @@ class Mesh:
             return grpc.ssl_channel_credentials(self.roots)
         key = certificates.new_key()
         issued = self.authority.authority.issue_own(key.public_key(), spiffe.workload("mesh.test", namespace, account))
+        self.end = issued.not_after
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return grpc.ssl_channel_credentials(self.roots, private, certificates.pem(*issued.chain).encode())
 
@@ -84,6 +91,12 @@ async def refused(channel: grpc.aio.Channel, node: str, metadata: tuple = ()) ->
     return caught.value.code(), caught.value.details()
 
 
+async def turned_away(channel: grpc.aio.Channel, metadata: tuple) -> grpc.StatusCode:
+    """The end of a stream that is refused before anything is asked: gRPC's client calls a request that comes too late an internal error of its own."""
+    async with channel:
+        return await channel.stream_stream(DELTA)(timeout=PATIENCE, metadata=metadata).code()
+
+
 async def test_a_certificate_is_for_the_proxies_of_its_account(mesh):
     def channel(account: str, namespace: str = "default") -> grpc.aio.Channel:
         return grpc.aio.secure_channel(f"127.0.0.1:{mesh.mutual}", mesh.credentials(account, namespace))
@@ -109,10 +122,37 @@ async def test_a_token_is_for_the_proxies_of_its_account(mesh):
     assert await clusters(channel(), "own.default", (("authorization", "Bearer good"),))
     assert (await refused(channel(), "reviews-v1.default", (("authorization", "Bearer good"),)))[0] is grpc.StatusCode.PERMISSION_DENIED
     for metadata in ((), (("authorization", "Bearer bad"),), (("authorization", f"Bearer {mesh.authority.tokens.create(_OWN)}"),)):
-        assert (await refused(channel(), "own.default", metadata))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert await turned_away(channel(), metadata) is grpc.StatusCode.UNAUTHENTICATED
 
 
 _OWN = spiffe.workload("mesh.test", "default", "own")
+
+
+async def test_a_stream_ends_with_the_certificate_that_proved_whose_it_is(mesh):
+    request = messages.known(f"{_D}DeltaDiscoveryRequest")(type_url=CLUSTER)
+    request.node.id = "own.default"
+    async with grpc.aio.secure_channel(f"127.0.0.1:{mesh.mutual}", mesh.credentials("own")) as channel:
+        mesh.now = mesh.end - 1.0
+        call = channel.stream_stream(DELTA)(timeout=PATIENCE)
+        await call.write(request.SerializeToString())
+        while await call.read() is not grpc.aio.EOF:
+            """What it is told before."""
+        assert await call.code() is grpc.StatusCode.OK
+        mesh.now = mesh.end + 1.0
+        code, why = await refused(channel, "own.default")  # over the same connection
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert why == "the certificate of spiffe://mesh.test/ns/default/sa/own has expired since the connection was made; a new connection needs a new one"
+
+
+async def test_health_is_reported_by_nobody_else(mesh):
+    hello = messages.known("envoy.service.health.v3.HealthCheckRequestOrEndpointHealthResponse")()
+    hello.health_check_request.node.id = "own.default"
+    for account, code in (("default", grpc.StatusCode.PERMISSION_DENIED), ("own", grpc.StatusCode.OK)):
+        async with grpc.aio.secure_channel(f"127.0.0.1:{mesh.mutual}", mesh.credentials(account)) as channel:
+            mesh.now = mesh.end - 1.0 if account == "own" else 0.0
+            call = channel.stream_stream(HEALTH)(timeout=PATIENCE)
+            await call.write(hello.SerializeToString())
+            assert await call.code() is code  # of its own workload it ends well, when the certificate does
 
 
 async def test_in_the_clear_the_machine_is_believed(mesh):

@@ -8,10 +8,12 @@ import logging
 import pytest
 import yaml
 
+from control import bootstrap
 from control.kinds.store import Store
 from control.translate.proxy import ProxyKey, of_node
 from control.translate.resource import CLUSTER, EXTENSION, LISTENER, ORDER, ROUTES
 from control.translate.translator import Translator
+from meshproxy.api import bootstrap as bootstraps
 from meshproxy.api import convert, messages, support
 from tests.differential.pki import Authority
 from tests.unit.control_help import MESH, WEB, cluster, istio, listener, plain, snapshot, view_of
@@ -375,10 +377,42 @@ def test_gateways_by_target_and_by_name(tmp_path_factory):
         assert cluster(view(text), REVIEWS)["connect_timeout"] == "10s"
 
 
+def test_ports_of_filter_chains_are_those_of_their_listeners():
+    def headers(port: int) -> bool:
+        match = f"{{listener: {{filterChain: {{destinationPort: {port}, filter: {{name: {HCM}}}}}}}}}"
+        return "headers" in http_filters(patch("HTTP_FILTER", "INSERT_FIRST", HEADERS, match, "SIDECAR_INBOUND"))
+
+    assert [headers(port) for port in (8000, 18000, 9)] == [True, True, False]
+
+
+def bootstrap_with(*texts: str, name: str = "web") -> dict:
+    made = bootstrap.envoy(name, "default", [("127.0.0.1", 15010)])
+    return bootstrap.with_patches(made, bootstrap.patches_for(snapshot(MESH, *texts), name, "default"))
+
+
+def test_bootstraps_are_merged():
+    plain = bootstrap_with()
+    runtime = "{layered_runtime: {layers: [{name: own, static_layer: {a: true}}]}, node: {metadata: {team: a}}}"
+    made = bootstrap_with(patch("BOOTSTRAP", "MERGE", runtime))
+    assert made["layered_runtime"] == {"layers": [{"name": "own", "static_layer": {"a": True}}]}
+    assert made["node"] == {**plain["node"], "metadata": {"team": "a"}}
+    assert made["static_resources"]["clusters"][0]["name"] == "xds-grpc"
+    assert not bootstraps.check(bootstraps.from_value(made))
+    of_web = patch("BOOTSTRAP", "MERGE", runtime, labels="{app: web}")
+    assert bootstrap_with(of_web) == made
+    assert bootstrap_with(of_web, name="reviews-v1") == bootstrap_with(name="reviews-v1")
+    assert bootstrap_with(patch("BOOTSTRAP", "MERGE", runtime, context="GATEWAY")) == plain
+    view(patch("BOOTSTRAP", "MERGE", runtime))  # says nothing of what proxies are sent
+    twice = "{static_resources: {clusters: [{name: xds-grpc, type: STATIC, connect_timeout: 1s}]}}"
+    with pytest.raises(ValueError, match=r"EnvoyFilter default/f: spec.configPatches\[0\] cannot be put into the bootstrap"):
+        bootstrap_with(patch("BOOTSTRAP", "MERGE", twice))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (patch("BOOTSTRAP", "MERGE", "{}"), "spec.configPatches[0].applyTo: bootstraps are not made here"),
+        (patch("BOOTSTRAP", "ADD", "{}"), "spec.configPatches[0].patch.operation: ADD cannot be done to BOOTSTRAP; MERGE can"),
+        (patch("BOOTSTRAP", "MERGE", "{watchdogs: {}}"), "spec.configPatches[0].patch.value.watchdogs: is not supported"),
         (patch("NONSENSE", "MERGE", "{}"), "spec.configPatches[0].applyTo: 'NONSENSE' is not one of"),
         (patch("CLUSTER", "INSERT_FIRST", "{name: a}"), "spec.configPatches[0].patch.operation: INSERT_FIRST cannot be done to CLUSTER"),
         (patch("CLUSTER", "MERGE"), "spec.configPatches[0].patch.value: is needed for MERGE"),

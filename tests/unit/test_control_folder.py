@@ -99,3 +99,17 @@ def test_a_file_that_cannot_be_opened_is_trouble(folder, tmp_path):
 def test_without_the_folder_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         Folder(str(tmp_path / "none"), Store()).scan(NOW)
+
+
+def test_what_is_no_file_is_a_complaint_and_holds_up_nobody(folder, tmp_path):
+    write(tmp_path / "a.yaml", SERVICE.format("a"))
+    os.mkfifo(tmp_path / "pipe.yaml")  # nobody writes into it
+    (tmp_path / "link.yaml").symlink_to("nothing.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    assert folder.scan(NOW)
+    assert names(folder) == ["a"]
+    assert [str(one) for one in folder.store.troubles] == ["folder.yaml: Is a directory", "link.yaml: Is a link to nothing", "pipe.yaml: Is not a regular file"]
+    assert not folder.scan(NOW)
+    write(tmp_path / "nothing.yaml", SERVICE.format("b"))
+    assert folder.scan(NOW)
+    assert names(folder) == ["a", "b"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from control.model.service import Locality
 from control.translate.proxy import ProxyKey
-from control.translate.resource import CLUSTER, LISTENER, ORDER
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ORDER
 from control.translate.translator import Translator
 from meshproxy.api import support
 from tests.differential.pki import Authority
-from tests.unit.control_help import MESH, cluster, endpoints, istio, listener, routes, snapshot, view_of
+from tests.unit.control_help import MESH, WEB, cluster, endpoints, istio, listener, routes, snapshot, view_of
 from tests.unit.test_control_gateway_tls import API_EDGE, KEY, api, api_gateway
 from tests.unit.test_control_kinds import complaints
 
@@ -67,7 +69,7 @@ def test_routes_of_connections_with_a_service_as_parent():
 
 def to_shop(weight: str = "") -> str:
     backends = f"[{{name: api, namespace: shop, port: 80{weight}}}{', {name: reviews, port: 9080, weight: 1}' if weight else ''}]"
-    return api("HTTPRoute", "r", f'{{parentRefs: [{{group: "", kind: Service, name: reviews}}], rules: [{{backendRefs: {backends}}}]}}')
+    return api("HTTPRoute", "r", f"{{parentRefs: [{{name: g}}], rules: [{{backendRefs: {backends}}}]}}")
 
 
 def grant(kind: str = "HTTPRoute", namespace: str = "default", to: str = "{group: '', kind: Service}") -> str:
@@ -75,20 +77,44 @@ def grant(kind: str = "HTTPRoute", namespace: str = "default", to: str = "{group
     return api("ReferenceGrant", "x", f"{{from: [{origin}], to: [{to}]}}", "shop")
 
 
-THERE = "{apiVersion: v1, kind: Service, metadata: {name: api, namespace: shop}, spec: {ports: [{name: http, port: 80}]}}"
+SHOP = "{apiVersion: v1, kind: Service, metadata: {name: api, namespace: shop}, spec: {ports: [{name: http, port: 80}]}}"
+THERE = f"{SHOP}\n---\n{api_gateway('[{name: a, port: 80, protocol: HTTP}]')}"
 
 
 def test_a_backend_of_another_namespace_needs_a_grant():
-    (route,) = routes(view_of(THERE, to_shop(), grant()))
+    (route,) = routes(view(THERE, to_shop(), grant()), "http.80")
     assert route["route"]["cluster"] == "outbound|80||api.shop.svc.cluster.local"
     for denied in (grant("GRPCRoute"), grant(namespace="other"), grant(to="{group: '', kind: Service, name: other}"), grant(to="{group: '', kind: Secret}")):
-        (route,) = routes(view_of(THERE, to_shop(), denied))
+        (route,) = routes(view(THERE, to_shop(), denied), "http.80")
         assert (route["route"]["cluster"], route["route"]["cluster_not_found_response_code"]) == ("UnknownService", "INTERNAL_SERVER_ERROR")
 
 
 def test_without_a_grant_the_other_backends_keep_their_shares():
-    (route,) = routes(view_of(THERE, to_shop(", weight: 3")))
+    (route,) = routes(view(THERE, to_shop(", weight: 3")), "http.80")
     assert [(one["name"], one["weight"]) for one in route["route"]["weighted_clusters"]["clusters"]] == [("UnknownService", 3), (REVIEWS, 1)]
+
+
+def test_callers_in_the_mesh_need_no_grant():
+    """They may call the backend anyway."""
+    of_mesh = view_of(SHOP, to_shop().replace("name: g", "group: '', kind: Service, name: reviews"))
+    assert routes(of_mesh)[0]["route"]["cluster"] == "outbound|80||api.shop.svc.cluster.local"
+
+
+def test_retries_that_are_asked_for_are_those_of_tries_that_take_too_long():
+    def action(rule: str):
+        parent = "{group: '', kind: Service, name: reviews}"
+        text = api("HTTPRoute", "r", f"{{parentRefs: [{parent}], rules: [{{{rule}, backendRefs: [{{name: reviews, port: 9080}}]}}]}}")
+        (route,) = routes(view_of(text))
+        return route["route"]
+
+    made = action("retry: {attempts: 3}, timeouts: {backendRequest: 200ms}")
+    assert (made["timeout"], made["retry_policy"]["num_retries"], made["retry_policy"]["per_try_timeout"]) == ("0s", 3, "0.200s")
+    assert "reset" in made["retry_policy"]["retry_on"].split(",")
+    made = action("retry: {attempts: 3}, timeouts: {backendRequest: 200ms, request: 400ms}")
+    assert (made["timeout"], made["retry_policy"]["per_try_timeout"]) == ("0.400s", "0.200s")
+    made = action("timeouts: {backendRequest: 200ms}")
+    assert (made["timeout"], made["retry_policy"]["per_try_timeout"]) == ("0.200s", "0.200s")
+    assert "reset" not in made["retry_policy"]["retry_on"].split(",")
 
 
 # --- TLS towards backends
@@ -121,6 +147,20 @@ def test_authorities_from_a_config_map(ca):
     assert validation["trusted_ca"]["inline_string"].strip() == ca.strip()
     assert {one["matcher"]["exact"] for one in validation["match_typed_subject_alt_names"]} == {"reviews.test"}
     assert "transport_socket" not in cluster(view_of(policy(FROM_MAP), config_map(ca)), "outbound|3306||db.default.svc.cluster.local")
+
+
+def test_what_is_spoken_within_is_for_the_service_to_say(ca):
+    """A port's name says little about what is within TLS: gRPC goes to one that only speaks HTTP/2."""
+    http = "outbound|443||api.default.svc.cluster.local"
+
+    def version(port: str) -> list[str]:
+        service = f"{{apiVersion: v1, kind: Service, metadata: {{name: api}}, spec: {{ports: [{{port: 443, {port}}}]}}}}"
+        made = cluster(view_of(service, policy(FROM_MAP, "{group: '', kind: Service, name: api}"), config_map(ca)), http)
+        (options,) = made["typed_extension_protocol_options"].values()
+        return [key for key in options if key.endswith("_config")] + list(options.get("explicit_http_config", {}))
+
+    assert version("name: btls") == version("name: http") == ["auto_config"]
+    assert version("appProtocol: grpc") == ["explicit_http_config", "http2_protocol_options"]
 
 
 def test_without_its_authorities_nobody_is_trusted(ca):
@@ -187,10 +227,97 @@ def test_the_endpoints_that_are_most_like_the_caller_go_first():
     assert found == {1: 0, 2: 1, 19080: 2, 19081: 2, 3: 3}
 
 
+def test_zones_are_left_to_the_proxy_and_regions_fail_over():
+    def found(balancer: str) -> tuple[dict, dict[str, int]]:
+        rule = istio("DestinationRule", "r", f"{{host: reviews, trafficPolicy: {{loadBalancer: {{zoneAwareLbSetting: {balancer}}}}}}}")
+        far = [
+            f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: {region}, labels: {{app: reviews}}}}, spec: {{locality: {region}/a}}}}"
+            for region in ("asia", "us")
+        ]
+        view = view_of(rule, *far)
+        groups = endpoints(view, REVIEWS)["endpoints"]
+        where = {f"{one['locality']['region']}/{one['locality']['zone']}": one.get("priority", 0) for one in groups}
+        return cluster(view, REVIEWS)["common_lb_config"]["zone_aware_lb_config"], where
+
+    assert found("{}") == ({}, {"eu/a": 0, "eu/b": 0, "asia/a": 1, "us/a": 1})
+    assert found("{minClusterSize: 3, failover: [{from: eu, to: us}]}") == ({"min_cluster_size": "3"}, {"eu/a": 0, "eu/b": 0, "us/a": 1, "asia/a": 2})
+    assert found("{enabled: false}") == ({"routing_enabled": {}}, dict.fromkeys(("asia/a", "eu/a", "eu/b", "us/a"), 0))
+    head = "{host: a, trafficPolicy: {loadBalancer: {%s}}}"
+    path = "spec.trafficPolicy.loadBalancer"
+    zone = "topology.kubernetes.io/zone"
+    for text, complaint in (
+        ("zoneAwareLbSetting: {}, localityLbSetting: {}", f"{path}.zoneAwareLbSetting: there is 'localityLbSetting' already"),
+        ("zoneAwareLbSetting: {failover: [{from: eu, to: eu/a}]}", f"{path}.zoneAwareLbSetting.failover[0]: two regions are needed"),
+        (f"zoneAwareLbSetting: {{failoverPriority: [{zone}]}}", f"{path}.zoneAwareLbSetting.failoverPriority[0]: {zone} is what zone"),
+    ):
+        said = complaints(istio("DestinationRule", "r", head % text))
+        assert any(one.startswith(complaint) for one in said), said
+
+
+def test_proxies_that_say_where_they_are_learn_who_is_beside_them():
+    service = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8000}]}}"
+    others = [
+        f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: w{index}, labels: {{app: web}}}}, spec: {{locality: {where}}}}}"
+        for index, where in enumerate(("eu/a", "us/b"))
+    ]
+    told = view_of(service, *others, proxy=replace(WEB, locality=Locality("eu", "b")))
+    groups = endpoints(told, "local_cluster")["endpoints"]
+    assert [(one["locality"], one.get("priority", 0)) for one in groups] == [({"region": "eu", "zone": "a"}, 0), ({"region": "eu", "zone": "b"}, 0)]
+    assert "local_cluster" not in [one.name for one in view_of(service, *others).all(ENDPOINTS)]
+
+
+def near(word: str, *texts: str, caller: str = "caller") -> dict[int, int]:
+    """Priorities of the endpoints of `near`, by their ports, for a caller on n1 in eu/b; each endpoint is in a place, the first on the same machine."""
+    places = {1: ("n1", "eu/b"), 2: ("n2", "eu/b"), 3: ("n3", "eu/a"), 4: ("n4", "us/b")}
+    made = [word]
+    for node, place in {*places.values()}:
+        region, _, zone = place.partition("/")
+        labels = f"{{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}"
+        made.append(f"{{apiVersion: v1, kind: Node, metadata: {{name: {node}, labels: {labels}}}}}")
+    ready = "conditions: [{type: Ready, status: 'True'}]"
+    for name, labels, node, ip in [("caller", "{app: caller}", "n1", 9), *((f"p{one}", "{app: near}", places[one][0], one) for one in places)]:
+        spec = f"{{nodeName: {node}, containers: [{{name: c, ports: [{{name: http, containerPort: {8000 + ip}}}]}}]}}"
+        status = f"{{podIP: 10.0.0.{ip}, phase: Running, {ready}}}"
+        made.append(f"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {labels}}}, spec: {spec}, status: {status}}}")
+    found = {}
+    told = view_of(*made, *texts, proxy=ProxyKey("sidecar", caller, "default"))
+    for group in endpoints(told, "outbound|80||near.default.svc.cluster.local").get("endpoints", ()):
+        for one in group["lb_endpoints"]:
+            found[int(one["endpoint"]["address"]["socket_address"]["address"].rpartition(".")[2])] = group.get("priority", 0)
+    return found
+
+
+def test_services_say_how_near_their_endpoints_should_be():
+    def service(spec: str, annotations: str = "{}") -> str:
+        ports = "ports: [{name: http, port: 80, targetPort: http}]"
+        return f"{{apiVersion: v1, kind: Service, metadata: {{name: near, annotations: {annotations}}}, spec: {{selector: {{app: near}}, {ports}{spec}}}}}"
+
+    assert near(service("")) == dict.fromkeys((1, 2, 3, 4), 0)
+    zones = {1: 0, 2: 0, 3: 1, 4: 2}
+    assert near(service(", trafficDistribution: PreferClose")) == zones
+    assert near(service("", "{networking.istio.io/traffic-distribution: PreferSameZone}")) == zones
+    assert near(service(", trafficDistribution: PreferSameNode")) == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert near(service(", internalTrafficPolicy: Cluster")) == dict.fromkeys((1, 2, 3, 4), 0)
+    local = service(", internalTrafficPolicy: Local")
+    assert near(local) == {1: 0}
+    assert near(local, caller="p3") == {3: 0}
+    assert near(local, caller="nobody") == {}  # nobody knows where it is, and it is on no machine that has an endpoint
+    off = istio("DestinationRule", "near", "{host: near, trafficPolicy: {loadBalancer: {localityLbSetting: {enabled: false}}}}")
+    assert near(service(", trafficDistribution: PreferClose"), off) == dict.fromkeys((1, 2, 3, 4), 0)
+
+
 def test_labels_of_places_are_known_without_being_said():
     balancer = "{localityLbSetting: {failoverPriority: [topology.kubernetes.io/region, topology.kubernetes.io/zone]}}"
     rule = istio("DestinationRule", "r", f"{{host: reviews, trafficPolicy: {{loadBalancer: {balancer}, outlierDetection: {{interval: 1s}}}}}}")
     groups = endpoints(view_of(rule), REVIEWS)["endpoints"]
     assert [(group["locality"]["zone"], group.get("priority", 0)) for group in groups] == [("b", 0), ("a", 1)]
+    balancer = "{localityLbSetting: {failoverPriority: [version=v1], failover: [{from: eu, to: us}]}}"  # the nearest of those that are equally like the caller
+    rule = istio("DestinationRule", "r", f"{{host: reviews, trafficPolicy: {{loadBalancer: {balancer}, outlierDetection: {{interval: 1s}}}}}}")
+    far = [
+        f"{{apiVersion: meshproxy/v1, kind: Workload, metadata: {{name: {region}, labels: {{app: reviews, version: v2}}}}, spec: {{locality: {region}}}}}"
+        for region in ("us", "asia")
+    ]
+    groups = endpoints(view_of(rule, *far), REVIEWS)["endpoints"]
+    assert [(group["locality"]["region"], group.get("priority", 0)) for group in groups] == [("eu", 0), ("eu", 1), ("us", 2), ("asia", 3)]
     wrong = istio("DestinationRule", "r", "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: ['=a']}}}}")
     assert complaints(wrong) == ["spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[0]: '=a' is neither a label nor label=value"]

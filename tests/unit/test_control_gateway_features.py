@@ -59,8 +59,8 @@ REFUSED = {
     "HTTPRouteExtensionRef": (route(f"filters: [{{type: ExtensionRef, extensionRef: {{}}}}], {TO_REVIEWS}"), "ExtensionRef is not served"),
     "HTTPRouteInvalidBackendRefUnknownKind": (route("backendRefs: [{group: a.b, kind: C, name: d}]"), "C of a.b is no backend that meshctl serves"),
     "GatewayInvalidParametersRef": (gateway(HTTP, ", infrastructure: {parametersRef: {}}"), "there are no parameters of gateways"),
-    "GatewayListenerUnsupportedProtocol": (gateway("name: a, port: 80, protocol: X"), "'X' is not one of HTTP, HTTPS, TLS, TCP, UDP"),
-    "GatewayInvalidRouteKind": (gateway(f"{HTTP}, allowedRoutes: {{kinds: [{{kind: X}}]}}"), "none of them can be routes of HTTP"),
+    "GatewayListenerUnsupportedProtocol": (gateway("name: a, port: 80, protocol: X"), "X is not served, only HTTP, HTTPS, TLS, TCP"),
+    "GatewayInvalidRouteKind": (gateway(f"{HTTP}, allowedRoutes: {{kinds: [{{kind: X}}]}}"), "this is no kind of routes of HTTP"),
     "GatewayStaticAddresses of another type": (gateway(HTTP, ", addresses: [{type: a/b, value: c}]"), "a/b is not served, only IPAddress"),
     "BackendTLSPolicyInvalidKind": (
         api("BackendTLSPolicy", "{targetRefs: [{group: '', kind: Service, name: a}], validation: {hostname: a, caCertificateRefs: [{kind: X, name: a}]}}"),
@@ -80,9 +80,9 @@ REFUSED = {
         route("filters: [{type: URLRewrite, urlRewrite: {}}], backendRefs: [{name: b, port: 1, filters: [{type: URLRewrite, urlRewrite: {}}]}]"),
         "the rule has such a filter already",
     ),
-    "CORS with credentials for anything": (
-        route(f"filters: [{{type: CORS, cors: {{allowMethods: ['*'], allowCredentials: true}}}}], {TO_REVIEWS}"),
-        "* cannot be with allowCredentials: what is asked for is not repeated here",
+    "CORS with credentials for any header of responses": (
+        route(f"filters: [{{type: CORS, cors: {{exposeHeaders: ['*'], allowCredentials: true}}}}], {TO_REVIEWS}"),
+        "* cannot be with allowCredentials: which headers there will be is not known",
     ),
     "a selector without values": (
         gateway(HTTP, namespaces="{from: Selector, selector: {matchExpressions: [{key: a, operator: In}]}}"),

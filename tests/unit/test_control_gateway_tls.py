@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import json
+import re
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
+from control import held, query
 from control.ads.hub import Hub
+from control.ads.status import client_status
 from control.kinds.store import Store
 from control.peers import proven
 from control.translate.proxy import ProxyKey
@@ -189,6 +194,18 @@ def test_mutual_tls_of_the_mesh_that_is_passed_on_by_what_callers_say():
     only = view(gateway(https("{mode: AUTO_PASSTHROUGH}", "[db.default.svc.cluster.local]", 15443, "TLS")))
     assert [one.name for one in only.all(CLUSTER) if one.name.startswith("outbound_")] == ["outbound_.3306_._.db.default.svc.cluster.local"]
     assert not [one.name for one in view().all(CLUSTER) if one.name.startswith("outbound_")]
+
+
+def test_tunnels_are_for_whom_a_gateway_routes(pki):
+    rule = istio("DestinationRule", "db", "{host: db, trafficPolicy: {tunnel: {targetHost: a.test, targetPort: 443}}}")
+    wanted = {"hostname": "a.test:443"}
+    for kind in ("tcp: [{route: [{destination: {host: db}}]}]", "tls: [{match: [{sniHosts: [a.test]}], route: [{destination: {host: db}}]}]"):
+        rules = istio("VirtualService", "v", f"hosts: ['*']\ngateways: [g]\n{kind}")
+        mode = "PASSTHROUGH" if kind.startswith("tls") else "SIMPLE, credentialName: shop"
+        (chain,) = chains(gateway(https(f"{{mode: {mode}}}", "['*.test']", protocol="TLS")), rules, rule, certificate(pki, "shop"))
+        assert chain["filters"][0]["typed_config"]["tunneling_config"] == wanted
+    passed_on = view(gateway(https("{mode: AUTO_PASSTHROUGH}", "['*.local']", 15443, "TLS")), rule)
+    assert all("tunneling_config" not in chain["filters"][0]["typed_config"] for chain in listener(passed_on, "0.0.0.0_15443")["filter_chains"])
 
 
 def test_tls_ended_for_plain_connections(pki):
@@ -427,3 +444,47 @@ def test_a_stream_lives_on_when_its_gateway_or_its_entitlement_goes_and_comes(pk
     assert said() == [([], ["kubernetes://shop"])]
     hub.publish(there)
     assert said() == [(["kubernetes://shop"], [])]
+
+
+# --- what is told of them
+
+
+def test_certificates_are_told_and_keys_are_not(pki):
+    texts = (gateway(https("{mode: MUTUAL, credentialName: shop}")), TO_REVIEWS, certificate(pki, "shop", ca_crt=pki["ca.pem"]))
+    hub = Hub(snapshot(MESH, EDGE, *texts))
+    connection = hub.open(delta=False)
+    request = {"node": {"id": "edge.default"}, "type_url": SECRET, "resource_names": ["kubernetes://shop", "kubernetes://shop-cacert"]}
+    connection.receive(convert.to_message(request, messages.known("envoy.service.discovery.v3.DiscoveryRequest")).SerializeToString())
+    list(connection.responses())
+    response = client_status(hub.connections, lambda _: True, True)
+    found = sorted(query.resources(response, query.TYPES["secrets"], "edge.default"), key=lambda one: one.name)
+    assert found[0].tls_certificate.private_key.inline_string == "[redacted]"
+    body = "".join(pki["a.key"].splitlines()[1:-1])
+    assert body[:40] not in response.SerializeToString().decode(errors="replace").replace("\n", "")
+    leaf, root = (x509.load_pem_x509_certificate(pki[name].encode()) for name in ("a.pem", "ca.pem"))
+    late = leaf.not_valid_after_utc + dt.timedelta(seconds=1)
+    for now, valid in ((leaf.not_valid_before_utc, "yes"), (leaf.not_valid_before_utc - dt.timedelta(seconds=1), "not yet"), (late, "expired")):
+        rows = [line.split() for line in held.secret_table(found, now).splitlines()[1:]]
+        assert " ".join(rows[0]).startswith(f"kubernetes://shop certificate {valid} {leaf.serial_number:x} ")
+        assert rows[0][-1] == "a.test"
+        assert rows[1][:2] == ["kubernetes://shop-cacert", "authority"]
+        assert f"{root.serial_number:x}" in rows[1]
+
+
+def test_secrets_without_certificates_to_look_at():
+    def of(**fields):
+        return convert.to_message(fields, messages.known("envoy.extensions.transport_sockets.tls.v3.Secret"))
+
+    found = [
+        of(name="file", tls_certificate={"certificate_chain": {"filename": "/c.pem"}, "private_key": {"filename": "/k.pem"}}),
+        of(name="broken", validation_context={"trusted_ca": {"inline_string": "no certificate"}}),
+        of(name="word", generic_secret={"secret": {"inline_string": "x"}}),
+        of(name="late"),
+    ]
+    rows = [re.split("   +", line) for line in held.secret_table(found, dt.datetime.now(dt.UTC)).splitlines()[1:]]
+    assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
+        ("file", "certificate", "-", "/c.pem"),
+        ("broken", "authority", "-", "-"),
+        ("word", "other", "-", "-"),
+        ("late", "waits for it", "-", "-"),
+    ]

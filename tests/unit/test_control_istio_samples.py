@@ -15,15 +15,11 @@ from tests.unit.control_help import cluster, plain
 
 SAMPLES = Path(__file__).parents[1] / "data" / "istio_samples"
 FILES = sorted(str(path.relative_to(SAMPLES)) for path in SAMPLES.rglob("*.yaml"))
-CAPTURED = "spec.resolution: NONE needs captured traffic, which meshctl does not serve yet"
 REFUSED = {
-    "ambient-argo/application/details-waypoint.yaml": "spec.listeners[0].protocol: 'HBONE' is not one of HTTP, HTTPS, TLS, TCP, UDP",  # of the ambient mode
+    "ambient-argo/application/details-waypoint.yaml": "spec.listeners[0].protocol: HBONE is not served, only HTTP, HTTPS, TLS, TCP",  # of the ambient mode
     "bookinfo/policy/productpage_envoy_ratelimit.yaml": (
         "spec.configPatches[0].patch.value.typed_config: envoy.extensions.filters.http.ratelimit.v3.RateLimit is not supported as http filter"
     ),
-    "external/aptget.yaml": CAPTURED,
-    "external/github.yaml": CAPTURED,
-    "external/pypi.yaml": CAPTURED,
     "security/spire/clusterspiffeid.yaml": "kind: ClusterSPIFFEID of spire.spiffe.io is not served by meshctl",
 }
 # A proxy that calls others, and one at the edge, as documents of ours.

@@ -45,6 +45,10 @@ spec:
   - {name: redis, port: 82}
   - {name: dns, port: 53, protocol: UDP}
 """
+TUNNEL = (
+    "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: "
+    "{tunnel: {targetHost: a.test, targetPort: 443, protocol: CONNECT}}}}"
+)
 VIRTUAL = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -177,8 +181,17 @@ def test_a_list_is_its_items():
     assert [str(identity) for identity in store.objects] == ["Service default/a"]
 
 
-def test_what_is_for_others_is_passed_over():
-    store = load("{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {anything: 1}}")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a}, spec: {anything: 1}}",
+        "{apiVersion: v1, kind: ReplicationController, metadata: {name: a}}",
+        "{apiVersion: monitoring.coreos.com/v1, kind: ServiceMonitor, metadata: {name: a}}",
+        "{apiVersion: kustomize.config.k8s.io/v1beta1, kind: Kustomization, resources: [a.yaml]}",
+    ],
+)
+def test_what_is_for_others_is_passed_over(text):
+    store = load(text)
     assert not store.troubles
     assert not store.objects
 
@@ -191,6 +204,15 @@ def test_what_is_for_others_is_passed_over():
         ("{apiVersion: v1, kind: Service, metadata: {name: -}, spec: {}}", "metadata.name: '-' is not a name"),
         ("{apiVersion: v9, kind: Service, metadata: {name: a}}", "apiVersion: v9 is not one of v1"),
         ("{apiVersion: x.y/v1, kind: Z, metadata: {name: a}}", "kind: Z of x.y is not served by meshctl"),
+        ("{apiVersion: v1, kind: Servcie, metadata: {name: a}}", "kind: Servcie of core is not served by meshctl; did you mean 'Service'?"),
+        (
+            "{apiVersion: networking.istio.io/v1, kind: virtualservices, metadata: {name: a}}",
+            "kind: virtualservices of networking.istio.io is not served by meshctl; did you mean 'VirtualService'?",
+        ),
+        (
+            "{apiVersion: networking.istio.o/v1, kind: VirtualService, metadata: {name: a}}",
+            "kind: VirtualService of networking.istio.o is not served by meshctl; did you mean 'networking.istio.io' in apiVersion?",
+        ),
         ("{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 0}]}}", "spec.ports[0].port: 0 is not within 1 to 65535"),
         ("{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {prots: []}}", "spec.prots: no such field; did you mean 'ports'?"),
         (VIRTUAL.replace("subset: v1", "subset: 5"), "spec.http[0].route[0].destination.subset: must be text, not 5"),
@@ -202,12 +224,25 @@ def test_what_is_for_others_is_passed_over():
             "spec.subsets[1].name: there are two subsets 'x'",
         ),
         (
-            "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: {proxyProtocol: {}}}}",
-            "spec.trafficPolicy.proxyProtocol: meshctl does not honour this field",
+            "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a}, spec: {host: a, trafficPolicy: {tunnel: {}}}}",
+            "spec.trafficPolicy.tunnel.targetHost: is needed",
+        ),
+        (TUNNEL.replace("a.test", "'*.test'"), "spec.trafficPolicy.tunnel.targetHost: '*.test': one host is needed, no pattern"),
+        (TUNNEL.replace("a.test", "a_b/c"), "spec.trafficPolicy.tunnel.targetHost: 'a_b/c' is no host"),
+        (TUNNEL.replace("443", "0"), "spec.trafficPolicy.tunnel.targetPort: 0 is not within 1 to 65535"),
+        (TUNNEL.replace("CONNECT", "SOCKS"), "spec.trafficPolicy.tunnel.protocol: 'SOCKS' is not one of"),
+        (TUNNEL.replace("tunnel:", "proxyProtocol: {}, tunnel:"), "spec.trafficPolicy.tunnel: cannot go with proxyProtocol"),
+        (
+            TUNNEL.replace("{tunnel:", "{portLevelSettings: [{port: {number: 1}, tunnel:").replace("}}}}", "}}]}}}"),
+            "spec.trafficPolicy.portLevelSettings[0].tunnel: no such field",
         ),
         (
             "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: a}, spec: {hosts: ['*.b'], resolution: DNS, ports: []}}",
             "spec.hosts[0]: '*.b' cannot be resolved by DNS",
+        ),
+        (
+            "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: a}, spec: {hosts: [b], endpoints: [{address: 10.0.0.1}]}}",
+            "spec.endpoints: cannot be with resolution NONE, by which connections go where they were meant to",
         ),
         (
             "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: a}, spec: {sidecar: {httpProxy: 5, inbound: [{port: 1, listen: 5}]}}}",
@@ -275,6 +310,31 @@ def test_the_first_of_two_documents_of_one_object_counts():
     (service,) = store.objects.values()
     assert service.addresses == ("10.0.0.1",)
     assert str(store.troubles[0]).startswith("b.yaml: document 1 (Service shop/reviews): metadata.name: Service shop/reviews is in a.yaml already")
+
+
+def test_a_wrong_document_takes_nothing_from_a_right_one_of_its_object():
+    """A copy of a file, half edited, that sorts before it."""
+    store = load(SERVICE, name="b.yaml")
+    before = dict(store.objects)
+    load(SERVICE.replace("clusterIP", "clusterIp"), store)
+    assert store.objects == before
+    assert [str(one) for one in store.troubles] == [
+        "a.yaml: document 1 (Service shop/reviews): spec.clusterIp: no such field; did you mean 'clusterIP'?",
+    ]
+    load(SERVICE.replace("10.0.0.1", "10.0.0.2"), store)  # it counts from when it is right
+    assert [one.addresses for one in store.objects.values()] == [("10.0.0.2",)]
+
+
+def test_the_last_good_state_of_a_document_that_moved_and_went_wrong_is_kept():
+    store = load(SERVICE, name="b.yaml")
+    before = dict(store.objects)
+    store.remove("b.yaml")
+    load(SERVICE.replace("clusterIP", "clusterIp"), store)
+    assert store.objects == before
+    assert str(store.troubles[0]).endswith("[its last good state is kept]")
+    store.remove("a.yaml")
+    assert store.settle()
+    assert not store.objects
 
 
 def test_a_document_that_did_not_change_is_the_same_object():

@@ -225,7 +225,7 @@ def test_gateways_may_be_targets():
         (policy("targetRef: {group: '', kind: Service, name: a}"), "spec.targetRef.kind: Service of core"),
         (mesh_config("defaultProviders: {metrics: [nobody]}"), "data.mesh.defaultProviders.metrics[0]: there is no provider"),
         (mesh_config("defaultProviders: {accessLogging: [nobody]}"), "data.mesh.defaultProviders.accessLogging[0]: there is no provider"),
-        (mesh_config("accessLogEncoding: JSON"), "data.mesh.accessLogEncoding: "),
+        (mesh_config("accessLogEncoding: XML"), "data.mesh.accessLogEncoding: "),
     ],
 )
 def test_mistakes_have_their_place(text, why):

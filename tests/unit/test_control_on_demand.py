@@ -11,7 +11,7 @@ from control.ads.hub import Connection, Hub, Scope
 from control.ads.interest import MAX_UNKNOWN
 from control.ads.server import XdsServer
 from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES, VIRTUAL_HOST
-from control.translate.translator import Asked, Translator
+from control.translate.translator import MAX_ASKED, Asked, Translator
 from meshproxy.api import messages, spiffe
 from tests.unit.control_help import MESH, WEB, istio, plain, snapshot
 
@@ -152,6 +152,17 @@ def test_a_virtual_host_is_what_it_would_be_among_all_others():
     expected = next(one for one in whole if "reviews:9080" in one["domains"])
     assert expected["request_headers_to_remove"] == ["x-secret"]
     assert alone == expected | {"name": "http_proxy/reviews:9080", "domains": ["reviews:9080"]}
+
+
+def test_what_was_asked_for_long_ago_is_forgotten_within_a_snapshot():
+    """An application that calls thousands of hosts, in a mesh of which nothing changes."""
+    made, translator = snapshot(HTTP_ONLY, MORE), Translator()
+    for number in range(3 * MAX_ASKED):
+        translator.view(WEB, made, Asked(frozenset(["http_proxy/reviews:9080", f"http_proxy/{number}.test"])))
+    assert translator.remembered < 2.5 * MAX_ASKED
+    view = translator.view(WEB, made, Asked(frozenset(["http_proxy/reviews:9080"])))
+    fresh = Translator().view(WEB, made, Asked(frozenset(["http_proxy/reviews:9080"])))
+    assert {one.name: one.version for one in view.all(CLUSTER)} == {one.name: one.version for one in fresh.all(CLUSTER)}
 
 
 def test_where_rules_send_requests_comes_along():

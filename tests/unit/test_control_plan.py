@@ -56,6 +56,21 @@ def documents(folder) -> set[str]:
 # --- diff
 
 
+def test_the_trust_domain_is_checked_as_serve_does(capsys, mesh, source):
+    config = "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'trustDomain: new.example'}}"
+    for folder in (mesh, source):
+        (folder / "mesh.yaml").write_text(MESH)
+        (folder / "config.yaml").write_text(config)
+    why = "data.mesh.trustDomain: 'new.example' is not the one that is served, cluster.local"
+    with_domain = ["--trust-domain", "new.example"]
+    for arguments in (("diff", source, "--against", mesh), ("apply", source, "--to", mesh, "--dry-run")):
+        status, _, err = run(capsys, *arguments)
+        assert status in (1, 2)
+        assert why in err
+        status, _, err = run(capsys, *arguments, *with_domain)
+        assert (status, err) == (0, "")
+
+
 def test_nothing_differs(capsys, mesh, source):
     (source / "other-name.yaml").write_text(MESH)
     assert run(capsys, "diff", source, "--against", mesh) == (0, "nothing changes for any proxy\n", "")
@@ -211,8 +226,14 @@ def test_what_was_wrong_before_does_not_stop_others(capsys, mesh, source):
 
 def test_calls_that_are_wrong(capsys, mesh, tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    for source in (tmp_path / "none", tmp_path / "none.yaml", tmp_path / "notes.txt"):
-        assert run(capsys, "apply", source, "--to", mesh)[0] == 2
+    for source, why in (("none", "No such file or directory"), ("none.yaml", "No such file or directory"), ("notes.txt", "documents are in files that end in")):
+        status, _, said = run(capsys, "apply", tmp_path / source, "--to", mesh)
+        assert status == 2
+        assert f"{source}: {why}" in said
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "pipe.yaml")
+    for source in ("pipes", "pipes/pipe.yaml"):
+        assert run(capsys, "diff", tmp_path / source, "--against", mesh) == (2, "", f"meshctl: {tmp_path}/pipes/pipe.yaml: Is not a regular file\n")
     (tmp_path / "rules.yaml").write_text(RULES)
     assert run(capsys, "apply", tmp_path / "rules.yaml", "--to", mesh, "--prune")[0] == 2
     assert run(capsys, "apply", tmp_path / "rules.yaml", "--to", tmp_path / "notes.txt")[0] == 2

@@ -8,6 +8,8 @@ from tests.unit.control_help import cluster, istio, listener, routes, view_of
 
 NAME = "outbound|9080||reviews.default.svc.cluster.local"
 
+NAME_IN = "inbound|8000||"
+
 
 def view(*texts: str):
     made = view_of(*texts)
@@ -27,6 +29,32 @@ def test_budgets_of_retries():
     (threshold,) = cluster(rule("{retryBudget: {}, connectionPool: {tcp: {maxConnections: 5}}}"), NAME)["circuit_breakers"]["thresholds"]
     assert threshold["retry_budget"] == {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 3}
     assert threshold["max_connections"] == 5
+
+
+def test_connections_to_applications():
+    """The inbound cluster is limited as a Sidecar says, or else as rules for callers of the service do."""
+
+    def limit(*texts: str) -> int:
+        made = cluster(
+            view("{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{name: http, port: 8000}]}}", *texts), NAME_IN
+        )
+        return made["circuit_breakers"]["thresholds"][0]["max_connections"]
+
+    def pool(count: int) -> str:
+        return f"{{tcp: {{maxConnections: {count}}}}}"
+
+    rule = istio("DestinationRule", "web", f"{{host: web, trafficPolicy: {{connectionPool: {pool(1)}}}}}")
+    assert limit() == 2**32 - 1
+    assert limit(rule) == 1
+    whole = istio("Sidecar", "s", f"{{workloadSelector: {{labels: {{app: web}}}}, inboundConnectionPool: {pool(2)}}}")
+    assert limit(rule, whole) == 2
+    port = f"ingress: [{{port: {{number: 8000, protocol: HTTP, name: http}}, defaultEndpoint: '127.0.0.1:9000', connectionPool: {pool(3)}}}]"
+    assert limit(rule, whole.replace("inboundConnectionPool", f"{port}, inboundConnectionPool")) == 3
+    (options,) = cluster(view(whole.replace(pool(2), "{http: {useClientProtocol: true, idleTimeout: 5s}}")), NAME_IN)[
+        "typed_extension_protocol_options"
+    ].values()
+    assert options["common_http_protocol_options"] == {"idle_timeout": "5s"}
+    assert "use_downstream_protocol_config" in options
 
 
 def test_warming_up():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from control.ads.session import ProtocolError, Session, State
@@ -177,16 +180,43 @@ def test_asking_once_more_by_name_is_answered():
     assert client.say(ENDPOINTS, "a", nonce="1") == [("ClusterLoadAssignment", ["a"], [], "2")]
 
 
-@pytest.mark.parametrize("data", [b"\xff", messages.known(f"{_D}DiscoveryRequest")(type_url=CLUSTER).SerializeToString(), b""])
-def test_what_is_no_request_ends_the_stream(data):
-    with pytest.raises(ProtocolError):
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\xff", f"not a serialised {_D}DiscoveryRequest"),
+        (messages.known(f"{_D}DiscoveryRequest")(type_url=CLUSTER).SerializeToString(), "the first request does not say which node it is from"),
+        (b"", "a request of type '' on a stream of 'all types'"),
+    ],
+)
+def test_what_is_no_request_ends_the_stream(data, why):
+    with pytest.raises(ProtocolError) as caught:
         Session(delta=False).receive(data)
+    assert str(caught.value) == why
 
 
 def test_a_stream_for_one_type_needs_no_type_and_takes_no_other():
     session = Session(delta=False, only=CLUSTER)
     request = messages.known(f"{_D}DiscoveryRequest")(node={"id": "n"})
     session.receive(request.SerializeToString())
+    assert [*session.subscriptions] == [CLUSTER]
     request.type_url = LISTENER
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=f"of type '{LISTENER}' on a stream of '{CLUSTER}'"):
         session.receive(request.SerializeToString())
+
+
+def test_sets_of_earlier_times_are_let_go():
+    """What differs is asked of the newest set, which must not keep all that were before it."""
+    old = []
+
+    class Set(ResourceSet):
+        __slots__ = ("__weakref__",)
+
+    latest = Set()
+    for number in range(5):
+        before, latest = latest, Set([make(CLUSTER, "a", {"name": "a", "alt_stat_name": str(number)})])
+        old.append(weakref.ref(before))
+        assert latest.since(before) is latest.since(before)
+        assert [one.name for one in latest.since(before).changed] == ["a"]
+    del before
+    gc.collect()
+    assert [one() is not None for one in old] == [False] * 4 + [True]

@@ -9,8 +9,8 @@ import pytest
 from control.kinds.store import Store
 from control.model.snapshot import build
 from control.translate.proxy import ProxyKey
-from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES
-from control.translate.translator import Translator
+from control.translate.resource import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRET
+from control.translate.translator import Asked, Translator
 from tests.unit.control_help import GRPC_CLIENT, WEB, cluster, endpoints, listener, plain, snapshot
 
 PROXY_WEB = ProxyKey("sidecar", "web", "shop")
@@ -169,6 +169,150 @@ def test_subsets_and_policies_stay_those_of_the_mesh():
     assert len(endpoints(made, "outbound|80|v1|pay.bank.svc.cluster.local")["endpoints"]) == 1
 
 
+# --- listeners for some of the services
+
+
+def entry(host: str, port: str, namespace: str = "shop") -> str:
+    """A service outside, with one port."""
+    spec = f"{{hosts: [{host}], resolution: STATIC, endpoints: [{{address: 10.1.1.1}}], ports: [{port}]}}"
+    return istio("ServiceEntry", spec, host.partition(".")[0], namespace)
+
+
+def exits(*listeners: str) -> str:
+    return sidecar(f"{{egress: [{', '.join(listeners)}]}}")
+
+
+def test_an_egress_for_requests_listens_on_its_port():
+    """With the services that have this port, by names without it; and with the policy for what is not in the mesh."""
+    other = entry("other.test", "{number: 81, name: http, protocol: HTTP}")
+    texts = other, exits("{hosts: [./*], port: {number: 80, protocol: HTTP, name: a}}", "{hosts: [bank/*]}")
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, *texts))
+    made = listener(view, "127.0.0.1_80")
+    manager = made["filter_chains"][0]["filters"][-1]["typed_config"]
+    assert (made["address"]["socket_address"], manager["rds"]["route_config_name"]) == ({"address": "127.0.0.1", "port_value": 80}, "80")
+    hosts = plain(view, ROUTES, "80")["virtual_hosts"]
+    assert [one["name"] for one in hosts] == ["cart.shop.svc.cluster.local:80", "web.shop.svc.cluster.local:80", "block_all"]
+    assert {"web", "web:80", "web.shop.svc.cluster.local"} <= set(hosts[1]["domains"])
+    assert seen(*texts) == {"web.shop", "cart.shop", "pay.bank", "other.test"}
+    assert {one.name for one in view.all(LISTENER)} == {"127.0.0.1_80", "127.0.0.1_18080", "127.0.0.1_15001"}
+
+
+def test_an_egress_on_a_port_of_its_own_names_services_with_that_port():
+    """As in Istio: a port that no service has leads nowhere."""
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, exits("{hosts: [./*], port: {number: 9999, protocol: HTTP}, bind: 127.0.0.2, captureMode: NONE}")))
+    assert listener(view, "127.0.0.2_9999")
+    assert [one["name"] for one in plain(view, ROUTES, "9999")["virtual_hosts"]] == ["block_all"]
+
+
+@pytest.mark.parametrize(
+    ("listens", "name", "route"),
+    [
+        ("port: {number: 9999, protocol: HTTP_PROXY}", "127.0.0.1_9999", "9999"),
+        ("port: {number: 0, protocol: HTTP}, bind: 'unix:///run/out.sock'", "/run/out.sock_0", "unix:///run/out.sock"),
+    ],
+)
+def test_an_egress_for_requests_to_any_port(listens, name, route):
+    other = entry("other.test", "{number: 81, name: http, protocol: HTTP}")
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, other, exits(f"{{hosts: [./*], {listens}}}")))
+    address = listener(view, name)["address"]
+    assert address in ({"socket_address": {"address": "127.0.0.1", "port_value": 9999}}, {"pipe": {"path": "/run/out.sock"}})
+    hosts = {one["name"]: one["domains"] for one in plain(view, ROUTES, route)["virtual_hosts"]}
+    assert hosts["other.test:81"] == ["other.test:81"]
+    assert "web" in hosts["web.shop.svc.cluster.local:80"]
+
+
+def test_an_egress_for_connections_leads_to_the_first_service():
+    """And not to where rules for it go, which need not be imported."""
+    texts = [entry(f"{name}.test", "{number: 3306, name: tcp, protocol: TCP}") for name in ("b", "c", "a")]
+    rules = istio("VirtualService", "{hosts: [b.test], tcp: [{route: [{destination: {host: a.test}}]}]}")
+    view = Translator().view(PROXY_WEB, snapshot(*texts, rules, exits("{hosts: [./b.test, ./c.test], port: {number: 3306, protocol: MySQL}}")))
+    (chain,) = listener(view, "127.0.0.1_3306")["filter_chains"]
+    assert chain["filters"][-1]["typed_config"]["cluster"] == "outbound|3306||a.test"
+    view = Translator().view(PROXY_WEB, snapshot(*texts, exits("{hosts: [./b.test, ./c.test], port: {number: 3306, protocol: TCP}}")))
+    (chain,) = listener(view, "127.0.0.1_3306")["filter_chains"]
+    assert chain["filters"][-1]["typed_config"]["cluster"] == "outbound|3306||b.test"
+
+
+def test_an_egress_for_tls_tells_services_by_their_names():
+    texts = [entry(f"{name}.test", "{number: 443, name: tls, protocol: TLS}") for name in ("a", "b")]
+    routed = "{match: [{sniHosts: [b.test]}], route: [{destination: {host: a.test}}]}"
+    rules = istio("VirtualService", f"{{hosts: [b.test], tls: [{routed}]}}")
+    view = Translator().view(PROXY_WEB, snapshot(*texts, rules, exits("{hosts: [./*], port: {number: 443, protocol: TLS}}")))
+    made = listener(view, "127.0.0.1_443")
+    found = [(one["filter_chain_match"]["server_names"], one["filters"][-1]["typed_config"]["cluster"]) for one in made["filter_chains"]]
+    assert found == [(["a.test"], "outbound|443||a.test"), (["b.test"], "outbound|443||a.test")]
+    assert [one["name"] for one in made["listener_filters"]] == ["envoy.filters.listener.tls_inspector"]
+
+
+def test_an_egress_without_services_is_no_listener_of_connections():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, exits("{hosts: [./*], port: {number: 3306, protocol: TCP}}")))
+    assert view.get(LISTENER, "127.0.0.1_3306") is None
+
+
+def test_ports_of_a_workload_are_its_own():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, exits("{hosts: [./*], port: {number: 15001, protocol: TCP}}")))
+    manager = listener(view, "127.0.0.1_15001")["filter_chains"][0]["filters"][-1]["typed_config"]
+    assert manager["rds"]["route_config_name"] == "http_proxy"
+
+
+def test_listeners_of_a_sidecar_are_for_whom_it_selects_also_without_a_workload():
+    text = exits("{hosts: [./*], port: {number: 80, protocol: HTTP}}").replace("{egress", "{workloadSelector: {labels: {app: x}}, egress")
+    made = snapshot(*WORLD, text)
+    labelled = ProxyKey("sidecar", "new", "shop", (("app", "x"),))
+    assert {one.name for one in Translator().view(labelled, made).all(LISTENER)} == {"127.0.0.1_80"}
+    assert Translator().view(ProxyKey("sidecar", "new", "shop"), made).get(LISTENER, "127.0.0.1_80") is None
+    assert Translator().view(ProxyKey("grpc", "new", "shop", (("app", "x"),)), made).get(LISTENER, "127.0.0.1_80") is None
+
+
+def test_a_sidecar_that_is_sent_what_it_calls_has_its_listeners_services():
+    text = exits("{hosts: [./cart.shop.svc.cluster.local], port: {number: 80, protocol: HTTP}}", "{hosts: ['*/*']}")
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, text), Asked(frozenset()))
+    assert seen_in(view) == {"cart.shop"}
+    assert "cart.shop.svc.cluster.local:80" in [one["name"] for one in plain(view, ROUTES, "80")["virtual_hosts"]]
+
+
+def test_what_an_egress_does_not_see_makes_nothing_anew():
+    translator, store = Translator(), Store()
+    texts = [*WORLD, exits("{hosts: [bank/*], port: {number: 80, protocol: HTTP}}")]
+    first = snapshot(*texts, store=store)
+    before = translator.view(PROXY_WEB, first)
+    store.put("new.yaml", service("more", "shop").encode())
+    store.settle()
+    after = translator.view(PROXY_WEB, build(store.objects, first))
+    assert after.parts(ROUTES)[1] is before.parts(ROUTES)[1]
+
+
+# --- TLS of an ingress
+
+_FILES = "serverCertificate: /a.pem, privateKey: /a.key"
+
+
+@pytest.mark.parametrize("protocol", ["HTTP", "TCP"])
+def test_tls_that_a_sidecar_ends(protocol):
+    """Where there is no mutual TLS of the mesh: callers from outside."""
+    ingress = "{{workloadSelector: {{labels: {{app: web}}}}, ingress: [{{port: {{number: 8080, protocol: {}, name: x}}, tls: {{mode: {}, {}}}}}]}}"
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, sidecar(ingress.format(protocol, "MUTUAL", f"{_FILES}, caCertificates: /ca.pem"))))
+    (chain,) = listener(view, "127.0.0.1_18080")["filter_chains"]
+    context = chain["transport_socket"]["typed_config"]
+    assert context["require_client_certificate"] is True
+    assert context["common_tls_context"]["tls_certificate_sds_secret_configs"][0]["name"] == "file-cert:/a.pem~/a.key"
+    assert {one.name for one in view.all(SECRET)} == {"file-cert:/a.pem~/a.key", "file-root:/ca.pem"}
+    assert plain(view, SECRET, "file-root:/ca.pem")["validation_context"]["trusted_ca"] == {"filename": "/ca.pem"}
+    mesh = [text.replace("httpProxy: 15001", "httpProxy: 15001, identity: true") for text in WORLD]
+    simple = sidecar(ingress.format(protocol, "SIMPLE", _FILES))
+    made = listener(Translator().view(PROXY_WEB, snapshot(*mesh, simple)), "127.0.0.1_18080")
+    assert "file-cert" not in str(made), "as in Istio, mutual TLS of the mesh goes before it"
+    off = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: none, namespace: shop}, spec: {mtls: {mode: DISABLE}}}"
+    (chain,) = listener(Translator().view(PROXY_WEB, snapshot(*mesh, simple, off)), "127.0.0.1_18080")["filter_chains"]
+    assert "file-cert" in str(chain["transport_socket"])
+
+
+def test_an_ingress_may_leave_the_host_of_its_endpoint_open():
+    view = Translator().view(PROXY_WEB, snapshot(*WORLD, sidecar(INGRESS.format(8080, "HTTP", "defaultEndpoint: ':9000'"))))
+    made = cluster(view, "inbound|8080||")["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert made == {"address": "127.0.0.1", "port_value": 9000}
+
+
 # --- what is not in the mesh
 
 
@@ -286,6 +430,40 @@ def test_a_host_that_several_namespaces_have():
     assert [address(namespace, *public, imports) for namespace in ("shop", "bank")] == ["10.0.0.3", "10.0.0.1"]
 
 
+def test_nobody_takes_the_host_of_a_kubernetes_service_for_others():
+    """A ServiceEntry of a namespace that sorts before it."""
+    host = "pay.shop.svc.cluster.local"
+    service = "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {selector: {app: pay}, ports: [{name: http, port: 80}]}}"
+    pay = "{apiVersion: meshproxy/v1, kind: Workload, metadata: {name: pay, namespace: shop, labels: {app: pay}}, spec: {address: 10.0.0.1}}"
+    ports = "[{number: 80, name: http, protocol: HTTP}]"
+    entry = istio("ServiceEntry", f"{{hosts: [{host}], resolution: STATIC, ports: {ports}, endpoints: [{{address: 10.6.6.6}}]}}", "evil", "a")
+
+    def address(namespace: str) -> str:
+        view = Translator().view(ProxyKey("sidecar", "web", namespace), snapshot(service, pay, entry))
+        (group,) = endpoints(view, f"outbound|80||{host}")["endpoints"]
+        return group["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["address"]
+
+    assert [address(namespace) for namespace in ("shop", "zoo", "a")] == ["10.0.0.1", "10.0.0.1", "10.6.6.6"]
+
+
+def test_rules_of_third_namespaces_say_nothing_about_a_service():
+    """As in Istio, callers have their own, then the service's, then the mesh's: nobody else switches off a service's mutual TLS."""
+    service = "{apiVersion: v1, kind: Service, metadata: {name: pay, namespace: shop}, spec: {ports: [{name: http, port: 80}]}}"
+
+    def timeout(*namespaces: str) -> str:
+        rules = [
+            istio(
+                "DestinationRule", f"{{host: pay.shop.svc.cluster.local, trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {number}s}}}}}}}}", "d", one
+            )
+            for number, one in enumerate(namespaces, 1)
+        ]
+        view = Translator().view(ProxyKey("sidecar", "web", "zoo"), snapshot(service, *rules))
+        return plain(view, CLUSTER, "outbound|80||pay.shop.svc.cluster.local")["connect_timeout"]
+
+    assert [timeout(), timeout("evil"), timeout("evil", "istio-system")] == ["10s", "10s", "2s"]
+    assert [timeout("evil", "istio-system", "shop"), timeout("evil", "istio-system", "shop", "zoo")] == ["3s", "4s"]
+
+
 # --- mistakes
 
 
@@ -297,12 +475,23 @@ def test_a_host_that_several_namespaces_have():
         ("{egress: [{hosts: ['./*x.y']}]}", "spec.egress[0].hosts[0]"),
         ("{egress: [{hosts: ['sh*p/*']}]}", "spec.egress[0].hosts[0]"),
         ("{egress: [{}]}", "spec.egress[0].hosts"),
-        ("{egress: [{hosts: [./*], port: {number: 1, protocol: HTTP, name: a}}]}", "spec.egress[0].port"),
+        ("{egress: [{hosts: [./*], port: {number: 1, protocol: X, name: a}}]}", "spec.egress[0].port.protocol"),
+        ("{egress: [{hosts: [./*], port: {protocol: HTTP, name: a}}]}", "spec.egress[0].port.number"),
+        ("{egress: [{hosts: [./*], port: {number: 1, protocol: HTTP}, bind: 'unix:///a'}]}", "spec.egress[0].port.number"),
+        ("{egress: [{hosts: [./*], port: {protocol: HTTP}, bind: 'unix://a'}]}", "spec.egress[0].bind"),
+        ("{egress: [{hosts: [./*], port: {number: 1, protocol: HTTP}, bind: a.test}]}", "spec.egress[0].bind"),
+        ("{egress: [{hosts: [./*], bind: 127.0.0.1}]}", "spec.egress[0].bind"),
+        ("{egress: [{hosts: [./*], captureMode: IPTABLES}]}", "spec.egress[0].captureMode"),
+        ("{egress: [{hosts: [./*], port: {number: 1, protocol: TCP}}, {hosts: [./*], port: {number: 1, protocol: TCP}}]}", "spec.egress[1].port"),
+        ("{ingress: [{port: {number: 1, protocol: TCP}, captureMode: IPTABLES}]}", "spec.ingress[0].captureMode"),
         ("{outboundTrafficPolicy: {mode: SOME}}", "spec.outboundTrafficPolicy.mode"),
         ("{ingress: [{port: {number: 1, protocol: X, name: a}}]}", "spec.ingress[0].port.protocol"),
         ("{ingress: [{port: {number: 1, protocol: TCP, name: a}, defaultEndpoint: '10.0.0.1:80'}]}", "spec.ingress[0].defaultEndpoint"),
         ("{ingress: [{port: {number: 1, protocol: TCP, name: a}}, {port: {number: 1, protocol: TCP, name: b}}]}", "spec.ingress[1].port.number"),
-        ("{inboundConnectionPool: {}}", "spec.inboundConnectionPool"),
+        ("{inboundConnectionPool: {tcp: {maxConnections: 0}}}", "spec.inboundConnectionPool.tcp.maxConnections"),
+        ("{ingress: [{port: {number: 1, protocol: TCP, name: a}, tls: {mode: SIMPLE}}]}", "spec.ingress[0].tls.credentialName"),
+        ("{ingress: [{port: {number: 1, protocol: TCP, name: a}, tls: {mode: SIMPLE, credentialName: a}}]}", "spec.ingress[0].tls.credentialName"),
+        ("{ingress: [{port: {number: 1, protocol: TCP, name: a}, tls: {mode: ISTIO_MUTUAL}}]}", "spec.ingress[0].tls.mode"),
     ],
 )
 def test_mistakes_have_their_path(spec, path):

@@ -198,7 +198,7 @@ def test_only_what_a_policy_concerns_is_made_anew():
         ),
         (mesh_config("defaultProviders: {tracing: [nobody]}"), "data.mesh.defaultProviders.tracing[0]: there is no provider"),
         (mesh_config("outboundTrafficPolicy: {mode: ALLOW}"), "data.mesh.outboundTrafficPolicy.mode"),
-        (mesh_config("pathNormalization: {normalization: BASE}"), "data.mesh.pathNormalization"),
+        (mesh_config("pathNormalization: {normalization: SOME}"), "data.mesh.pathNormalization.normalization"),
         (mesh_config("[1, 2]"), "data.mesh: must be a mapping"),
     ],
 )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import pytest
 import yaml
 
+from control.kinds.store import Store
 from control.translate.proxy import ProxyKey
 from control.translate.resource import LISTENER, ORDER, ROUTES
 from meshproxy.api import support
 from meshproxy.api.rbac_engine import compile_rules
-from tests.jwt_help import jwk, jwks
-from tests.unit.control_help import GRPC_CLIENT, istio, plain, view_of
-from tests.unit.filter_help import Stream, proto
+from meshproxy.http.filters import jwt_authn as jwt_filter
+from tests.jwt_help import ISSUER, jwk, jwks, token
+from tests.unit.control_help import GRPC_CLIENT, istio, plain, view_despite, view_of
+from tests.unit.filter_help import Stream, context, proto
 from tests.unit.test_control_kinds import complaints
 from tests.unit.test_control_security import CALLED, CALLED_KEY, access, called, rbac
 
@@ -157,7 +160,7 @@ def test_policies_for_one_gateway():
     ("spec", "complaint"),
     [
         (rules({"jwks": KEYS}), "spec.jwtRules[0].issuer: is needed"),
-        (rules({"issuer": "x"}), "spec.jwtRules[0]: one of jwksUri, jwks is needed"),
+        (rules({"issuer": "x"}), "spec.jwtRules[0].issuer: 'x' is no http or https URL, so that it cannot be asked where its keys are"),
         (rules({"issuer": "x", "jwks": KEYS, "jwksUri": "http://a/"}), "spec.jwtRules[0].jwks: there is 'jwksUri' already"),
         (rules(rule(jwks="no")), "spec.jwtRules[0].jwks: holds no key that can be used"),
         (rules(rule(jwks='{"keys": []}')), "spec.jwtRules[0].jwks: holds no key that can be used"),
@@ -174,6 +177,90 @@ def test_policies_for_one_gateway():
 def test_mistakes(spec, complaint):
     found = complaints(tokens(spec))
     assert any(one.startswith(complaint) for one in found), found
+
+
+# --- documents that are wrong from the start
+
+
+def begun(*documents: str) -> list[Any]:
+    """The HTTP filters in front of the workload that is called, when the control plane begins with a mistake in these documents."""
+    return filters(plain(view_despite(CALLED, *documents, proxy=CALLED_KEY), LISTENER, "127.0.0.1_19000"))
+
+
+async def answered(first: Any, head: Stream) -> int:
+    """The status with which a jwt_authn filter ends a request; 0: it lets it pass."""
+    config = proto("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", json.dumps({k: v for k, v in first["typed_config"].items() if k != "@type"}))
+    verdict = jwt_filter.compile(config, context(clusters={})).request_headers(head, True)
+    if inspect.isawaitable(verdict):
+        verdict = await verdict
+    return 0 if verdict is None else verdict.status
+
+
+def bearing(text: str | None, *more: tuple[bytes, bytes], path: bytes = b"/") -> Stream:
+    return Stream(path, [*([(b"authorization", f"Bearer {text}".encode())] if text is not None else []), *more])
+
+
+WRONG = [rules(rule(ISSUER, what=1)), rules(rule(ISSUER, jwks="no")), "{jwtRulez: []}", "{jwtRules: 5}", "[]", rules(rule(ISSUER), selector=[])]
+
+
+@pytest.mark.parametrize("spec", WRONG)
+async def test_no_token_is_verified_by_what_is_wrong_from_the_start(spec):
+    first = begun(tokens(spec))[0]
+    assert await answered(first, bearing(token())) == 401
+    assert await answered(first, bearing(token(iss="another"))) == 401
+    assert await answered(first, bearing(None, path=b"/?access_token=" + token().encode())) == 401
+    assert await answered(first, bearing(None)) == 0
+
+
+@pytest.mark.parametrize("spec", WRONG)
+async def test_policies_that_ask_for_tokens_match_nobody_then(spec):
+    chain = begun(tokens(spec), access("{rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}"))
+    assert [one["name"].removeprefix("envoy.filters.http.") for one in chain[:2]] == ["jwt_authn", "rbac.allow"]
+    stream = bearing(token())
+    assert await answered(chain[0], stream) == 401
+    assert not stream.metadata
+    engine = compile_rules(proto("envoy.config.rbac.v3.RBAC", json.dumps(chain[1]["typed_config"]["rules"])))
+    assert not engine.allowed(engine.match(stream))
+
+
+async def test_headers_that_were_to_come_from_tokens_come_from_nobody_then():
+    made = rules(rule(ISSUER, what=1, outputPayloadToHeader="x-payload", outputClaimToHeaders=[{"header": "x-user", "claim": "sub"}, {"header": "a b"}, 7]))
+    stream = bearing(None, (b"x-user", b"admin"), (b"x-payload", b"e30"), (b"x-other", b"stays"))
+    assert await answered(begun(tokens(made))[0], stream) == 0
+    assert [name for name, _ in stream.request.items if name.startswith(b"x-")] == [b"x-other"]
+
+
+async def test_tokens_are_looked_for_where_the_wrong_document_has_them():
+    places = {"fromHeaders": [{"name": "x-token", "prefix": "t "}, {"name": 5}], "fromParams": ["token", {}], "fromCookies": "none"}
+    first = begun(tokens(rules(rule(ISSUER, what=1, **places))))[0]
+    assert await answered(first, bearing(None, (b"x-token", b"t " + token().encode()))) == 401
+    assert await answered(first, bearing(None, path=b"/?token=" + token().encode())) == 401
+    assert await answered(first, bearing("of the application's own")) == 0
+
+
+async def test_a_policy_that_is_right_verifies_its_tokens_beside_one_that_is_wrong():
+    first = begun(tokens(rules(rule("another", what=1)), "wrong"), tokens(rules(rule(ISSUER)), "right"))[0]
+    good = bearing(token())
+    assert await answered(first, good) == 0
+    assert await answered(first, bearing(token(iss="another"))) == 401
+
+
+@pytest.mark.parametrize(
+    ("spec", "served"),
+    [
+        (rules(rule(what=1), selector={"matchLabels": {"app": "x"}}), [({"app": "x"}, ())]),
+        (rules(rule(what=1), selector={"matchLabels": {"app": 1}}), [(None, ())]),
+        (rules(rule(what=1), targetRefs=[{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "api"}]), [(None, ("api",))]),
+        (rules(rule(what=1), targetRef={"kind": "Gatway", "name": "api"}), [(None, ())]),
+        (rules(rule(), targetRefs=[{"kind": "Service", "name": "a"}]), []),
+    ],
+)
+def test_for_whom_a_wrong_document_stands(spec, served):
+    store = Store()
+    store.put("a.yaml", tokens(spec).encode())
+    store.settle()
+    assert [(one.selector, one.targets) for one in store.objects.values()] == served
+    assert all(("[until it is right, no token is good there]" in str(one)) is bool(served) for one in store.troubles)
 
 
 # --- access

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from control.kinds.store import Store
@@ -73,6 +78,26 @@ def test_http2_where_the_port_or_the_pool_says_so():
     grpc = "{apiVersion: v1, kind: Service, metadata: {name: g}, spec: {ports: [{name: grpc, port: 50051}]}}"
     (options,) = cluster(view_of(grpc), "outbound|50051||g.default.svc.cluster.local")["typed_extension_protocol_options"].values()
     assert "http2_protocol_options" in options["explicit_http_config"]
+
+
+def test_the_version_of_http_by_which_requests_came():
+    pool = "{connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 7}, tcp: {idleTimeout: 9s}}}"
+    (options,) = cluster(view_of(rule(pool)), REVIEWS)["typed_extension_protocol_options"].values()
+    assert options["use_downstream_protocol_config"] == {"http_protocol_options": {}, "http2_protocol_options": {"max_concurrent_streams": 7}}
+    assert options["common_http_protocol_options"] == {"idle_timeout": "9s"}
+    assert "explicit_http_config" not in options
+
+
+def test_endpoints_are_told_who_calls():
+    wrapper = cluster(view_of(rule("{proxyProtocol: {version: V2}}")), REVIEWS)["transport_socket"]
+    assert wrapper["name"] == "envoy.transport_sockets.upstream_proxy_protocol"
+    assert wrapper["typed_config"]["config"] == {"version": "V2"}
+    assert wrapper["typed_config"]["transport_socket"]["typed_config"]["@type"].endswith(".RawBuffer")
+    wrapper = cluster(view_of(rule("{proxyProtocol: {}, tls: {mode: SIMPLE}}")), REVIEWS)["transport_socket"]["typed_config"]
+    assert wrapper["transport_socket"]["typed_config"]["@type"].endswith(".UpstreamTlsContext")
+    mesh = MESH.replace("    inbound: [{port: 8000", "    identity: true\n    inbound: [{port: 8000")
+    matches = cluster(Translator().view(WEB, snapshot(mesh, rule("{proxyProtocol: {}}"))), REVIEWS)["transport_socket_matches"]
+    assert [one["transport_socket"]["typed_config"]["@type"].rpartition(".")[2] for one in matches] == ["ProxyProtocolUpstreamTransport"] * 2
 
 
 def test_outlier_detection():
@@ -355,6 +380,97 @@ def test_plain_connections_by_weight():
     ]
 
 
+def ways(*texts: str, proxy: ProxyKey = WEB) -> list[tuple[dict, str]]:
+    """What the filter chains of the port for db match, and the subset to which they lead."""
+    chains = listener(view_of(*texts, proxy=proxy), "127.0.0.1_13306")["filter_chains"]
+    return [(one.get("filter_chain_match", {}), one["filters"][-1]["typed_config"]["cluster"].split("|")[2]) for one in chains]
+
+
+def ranges(*texts: str) -> dict:
+    pairs = (text.split("/") for text in texts)
+    return {"prefix_ranges": [{"address_prefix": address, "prefix_len": int(length)} for address, length in pairs]}
+
+
+def test_plain_connections_by_the_address_to_which_they_go():
+    def tcp(match: str, subset: str) -> str:
+        return f"{{match: [{match}], route: [{{destination: {{host: db, subset: {subset}}}}}]}}"
+
+    rules = [tcp("{destinationSubnets: [10.0.0.1/8, '::1']}", "a"), tcp("{destinationSubnets: [10.0.0.0/8]}, {destinationSubnets: [192.0.2.1]}", "b")]
+    some = istio("VirtualService", "db", f"{{hosts: [db], tcp: [{', '.join(rules)}]}}")
+    first = [(ranges("10.0.0.0/8", "::1/128"), "a"), (ranges("192.0.2.1/32"), "b")]
+    assert ways(some) == [*first, ({}, "")]  # the others go to the service
+    whole = istio("VirtualService", "db", f"{{hosts: [db], tcp: [{', '.join([*rules, tcp('{port: 3306}', 'c'), tcp('{}', 'd')])}]}}")
+    assert ways(whole) == [*first, ({}, "c")]
+
+
+def tunnel(*texts: str) -> dict | None:
+    """Of the TCP proxy of the port for db."""
+    proxy = listener(view_of(*texts), "127.0.0.1_13306")["filter_chains"][0]["filters"][0]["typed_config"]
+    return proxy.get("tunneling_config")
+
+
+def test_tunnels():
+    own = "{name: s, labels: {a: b}, trafficPolicy: {tunnel: {targetHost: 'fd00::1', targetPort: 5432, protocol: POST}}}"
+    bare = "{name: bare, labels: {a: c}, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 7s}}}}"
+    tunnelled = "trafficPolicy: {tunnel: {targetHost: db.example.com, targetPort: 3306}, portLevelSettings: [{port: {number: 3306}, tls: {mode: DISABLE}}]}"
+    said = istio("DestinationRule", "db", f"{{host: db, {tunnelled}, subsets: [{own}, {bare}]}}")
+    assert tunnel(said) == {"hostname": "db.example.com:3306"}  # whatever its port has of its own
+
+    def to(*subsets: str) -> str:
+        where = ", ".join(f"{{destination: {{host: db, subset: {subset}}}, weight: 1}}" for subset in subsets)
+        return istio("VirtualService", "db", f"{{hosts: [db], tcp: [{{route: [{where}]}}]}}")
+
+    assert tunnel(said, to("s")) == {"hostname": "[fd00::1]:5432", "use_post": True}
+    assert tunnel(said, to("bare")) is None  # a subset has its own or none, as in Istio
+    assert tunnel(said, to("s", "bare")) == {"hostname": "db.example.com:3306"}  # and of several it is the rule's that counts
+    assert tunnel(istio("DestinationRule", "db", f"{{host: db, subsets: [{own}]}}"), to("s", "bare")) is None
+
+
+def test_connections_by_name_and_address():
+    def tls(match: str, subset: str) -> str:
+        return f"{{match: [{match}], route: [{{destination: {{host: db, subset: {subset}}}}}]}}"
+
+    rules = [tls("{sniHosts: [a.test], destinationSubnets: [10.0.0.0/8]}", "a"), tls("{sniHosts: [a.test, b.test], destinationSubnets: [10.0.0.0/8]}", "b")]
+    text = istio("VirtualService", "db", f"{{hosts: [db, a.test, b.test], tls: [{', '.join([*rules, tls('{sniHosts: [a.test]}', 'c')])}]}}")
+    names = {"server_names": ["a.test"]}
+    assert ways(text) == [({**names, **ranges("10.0.0.0/8")}, "a"), ({"server_names": ["b.test"], **ranges("10.0.0.0/8")}, "b"), (names, "c")]
+
+
+def test_connections_of_some_workloads():
+    who = "sourceLabels: {tier: gold}, gateways: [mesh]"
+    to = "route: [{destination: {host: db, subset: a}}]"
+    for kind, match in (("tcp", f"{{{who}}}"), ("tls", f"{{sniHosts: [a.test], {who}}}")):
+        text = istio("VirtualService", "db", f"{{hosts: [db, a.test], gateways: [g], {kind}: [{{match: [{match}], {to}}}]}}")
+        assert [subset for _, subset in ways(text)] == [""]
+        gold = ProxyKey("sidecar", "web", "default", (("app", "web"), ("tier", "gold")))
+        assert [subset for _, subset in ways(text, proxy=gold)] == ["a"]
+
+
+def flow(*texts: str) -> dict:
+    """Of the TCP proxy of the port for db, what is said of how connections are carried."""
+    proxy = listener(view_of(*texts), "127.0.0.1_13306")["filter_chains"][0]["filters"][0]["typed_config"]
+    return {name: value for name, value in proxy.items() if name in ("idle_timeout", "max_downstream_connection_duration", "hash_policy")}
+
+
+def test_how_plain_connections_are_carried():
+    rules = "{host: db, trafficPolicy: %s, subsets: [{name: s, labels: {a: b}, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 7s}}}}]}"
+    times = "connectionPool: {tcp: {idleTimeout: 5s, maxConnectionDuration: 60s}}"
+    said = istio("DestinationRule", "db", rules % f"{{{times}, loadBalancer: {{consistentHash: {{useSourceIp: true}}}}}}")
+    whole = {"idle_timeout": "5s", "max_downstream_connection_duration": "60s"}
+    assert flow(said) == {**whole, "hash_policy": [{"source_ip": {}}]}
+    to = "{destination: {host: db, subset: s}, weight: 1}"
+    one, two = (istio("VirtualService", "db", f"{{hosts: [db], tcp: [{{route: [{to}]}}]}}") for to in (to, f"{to}, {{destination: {{host: db}}, weight: 1}}"))
+    assert flow(said, one)["idle_timeout"] == "7s"
+    assert flow(said, two)["idle_timeout"] == "5s"
+    of_port = "portLevelSettings: [{port: {number: 3306}, loadBalancer: {simple: RANDOM}}]"
+    assert flow(istio("DestinationRule", "db", rules % f"{{{times}, {of_port}}}")) == whole
+
+
+def test_a_port_keeps_what_ports_cannot_say():
+    made = cluster(view_of(rule("{retryBudget: {percent: 10}, portLevelSettings: [{port: {number: 9080}, loadBalancer: {simple: RANDOM}}]}")), REVIEWS)
+    assert made["circuit_breakers"]["thresholds"][0]["retry_budget"]["budget_percent"] == {"value": 10.0}
+
+
 def test_the_http_proxy_knows_all_services_by_all_their_names():
     hosts = {host["name"]: host for host in plain(view_of(), ROUTES, "http_proxy")["virtual_hosts"]}
     assert hosts["reviews.default.svc.cluster.local:9080"]["domains"] == [
@@ -470,9 +586,10 @@ def test_our_own_sidecar_honours_all_of_it():
     view = view_of(
         rule(
             "{connectionPool: {tcp: {maxConnections: 1, tcpKeepalive: {time: 1s}}, http: {maxRetries: 1, idleTimeout: 1s}}, outlierDetection: {interval: 1s},"
-            " loadBalancer: {consistentHash: {httpHeaderName: x}}}",
+            " loadBalancer: {consistentHash: {httpHeaderName: x}}, proxyProtocol: {version: V2}}",
             "[{name: v2, labels: {version: v2}}]",
         ),
+        istio("DestinationRule", "db", "{host: db, trafficPolicy: {tunnel: {targetHost: a, targetPort: 1, protocol: POST}}}"),
         virtual_service("""
         - match: [{uri: {prefix: /a}, headers: {x: {regex: a}}, queryParams: {q: {exact: a}}}]
           fault: {delay: {fixedDelay: 1s, percentage: {value: 1}}, abort: {httpStatus: 500}}
@@ -487,3 +604,16 @@ def test_our_own_sidecar_honours_all_of_it():
         for resource in view.all(url):
             problems, _ = support.check(resource.message)
             assert not problems, resource
+
+
+def test_versions_are_those_of_another_process():
+    """A replica, or a control plane that is started anew, says the same of the same: also of mappings that are inside of filters."""
+    code = textwrap.dedent("""
+        from control.translate.resource import LISTENER, make, typed
+        providers = {f"p{number}": {"issuer": "a", "local_jwks": {"inline_string": "a"}} for number in range(20)}
+        inner = typed("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", providers=providers)
+        chain = {"filters": [{"name": "a", "typed_config": inner}]}
+        print(make(LISTENER, "a", {"name": "a", "filter_chains": [chain]}).version)
+    """)
+    found = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout for _ in range(3)}
+    assert len(found) == 1

@@ -10,7 +10,8 @@ import pytest
 from meshproxy.net import dial, tls
 from meshproxy.net.address import Address
 from meshproxy.observe.stats import Store
-from tests.unit.net_help import PATIENCE, Echo, free_port, message, pki, run, serve, upstream_tls
+from tests.polling import PATIENCE
+from tests.unit.net_help import Echo, free_port, message, pki, run, serve, upstream_tls
 
 UPSTREAM = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 
@@ -43,7 +44,7 @@ def upstream(**fields):
 
 async def fails(address, **options):
     with pytest.raises(dial.DialError) as caught:
-        await dial.connect(address, Client, **{"timeout": 2, **options})
+        await dial.connect(address, Client, **{"timeout": PATIENCE, **options})
     return caught.value
 
 
@@ -130,7 +131,9 @@ def test_tls():
 def test_tls_without_server_name():
     async def main():
         server, port = await serve(ssl=server_context())
-        transport, _ = await dial.connect(Address("127.0.0.1", port), Client, timeout=PATIENCE, transport=upstream()[0])
+        address = Address("127.0.0.1", port)
+        transport, _ = await dial.connect(address, Client, timeout=PATIENCE, transport=upstream()[0])
+        assert not dial.describe(transport, address).server_name
         transport.abort()
         server.close()
 

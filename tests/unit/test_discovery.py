@@ -10,6 +10,7 @@ import pytest
 from meshproxy.upstream import discovery
 from meshproxy.upstream.cluster_manager import ClusterManager
 from meshproxy.upstream.discovery import ALL, AUTO, V4_ONLY, V4_PREFERRED, V6_ONLY, Backoff, Discovery, choose_family
+from tests.polling import PATIENCE, until
 from tests.unit import upstream_help as up
 
 
@@ -63,8 +64,7 @@ class Rig:
         await asyncio.sleep(0)
 
     async def until(self, name: str, value: int) -> None:
-        while self.stat(name) < value:
-            await asyncio.sleep(0.001)
+        await until(lambda: self.stat(name) >= value)
 
     def stat(self, name: str) -> int:
         return self.main.context.stats.value(f"cluster.c.{name}")
@@ -142,13 +142,19 @@ async def test_logical_dns_keeps_its_one_host():
 
 async def test_a_failing_name_does_not_hold_up_the_start():
     async with Rig(Names(a=[OSError("no resolver")]), dns(up.group("a:80"))) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), PATIENCE)
         assert rig.hosts() == []
 
 
 async def test_wait_for_warm_on_init_false():
-    async with Rig(Names(a=[["10.0.0.1"]]), dns(up.group("a:80"), wait_for_warm_on_init=False)) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
+    answers = asyncio.Event()
+    async with Rig(Names(a=[answers, ["10.0.0.1"]]), dns(up.group("a:80"), wait_for_warm_on_init=False)) as rig:
+        await asyncio.wait_for(rig.discovery.wait_initialised(), PATIENCE)
+        assert rig.names.asked == ["a"]
+        assert rig.hosts() == []
+        answers.set()
+        await rig.until("update_success", 1)
+        assert rig.hosts() == ["10.0.0.1:80"]
 
 
 async def test_health_checks_follow_names():
@@ -157,9 +163,9 @@ async def test_health_checks_follow_names():
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    check = {"timeout": "1s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {}}
+    check = {"timeout": "60s", "interval": "60s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {}}
     async with Rig(Names(a=[["127.0.0.1", "127.0.0.77"]]), dns(up.group(f"a:{port}"), health_checks=[check])) as rig:
-        await asyncio.wait_for(rig.discovery.wait_initialised(), 90)
+        await asyncio.wait_for(rig.discovery.wait_initialised(), PATIENCE)
         cluster = rig.worker.get("c")
         assert [host.healthy for host in cluster.hosts] == [True, False]
         assert rig.stat("health_check.healthy") == 1

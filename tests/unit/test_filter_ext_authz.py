@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from meshproxy.api import messages
 from meshproxy.api.errors import ConfigError
 from meshproxy.codec.headers import RequestHead, ResponseHead
-from meshproxy.http.ext_authz import mutations
+from meshproxy.http.ext_authz import grpc_service, mutations
 from meshproxy.http.ext_authz.attributes import Attributes, text
 from meshproxy.http.ext_authz.http_service import HttpService
 from meshproxy.http.ext_authz.verdict import DENIED, ERROR, JOIN, OK, Mutation, Verdict
@@ -20,6 +21,7 @@ from meshproxy.http.mutation_rules import ADD, ALLOWED, FAILED, IGNORED, REMOVE,
 from meshproxy.http.replies import Reply
 from meshproxy.observe import flags
 from meshproxy.tcp.filters import ext_authz as network_ext_authz
+from tests.polling import PATIENCE
 from tests.unit import stream_help
 from tests.unit.filter_help import Route, Stream, connection, context, counters, network_context, proto
 
@@ -250,6 +252,26 @@ def test_overrides() -> None:
     assert overridden("{check_settings: {grpc_service: {envoy_grpc: {cluster_name: other}}}}")._service.cluster_name == "other"
 
 
+@pytest.mark.parametrize(("status", "becomes"), [(0, 403), (100, 403), (101, 403), (200, 200), (304, 304), (599, 599), (600, 403)])
+def test_a_refusal_is_a_final_response(status: int, becomes: int) -> None:
+    answer = messages.known("envoy.service.auth.v3.CheckResponse")()
+    answer.status.code = 7
+    answer.denied_response.status.code = status
+    assert grpc_service._verdict(answer).status == becomes
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_refusal_that_has_no_body(status: int) -> None:
+    made, _, _ = make(verdict(DENIED, status=status, body=b"HTTP/1.1 200 OK", reply=[(b"content-type", b"a/b")]))
+    reply = run(made, request())
+    assert reply is not None
+    stream, codec, _ = stream_help.make()
+    stream.local_reply(reply)
+    assert [one for one in codec.out if one[0] == "data"] == []
+    assert stream.response is not None
+    assert stream.response.items == []
+
+
 async def test_a_client_that_goes_away_cancels_the_call() -> None:
     made, _, service = make()
     cancelled = asyncio.Event()
@@ -266,7 +288,7 @@ async def test_a_client_that_goes_away_cancels_the_call() -> None:
     stream, _, _ = stream_help.make(made)
     stream.route.metadata = {}
     stream.go(True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await asked.wait()
         stream.on_reset(0, "downstream_remote_disconnect")
         await cancelled.wait()
@@ -283,7 +305,7 @@ async def test_a_body_waits_while_the_service_is_asked() -> None:
     await asyncio.sleep(0)
     assert service.asked == []
     stream.on_data(b"cdef", False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while stream._request_hold is not None:
             await asyncio.sleep(0)
     stream.on_data(b"gh", True)

@@ -142,7 +142,6 @@ def test_headers_cannot_raise_the_percentage() -> None:
     ("condition", "stream", "expected"),
     [
         ("upstream_cluster: up", Stream(route=Route()), True),
-        ("upstream_cluster: up", Stream(route=Route(cluster_name=None, select_cluster=lambda _: "up")), True),
         ("upstream_cluster: other", Stream(route=Route()), False),
         ("upstream_cluster: up", Stream(route=None), False),
         ("upstream_cluster: up", Stream(route=Route(action="redirect")), False),

@@ -9,7 +9,7 @@ import pytest
 
 from meshproxy.api.errors import ConfigError
 from meshproxy.http.filters import local_ratelimit
-from meshproxy.http.rate_limits import Descriptor, RateLimitPolicy
+from meshproxy.http.rate_limits import RateLimitPolicy
 from meshproxy.http.replies import Reply
 from meshproxy.net.address import Address
 from meshproxy.observe import flags
@@ -201,6 +201,14 @@ def test_hits_addend() -> None:
     assert [send(filter) is None for _ in range(3)] == [True, True, False]
 
 
+def test_hits_addend_of_nothing() -> None:
+    text = (
+        f"rate_limits: [{{actions: [{{generic_key: {{descriptor_value: v}}}}], hits_addend: {{number: 0}}}}], descriptors: [{descriptor(7, 'generic_key=v')}]"
+    )
+    filter, _ = make(f"{bucket(100)}, {ON}, {text}")
+    assert send(filter) is not None
+
+
 def test_descriptors_of_the_route() -> None:
     filter, _ = make(f"{bucket(100)}, {ON}, stage: 1, descriptors: [{descriptor(1, 'generic_key=r')}, {descriptor(2, 'generic_key=v')}]")
 
@@ -308,14 +316,14 @@ def test_actions(actions: str, entries: list[tuple[bytes, bytes]] | None) -> Non
     stream = Stream(b"/p?q=a%20b&q=c", [(b"x-a", b"1"), (b"x-a", b"2")], route=Route(metadata={"f": {"p": "route"}}))
     stream.remote = Address.parse("203.0.113.77:9")
     stream.metadata["f"] = {"p": "dynamic"}
-    assert policy.descriptors(stream) == ([] if entries is None else [Descriptor(tuple(entries))])
+    assert policy.descriptors(stream) == ([] if entries is None else [(tuple(entries), None)])
 
 
 def test_masked_remote_address_of_ipv6() -> None:
     policy = RateLimitPolicy([proto(RATE_LIMIT, "{actions: [{masked_remote_address: {v6_prefix_mask_len: 48}}]}")], context().context)
     stream = Stream()
     stream.remote = Address.parse("[2001:db8:1:2::3]:9")
-    assert policy.descriptors(stream)[0].entries == ((b"masked_remote_address", b"2001:db8:1::/48"),)
+    assert policy.descriptors(stream) == [(((b"masked_remote_address", b"2001:db8:1::/48"),), None)]
     stream.remote = Address.pipe("/run/x.sock")
     assert policy.descriptors(stream) == []
 

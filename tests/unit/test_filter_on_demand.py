@@ -63,13 +63,34 @@ async def test_a_cluster_is_waited_for():
     assert [(what[0], what[2], timeout) for what, timeout in asked] == [(CLUSTER, "new", 2.0), (CLUSTER, "none", 2.0)]
 
 
+@pytest.mark.parametrize("host", [b"a\xff.test", b"a" * 1025])
+def test_what_can_be_no_name_is_not_asked_for(host):
+    filter, asked, _ = make(ADS)
+    made = stream(None)
+    made.request.authority = host
+    assert filter.request_headers(made, True) is None
+    assert filter.request_headers(stream(Route(cluster_name="", select_cluster=lambda _: host, reply=None)), True) is None
+    assert not asked
+
+
+async def test_a_cluster_that_a_header_names_is_waited_for():
+    filter, asked, ctx = make(ADS)
+    made = stream(Route(cluster_name="", select_cluster=lambda stream: b"new", reply=None))
+    assert await answered(filter, ctx, asked, made, found=True) is ANEW
+    assert asked[0][0][2] == "new"
+    assert filter.request_headers(stream(Route(cluster_name="", select_cluster=lambda stream: None, reply=None)), True) is None
+
+
 async def test_a_request_that_is_reset_waits_no_longer():
     filter, asked, ctx = make()
     waiting = asyncio.ensure_future(filter.request_headers(stream(None), True))
     await asyncio.sleep(0)
     waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    ctx.context.demand.answered(asked[0][0], found=True)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    ctx.context.demand.answered(asked[0][0], found=True)  # nobody is there to be told
+    assert [what for what, _ in asked] == [(HOST, b"key", "a.test:80")]
+    assert not ctx.context.demand._waiting
 
 
 def test_a_route_has_its_own():

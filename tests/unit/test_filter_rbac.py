@@ -146,6 +146,18 @@ def test_mtls_authenticated() -> None:
     assert not matches(principal=any_one, stream=stream)
     stream.connection.tls = tls(("other",))
     assert matches(principal=any_one, stream=stream)
+    stream.connection.tls = SimpleNamespace(peer_certificate=None, validated=True)
+    assert not matches(principal=any_one, stream=stream)
+    assert not matches(principal=by_san, stream=stream)
+    stream.connection.tls = SimpleNamespace(peer_certificate=SimpleNamespace(ip_sans=(b"\x0a\1\2\3",), dns_sans=("*.mesh.test",)), validated=True)
+    for kind, value, expected in (
+        ("IP_ADDRESS", "10.1.2.3", True),
+        ("IP_ADDRESS", "10.1.2.4", False),
+        ("DNS", "web.mesh.test", True),
+        ("DNS", "mesh.test", False),
+    ):
+        one = f"custom: {{name: m, typed_config: {{{config}, san_matcher: {{san_type: {kind}, matcher: {{exact: {value}}}}}}}}}"
+        assert matches(principal=one, stream=stream) is expected
 
 
 def test_policies_in_the_order_of_their_names() -> None:
@@ -312,15 +324,6 @@ def test_route_without_a_base() -> None:
     assert filter.request_headers(Stream(headers=[(b"x-bad", b"1")]), True) is not None
 
 
-def test_matcher_trees_are_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        rbac.compile(proto(RBAC, "{matcher: {}, shadow_matcher: {}}"), context())
-    assert [problem.path for problem in caught.value.problems] == ["matcher", "shadow_matcher"]
-    with pytest.raises(ConfigError) as caught:
-        rbac.specialise(None, [proto(PER_ROUTE, "{rbac: {matcher: {}}}")], context())
-    assert [problem.path for problem in caught.value.problems] == ["rbac.matcher"]
-
-
 # -- the network filter
 
 
@@ -386,9 +389,164 @@ def test_network_url_path_matches_nothing() -> None:
     assert filter.on_first_data(connection()) is False
 
 
-def test_network_matcher_is_refused() -> None:
-    with pytest.raises(ConfigError, match="matcher"):
-        network("matcher: {}", network_context())
+# -- match trees in place of policies
+
+TREE = "xds.type.matcher.v3.Matcher"
+T = "'@type': type.googleapis.com/"
+
+
+def leaf(name: str, action: str = "ALLOW") -> str:
+    return f"{{action: {{name: a, typed_config: {{{T}envoy.config.rbac.v3.Action, name: {name}, action: {action}}}}}}}"
+
+
+def of_header(name: str, exact: str) -> str:
+    given = f"{{name: h, typed_config: {{{T}envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: {name}}}}}"
+    return f"{{single_predicate: {{input: {given}, value_match: {{exact: '{exact}'}}}}}}"
+
+
+def network_input(kind: str, fields: str = "") -> str:
+    return f"{{name: i, typed_config: {{{T}envoy.extensions.matching.common_inputs.network.v3.{kind}Input{fields}}}}}"
+
+
+def listed(*branches: tuple[str, str], otherwise: str = "") -> str:
+    matchers = ", ".join(f"{{predicate: {predicate}, on_match: {on_match}}}" for predicate, on_match in branches)
+    return f"{{matcher_list: {{matchers: [{matchers}]}}{f', on_no_match: {otherwise}' if otherwise else ''}}}"
+
+
+BY_HEADER = listed((of_header("x-a", "1"), leaf("one")), (of_header("x-a", "2"), leaf("two", "DENY")), (of_header("x-a", "3"), leaf("three", "LOG")))
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "policy", "hint"),
+    [(b"1", None, "one", False), (b"2", 403, "two", False), (b"3", None, "three", True), (b"4", 403, None, None)],
+)
+def test_tree_decides(value: bytes, status: int | None, policy: str | None, hint: bool | None) -> None:
+    ctx = context()
+    filter = rbac.compile(proto(RBAC, f"{{matcher: {BY_HEADER}, rules: {{action: ALLOW}}, track_per_rule_stats: true}}"), ctx)
+    assert isinstance(filter, rbac.Rbac)
+    stream = Stream(headers=[(b"x-a", value)])
+    reply = filter.request_headers(stream, True)
+    assert (reply and reply.status) == status
+    assert reply is None or reply.details == f"rbac_access_denied_matched_policy[{policy or 'none'}]"
+    verdict = "denied" if status else "allowed"
+    assert stream.metadata["envoy.filters.http.rbac"] == {"enforced_engine_result": verdict} | ({"enforced_effective_policy_id": policy} if policy else {})
+    assert stream.metadata.get("envoy.common") == (None if hint is None else {"access_log_hint": hint})
+    assert counters(ctx) == {f"http.ing.rbac.{verdict}": 1} | ({f"http.ing.rbac.policy.{policy}.{verdict}": 1} if policy else {})
+
+
+def test_shadow_tree_only_notes() -> None:
+    ctx = context()
+    filter = rbac.compile(proto(RBAC, f"{{shadow_matcher: {BY_HEADER}, shadow_rules_stat_prefix: dry_}}"), ctx)
+    assert isinstance(filter, rbac.Rbac)
+    stream = Stream(headers=[(b"x-a", b"3")])
+    assert filter.request_headers(stream, True) is None
+    assert stream.metadata == {"envoy.filters.http.rbac": {"dry_shadow_effective_policy_id": "three", "dry_shadow_engine_result": "allowed"}}
+    assert counters(ctx) == {"http.ing.rbac.dry_.shadow_allowed": 1}
+
+
+def test_empty_tree_denies() -> None:
+    filter = rbac.compile(proto(RBAC, "{matcher: {}}"), context())
+    assert isinstance(filter, rbac.Rbac)
+    assert filter.request_headers(Stream(), True) is not None
+
+
+def test_rules_do_not_see_what_shadow_rules_say() -> None:
+    seen = "metadata: {filter: envoy.filters.http.rbac, path: [{key: shadow_engine_result}], value: {present_match: true}}"
+    policies = f"{{p: {{permissions: [{{{seen}}}], principals: [{{any: true}}]}}}}"
+    filter = rbac.compile(proto(RBAC, f"{{rules: {{action: DENY, policies: {policies}}}, shadow_rules: {{action: ALLOW}}}}"), context())
+    assert isinstance(filter, rbac.Rbac)
+    stream = Stream()
+    assert filter.request_headers(stream, True) is None
+    assert stream.metadata["envoy.filters.http.rbac"] == {"shadow_engine_result": "denied", "enforced_engine_result": "allowed"}
+
+
+def test_without_tls_a_tree_that_asks_for_certificates_ends() -> None:
+    subject = f"{{single_predicate: {{input: {{name: s, typed_config: {{{T}envoy.extensions.matching.common_inputs.ssl.v3.SubjectInput}}}}, \
+value_match: {{prefix: CN=}}}}}}"
+    tree = listed((subject, leaf("certified")), (of_header("x-a", "1"), leaf("one")), otherwise=leaf("other"))
+    compiled = rbac_engine.compile_tree(proto(TREE, tree))
+    stream = Stream(headers=[(b"x-a", b"1")])
+    assert compiled.match(stream) is None
+    stream.connection.tls = SimpleNamespace(peer_certificate=None, validated=False)
+    assert compiled.match(stream) == ("one", rbac_engine.ALLOW)
+    stream.connection.tls = tls(subject="CN=a")
+    assert compiled.match(stream) == ("certified", rbac_engine.ALLOW)
+
+
+@pytest.mark.parametrize(
+    ("given", "repeatable"),
+    [
+        (network_input("SourceIP"), True),
+        (network_input("FilterState", ", key: k"), False),
+        (f"{{name: h, typed_config: {{{T}envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x-a}}}}", True),
+        (f"{{name: h, typed_config: {{{T}envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: X-Request-Id}}}}", False),
+    ],
+)
+def test_what_a_tree_depends_on(given: str, repeatable: bool) -> None:
+    tree = f"{{matcher_tree: {{input: {given}, exact_match_map: {{map: {{k: {leaf('l')}}}}}}}}}"
+    assert rbac_engine.compile_tree(proto(TREE, tree)).repeatable is repeatable
+
+
+IN_LIST = "matcher_list.matchers[0]"
+CEL_INPUT = f"{{name: c, typed_config: {{{T}xds.type.matcher.v3.HttpAttributesCelMatchInput}}}}"
+
+
+@pytest.mark.parametrize(
+    ("tree", "path", "kind"),
+    [
+        (listed((of_header("x", "1"), leaf("a").replace("{action", "{keep_matching: true, action", 1))), f"{IN_LIST}.on_match.keep_matching", "invalid"),
+        (
+            listed((f"{{single_predicate: {{input: {CEL_INPUT}, value_match: {{exact: a}}}}}}", leaf("a"))),
+            f"{IN_LIST}.predicate.single_predicate.input.typed_config",
+            UNSUPPORTED,
+        ),
+        (
+            f"{{matcher_tree: {{input: {network_input('SourceType')}, prefix_match_map: {{map: {{a: {leaf('a')}}}}}}}}}",
+            "matcher_tree.input.typed_config",
+            UNSUPPORTED,
+        ),
+        (
+            f"{{matcher_tree: {{input: {network_input('DynamicMetadata', ', filter: f, path: [{key: k}]')}, exact_match_map: {{map: {{a: {leaf('a')}}}}}}}}}",
+            "matcher_tree.input",
+            UNSUPPORTED,
+        ),
+        (f"{{on_no_match: {leaf('a').replace('envoy.config.rbac.v3.Action, name: a, action: ALLOW', TREE)}}}", "on_no_match.action.typed_config", UNSUPPORTED),
+        ("{on_no_match: {}}", "on_no_match.on_match", "invalid"),
+    ],
+)
+def test_errors_in_trees_name_their_path(tree: str, path: str, kind: str) -> None:
+    for field in ("matcher", "shadow_matcher"):
+        with pytest.raises(ConfigError) as caught:
+            rbac.compile(proto(RBAC, f"{{{field}: {tree}}}"), context())
+        assert [(problem.path, problem.kind) for problem in caught.value.problems] == [(f"{field}.{path}", kind)]
+
+
+def test_a_tree_of_a_route() -> None:
+    filter = rbac.specialise(None, [proto(PER_ROUTE, f"{{rbac: {{matcher: {BY_HEADER}}}}}")], context())
+    assert filter is not None
+    assert filter.request_headers(Stream(headers=[(b"x-a", b"2")]), True) is not None
+    assert filter.request_headers(Stream(headers=[(b"x-a", b"1")]), True) is None
+
+
+def test_tree_of_the_network_filter() -> None:
+    ctx = network_context()
+    tree = f"{{matcher_tree: {{input: {network_input('SourceIP')}, exact_match_map: {{map: {{'10.0.0.1': {leaf('seen', 'LOG')}}}}}}}}}"
+    filter = network(f"matcher: {tree}, shadow_matcher: {{on_no_match: {leaf('my pol', 'DENY')}}}, shadow_rules_stat_prefix: sh_", ctx)
+    conn = connection()
+    assert filter.on_first_data(conn) is None
+    assert conn.metadata == {
+        "envoy.filters.network.rbac": {"sh_shadow_effective_policy_id": "my pol", "sh_shadow_engine_result": "denied"},
+        "envoy.common": {"access_log_hint": True},
+    }
+    other = connection(remote="10.0.0.9:1")
+    assert filter.on_first_data(other) is False
+    assert other.termination_details == "rbac_access_denied_matched_policy[none]"
+    assert counters(ctx) == {"tcp.rbac.allowed": 1, "tcp.rbac.denied": 1, "tcp.rbac.sh_.shadow_denied": 2}
+
+
+def test_network_trees_have_no_headers() -> None:
+    with pytest.raises(ConfigError, match="no input of the network RBAC filter"):
+        network(f"matcher: {BY_HEADER}", network_context())
 
 
 # -- requests that come again

@@ -400,6 +400,7 @@ def test_flags_and_termination() -> None:
     stream = Stream(flags=flags.UF | flags.URX, upstream_failure="tls: no", details="upstream reset: a b")
     stream.connection.termination_details = "rbac_access_denied"
     assert typed("%RESPONSE_FLAGS%", stream) == "URX,UF"
+    assert typed("%RESPONSE_FLAGS%", Stream(flags=flags.UF | flags.URX | flags.DI)) == "DI,URX,UF"
     assert typed("%RESPONSE_FLAGS_LONG%", stream) == "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"
     assert typed("%CONNECTION_TERMINATION_DETAILS%", stream) == "rbac_access_denied"
     assert typed("%UPSTREAM_TRANSPORT_FAILURE_REASON%", stream) == "tls:_no"

@@ -130,6 +130,39 @@ def test_http_10_and_connection_headers():
     assert not parser.keep_alive
 
 
+@pytest.mark.parametrize(
+    ("lines", "stays"),
+    [
+        (b"Connection: close\r\n", False),
+        (b"Connection: Close\r\n", False),
+        (b"Connection: CLOSE\r\n", False),
+        (b"Connection: keep-alive\r\n", True),
+        (b"Connection: close\r\nConnection: keep-alive\r\n", False),
+        (b"Connection: keep-alive\r\nProxy-Connection: close\r\n", False),
+        (b"Connection: close\r\nProxy-Connection: keep-alive\r\n", False),
+        (b"Connection: keep-alive\r\nExpect: 100-continue\r\n", True),
+        (b"Connection: close\r\nExpect: 100-continue\r\n", False),
+        (b"Connection: close\r\nTransfer-Encoding: chunked\r\n", False),
+    ],
+)
+@pytest.mark.parametrize("length", [0, 3])
+def test_whether_a_connection_stays_is_said_in_one_place_or_several(lines, stays, length):
+    chunked = b"chunked" in lines
+    body = b"3\r\nabc\r\n0\r\n\r\n" if chunked else b"abc"[:length]
+    framing = b"" if chunked or not length else b"Content-Length: 3\r\n"
+    events, parser = parse_requests(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + lines + b"\r\n" + body)
+    assert parser.keep_alive == stays
+    assert parser.done
+    assert parser.expect_continue == (b"Expect" in lines)
+    assert [event[1] for event in events if event[0] == "data"] == ([b"abc"] if chunked or length else [])
+
+
+def test_close_goes_no_further_than_the_parser():
+    for data in (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: y\r\n\r\n", b"GET http://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: y\r\n\r\n"):
+        events, _ = parse_requests(data)
+        assert events == [("request", b"GET", b"/", b"a", ((b"x", b"y"),), True)]
+
+
 def test_an_upgrade_starts_a_tunnel_but_h2c_does_not():
     events, parser = parse_requests(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nraw")
     assert parser.upgrade == b"websocket"

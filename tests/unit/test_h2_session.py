@@ -273,7 +273,9 @@ def test_a_slow_transport_keeps_data_on_its_stream() -> None:
     side.session.set_writable(True)
     assert side.log[2:] == [("writable", 1, True)]
     assert 40000 <= sum(len(frame[3]) for frame in peer.sent() if frame[0] == frames.DATA) < 60000  # so much at once
+    assert side.session.more
     side.session.pump()
+    assert not side.session.more
     stream.send_data(b"", True)
     assert sum(len(frame[3]) for frame in peer.sent() if frame[0] == frames.DATA) >= 60000 - 40000 - 16384
     assert side.log[3:] == [("done", 1)]

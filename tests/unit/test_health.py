@@ -13,6 +13,7 @@ from meshproxy.upstream.cluster_manager import validate
 from meshproxy.upstream.health import Checker, Outcome, Session, Settings
 from meshproxy.upstream.health_headers import add_headers
 from meshproxy.upstream.health_probe import contains
+from tests.polling import PATIENCE, until
 from tests.unit import upstream_help as up
 
 CHECK = {"timeout": "30s", "interval": "5s", "unhealthy_threshold": 3, "healthy_threshold": 2, "http_health_check": {"path": "/healthz"}}
@@ -148,7 +149,7 @@ async def check_once(check: dict, *servers: Server, **fields) -> tuple[Checker, 
     reported: dict[str, int] = {}
     checker = Checker(proto, ctx, ctx.stats.scope("cluster.c."), reported.update)
     checker.update(proto.load_assignment)
-    await asyncio.wait_for(checker.wait_first_round(), 90)
+    await asyncio.wait_for(checker.wait_first_round(), PATIENCE)
     return checker, reported, ctx
 
 
@@ -168,8 +169,7 @@ async def test_http_check():
 async def test_connection_is_kept_for_the_next_check():
     async with Server(OK, OK, b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", OK) as server:
         checker, _, ctx = await check_once({**CHECK, "interval": "0.001s", "no_traffic_interval": "0.001s"}, server)
-        while ctx.stats.value("cluster.c.health_check.success") < 4:
-            await asyncio.sleep(0.001)
+        await until(lambda: ctx.stats.value("cluster.c.health_check.success") >= 4)
         checker.close()
         assert server.connections == 2
 
@@ -246,12 +246,13 @@ async def test_tcp_checks():
         checker.close()
         assert reported == {server.address: 0}
     talk = {"tcp_health_check": {"send": {"text": b"PING".hex()}, "receive": [{"text": b"PO".hex()}, {"text": b"G".hex()}]}}
-    async with Server(b"+PONG", http=False) as good, Server(b"+ERR", http=False) as bad:
-        checker, _, _ = await check_once({"timeout": "0.5s", "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, **talk}, good, bad)
-        got = checker.flags()
-        checker.close()
-        assert got == {good.address: 0, bad.address: hosts.FAILED_ACTIVE_HC | hosts.ACTIVE_HC_TIMEOUT}
-        assert good.requests == [b"PING"]
+    for said, timeout, flags in ((b"+PONG", "30s", 0), (b"+ERR", "0.1s", hosts.FAILED_ACTIVE_HC | hosts.ACTIVE_HC_TIMEOUT)):
+        async with Server(said, http=False) as server:
+            checker, _, _ = await check_once({"timeout": timeout, "interval": "5s", "unhealthy_threshold": 1, "healthy_threshold": 1, **talk}, server)
+            got = checker.flags()
+            checker.close()
+            assert got == {server.address: flags}
+            assert server.requests == [b"PING"] or flags
 
 
 async def test_hosts_come_and_go():
@@ -270,12 +271,10 @@ async def test_next_success_is_reported_on_request():
         checker, reported, ctx = await check_once({**CHECK, "no_traffic_interval": "0.001s"}, server)
         reported.clear()
         done = ctx.stats.value("cluster.c.health_check.success") + 3
-        while ctx.stats.value("cluster.c.health_check.success") < done:
-            await asyncio.sleep(0.001)
+        await until(lambda: ctx.stats.value("cluster.c.health_check.success") >= done)
         assert not reported
         checker.report_next_success(server.address)
-        while not reported:
-            await asyncio.sleep(0.001)
+        await until(lambda: reported)
         checker.close()
         assert reported == {server.address: 0}
 

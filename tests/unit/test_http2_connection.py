@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import h2.errors
 import h2.events
@@ -81,6 +82,98 @@ def test_what_the_client_does_not_take_holds_the_upstream_back() -> None:
     client.send()
     assert stream.forwarding.writable == [False, True]
     assert not stream.codec.full
+
+
+@pytest.mark.parametrize("piece", [10_000, 400_000])
+def test_a_window_that_opens_wide_is_used_to_its_end(piece: int) -> None:
+    """More than is sent in one turn: the client has nothing more to say, nor has the transport."""
+    client = Client(SMALL)
+    stream = client.ask()
+    stream.send_headers(ResponseHead(200, []), False)
+    for _ in range(400_000 // piece):
+        stream.send_data(b"x" * piece, False)
+    client.read()
+    client.h2.increment_flow_control_window(1 << 20)
+    client.h2.increment_flow_control_window(1 << 20, 1)
+    client.send()
+    client.read()
+    assert sum(len(event.data) for event in client.seen(h2.events.DataReceived)) == 400_000
+    assert stream.forwarding.writable == [False, True]
+
+
+@pytest.mark.parametrize("left", [1000, 40_000])
+def test_only_frames_that_wait_count_as_such(left: int) -> None:
+    """A client that takes what it is sent, but never all of it, is no flood by what it has taken; by what it has not, it is."""
+    client = Client("http2_protocol_options: {max_outbound_frames: 1000}")
+    stream = client.ask()
+    stream.send_headers(ResponseHead(200, []), False)
+    client.get_write_buffer_size = lambda: left  # type: ignore[method-assign]
+    for _ in range(2000):
+        stream.send_data(b"x" * 11, False)
+        client.loop.pass_()
+    client.protocol.pause_writing()
+    client.h2.ping(b"are you?")
+    client.protocol.data_received(client.h2.data_to_send())
+    client.loop.pass_()
+    assert client.protocol.session.stats.outbound_flood.n == (left == 40_000)
+    assert client.closed == ("aborted" if left == 40_000 else "")
+    frames = client.protocol.session.outbound[0]
+    assert left // 20 <= frames <= left // 20 + 600  # each is of 20 bytes, and they are told apart by some hundreds
+
+
+def early(client: Client) -> Any:
+    """A response that is all there before its request has ended, and of which the client has not taken the end."""
+    stream = client.ask(POST, end=False)
+    stream.send_headers(ResponseHead(200, []), False)
+    stream.send_data(b"x" * 100_000, False)
+    stream.send_trailers(Headers([(b"grpc-status", b"0")]))
+    client.read()
+    assert stream.ended
+    assert sum(len(event.data) for event in client.seen(h2.events.DataReceived)) == 65535
+    assert not client.seen(h2.events.StreamReset)
+    assert client.logged == []
+    return stream
+
+
+def test_an_early_response_is_sent_to_its_end_before_the_request_is_stopped() -> None:
+    client = Client(SMALL)
+    stream = early(client)
+    client.h2.send_data(1, b"more")
+    client.send()
+    assert stream.bytes_received == 0  # nobody wants it
+    client.h2.acknowledge_received_data(65535, 1)
+    client.send()
+    assert sum(len(event.data) for event in client.seen(h2.events.DataReceived)) == 100_000
+    assert client.seen(h2.events.TrailersReceived)
+    assert [event.error_code for event in client.seen(h2.events.StreamReset)] == [h2.errors.ErrorCodes.NO_ERROR]
+    assert client.logged == [(200, 0, None)]
+    assert not client.protocol.session.streams
+
+
+def test_an_early_response_whose_request_ends_in_time() -> None:
+    client = Client(SMALL)
+    early(client)
+    client.h2.end_stream(1)
+    client.send()
+    assert client.logged == []
+    client.h2.acknowledge_received_data(65535, 1)
+    client.send()
+    assert client.seen(h2.events.StreamEnded)
+    assert not client.seen(h2.events.StreamReset)
+    assert client.logged == [(200, 0, None)]
+    assert not client.protocol.session.streams
+
+
+def test_an_early_response_that_nobody_wants() -> None:
+    client = Client(SMALL)
+    early(client)
+    client.h2.reset_stream(1, h2.errors.ErrorCodes.CANCEL)
+    client.send()
+    assert client.logged == [(200, flags.DR, "http2.remote_reset")]
+    other = Client(SMALL)
+    early(other)
+    other.protocol.connection_lost(None)
+    assert other.logged == [(200, flags.DC, "downstream_remote_disconnect")]
 
 
 def test_a_slow_transport_holds_all_upstreams_back() -> None:

@@ -12,6 +12,7 @@ from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.client import Answer, HttpClient, HttpError
 from meshproxy.http.retry import RetryPolicy, compile_retry_policy
 from meshproxy.upstream import pool as pools
+from tests.polling import PATIENCE
 from tests.unit import upstream_help
 from tests.unit.filter_help import proto
 
@@ -73,7 +74,7 @@ class Asking:
         return request, exchange
 
     async def answer(self) -> Answer:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             return await self.task
 
     def counted(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ from meshproxy.identity.provider import Provider
 from meshproxy.identity.spire import SpireSource
 from meshproxy.identity.svid import BadSvid, checked, read_der, read_key
 from meshproxy.identity.workload import Wish, WorkloadSource
+from tests.polling import PATIENCE
 from tests.unit.ca_help import API, NOW, WEB, Clock, csr
 
 DAY = 86400.0
@@ -302,7 +303,7 @@ async def agent(tmp_path):
 
 async def _next(queue: asyncio.Queue):
     """A source that has died says nothing: then the test fails instead of waiting for ever."""
-    return await asyncio.wait_for(queue.get(), 90)
+    return await asyncio.wait_for(queue.get(), PATIENCE)
 
 
 async def test_spire_pushes_and_we_follow(agent, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +32,13 @@ class Cluster:
     def __init__(self, name: str = "outbound|80||web.shop.svc", **istio: Any) -> None:
         self.name = name
         self.metadata = {"istio": istio} if istio else {}
+
+
+class Lane:
+    def __init__(self, *, grpc: bool) -> None:
+        self.cluster = SERVICE
+        self.route = SimpleNamespace(name="")
+        self.grpc = grpc
 
 
 SERVICE = Cluster(services=[{"host": "web.shop.svc", "name": "web", "namespace": "shop"}])
@@ -205,6 +214,42 @@ def test_names_do_not_fill_memory(monkeypatch):
     assert sorted({one["source_workload"] for one in counted(made)}) == ["liar-0", "liar-1", "liar-2", "unknown"]
 
 
+def test_what_requests_say_of_themselves_does_not_fill_memory(monkeypatch):
+    monkeypatch.setattr(istio_metrics, "_MAX_LABEL_SETS", 3)
+    made = metrics("{metrics: [{dimensions: {path: request.path, fixed: \"'a'\"}}]}")
+    for number in range(10):
+        stream = Stream(path=b"/%d" % number)
+        made.request(ends(), status=200, flags=0, grpc=False, grpc_status="", stream=stream)
+        made.connection(ends(), 0, stream)
+        made.count_messages(ends(), 1, 1, stream)
+    for name in ("requests_total", "tcp_sent_bytes_total", "request_messages_total"):
+        assert sorted({(one["path"], one["fixed"]) for one in counted(made, name)}) == [("/0", "a"), ("/1", "a"), ("/2", "a"), ("unknown", "a")]
+
+
+def test_long_values_do_not_fill_memory():
+    struct = struct_pb2.Struct()
+    struct.update({"WORKLOAD_NAME": "a" * 1000})
+    assert peers.of_header(base64.b64encode(struct.SerializeToString())) == Peer("a" * 256)
+    before = peers._of_header.cache_info().currsize
+    assert peers.of_header(b"Q" * 8193) is None
+    assert peers._of_header.cache_info().currsize == before
+
+
+@pytest.mark.parametrize(("status", "text"), [(None, ""), (b"0", "0"), (b"14", "14"), (7, "7"), (b"1000", ""), (-1, ""), (b"a", ""), (b"", "")])
+def test_a_grpc_status_is_a_number(status, text):
+    made = istio_stats.compile(proto("stats.PluginConfig"), context())
+    lane = Lane(grpc=True)
+    request = made._learn((lane, b"h", None, 200, None, None, None, status))
+    assert made._metrics.remembered[lane, b"h", None, 200, None, None, None, status] is request
+    assert [labels["grpc_response_status"] for labels in counted(made._metrics)] == [text]
+
+
+def test_long_hosts_are_not_remembered():
+    made = istio_stats.compile(proto("stats.PluginConfig"), context())
+    made._learn((Lane(grpc=False), b"h" * 257, None, 200, None, None, None, None))
+    assert not made._metrics.remembered
+
+
 # -- overrides
 
 
@@ -297,6 +342,23 @@ def test_equal_configurations_count_together():
     one, two = (istio_stats.compile(proto("stats.PluginConfig"), ctx) for _ in range(2))
     assert one._metrics is two._metrics
     assert istio_stats.compile(proto("stats.PluginConfig", "{disable_host_header_fallback: true}"), ctx)._metrics is not one._metrics
+
+
+def test_metrics_that_no_filter_has_go_and_are_counted():
+    ctx = context()
+    store = ctx.context.stats
+    before = list(store.collectors)
+    old = istio_stats.compile(proto("stats.PluginConfig"), ctx)
+    request = old._metrics.request(ends(cluster=SERVICE), status=200, flags=0, grpc=False, grpc_status="")
+    old._metrics.count(request, 5, 100, 1000)
+    old._metrics.remember((Lane(grpc=False), old), request)  # a lane knows its connection manager, and that its filters
+    new = istio_stats.compile(proto("stats.PluginConfig", "{disable_host_header_fallback: true}"), ctx)
+    del old, request
+    gc.collect()
+    assert [*ctx.context.shared["istio metrics"].values()] == [new._metrics]
+    assert len(store.collectors) == len(before) + 1
+    name = next(name for name, (base, _) in store.tags.items() if base.endswith("requests_total"))
+    assert store.value(name) == 1
 
 
 # -- how it is shown

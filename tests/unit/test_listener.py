@@ -1,10 +1,8 @@
-"""Listeners with real sockets: accepting, inspecting, matching, TLS, network filters, limits, stats."""
+"""Listeners with real sockets: accepting, matching, TLS, limits, stats, what is refused."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
 import ssl
 from types import SimpleNamespace
 from typing import Any
@@ -12,96 +10,24 @@ from typing import Any
 import pytest
 
 from meshproxy.api.errors import ConfigError
-from meshproxy.net import filter_chain, sockets
-from meshproxy.net.address import Address
-from meshproxy.net.inspect import HttpInspector, Inspection, ListenerFilter, ProxyProtocol, http_protocol
-from meshproxy.net.listener import Listener, ListenerRegistry
+from meshproxy.net import sockets
+from meshproxy.net.listener import Listener
+from tests.polling import until
+from tests.unit.listener_help import chain, connect, first_line, inspector
+from tests.unit.listener_help import filters as filters
 from tests.unit.net_help import (
-    DOWNSTREAM_TLS,
     HTTP_INSPECTOR,
-    PROXY_PROTOCOL,
     TLS_INSPECTOR,
     client_context,
     connect_to,
     context,
     downstream_tls,
     listener_proto,
-    reset,
     run,
     start,
     tcp_proxy,
-    until,
     value,
 )
-
-
-class Say(asyncio.Protocol):
-    """Says what it knows of its connection, then echoes."""
-
-    def __init__(self, conn: Any) -> None:
-        self.conn = conn
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        conn = self.conn
-        transport.write(f"{conn.filter_chain.name} {conn.server_name} {','.join(conn.application_protocols)} {conn.remote} {conn.local}\n".encode())
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-class Terminal:
-    """A terminal filter in place of the real ones."""
-
-    terminal = True
-
-    def __init__(self) -> None:
-        self.connections: list[Any] = []
-        self.missing: list[tuple[str | None, bool]] = []
-
-    def missed(self, conn: Any, *, secure: bool) -> None:
-        self.missing.append((conn.local_close_reason, secure))
-
-    def create_protocol(self, conn: Any) -> asyncio.Protocol:
-        self.connections.append(conn)
-        return Say(conn)
-
-
-@pytest.fixture
-def filters(monkeypatch):
-    """Network filters for the chains that are compiled next, the terminal one last; the typed configuration does not matter."""
-    chain: list[Any] = [Terminal()]
-    monkeypatch.setattr(filter_chain, "_compile_filters", lambda *_: (chain[:-1], chain[-1]))
-    return chain
-
-
-def chain(name: str = "", match: dict[str, Any] | None = None, tls: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    made: dict[str, Any] = {"name": name, "filters": [tcp_proxy()], **fields}
-    if match is not None:
-        made["filter_chain_match"] = match
-    if tls is not None:
-        made["transport_socket"] = {"name": "tls", "typed_config": {"@type": DOWNSTREAM_TLS, **tls}}
-    return made
-
-
-def inspector(type_url: str, **fields: Any) -> dict[str, Any]:
-    return {"name": "x", "typed_config": {"@type": type_url, **fields}}
-
-
-async def connect(listener: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await connect_to(listener.addresses[0].port, **options)
-
-
-async def first_line(listener: Any, data: bytes = b"", **options: Any) -> str:
-    """What a connection that sends `data` is told; '' when it is closed."""
-    reader, writer = await connect(listener, **options)
-    writer.write(data)
-    try:
-        return (await reader.readline()).decode().rstrip()
-    except OSError:
-        return ""
-    finally:
-        writer.transport.abort()
 
 
 def test_plain(filters):
@@ -346,389 +272,6 @@ def test_terminal_filter_hears_of_connections_that_others_close(filters):
     run(main)
 
 
-def test_http_inspector(filters):
-    async def main():
-        made = context()
-        proto = listener_proto(
-            chain("h1", {"application_protocols": ["http/1.1", "http/1.0"]}),
-            chain("h2", {"application_protocols": ["h2c"]}),
-            chain("rest"),
-            listener_filters=[inspector(HTTP_INSPECTOR)],
-        )
-        listener = await start(made, proto)
-        assert (await first_line(listener, b"GET / HTTP/1.1\r\n")).startswith("h1 None http/1.1 ")
-        assert (await first_line(listener, b"GET / HTTP/1.0\r\n")).startswith("h1 None http/1.0 ")
-        assert (await first_line(listener, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).startswith("h2 ")
-        assert (await first_line(listener, b"\x00\x01")).startswith("rest ")
-        assert [made.stats.value(f"http_inspector.{name}_found") for name in ("http11", "http10", "http2", "http_not")] == [1, 1, 1, 1]
-        listener.close()
-
-    run(main)
-
-
-@pytest.mark.parametrize(
-    ("data", "protocol"),
-    [
-        (b"GET / HTTP/1.1\r\nrest", "http/1.1"),
-        (b"GET / HTTP/1.1\n", "http/1.1"),
-        (b"X-y http://a/ HTTP/1.2\r\n", "http/1.0"),
-        (b"GET /\r\n", ""),
-        (b"GET / HTTP/1.1 x\r\n", ""),
-        (b"\r\nGET / HTTP/1.1\r\n", ""),
-        (b"GET / HTTP/1.1", None),
-        (b"P", None),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "h2c"),
-        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", "http/1.0"),
-        (b"\x16\x03\x01", ""),
-    ],
-)
-def test_http_protocol(data, protocol):
-    assert http_protocol(data) == protocol
-
-
-def sizes_shown(kind: type[ListenerFilter], monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """How many bytes listener filters of a kind have been shown at once, from now on."""
-    sizes = set()
-
-    def on_data(self: Any, conn: Any, data: bytes) -> Any:
-        sizes.add(len(data))
-        return shown(self, conn, data)
-
-    shown = kind.on_data
-    monkeypatch.setattr(kind, "on_data", on_data)
-    return sizes
-
-
-def test_proxy_protocol(filters, monkeypatch):
-    async def main():
-        made = context()
-        rules = [{"tlv_type": 2, "on_tlv_present": {"key": "who"}}, {"tlv_type": 0xE0, "on_tlv_present": {"key": "x", "metadata_namespace": "ns"}}]
-        fields = {"rules": rules, "pass_through_tlvs": {"match_type": "INCLUDE", "tlv_type": [2]}, "stat_prefix": "p"}
-        listener = await start(made, listener_proto(chain(), listener_filters=[inspector(PROXY_PROTOCOL, **fields)]))
-        assert (await first_line(listener, b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\n")).endswith("1.2.3.4:1000 5.6.7.8:2000")
-        from tests.unit.test_proxy_protocol import addresses, tlv, v2
-
-        # What follows the header is the connection's, to the byte.
-        reader, writer = await connect(listener)
-        header = v2(addresses() + tlv(2, b"me") + tlv(0xE0, b"\xff") + tlv(5, b"z"))
-        sizes = sizes_shown(ProxyProtocol, monkeypatch)
-        writer.write(header[:20])
-        await until(lambda: 20 in sizes)
-        writer.write(header[20:] + b"hel")
-        assert (await reader.readline()).endswith(b"1.2.3.4:1000 5.6.7.8:2000\n")
-        writer.write(b"lo")
-        assert await reader.readexactly(5) == b"hello"
-        conn = filters[0].connections[1]
-        assert conn.metadata == {"envoy.filters.listener.proxy_protocol": {"who": "me"}, "ns": {"x": "!"}}
-        assert conn.proxy_tlvs == {2: b"me"}
-        assert conn.direct_remote.ip == "127.0.0.1"
-        writer.close()
-        for bad in (b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 1.2.3.4\r\n", v2(b"", command=3)):
-            assert await first_line(listener, bad) == ""
-        assert made.stats.value("proxy_proto.p.versions.v1.found") == 1
-        assert made.stats.value("proxy_proto.p.versions.v2.found") == 1
-        assert made.stats.value("proxy_proto.p.versions.v1.error") == 1
-        assert made.stats.value("proxy_proto.p.versions.v2.error") == 1
-        assert made.stats.value("proxy_proto.p.not_found_disallowed") == 1
-        assert made.stats.value("downstream_cx_proxy_proto_error") == 3
-        assert value(made, "downstream_pre_cx_active") == 0
-        listener.close()
-
-    run(main)
-
-
-def test_proxy_protocol_may_be_missing(filters):
-    async def main():
-        made = context()
-        fields = {"allow_requests_without_proxy_protocol": True, "disallowed_versions": ["V1"]}
-        listener = await start(made, listener_proto(chain(), listener_filters=[inspector(PROXY_PROTOCOL, **fields)]))
-        for data in (b"GET / HTTP/1.1\r\n", b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\n"):
-            reader, writer = await connect(listener)
-            writer.write(data)
-            assert b"127.0.0.1" in await reader.readline()
-            assert await reader.readexactly(len(data)) == data
-            writer.close()
-        assert made.stats.value("proxy_proto.not_found_allowed") == 2
-        listener.close()
-
-    run(main)
-
-
-def test_deprecated_use_proxy_proto(filters):
-    async def main():
-        listener = await start(context(), listener_proto(chain(use_proxy_proto=True)))
-        assert (await first_line(listener, b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\n")).endswith("1.2.3.4:1000 5.6.7.8:2000")
-        listener.close()
-
-    run(main)
-
-
-def test_filters_in_a_row(filters):
-    async def main():
-        proto = listener_proto(
-            chain("tls", {"transport_protocol": "tls"}, downstream_tls()),
-            chain("http", {"application_protocols": ["http/1.1"]}),
-            listener_filters=[inspector(PROXY_PROTOCOL), inspector(TLS_INSPECTOR), inspector(HTTP_INSPECTOR)],
-        )
-        listener = await start(context(), proto)
-        line = await first_line(listener, b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\nGET / HTTP/1.1\r\n")
-        assert line == "http None http/1.1 1.2.3.4:1000 5.6.7.8:2000"
-        sock = socket.create_connection(listener.addresses[0].sockaddr)
-        sock.sendall(b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 2000\r\n")
-        sock.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=client_context(), server_hostname="server.example.com")
-        assert await reader.readline() == b"tls server.example.com  1.2.3.4:1000 5.6.7.8:2000\n"
-        writer.close()
-        listener.close()
-
-    run(main)
-
-
-def test_filter_disabled(filters):
-    async def main():
-        disabled = inspector(PROXY_PROTOCOL) | {"filter_disabled": {"not_match": {"destination_port_range": {"start": 1, "end": 2}}}}
-        listener = await start(context(), listener_proto(chain(), listener_filters=[disabled]))
-        assert "127.0.0.1" in await first_line(listener, b"x")
-        listener.close()
-
-    run(main)
-
-
-def test_slow_bytes(filters, monkeypatch):
-    async def main():
-        made = context()
-        proto = listener_proto(chain("h", {"application_protocols": ["http/1.1"]}), chain("rest"), listener_filters=[inspector(HTTP_INSPECTOR)])
-        listener = await start(made, proto)
-        reader, writer = await connect(listener)
-        sizes = sizes_shown(HttpInspector, monkeypatch)
-        for size, byte in enumerate(b"GET / HTTP/1.1", 1):
-            writer.write(bytes((byte,)))
-            await until(lambda size=size: size in sizes)
-        assert value(made, "downstream_pre_cx_active") == 1
-        writer.write(b"\r\n")
-        assert (await reader.readline()).startswith(b"h ")
-        assert await reader.readexactly(16) == b"GET / HTTP/1.1\r\n"
-        writer.close()
-        listener.close()
-
-    run(main)
-
-
-def test_slow_bytes_on_a_unix_socket(filters, tmp_path, monkeypatch):
-    async def main():
-        path = str(tmp_path / "x.sock")
-        listener = await start(context(), listener_proto(chain(), address={"pipe": {"path": path}}, listener_filters=[inspector(HTTP_INSPECTOR)]))
-        reader, writer = await connect_to(path)
-        sizes = sizes_shown(HttpInspector, monkeypatch)
-        for part, size in ((b"GET /", 5), (b" HTTP/1.1", 14), (b"\r\n", 16)):
-            writer.write(part)
-            await until(lambda size=size: size in sizes)
-        assert b"http/1.1" in await reader.readline()
-        writer.close()
-        listener.close()
-
-    run(main)
-
-
-def test_waiting_costs_nothing(filters, monkeypatch):
-    async def main():
-        looks, look = [], Inspection._look
-        monkeypatch.setattr(Inspection, "_look", lambda self: looks.append(self) or look(self))
-        listener = await start(context(), listener_proto(chain(), listener_filters=[inspector(HTTP_INSPECTOR)]))
-        _, writer = await connect(listener)
-        writer.write(b"GET")
-        await until(lambda: bool(listener._inspections))
-        inspection = next(iter(listener._inspections.values()))
-        await until(lambda: inspection._seen == 3)
-        # While another connection comes, is inspected and goes, nobody looks at this one, and no timer is there to do it later.
-        looks.clear()
-        await first_line(listener, b"GET / HTTP/1.1\r\n")
-        assert looks
-        assert inspection not in looks
-        assert inspection._timer is None
-        writer.close()
-        await until(lambda: not listener._inspections)
-        listener.close()
-
-    run(main)
-
-
-def test_peer_leaves_while_it_is_inspected(filters):
-    async def main():
-        made = context()
-        listener = await start(made, listener_proto(chain(), listener_filters=[inspector(HTTP_INSPECTOR)]))
-        for data in (b"", b"GET "):
-            _, writer = await connect(listener)
-            writer.write(data)
-            await until(lambda: value(made, "downstream_pre_cx_active") == 1)
-            writer.close()
-            await until(lambda: value(made, "downstream_pre_cx_active") == 0)
-        assert value(made, "downstream_listener_filter_remote_close") == 2
-        assert value(made, "downstream_cx_total") == 0
-        listener.close()
-
-    run(main)
-
-
-def test_inspection_timeout(filters):
-    async def main():
-        for go_on, line in ((False, ""), (True, "only")):
-            made = context()
-            proto = listener_proto(
-                chain("only"), listener_filters=[inspector(TLS_INSPECTOR)], listener_filters_timeout="0.05s", continue_on_listener_filters_timeout=go_on
-            )
-            listener = await start(made, proto)
-            assert (await first_line(listener)).partition(" ")[0] == line
-            assert value(made, "downstream_pre_cx_timeout") == 1
-            assert value(made, "downstream_pre_cx_active") == 0
-            listener.close()
-
-    run(main)
-
-
-def test_close_while_inspecting(filters):
-    async def main():
-        listener = await start(context(), listener_proto(chain(), listener_filters=[inspector(TLS_INSPECTOR)]))
-        reader, _ = await connect(listener)
-        await until(lambda: bool(listener._inspections))
-        listener.close()
-        with contextlib.suppress(OSError):
-            assert await reader.read() == b""
-
-    run(main)
-
-
-def test_original_dst_hand_off(filters, monkeypatch):
-    async def main():
-        registry = ListenerRegistry()
-        made = context()
-        monkeypatch.setattr("meshproxy.net.inspect.original_destination", lambda _sock: Address("10.1.2.3", 80))
-        original = {"name": "o", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"}}
-        front = await start(made, listener_proto(chain("front"), use_original_dst=True, listener_filters=[original]), registry)
-        assert (await first_line(front)).endswith(" 10.1.2.3:80")
-        behind = listener_proto(chain("behind"), address={"socket_address": {"address": "0.0.0.0", "port_value": 80}}, bind_to_port=False, stat_prefix="behind")
-        listener = await start(made, behind, registry)
-        assert await first_line(front) == f"behind None  {filters[0].connections[-1].remote} 10.1.2.3:80"
-        assert made.stats.value("listener.behind.downstream_cx_total") == 1
-        listener.stop_accepting()
-        assert (await first_line(front)).startswith("front ")
-        front.close()
-
-    run(main)
-
-
-# -- network filters in front of the terminal one
-
-
-class Gate:
-    """A network filter that answers as it is told."""
-
-    def __init__(self, **hooks: Any) -> None:
-        self.closed: list[Any] = []
-        for name, answer in hooks.items():
-            setattr(self, name, answer)
-
-    def on_close(self, conn: Any) -> None:
-        self.closed.append(conn)
-
-
-async def later(answer: Any) -> Any:
-    await asyncio.sleep(0.01)
-    return answer
-
-
-@pytest.mark.parametrize("hook", ["on_connection", "on_first_data"])
-@pytest.mark.parametrize("tls", [None, downstream_tls()], ids=["plain", "tls"])
-@pytest.mark.parametrize(
-    ("answer", "passes"), [(lambda _: None, True), (lambda _: False, False), (lambda _: later(None), True), (lambda _: later(False), False)]
-)
-def test_network_filters(filters, hook, tls, answer, passes):
-    async def main():
-        gate = Gate(**{hook: answer})
-        filters.insert(0, gate)
-        made = context()
-        listener = await start(made, listener_proto(chain(tls=tls)))
-        options = {"ssl": client_context(), "server_hostname": "server.example.com"} if tls else {}
-        reader, writer = await connect(listener, **options)
-        writer.write(b"first ")
-        await asyncio.sleep(0)
-        writer.write(b"second")
-        if passes:
-            await reader.readline()
-            assert await reader.readexactly(12) == b"first second"
-            writer.close()
-        else:
-            with contextlib.suppress(OSError):
-                assert b"second" not in await reader.read()
-            writer.transport.abort()
-        await until(lambda: not listener.active)
-        assert len(gate.closed) == 1
-        assert value(made, "downstream_cx_destroy") == 1
-        listener.close()
-
-    run(main)
-
-
-def test_all_filters_are_asked(filters):
-    async def main():
-        asked = []
-        gates = [
-            Gate(on_connection=lambda _: asked.append(1) or later(None), on_first_data=lambda _: asked.append(4)),
-            Gate(on_connection=lambda _: asked.append(2)),
-            Gate(on_connection=lambda _: asked.append(3) or later(None), on_first_data=lambda _: asked.append(5) or later(None)),
-        ]
-        filters[:-1] = gates
-        listener = await start(context(), listener_proto(chain()))
-        reader, writer = await connect(listener)
-        await reader.readline()
-        assert asked == [1, 2, 3]  # a server that speaks first is not held up
-        writer.write(b"x")
-        writer.write_eof()
-        assert await reader.read() == b"x"
-        assert asked == [1, 2, 3, 4, 5]
-        writer.close()
-        listener.close()
-
-    run(main)
-
-
-def test_client_leaves_while_filters_think(filters):
-    async def main():
-        decided = asyncio.Event()
-        thinking = []
-
-        async def think() -> None:
-            thinking.append(asyncio.current_task())
-            await decided.wait()
-
-        filters.insert(0, Gate(on_connection=lambda _: think()))
-        listener = await start(context(), listener_proto(chain()))
-        _, writer = await connect(listener)
-        await until(lambda: bool(thinking))
-        reset(writer)
-        await until(lambda: not listener.active)
-        decided.set()
-        await until(thinking[0].done)
-        assert not filters[-1].connections
-        listener.close()
-
-    run(main)
-
-
-def test_buffer_limit(filters):
-    async def main():
-        listener = await start(context(), listener_proto(chain(), per_connection_buffer_limit_bytes=1234))
-        reader, writer = await connect(listener)
-        await reader.readline()
-        assert filters[0].connections[0].buffer_limit == 1234
-        transport = next(iter(listener._connections.values()))
-        assert transport.get_write_buffer_limits() == (617, 1234)
-        writer.close()
-        listener.close()
-
-    run(main)
-
-
 def test_out_of_descriptors(filters, monkeypatch):
     async def main():
         made = context()
@@ -789,13 +332,13 @@ def test_no_chains_at_all(filters):
 def test_terminal_filters_only_at_the_end():
     async def main():
         rbac = {"name": "r", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC", "stat_prefix": "r"}}
-        for filters, path in (
+        for chained, path in (
             ([tcp_proxy(), tcp_proxy()], "filter_chains[0].filters[0]"),
             ([rbac], "filter_chains[0].filters[0]"),
             ([{"name": "x"}], "filter_chains[0].filters[0].typed_config"),
         ):
             with pytest.raises(ConfigError) as caught:
-                await start(context(), listener_proto({"filters": filters}))
+                await start(context(), listener_proto({"filters": chained}))
             assert caught.value.problems[0].path == path
 
     run(main)

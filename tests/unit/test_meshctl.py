@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 
 import pytest
 import yaml
@@ -45,12 +46,100 @@ def test_validate(tmp_path, capsys):
     assert (complaint["file"], complaint["document"], complaint["path"], complaint["kind"]) == ("a.yaml", 6, "spec.port", "unknown")
     (tmp_path / "a.yaml").write_text(MESH)
     assert cli.main(["validate", str(tmp_path), "-o", "yaml"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == {"right": 5, "complaints": []}
+    assert yaml.safe_load(capsys.readouterr().out) == {"right": 5, "complaints": [], "notes": []}
+
+
+def test_validate_knows_the_trust_domain_as_serve_does(tmp_path, capsys):
+    config = "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'trustDomain: new.example'}}"
+    (tmp_path / "a.yaml").write_text(config)
+    for place in (tmp_path, tmp_path / "a.yaml"):
+        assert cli.main(["validate", str(place)]) == 1
+        assert "data.mesh.trustDomain: 'new.example' is not the one that is served, cluster.local: see --trust-domain" in capsys.readouterr().out
+        assert cli.main(["validate", str(place), "--trust-domain", "new.example"]) == 0
+        assert capsys.readouterr().out == "1 documents are right, 0 complaints\n"
+
+
+VERSIONS = """
+    host: reviews
+    subsets: [{name: v1, labels: {version: v1}}]
+    """
+LOOSE = """
+    hosts: [reviews]
+    gateways: [mesh, nowhere, shop/edge]
+    http:
+    - route: [{destination: {host: reviews, subset: v9}, weight: 1}, {destination: {host: reviews, subset: v1}, weight: 1}]
+      mirror: {host: gone}
+    - route: [{destination: {host: reviews, port: {number: 1}}}]
+    """
+
+
+def test_what_leads_nowhere_is_noted(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(MESH)
+    rules = (istio("VirtualService", "r", LOOSE), istio("DestinationRule", "d", "host: nobody"), istio("DestinationRule", "v", VERSIONS))
+    (tmp_path / "b.yaml").write_text("\n---\n".join(rules))
+    edge = istio("Gateway", "edge", "selector: {a: b}\nservers: [{port: {number: 80, protocol: HTTP, name: a}, hosts: ['*']}]")
+    (tmp_path / "c.yaml").write_text(edge.replace("{name: edge}", "{name: edge, namespace: shop}"))
+    assert cli.main(["validate", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "b.yaml: document 1 (VirtualService default/r): note: reviews.default.svc.cluster.local has no port 1",
+        "b.yaml: document 1 (VirtualService default/r): note: reviews.default.svc.cluster.local has no subset 'v9'",
+        "b.yaml: document 1 (VirtualService default/r): note: there is no Gateway default/nowhere",
+        "b.yaml: document 1 (VirtualService default/r): note: there is no service gone.default.svc.cluster.local",
+        "b.yaml: document 2 (DestinationRule default/d): note: there is no service nobody.default.svc.cluster.local",
+        "9 documents are right, 0 complaints",
+    ]
+    assert cli.main(["validate", str(tmp_path), "-o", "json"]) == 0
+    first = json.loads(capsys.readouterr().out)["notes"][0]
+    assert first == {"file": "b.yaml", "document": 1, "object": "VirtualService default/r", "what": "reviews.default.svc.cluster.local has no port 1"}
+    assert cli.main(["validate", str(tmp_path / "b.yaml")]) == 0
+    assert capsys.readouterr().out == "3 documents are right, 0 complaints\n"
 
 
 def test_a_folder_that_is_not_there(capsys):
     assert cli.main(["validate", "/no/such/folder"]) == 2
     assert capsys.readouterr().err == "meshctl: /no/such/folder: No such file or directory\n"
+
+
+def test_validate_of_a_file(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(MESH)
+    (tmp_path / "b.yaml").write_text("{")
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 0
+    assert capsys.readouterr().out == "5 documents are right, 0 complaints\n"
+    (tmp_path / "notes.txt").write_text("")
+    assert cli.main(["validate", str(tmp_path / "notes.txt")]) == 2
+    assert "documents are in files that end in .yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--listen", "127.0.0.1:99999"], "--listen 127.0.0.1:99999: host:port is needed"),
+        (["--listen", "nonsense"], "--listen nonsense: host:port is needed"),
+        (["--ca-dir", "ca", "--tls-listen", "15012"], "--tls-listen 15012: host:port is needed"),
+        (["--trust-domain", "a b"], "--trust-domain: 'a b' is no trust domain"),
+        (["--ca-dir", "ca", "--ca-user", "1001"], "--ca-user 1001: UID=NAMESPACE/SERVICEACCOUNT is needed"),
+        (["--ca-dir", "ca", "--ca-user", "me=shop/web"], "--ca-user me=shop/web: UID=NAMESPACE/SERVICEACCOUNT is needed"),
+        (["--ca-dir", "ca", "--ca-user", "1=shop/w b"], "--ca-user 1=shop/w b: 'w b' is no segment"),
+        (["--listen", "127.0.0.1:0", "--address-path", "no/such/file"], "no/such/file: No such file or directory"),
+        (["--kubernetes", "--kubeconfig", "none"], "none: there is no such kubeconfig; --kubeconfig says where one is"),
+        (["--token-reviews", "--kubeconfig", "none"], "none: there is no such kubeconfig; --kubeconfig says where one is"),
+    ],
+)
+def test_calls_of_serve_that_are_wrong(tmp_path, capsys, monkeypatch, flags, why):
+    """Nothing is made, nothing is served."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mesh").mkdir()
+    assert cli.main(["serve", "mesh", *flags]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"meshctl: {why}")
+    assert [one.name for one in tmp_path.iterdir()] == ["mesh"]
+
+
+def test_a_port_that_is_taken(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert cli.main(["serve", str(tmp_path), "--listen", address]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"meshctl: cannot listen on {address}: Address already in use"
 
 
 def test_a_server_that_is_not_there(capsys):
@@ -120,6 +209,15 @@ def hub():
 
 def status(hub, contents):
     return client_status(hub.connections, lambda _: True, contents)
+
+
+def test_what_a_proxy_refuses_is_in_the_log(hub, caplog):
+    (connection,) = hub.connections
+    request = messages.known("envoy.service.discovery.v3.DiscoveryRequest")(type_url=ROUTES, response_nonce=connection.session.subscriptions[ROUTES].nonce)
+    request.error_detail.message = "no such\nroute"
+    for _ in range(2):  # what was answered already says nothing new
+        connection.receive(request.SerializeToString())
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == ["web.default refuses RouteConfiguration: no such route"]
 
 
 def test_proxy_status(hub):

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from meshproxy.codec.proxy_protocol import ProxyHeader, ProxyProtocolError, parse, version_of
+from meshproxy.codec.proxy_protocol import ProxyHeader, ProxyProtocolError, parse, version_of, write_local, write_v2
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
@@ -103,6 +103,11 @@ def test_v2_malformed(data):
     with pytest.raises(ProxyProtocolError) as caught:
         parse(data)
     assert caught.value.version == 2
+
+
+def test_what_cannot_be_said_is_local():
+    assert parse(write_local()) == ProxyHeader(2, 16)
+    assert write_v2(("10.0.0.1", 1), ("::1", 2)) == write_local()
 
 
 def test_neither():

@@ -10,6 +10,7 @@ import pytest
 
 from meshproxy import scheduling
 from meshproxy.scheduling import CREDIT, LONGEST, PATIENCE, Turns
+from tests import polling
 
 _PROGRAM = """
 import json, os
@@ -28,7 +29,7 @@ print(json.dumps({"before": before, "mine": mine, "long": scheduling.turns.long,
 
 
 def test_main_has_long_turns_and_its_children_have_ordinary_ones():
-    found = json.loads(subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=60).stdout)
+    found = json.loads(subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=polling.PATIENCE).stdout)
     assert found["child"] == [False, found["before"]]
     if found["long"]:
         assert found["mine"] == [*found["before"][:5], LONGEST, *found["before"][6:]]

@@ -12,7 +12,8 @@ import pytest
 from meshproxy.api.errors import ConfigError
 from meshproxy.net import dial, sockets
 from meshproxy.net.address import Address
-from tests.unit.net_help import PATIENCE, Echo, free_port, listener_proto, message, run, serve
+from tests.polling import PATIENCE
+from tests.unit.net_help import Echo, free_port, listener_proto, message, run, serve
 
 BIND = "envoy.config.core.v3.BindConfig"
 

@@ -11,7 +11,8 @@ import pytest
 
 from meshproxy.net import splice
 from meshproxy.net.splice import COPY_SIZE, Pipes, Splice
-from tests.unit.net_help import quiet, run, until
+from tests.polling import quiet, until
+from tests.unit.net_help import run
 
 
 class Observer:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import meshproxy
+from tests.polling import PATIENCE
 
 START = [sys.executable, "-m", "meshproxy", "--config-yaml", "{admin: {}}", "-l", "error", "--mode", "init_only"]
 # Imports what a start imports; prints how many modules came from the cache, and for the named ones whether they did, and their file.
@@ -38,7 +39,7 @@ def place(tmp_path, monkeypatch):
 
 
 def run(command) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stderr == ""
     return done.stdout
 
@@ -114,6 +115,44 @@ def test_few_are_kept(place, monkeypatch):
         run(START)
     assert len(caches(place)) == 4
     assert imported()[2]
+
+
+def test_what_was_left_half_written_is_removed(place):
+    run(START)
+    [cache] = caches(place)
+    old, new = cache.with_name(f"{cache.name}.1"), cache.with_name(f"{cache.name}.2")
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.unlink()
+    run(START)
+    assert sorted(cache.parent.glob("start-*")) == [cache, new], "the other one may be being written"
+
+
+def test_nobody_else_may_write_it(place):
+    run(["sh", "-c", 'umask 0; exec "$@"', "-", *START])
+    [cache] = caches(place)
+    assert cache.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_source_that_changes_while_the_cache_is_written_is_read_anew(place):
+    """It is written with the time that the source had before it was read."""
+    change = """
+import os, sys
+from importlib.machinery import SourceFileLoader
+from meshproxy import start_cache
+from meshproxy import cli, launch, worker
+def get_code(self, name, whole=SourceFileLoader.get_code):
+    code = whole(self, name)
+    if name == "meshproxy.worker":
+        os.utime(self.path, (1e9, 1e9))
+    return code
+SourceFileLoader.get_code = get_code
+start_cache._write(start_cache._path())
+"""
+    run([sys.executable, "-c", change])
+    count, launch, worker, _, _ = imported()
+    assert (count > 150, launch, worker) == (True, True, False)
 
 
 def test_full_disk_is_no_failure(place):

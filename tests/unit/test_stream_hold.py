@@ -8,6 +8,7 @@ from typing import Any
 from meshproxy.codec.headers import Headers, ResponseHead
 from meshproxy.http.filter_chain import HOLD
 from meshproxy.http.replies import Reply
+from tests.polling import PATIENCE
 from tests.unit.stream_help import make
 
 TRAILERS = [(b"grpc-status", b"0")]
@@ -295,11 +296,11 @@ async def test_a_filter_that_buffers_goes_on_reading_where_the_one_before_it_had
     stream.on_data(b"x" * 20, False)
     assert codec.paused
     asked.set_result(None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while codec.paused:
             await asyncio.sleep(0)
     stream.on_data(b"y" * 20, True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while buffers.whole is None:
             await asyncio.sleep(0)
     assert buffers.whole
@@ -320,7 +321,7 @@ async def test_a_filter_that_wants_the_beginning_alone() -> None:
     await asyncio.sleep(0)
     assert peeks.seen is None
     stream.on_data(b"cde", False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while stream._request_hold is not None:
             await asyncio.sleep(0)
     assert peeks.seen == (b"abcd", True)

@@ -19,6 +19,7 @@ from meshproxy.net.filter_chain import NetworkContext
 from meshproxy.observe import flags
 from meshproxy.tcp.proxy import TcpProxy
 from meshproxy.tcp.session import Session
+from tests.polling import quiet, until
 from tests.unit.net_help import (
     DOWNSTREAM_TLS,
     UPSTREAM_TLS,
@@ -32,13 +33,11 @@ from tests.unit.net_help import (
     listener_proto,
     message,
     pki,
-    quiet,
     reset,
     run,
     serve,
     start,
     tcp_proxy,
-    until,
     upstream_tls,
     value,
 )

@@ -137,12 +137,15 @@ def test_what_is_left_for_a_retry(global_ms, per_try_ms, elapsed_ms, expected):
 def test_refresh_before_a_retry():
     route = only_route("c", route={"timeout": "5s", **PER_TRY})
     one = stream(request_end=100.0, is_grpc=False)
-    forwarding = SimpleNamespace(stream=one, route=route, timeout=5.0, per_try_timeout=2.0)
+    forwarding = SimpleNamespace(stream=one, route=route, timeout=5.0, per_try_timeout=2.0, hedges=False)
     timeouts.refresh_expected(one.request, forwarding, 104.25)
     assert one.request.get(b"x-envoy-expected-rq-timeout-ms") == b"750"
     one.request_end = 0.0
     timeouts.refresh_expected(one.request, forwarding, 104.25)
     assert one.request.get(b"x-envoy-expected-rq-timeout-ms") == b"2000"
+    forwarding.hedges = True  # whoever asked for it
+    timeouts.refresh_expected(one.request, forwarding, 104.25)
+    assert one.request.get(b"x-envoy-expected-rq-timeout-ms") == b"5000"
 
 
 MAX = {"max_stream_duration": "7s"}

@@ -11,7 +11,7 @@ import pytest
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
 from meshproxy.net import tickets, tls
 from meshproxy.net.tls_stats import failure_text
-from meshproxy.net.tls_verify import dns_match
+from meshproxy.net.tls_verify import dns_match, signs
 from meshproxy.observe.stats import Store
 from tests.unit.net_help import client_context, downstream_tls, message, own, pki, upstream_tls
 
@@ -536,3 +536,12 @@ def test_upstream_refused(document, path):
 )
 def test_dns_names(name, pattern, matches):
     assert dns_match(name, pattern) is matches
+
+
+@pytest.mark.parametrize(
+    ("extension", "expected"),
+    [(b"", True), (b"\x06\x03\x55\x1d\x0f\x01\x01\xff\x04\x04\x03\x02\x07\x80", True), (b"\x06\x03\x55\x1d\x0f\x01\x01\xff\x04\x04\x03\x02\x05\xa0", True),
+     (b"\x06\x03\x55\x1d\x0f\x01\x01\xff\x04\x04\x03\x02\x05\x20", False), (b"\x06\x03\x55\x1d\x0f\x04\x04\x03\x02\x05\x20", False)],
+)  # fmt: skip
+def test_certificates_that_are_for_signing(extension: bytes, expected: bool) -> None:
+    assert signs(b"before" + extension + b"after") is expected

@@ -17,6 +17,7 @@ from meshproxy.http import opentelemetry, tracing
 from meshproxy.tracing.batch import Batch
 from meshproxy.tracing.opentelemetry import Tracer
 from meshproxy.upstream.grpc_stream import GrpcError
+from tests.polling import PATIENCE
 from tests.unit import upstream_help
 
 OTLP = 'grpc_service { envoy_grpc { cluster_name: "otlp" } }'
@@ -27,12 +28,14 @@ class Collector:
 
     def __init__(self) -> None:
         self.calls: list[bytes] = []
+        self.called = asyncio.Event()
         self.gate: asyncio.Event | None = None
         self.error: GrpcError | None = None
 
     async def unary(self, method: str, request: bytes, *, timeout: float) -> bytes:
         assert method.endswith("TraceService/Export")
         self.calls.append(request)
+        self.called.set()
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
@@ -84,9 +87,7 @@ async def test_five_spans_go_together():
 async def test_a_few_go_after_a_while():
     made, collector, context = tracer(flush_interval_ms="1")
     spans(made, 2)
-    async with asyncio.timeout(10):
-        while not collector.calls:
-            await asyncio.sleep(0.001)
+    await asyncio.wait_for(collector.called.wait(), PATIENCE)
     await settled()
     assert counted(context) == {"spans_sent": 2, "spans_dropped": 0, "timer_flushed": 1}
 
@@ -192,9 +193,7 @@ async def test_a_tracer_goes_with_those_who_have_it_once_its_spans_are_sent():
     del made, other
     gc.collect()
     assert len(context.shared["tracers"]) == len(context.shared["span batches"]) == 1  # one waits
-    async with asyncio.timeout(10):
-        while not collector.calls:
-            await asyncio.sleep(0.001)
+    await asyncio.wait_for(collector.called.wait(), PATIENCE)
     gc.collect()
     (batch,) = context.shared["span batches"]
     assert batch.busy

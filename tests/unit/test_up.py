@@ -16,10 +16,12 @@ from control.kinds.store import Store
 from control.model.security import Mtls, mtls_mode
 from control.model.snapshot import build
 from control.up import process as processes
+from control.up import reach
 from control.up.arrange import Arrangement, environment
 from control.up.ports import Ports, Use
 from control.up.process import Process
 from control.up.state import State, birth, end, is_alive
+from tests.polling import PATIENCE
 
 WEB = """
 apiVersion: meshproxy/v1
@@ -125,7 +127,7 @@ async def test_a_process_that_ends_is_started_again(tmp_path, monkeypatch):
 
     process = Process("a", [sys.executable, "-c", "print('here'); raise SystemExit(3)"], {}, str(tmp_path), str(log), started=started, ended=ended.append)
     task = asyncio.create_task(process.run())
-    await asyncio.wait_for(third.wait(), 90)
+    await asyncio.wait_for(third.wait(), PATIENCE)
     task.cancel()
     await asyncio.wait([task])
     assert ended == pids
@@ -135,26 +137,36 @@ async def test_a_process_that_ends_is_started_again(tmp_path, monkeypatch):
 
 
 async def test_what_a_process_has_started_ends_with_it(tmp_path):
-    path = tmp_path / "child"
-    started = asyncio.Event()
-    script = f"import subprocess, time; p = subprocess.Popen(['sleep', '1000']); open({str(path)!r}, 'x').write(str(p.pid) + ' '); time.sleep(1000)"
-    process = Process("a", [sys.executable, "-c", script], dict(os.environ), str(tmp_path), str(tmp_path / "log"), started=lambda pid: started.set())
-    task = asyncio.create_task(process.run())
-    await started.wait()
-    while not path.exists() or not path.read_text().endswith(" "):
-        await asyncio.sleep(0.005)
-    child = int(path.read_text())
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        script = f"""if True:
+            import socket, subprocess
+            child = subprocess.Popen(["sleep", "1000"])
+            with socket.create_connection({listening.getsockname()!r}) as told:
+                told.sendall(str(child.pid).encode())
+            child.wait()"""
+        task = asyncio.create_task(Process("a", [sys.executable, "-c", script], dict(os.environ), str(tmp_path), str(tmp_path / "log")).run())
+        async with asyncio.timeout(PATIENCE):
+            told, _ = await loop.sock_accept(listening)
+            reader, writer = await asyncio.open_connection(sock=told)
+            child = int(await reader.read())
+    writer.close()
+    ended = asyncio.Event()
+    process = os.pidfd_open(child)
+    loop.add_reader(process, ended.set)
+    assert birth(child)
     task.cancel()
     await asyncio.wait([task])
-    async with asyncio.timeout(90):
-        while birth(child):  # nobody of ours has waited for it: init does
-            await asyncio.sleep(0.005)
+    await asyncio.wait_for(ended.wait(), PATIENCE)
+    loop.remove_reader(process)
+    os.close(process)
 
 
 async def test_a_program_that_is_not_there(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(processes, "FIRST_PAUSE_S", 1000.0)
     task = asyncio.create_task(Process("a", ["/no/such/program"], {}, str(tmp_path), str(tmp_path / "log")).run())
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while not caplog.messages:
             await asyncio.sleep(0)
     task.cancel()
@@ -166,8 +178,8 @@ def test_only_what_was_started_is_ended(tmp_path):
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as ours, subprocess.Popen(["sleep", "1000"], start_new_session=True) as another:
         said = {"pid": ours.pid, "born": birth(ours.pid)}
         assert is_alive(said)
-        end([said, {"pid": another.pid, "born": birth(another.pid) - 1}], 30)  # the number is the same, the process is not
-        assert ours.wait(30) == -signal.SIGTERM
+        end([said, {"pid": another.pid, "born": birth(another.pid) - 1}], PATIENCE)  # the number is the same, the process is not
+        assert ours.wait(PATIENCE) == -signal.SIGTERM
         assert another.poll() is None
         another.kill()
 
@@ -185,11 +197,37 @@ def test_a_mesh_is_one_process(tmp_path):
     other.unlock()
 
 
+def test_up_of_what_is_up_leaves_its_log_alone(tmp_path, capsys):
+    (tmp_path / "mesh").mkdir()
+    state = State(tmp_path / "state")
+    state.logs.mkdir(parents=True)
+    (state.logs / "meshctl.log").write_text("what happened")
+    state.write({"pid": os.getpid(), "born": birth(os.getpid()), "ready": True})
+    assert cli.main(["up", str(tmp_path / "mesh"), "--detach", "--state", str(state.path)]) == 2
+    assert capsys.readouterr().err == f"meshctl: {tmp_path}/mesh is up already, by process {os.getpid()}\n"
+    assert (state.logs / "meshctl.log").read_text() == "what happened"
+
+
+def test_a_mesh_in_the_background_that_cannot_be(tmp_path, capsys):
+    assert cli.main(["up", str(tmp_path / "none"), "--detach"]) == 2
+    assert capsys.readouterr().err == f"meshctl: {tmp_path}/none: no such folder\n"
+    (tmp_path / "mesh").mkdir()
+    (tmp_path / "file").write_text("")
+    assert cli.main(["up", str(tmp_path / "mesh"), "--detach", "--state", str(tmp_path / "file" / "state")]) == 2
+    assert capsys.readouterr().err == f"meshctl: {tmp_path}/file/state/logs: Not a directory\n"
+    assert cli.main(["up", str(tmp_path / "mesh"), "--state", str(tmp_path / "file" / "state")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"meshctl: {tmp_path}/file/state: Not a directory"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "mesh"]
+
+
 def test_mistakes_in_the_call(tmp_path, capsys):
     assert cli.main(["down", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"meshctl: {tmp_path} is not up\n"
     assert cli.main(["up", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"meshctl: {tmp_path / 'none'}: no such folder\n"
+    for address in ("127.0.0.1:99999", "15010"):
+        assert cli.main(["up", str(tmp_path), "--listen", address]) == 2
+        assert capsys.readouterr().err == f"meshctl: --listen {address}: host:port is needed\n"
     assert cli.main(["up", str(tmp_path), "--proxy", "/no/envoy"]) == 2
     assert capsys.readouterr().err == "meshctl: /no/envoy: no such program\n"
 
@@ -204,3 +242,37 @@ def test_a_workload_without_ports_is_not_run(arrangement, caplog):
 async def test_words_that_no_process_can_be_given(tmp_path, caplog):
     await Process("a", ["true"], {"A=B": ""}, str(tmp_path), str(tmp_path / "log")).run()
     assert caplog.messages == ["a: illegal environment variable name"]
+
+
+GATEWAY = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: g}
+spec:
+  selector: {app: web}
+  servers:
+  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ["*"], tls: {httpsRedirect: %s}}
+  - {port: {number: 9090, name: plain, protocol: TCP}, hosts: ["*"], bind: "::1"}
+"""
+RULES = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v}
+spec: {hosts: [%s], gateways: [g], http: [{match: [{uri: {regex: "/a.*"}}, {uri: {prefix: /shop}}], directResponse: {status: 204}}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "host", "texts", "expected"),
+    [
+        ("false", "'*'", (GATEWAY, RULES), "curl -i http://127.0.0.1:8080/shop"),
+        ("false", "shop.test", (GATEWAY, RULES), "curl -i http://127.0.0.1:8080/shop -H 'host: shop.test'"),
+        ("true", "'*'", (GATEWAY, RULES), ""),
+        ("false", "'*'", (GATEWAY,), ""),
+    ],
+)
+def test_where_a_gateway_is_reached(redirect, host, texts, expected):
+    there = build(objects(WEB, *[text % (redirect if text is GATEWAY else host) for text in texts]))
+    web = there.workloads["default", "web"]
+    assert reach.places(there.config, web) == ["0.0.0.0:8080", "[::1]:9090"]
+    assert reach.first(there.config, web) == expected

@@ -12,6 +12,7 @@ import pytest
 from meshproxy.codec.headers import Headers, RequestHead
 from meshproxy.net import dial
 from meshproxy.upstream import pool as pools
+from tests.polling import PATIENCE
 from tests.unit.http2_upstream_help import Caller, Link
 
 Codes = h2.settings.SettingCodes
@@ -283,6 +284,22 @@ async def test_a_body_waits_for_the_servers_window(monkeypatch):
     assert link.idle()
 
 
+async def test_a_window_that_opens_wide_is_used_to_its_end(monkeypatch):
+    """More than is sent in one turn: the server has nothing more to say, nor has the transport."""
+    link = Link(monkeypatch, initial_stream_window_size=65535, settings={Codes.INITIAL_WINDOW_SIZE: 10})
+    (caller,) = await link.serve(Caller(post(), ended=False))
+    for _ in range(40):
+        caller.exchange.send_data(b"x" * 10_000, False)
+    await link.run()
+    (server,) = link.servers
+    server.h2.increment_flow_control_window(1 << 20)
+    server.h2.increment_flow_control_window(1 << 20, 1)
+    server.flush()
+    await link.run()
+    assert sum(len(event.data) for event in server.seen(h2.events.DataReceived)) == 400_000
+    assert caller.log == [("writable", False), ("writable", True)]
+
+
 async def test_a_transport_that_is_full_holds_all_requests_back(monkeypatch):
     link = Link(monkeypatch)
     (one,) = await link.serve(Caller(post(), ended=False))
@@ -333,6 +350,19 @@ async def test_extended_connect(monkeypatch):
     head = RequestHead(b"CONNECT", b"", b"b.test:80", [])
     await link.serve(Caller(head, ended=False, upgrade=b"CONNECT"))
     assert server.heads()[3] == [(b":authority", b"b.test:80"), (b":method", b"CONNECT")]
+
+
+async def test_a_websocket_key_that_http2_does_not_answer_is_answered(monkeypatch):
+    link = Link(monkeypatch, settings={Codes.ENABLE_CONNECT_PROTOCOL: 1})
+    key = (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ==")
+    accept = (b"sec-websocket-accept", b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    for version, answered in ((11, [accept]), (20, [])):
+        head = RequestHead(b"GET", b"/chat", b"a.test", [(b"upgrade", b"websocket"), key], version=version)
+        (caller,) = await link.serve(Caller(head, ended=False, upgrade=b"websocket"))
+        stream = max(link.servers[0].heads())
+        assert key in link.servers[0].heads()[stream]  # whoever comes next may speak HTTP/1
+        link.servers[0].answer(stream, b"hi", end=False)
+        assert caller.log[0] == (101, [(b"upgrade", b"websocket"), (b"connection", b"upgrade"), *answered])
 
 
 async def test_an_upgrade_that_ends_as_it_begins(monkeypatch):
@@ -395,9 +425,7 @@ async def test_a_ping_that_is_not_answered(monkeypatch):
     (caller,) = await link.serve(Caller())
     (server,) = link.servers
     server.reading = False
-    async with asyncio.timeout(90):
-        while not caller.log:
-            await asyncio.sleep(0.005)
+    await asyncio.wait_for(caller.reset.wait(), PATIENCE)
     assert caller.log == [("reset", pools.TERMINATION)]
     assert link.counts("http2.keepalive_timeout", "upstream_cx_destroy_local_with_active_rq") == [1, 1]
 

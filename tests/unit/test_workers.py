@@ -11,6 +11,7 @@ import pytest
 from meshproxy import channel, workers
 from meshproxy.channel import Channel, Kind
 from meshproxy.workers import BACKOFF, Events, Pool
+from tests.polling import PATIENCE
 
 
 class Processes:
@@ -83,10 +84,9 @@ async def pool(processes):
 
 
 async def settle():
-    """Let frames travel."""
+    """Let frames travel: what one end of a socket pair has sent is there for the other in the next turn of the loop."""
     for _ in range(5):
         await asyncio.sleep(0)
-    await asyncio.sleep(0.01)
 
 
 async def test_messages_come_with_their_worker(pool, processes):
@@ -142,7 +142,7 @@ async def test_a_worker_that_closes_its_channel_is_killed(pool, processes):
 async def test_gather_asks_those_that_are_ready(pool, processes):
     processes.ends[1001].send(Kind.READY)
     await settle()
-    assert await pool.gather(Kind.COLLECT, b"x", timeout=1) == [b"1001"]
+    assert await pool.gather(Kind.COLLECT, b"x", timeout=PATIENCE) == [b"1001"]
 
 
 async def test_broadcast_can_leave_one_out(pool, processes):

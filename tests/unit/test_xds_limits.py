@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from typing import Any
 
 import pytest
 
 from meshproxy.api import convert, messages, support
-from meshproxy.api.errors import ConfigError
+from meshproxy.api.errors import ConfigError, Problem
 from meshproxy.xds import client
 from meshproxy.xds.client import FILL_RATE, MAX_TOKENS, Api, Backoff, Mux, StreamSubscription
 from meshproxy.xds.resources import CLUSTER, ENDPOINTS, WILDCARD
 from meshproxy.xds.session import Session
 from meshproxy.xds.subscription import Rules
+from tests.polling import PATIENCE
 from tests.unit import upstream_help as up
 
 Source = messages.known("envoy.config.core.v3.ApiConfigSource")
@@ -31,23 +33,32 @@ class Stubborn:
 
     cluster_name = "control"
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, said: Any = BAD) -> None:
         self.refused = 0
+        self.why: list[str] = []
         self.asked = 0
+        self.streams = 0
+        self._says = said.SerializeToString()
         self._times = times
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self.done = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def stream(self, method):
+        self.streams += 1
         yield self
+
+    def cancel(self):
+        self._said.put_nowait(None)
 
     async def send(self, data):
         request = Request.FromString(data)
         self.asked += 1
-        self.refused += request.HasField("error_detail")
+        if request.HasField("error_detail"):
+            self.refused += 1
+            self.why.append(request.error_detail.message)
         if self.refused < self._times:
-            self._said.put_nowait(BAD.SerializeToString())
+            self._said.put_nowait(self._says)
         else:
             self.done.set()
 
@@ -55,7 +66,10 @@ class Stubborn:
         return self
 
     async def __anext__(self):
-        return await self._said.get()
+        said = await self._said.get()
+        if said is None:
+            raise StopAsyncIteration
+        return said
 
 
 class Nobody:
@@ -89,7 +103,7 @@ def stream(plane, clock, rate=None):
 
 async def play(plane, mux):
     mux.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await plane.done.wait()
     mux.close()
 
@@ -126,14 +140,136 @@ def test_requests_that_wait_are_told():
         mux, stats = stream(plane, up.Clock(), (1, 0.001))
         mux.start()
         gauge = stats.scope("x.").gauge("control_plane.pending_requests")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not gauge.n:
                 await asyncio.sleep(0)
         assert (plane.asked, gauge.n) == (1, 1)
         mux.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while gauge.n:
                 await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_who_fails_refuses(clock, caplog):
+    """And the stream goes on."""
+
+    class Failing(Nobody):
+        def updated(self, update):
+            raise RuntimeError("on purpose")
+
+    async def run():
+        plane = Stubborn(3, Response(type_url=ENDPOINTS.url, version_info="1", nonce="n"))
+        context = up.context(clock=clock)
+        mux = Mux(plane, "method", Session(context.node, delta=False), context.stats.scope("x."), context, Backoff(lambda: 0.5))
+        StreamSubscription(mux, False, ENDPOINTS, WILDCARD, Failing(), context.stats.scope("y."), context, Rules(), 0.0).start()
+        await play(plane, mux)
+        assert plane.why == ["internal error: RuntimeError"] * 3
+        assert plane.streams == 1
+        assert "could not be taken" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_read_is_refused_for_all_who_subscribed(clock, caplog):
+    """They wait no longer for a first answer, and count it."""
+
+    class Waiting(Nobody):
+        failures = 0
+
+        def failed(self):
+            self.failures += 1
+
+    async def run():
+        said = Response(type_url=ENDPOINTS.url, version_info="1", nonce="n")
+        said.resources.add(type_url=CLUSTER.url)
+        plane = Stubborn(1, said)
+        context = up.context(clock=clock)
+        mux = Mux(plane, "method", Session(context.node, delta=False), context.stats.scope("x."), context, Backoff(lambda: 0.5))
+        watchers = {name: Waiting() for name in "ab"}
+        for name, watcher in watchers.items():
+            StreamSubscription(mux, False, ENDPOINTS, name, watcher, context.stats.scope(f"{name}."), context, Rules(), 0.0).start()
+        await play(plane, mux)
+        assert plane.why == [f"a resource is of type {CLUSTER.url!r} in a response of {ENDPOINTS.url!r}"]
+        assert [watcher.failures for watcher in watchers.values()] == [1, 1]
+        for name in watchers:
+            scope = context.stats.scope(f"{name}.")
+            assert (scope.counter("update_rejected").n, scope.counter("update_attempt", shared=True).n) == (1, 2)
+        assert caplog.text.count("refused") == 1
+
+    asyncio.run(run())
+
+
+def test_each_of_the_bad_ones_is_named(clock):
+    """Whatever is wrong with it."""
+
+    class Wrong(Nobody):
+        def updated(self, update):
+            raise ConfigError([Problem("policy", "is wrong")])
+
+    async def run():
+        said = Response(type_url=ENDPOINTS.url, version_info="1", nonce="n")
+        for name in "abc":
+            said.resources.add().Pack(ENDPOINTS.message(cluster_name=name))
+        plane = Stubborn(1, said)
+        context = up.context(clock=clock)
+        mux = Mux(plane, "method", Session(context.node, delta=False), context.stats.scope("x."), context, Backoff(lambda: 0.5))
+        for name in "ab":
+            StreamSubscription(mux, False, ENDPOINTS, name, Wrong(), context.stats.scope(f"{name}."), context, Rules(), 0.0).start()
+        await play(plane, mux)
+        assert plane.why == ["policy: a: is wrong\npolicy: b: is wrong"]
+
+    asyncio.run(run())
+
+
+def test_a_heartbeat_is_no_first_answer(clock):
+    """Nobody is told of it, and who waits for the resource still has an end to that."""
+
+    async def run():
+        said = Response(type_url=ENDPOINTS.url, version_info="1", nonce="n")
+        beat = messages.known("envoy.service.discovery.v3.Resource")(name="a", version="1")
+        beat.ttl.seconds = 60
+        said.resources.add().Pack(beat)
+        plane = Stubborn(1, said)
+        context = up.context(clock=clock)
+        context.loop = asyncio.get_running_loop()
+        mux = Mux(plane, "method", Session(context.node, delta=False), context.stats.scope("x."), context, Backoff(lambda: 0.5))
+        one = StreamSubscription(mux, False, ENDPOINTS, "a", Nobody(), context.stats.scope("a."), context, Rules(), 60.0)
+        one.start()
+        mux.start()
+        async with asyncio.timeout(20):
+            while plane.asked < 2:  # the acknowledgement
+                await asyncio.sleep(0)
+        assert plane.refused == 0
+        assert one._timer is not None
+        assert context.stats.scope("a.").counter("update_success", shared=True).n == 0
+        one.close()
+        mux.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["requests", "receive"])
+def test_a_stream_that_fails_is_begun_anew(clock, monkeypatch, caplog, where):
+    failed = []
+    whole = getattr(Session, where)
+
+    def fail(self, *of):
+        if failed:
+            return whole(self, *of)
+        failed.append(True)
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Session, where, fail)
+
+    async def run():
+        plane = Stubborn(2)
+        mux, _ = stream(plane, clock)
+        mux._backoff.delay = lambda: 0.0
+        await play(plane, mux)
+        assert plane.streams == 2
+        assert "on purpose" in caplog.text
 
     asyncio.run(run())
 

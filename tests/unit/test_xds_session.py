@@ -8,7 +8,7 @@ import pytest
 
 from meshproxy.api import messages
 from meshproxy.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTES, WILDCARD
-from meshproxy.xds.session import MAX_DETAIL, ProtocolError, Session
+from meshproxy.xds.session import MAX_DETAIL, ProtocolError, Refusal, Session
 
 D = "envoy.service.discovery.v3."
 NODE = messages.known("envoy.config.core.v3.Node")(id="me")
@@ -121,7 +121,6 @@ def test_after_the_last_name_an_empty_list_means_nothing():
 @pytest.mark.parametrize(
     ("response", "why"),
     [
-        (world(CLUSTER, "1", "n1", "a", "b", "a"), "duplicate resource a found"),
         (Response(type_url=CLUSTER.url, nonce="n1", resources=[{"type_url": LISTENER.url}]).SerializeToString(), "of type"),
         (Response(type_url=CLUSTER.url, nonce="n1", resources=[{"type_url": CLUSTER.url, "value": b"\xff"}]).SerializeToString(), "not a serialised"),
         (
@@ -129,15 +128,55 @@ def test_after_the_last_name_an_empty_list_means_nothing():
             "envelope",
         ),
     ],
-    ids=["duplicates", "another type", "garbage", "garbage in an envelope"],
+    ids=["another type", "garbage", "garbage in an envelope"],
 )  # fmt: skip
 def test_what_no_response_may_be_is_refused_at_once(response, why):
     session = opened((CLUSTER, WILDCARD))
     sent(session)
-    assert session.receive(response) is None
+    refusal = session.receive(response)
+    assert isinstance(refusal, Refusal)
     (nack,) = sent(session)
     assert nack.response_nonce == "n1"
     assert why in nack.error_detail.message
+    assert refusal == (CLUSTER, nack.error_detail.message)
+
+
+def test_two_things_of_one_name():
+    """Of clusters and listeners the first is used, and who subscribed says what is wrong; an answer of anything else is refused as a whole."""
+    session = opened((CLUSTER, WILDCARD), (ENDPOINTS, "a"))
+    sent(session)
+    update = session.receive(world(CLUSTER, "1", "n1", "a", "b", "a"))
+    assert ([one.name for one in update.resources], update.repeated) == (["a", "b"], ["a"])
+    assert session.receive(world(ENDPOINTS, "1", "n2", "a", "a")) == (ENDPOINTS, "duplicate resource a found")
+
+
+@pytest.mark.parametrize(
+    ("names", "removed", "why"),
+    [
+        (("a", "a"), (), "duplicate name a found among added/updated resources"),
+        (("a",), ("b", "a"), "duplicate name a found in the union of added+removed resources"),
+        ((), ("b", "b"), "duplicate name b found in the union of added+removed resources"),
+    ],
+)
+def test_two_things_of_one_name_by_delta(names, removed, why):
+    session = opened((CLUSTER, WILDCARD), delta=True)
+    sent(session)
+    response = DeltaResponse(type_url=CLUSTER.url, nonce="n1", removed_resources=removed)
+    for name in names:
+        response.resources.add(name=name, version="1").resource.Pack(CLUSTER.message(name=name))
+    assert session.receive(response.SerializeToString()) == (CLUSTER, why)
+    assert [one.error_detail.message for one in sent(session)] == [why]
+
+
+def test_a_cluster_is_called_what_it_says():
+    """Whatever its envelope says, as in Envoy; and so it comes twice if two envelopes have it."""
+    session = opened((CLUSTER, WILDCARD), delta=True)
+    sent(session)
+    response = DeltaResponse(type_url=CLUSTER.url, nonce="n1")
+    for name in ("a", "b"):
+        response.resources.add(name=name, version="1").resource.Pack(CLUSTER.message(name="a"))
+    update = session.receive(response.SerializeToString())
+    assert ([one.name for one in update.resources], update.repeated) == (["a"], ["a"])
 
 
 def test_garbage_ends_the_stream_and_strangers_are_ignored():
@@ -250,3 +289,32 @@ def test_a_new_stream_asks_for_everything_and_waits_for_nothing():
     assert [list(one.resource_names_subscribe) for one in sent(session)] == [["a"]]
     session.ask_again()
     assert sent(session) == []
+
+
+def test_what_an_earlier_process_had_is_said_to_the_next_stream():
+    session = opened((CLUSTER, WILDCARD), delta=True)
+    sent(session)
+    session.remember(CLUSTER, {"a": "1", "b": "2"})
+    assert sent(session) == []
+    session.opened()
+    (request,) = sent(session)
+    assert dict(request.initial_resource_versions) == {"a": "1", "b": "2"}
+    session.accept(session.receive(delta(CLUSTER, "n1", removed=("b",), a="3")))
+    session.remember(CLUSTER, {"a": "1", "c": "2"})  # what was heard since counts more
+    session.opened()
+    (request,) = sent(session)
+    assert dict(request.initial_resource_versions) == {"a": "3", "c": "2"}
+
+
+def test_a_heartbeat_tells_nothing_of_what_is_asked_for_again():
+    session = opened((ENDPOINTS, "a"), delta=True)
+    sent(session)
+    session.accept(session.receive(delta(ENDPOINTS, "n1", a="1")))
+    sent(session)
+    assert session.subscribe(ENDPOINTS, "a", patient=True)
+    beat = DeltaResponse(type_url=ENDPOINTS.url, nonce="n2")
+    beat.resources.add(name="a", version="1").ttl.seconds = 5
+    session.accept(session.receive(beat.SerializeToString()))
+    session.ask_again()
+    (request,) = sent(session)
+    assert list(request.resource_names_subscribe) == ["a"]

@@ -96,3 +96,12 @@ def test_statistics_say_what_was_accepted(subscription):
     subscription.answered(answer(cluster("a")))
     scope = subscription.scope
     assert (scope.counter("update_success").n, scope.text("version_text").value, scope.gauge("version").n) == (1, "1", 13237225503670494420)
+
+
+def test_what_came_twice_is_told_and_used_once(subscription, watcher):
+    update = answer(cluster("a"), cluster("b"))
+    update.repeated = ["a"]
+    with pytest.raises(ConfigError, match=r"^a: duplicate cluster a found$"):
+        subscription.answered(update)
+    assert watcher.seen == [["a", "b"]]
+    assert watcher.failures == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from meshproxy.codec.grammar import LENGTH, MAX_LENGTH, TOKEN, VALUE
+from meshproxy.codec.h1.header_case import ProperElse
 from meshproxy.codec.headers import Headers, Pair
 
 BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
@@ -108,9 +109,10 @@ def parse_request_line(line: bytes, *, any_method: bool = False) -> tuple[bytes,
     raise ProtocolError("low_version", 426)
 
 
-def spelling(lines: list[bytes]) -> dict[bytes, bytes]:
-    """Lower-case name -> name as it came; of several spellings the first."""
-    return {name.lower(): name for name in (line.partition(b":")[0] for line in reversed(lines))}
+def spelling(lines: list[bytes], *, proper_else: bool = False) -> dict[bytes, bytes]:
+    """Lower-case name -> name as it came; of several spellings the first. `proper_else`: asked for another, it gives `Proper-Case`."""
+    found = {name.lower(): name for name in (line.partition(b":")[0] for line in reversed(lines))}
+    return ProperElse(found) if proper_else else found
 
 
 def connection_tokens(head: Headers) -> set[bytes]:

@@ -40,3 +40,11 @@ def proper_case(name: bytes) -> bytes:
             out[position] = byte - 32
         start = not (letter or 48 <= byte <= 57 or 65 <= byte <= 90)
     return bytes(out)
+
+
+class ProperElse(dict[bytes, bytes]):
+    """Names as they were spelt; what nobody has spelt is `Proper-Case` (PreserveCaseFormatterConfig.formatter_type_on_envoy_headers)."""
+
+    def get(self, name: bytes, default: bytes | None = None) -> bytes:  # type: ignore[override]  # never the default
+        """The spelling of a lower-case name."""
+        return self[name] if name in self else proper_case(name)

@@ -89,9 +89,11 @@ class Options:
         "accept_http_10",
         "heads",
         "keep_case",
+        "keep_reason",
         "max_head_bytes",
         "max_headers",
         "ordinary",
+        "proper_else",
         "rejects_underscores",
         "request_line",
         "trailers",
@@ -105,6 +107,8 @@ class Options:
         absolute_url: bool = True,
         trailers: bool = False,
         keep_case: bool = False,
+        keep_reason: bool = False,
+        proper_else: bool = False,
         accept_http_10: bool = True,
         any_method: bool = False,
         rejects_underscores: bool = False,
@@ -114,6 +118,8 @@ class Options:
         self.absolute_url = absolute_url
         self.trailers = trailers
         self.keep_case = keep_case
+        self.keep_reason = keep_reason
+        self.proper_else = proper_else
         self.rejects_underscores = rejects_underscores
         self.accept_http_10 = accept_http_10
         self.request_line = partial(parse_request_line, any_method=True) if any_method else parse_request_line

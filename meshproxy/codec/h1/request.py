@@ -21,7 +21,8 @@ _MAX_CONNECTION_TOKENS = 9
 _FRAMING = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings")
 )
-_KEEP_ALIVE = frozenset((b"keep-alive", b"Keep-Alive"))
+# All that most clients say in Connection, if anything: the one is what HTTP/1.1 means anyway.
+_STAYS_OR_CLOSES = {b"keep-alive": True, b"Keep-Alive": True, b"close": False, b"Close": False}
 _OTHER_FRAMING = _FRAMING - {b"content-length"}
 
 
@@ -127,10 +128,13 @@ class RequestParser(Parser):
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(header_line, lines)]
         index = dict(items)
-        if version == 11 and index.get(b"connection") in _KEEP_ALIVE and len(index) == len(items):
-            # What HTTP/1.1 means anyway; many clients say it all the same. It goes no further than here in any case.
-            del index[b"connection"]
-            items = [pair for pair in items if pair[0] != b"connection"]
+        stays = version == 11
+        if b"connection" in index and stays and len(index) == len(items) and b"proxy-connection" not in index:
+            said = _STAYS_OR_CLOSES.get(index[b"connection"])
+            if said is not None:  # it goes no further than here in any case
+                stays = said
+                del index[b"connection"]
+                items = [pair for pair in items if pair[0] != b"connection"]
         if (
             version == 11
             and len(index) == len(items)
@@ -152,9 +156,15 @@ class RequestParser(Parser):
             rest = end + size
             if rest <= len(data):
                 del items[0]
-                self.keep_alive = True
+                self.keep_alive = stays
                 self.expect_continue = False
                 self.upgrade = None
+                if not stays:
+                    head: RequestHead = RequestHead(method, target, index.pop(b"host"), items, index)
+                    self.remaining = size
+                    self.state = LENGTH if size else DONE
+                    self.sink.on_headers(head, not size)
+                    return data[end:]
                 self.state = DONE
                 known = KnownRequest(method, target, index.pop(b"host"), items, index, end)
                 if size:
@@ -176,21 +186,21 @@ class RequestParser(Parser):
             items = join_repeated(items, JOINED_IN_REQUESTS)
             index = dict(reversed(items))
         if options.keep_case:
-            head: RequestHead = SpeltRequestHead(method, target, host, items, version=version)
-            head.case = spelling(lines)  # type: ignore[misc]  # a Spelt one
+            head = SpeltRequestHead(method, target, host, items, version=version)
+            head.case = spelling(lines, proper_else=options.proper_else)
         else:
             head = RequestHead(method, target, host, items, version=version)
         head._index = index
         if target[0] != 47 or method == b"CONNECT":  # "/"
             self._other_form(head)
         # -- what the head asks of the connection, and how the body is framed
+        self.keep_alive = stays
         if _FRAMING.isdisjoint(index):
-            self.keep_alive = version == 11
             self.expect_continue = False
             self.upgrade = None
             if method != b"CONNECT":
                 self.state = DONE
-                if version == 11 and head.case is None:
+                if stays and head.case is None:
                     self._bodiless(KnownRequest(method, head.path, head.authority, items, index, end, head.scheme), data, end)
                 else:
                     self.sink.on_headers(head, True)
@@ -262,9 +272,9 @@ class RequestParser(Parser):
         head.path = path or b"/"
 
     def _framing(self, head: RequestHead, index: dict[bytes, bytes]) -> bool:
-        """Read the connection headers, decide the body's framing, set the state; whether the message ends with its head."""
+        """Read the connection headers, decide the body's framing, set the state; whether the message ends with its head. `keep_alive`: what is known of it."""
         version = head.version
-        keep_alive = version == 11
+        keep_alive = self.keep_alive
         self.upgrade = None
         connection = index.get(b"connection")
         if connection is not None or b"proxy-connection" in index:

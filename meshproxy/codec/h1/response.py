@@ -114,8 +114,8 @@ class ResponseParser(Parser):
             items = join_repeated(items, JOINED_IN_RESPONSES)
             index = dict(reversed(items))
         if self.options.keep_case:
-            head: ResponseHead = SpeltResponseHead(status, items, version=version, reason=reason)
-            head.case = spelling(lines)  # type: ignore[misc]  # a Spelt one
+            head: ResponseHead = SpeltResponseHead(status, items, version=version, reason=reason if self.options.keep_reason else None)
+            head.case = spelling(lines, proper_else=self.options.proper_else)  # type: ignore[misc]  # a Spelt one
         else:
             head = ResponseHead(status, items, version=version, reason=reason)
         head._index = index

@@ -15,14 +15,15 @@ from meshproxy.codec.h2 import errors
 from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
 from meshproxy.codec.headers import NO_PLANS, Headers, Pair, RequestHead, ResponseHead
-from meshproxy.codec.hpack.decoder import ShapedFields
+from meshproxy.codec.hpack.fields import CutFields, ShapedFields
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
-    from meshproxy.codec.hpack.decoder import Fields, Shape
+    from meshproxy.codec.hpack.fields import Fields, Shape
 
 _REQUEST_PSEUDO = {b":method": 0, b":scheme": 1, b":authority": 2, b":path": 3, b":protocol": 4}
 _PSEUDO = frozenset(_REQUEST_PSEUDO)
+_KNOWN_PSEUDO = _PSEUDO | {b":status"}
 _AUTHORITY = re.compile(rb"[!$%&'()*+,\-.0-9:;=A-Z\[\]_a-z~]*").fullmatch
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*").fullmatch
 _STATUS = re.compile(rb"[1-9][0-9][0-9]").fullmatch
@@ -157,7 +158,7 @@ class KnownTrailers(Headers):
 
 
 class RequestShape:
-    """What is concluded from the shape of a request's fields (`hpack.decoder.Shape`): all but what the values of its literals say.
+    """What is concluded from the shape of a request's fields (`hpack.fields.Shape`): all but what the values of its literals say.
 
     `names`: whose values those are; `path_place`: of `:path` among them, or -1; `plans` is the only thing about it that changes.
     """
@@ -362,6 +363,9 @@ def trailers(fields: Fields, options: Options) -> KnownTrailers:
 
 
 def _over(fields: Fields, options: Options) -> MalformedError:
+    """What is wrong with fields of which there are more than there may be: as in Envoy, which looks at each as it comes, what comes first."""
+    looked_at = (*fields.items, fields.beyond) if isinstance(fields, CutFields) else fields.items
+    _check([pair for pair in looked_at if pair[0] not in _KNOWN_PSEUDO])
     count = len(fields.items)
     many = fields.over and count >= options.max_headers and fields.size - 32 * count <= options.max_head_bytes
     return MalformedError(errors.TOO_MANY_HEADERS if many else errors.HEADERS_TOO_LARGE, errors.INTERNAL_ERROR)

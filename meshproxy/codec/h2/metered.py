@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from meshproxy.codec.h2.output import Sink
     from meshproxy.codec.h2.settings import Options
-    from meshproxy.codec.hpack.decoder import Fields
+    from meshproxy.codec.hpack.fields import Fields
 
 FRAME_HEAD = 9
 RESET = FRAME_HEAD + 4

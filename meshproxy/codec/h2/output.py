@@ -5,6 +5,7 @@ Of what the peer does not take, only so much piles up: `Options.max_outbound_*`.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from meshproxy.codec.h2 import errors, frames
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
     from meshproxy.codec.h2.stream import Http2Stream
 
+_SEGMENT = 256  # frames
+_NOTHING = 0, 0, 0
 _LARGE_PIECE = 1 << 16  # bytes of frames that were passed on together, from which on they are not copied once more
 
 
@@ -47,13 +50,17 @@ class Output:
     """The half of a `Session` that sends."""
 
     __slots__ = (
+        "_bytes",
+        "_closed",
         "_control_frames",
         "_frames",
+        "_segments",
         "apart",
         "blocked",
         "data_frames",
         "encoder",
         "high_watermark",
+        "more",
         "options",
         "out",
         "peer_frame_size",
@@ -74,11 +81,15 @@ class Output:
         self.apart = 0  # pieces of data in `out` that are not joined to their frames' heads: large ones, which are not copied
         self.writable = True  # the transport takes more; see `set_writable`
         self.high_watermark = options.initial_stream_window_size
+        self.more = False  # `pump` has stopped before its time; call it again when what there is has been written
         self.encoder = Encoder(options.hpack_table_size)
         self.send_window = DEFAULT_WINDOW
         self.peer_frame_size = DEFAULT_FRAME_SIZE
         self.data_frames = 0
-        self._control_frames = self._frames = 0  # that wait to be taken by the peer
+        # That wait to be taken by the peer, as far as is known. Of many, where each few hundred of them end is kept: what is taken can be told by bytes only.
+        self._control_frames = self._frames = self._bytes = 0
+        self._segments: deque[tuple[int, int, int]] | None = None  # bytes, frames, and how many of them the peer has provoked
+        self._closed = _NOTHING  # all segments together
 
     def emit(self, frame: bytes) -> None:
         """HOT: queue a frame, or a part of one."""
@@ -92,8 +103,11 @@ class Output:
         out = self.out
         self._frames += len(out)
         data = b"".join(out)
+        self._bytes += len(data)
         out.clear()
         self.apart = 0
+        if self._frames - self._closed[1] > _SEGMENT:
+            self._close_segment()
         if self._frames > self.options.max_outbound_frames and not self.writable:
             self._outbound_flood()
         return data
@@ -103,7 +117,10 @@ class Output:
         parts = self.out.copy()
         self.out.clear()
         self._frames += len(parts) - self.apart
+        self._bytes += sum(map(len, parts))
         self.apart = 0
+        if self._frames - self._closed[1] > _SEGMENT:
+            self._close_segment()
         if self._frames > self.options.max_outbound_frames and not self.writable:
             self._outbound_flood()
         return parts
@@ -114,18 +131,38 @@ class Output:
 
     def drained(self) -> None:
         """The transport has nothing left to write."""
-        self._frames = self._control_frames = 0
+        self._frames = self._control_frames = self._bytes = 0
+        if self._segments is not None:
+            self._segments = None
+            self._closed = _NOTHING
+
+    def _close_segment(self) -> None:
+        size, count, control = self._closed
+        if self._segments is None:
+            self._segments = deque()
+        self._segments.append((self._bytes - size, self._frames - count, self._control_frames - control))
+        self._closed = self._bytes, self._frames, self._control_frames
+
+    def remain(self, size: int) -> None:
+        """The transport has `size` bytes left to write, and has written what came before them."""
+        segments = self._segments
+        while segments and segments[0][0] <= self._bytes - size:
+            gone, count, control = segments.popleft()
+            self._bytes -= gone
+            self._frames -= count
+            self._control_frames -= control
+            self._closed = self._closed[0] - gone, self._closed[1] - count, self._closed[2] - control
 
     @property
     def outbound(self) -> tuple[int, int]:
-        """How many frames wait to be taken by the peer, as far as is known (see `drained`); and how many of them it has provoked."""
+        """How many frames wait to be taken by the peer, as far as is known (see `drained` and `remain`); and how many of them it has provoked."""
         return self._frames, self._control_frames
 
     def set_writable(self, writable: bool) -> None:
         """Whether the transport takes more. While it does not, data is kept by its streams."""
         self.writable = writable
         if writable:
-            self._frames = self._control_frames = 0
+            self.drained()
             if self.blocked:
                 self.pump()
 
@@ -160,7 +197,7 @@ class Output:
         self.emit(frame)
 
     def pump(self) -> None:
-        """Send what is queued as far as windows and transport allow, a frame of each stream in turn."""
+        """Send what is queued as far as windows and transport allow, a frame of each stream in turn; not more at once than a stream may have queued."""
         blocked = self.blocked
         touched: list[Http2Stream] = []
         room = self.high_watermark
@@ -177,6 +214,7 @@ class Output:
             room -= before - stream.queued
             if stream.queued != before:
                 touched.append(stream)
+        self.more = turns > 0 and room <= 0
         for stream in touched:
             if not stream.remote_closed or not stream.local_closed or stream.queue is not None:
                 stream.unwarn()

@@ -489,6 +489,8 @@ class Session(Output):
         if flags & END_HEADERS:
             self._fields(flags, stream_id, block)
         else:
+            if not stream_id or (self.client and stream_id not in self.streams):
+                self._refuse(stream_id)  # what must not be is refused before the rest of it comes, which it may never do
             self._block = [block]
             self._expecting = True
             self._block_stream = stream_id

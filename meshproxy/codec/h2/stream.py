@@ -251,6 +251,9 @@ class Http2Stream:
     def on_writable(self, writable: bool) -> None:
         """False: more than `Session.high_watermark` bytes are queued; True: less than half of it again."""
 
+    def on_sent(self) -> None:
+        """Our side has ended some time after its owner had said so, and the peer's has not."""
+
     def on_done(self) -> None:
         """Both sides have ended as they should: the session has forgotten the stream. Nothing follows."""
 
@@ -334,6 +337,8 @@ class Http2Stream:
             self._end()
         elif end is not None:
             self.send_block(session.encoder.encode(end), True)
+        if self.local_closed and not self.remote_closed:
+            self.on_sent()
         return False
 
     def unwarn(self) -> None:

@@ -3,22 +3,46 @@
 A block decodes to the same fields for as long as the dynamic table does not change, so a connection remembers its blocks by their bytes; and connections
 share what their blocks were decoded to (`Fields`), for users to keep there what they concluded. Only what comes for the second time is remembered: what is
 unique (a path, an id) does not have to make room for what never comes again. All memos are bounded, and emptied when they are full: an order would cost every
-use something.
+use something. `memos` has those that connections share, `foresight` the blocks that change the table and come again all the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import accumulate, chain, islice
-from struct import Struct
 from struct import error as LengthError  # noqa: N812
-from typing import Any
 
 from meshproxy.codec.headers import Pair
+from meshproxy.codec.hpack.fields import CutFields, Fields, Shape, ShapedFields, size_of
+from meshproxy.codec.hpack.foresight import Added, Form, Start, Step, entries_of, foresee
 from meshproxy.codec.hpack.huffman import decode as decode_huffman
 from meshproxy.codec.hpack.huffman import decode_visible
-from meshproxy.codec.hpack.tables import DEFAULT_TABLE_SIZE, ENTRY_OVERHEAD, FIRST_DYNAMIC, STATIC, UNIQUE, HpackError, decode_rest
+from meshproxy.codec.hpack.layout import Layout
+from meshproxy.codec.hpack.memos import (
+    INDEPENDENT,
+    LITERAL_NAMES,
+    MAX_INDEPENDENT,
+    MAX_ONCE,
+    MAX_PAIR,
+    MAX_PAIRS,
+    MAX_SHARED,
+    MAX_SHARED_SIZE,
+    ONCE,
+    PAIRS,
+    SECRETS,
+    SHAPES,
+    SHARED,
+    STATIC_TABLE,
+    Part,
+    Segment,
+    layout_of,
+    literal_name,
+    new_shape,
+    secret_of,
+    shape_of,
+)
+from meshproxy.codec.hpack.scan import insertions_of, read_string
+from meshproxy.codec.hpack.tables import CREDENTIALS, DEFAULT_TABLE_SIZE, ENTRY_OVERHEAD, FIRST_DYNAMIC, NEWEST, STATIC, UNIQUE, HpackError, decode_rest
 
 MAX_LIST_SIZE = 65536
 MAX_FIELDS = 1024
@@ -26,295 +50,18 @@ MAX_FIELDS = 1024
 # Between the limits on memory and those of a peer that never repeats itself.
 _MAX_KNOWN = 32  # blocks of a connection
 _MAX_KNOWN_BLOCK = 2048  # bytes
-_MAX_SHARED = 256  # decoded blocks that connections share ...
-_MAX_SHARED_SIZE = 8192  # ... of at most so many bytes
-_MAX_SHARED_SHAPES = 256
 _MAX_SHAPES = 4  # of a connection
 _MAX_LITERALS = 32  # in such a block
-_MAX_LAYOUTS = 16
-_MAX_LENGTHS = 512  # of the values of a layout, together
-_MAX_CHAINS = 32  # of a hundred steps at most
-_MAX_STARTS = 8  # of a shape
-_MAX_PENDING = 128  # blocks, besides those of a chain
-_MAX_KEPT = 4  # values of such a block that do not go into the table
-_MAX_ONCE = 1024
+_MAX_PENDING = 28672  # bytes of memory: not much more than a table of 4096 bytes takes of small entries
+_FEW_PENDING = _MAX_PENDING * 3 // 4
 _TURNS = 3
-_MAX_INDEPENDENT = 256
-_MAX_NAMES = 512
-_MAX_NAME = 64
-_MAX_SECRETS = 512  # of at most 126 bytes
-_MAX_PAIRS = 2048
-_MAX_PAIR = 256
 
-_NEWEST = 0x80 + FIRST_DYNAMIC  # see `Decoder._table`
 _PIECE = 4096  # bytes of a block after which the fields are counted: a byte can stand for a whole table
 
-Part = Pair | bytes
-Segment = tuple[bytes, int]  # with its length
-Added = tuple[tuple[Any, int], ...]  # see `_Form.added`
 _indexed = re.compile(rb"[\x81-\xfe]+").match  # fields that are one byte each
 
 _new = object.__new__
 NOTHING_KNOWN: dict[bytes, Fields] = {}  # of all decoders that know no block; stays empty
-
-
-class Fields:
-    """A decoded block. Shared between requests and connections, so nobody changes it, except for `known`.
-
-    `items`: the fields in order as they were sent; nothing about them is validated. `size`: what SETTINGS_MAX_HEADER_LIST_SIZE counts, names, values and 32
-    bytes each. `over`: there were more, but here the limits were reached. `shape`: what is known of it to be the same as in other blocks, or None. `known`
-    belongs to the user.
-    """
-
-    __slots__ = ("items", "known", "shape", "size")
-
-    # Without `__init__`, which would be a good part of the work for a block.
-    items: tuple[Pair, ...]
-    size: int
-    shape: Shape | None
-    known: Any
-    over = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.items!r})"
-
-
-class Shape:
-    """What blocks have in common that differ in nothing but the values of literals: a path, a request id, a trace context. Shared as `Fields` are.
-
-    `items`: the fields, those with empty values that may differ. `values`: where those are and their names. `starts`: such blocks that changed the dynamic
-    table. `known` belongs to the user.
-    """
-
-    __slots__ = ("items", "known", "size", "starts", "values")
-
-    def __init__(self, items: tuple[Pair, ...], values: tuple[tuple[int, bytes], ...]) -> None:
-        self.items = items
-        self.size = _size(items)
-        self.values = values
-        self.starts: tuple[_Start, ...] = ()
-        self.known: Any = None
-
-    def __repr__(self) -> str:
-        return f"Shape({self.items!r}, {self.values!r})"
-
-
-class ShapedFields(Fields):
-    """A decoded block of a known shape; the fields are put together when they are asked for.
-
-    `values`: those of the literals that the shape leaves open, in order. `visible`: known to be of visible ASCII characters and spaces.
-    """
-
-    __slots__ = ("_items", "values", "visible")
-
-    shape: Shape
-    values: list[bytes]
-    visible: bool
-    _items: tuple[Pair, ...]
-
-    @property
-    def items(self) -> tuple[Pair, ...]:  # type: ignore[override]
-        """See `Fields`."""
-        try:
-            return self._items
-        except AttributeError:
-            items = [*self.shape.items]
-            for (place, name), value in zip(self.shape.values, self.values, strict=True):
-                items[place] = name, value
-            self._items = (*items,)
-            return self._items
-
-
-class CutFields(Fields):
-    """What of a decoded block is within the limits."""
-
-    __slots__ = ()
-
-    over = True
-
-
-class _Layout:
-    """Where values are in blocks in which so many bytes come before, between and behind them, by what their lengths are. Shared as shapes are, bounded.
-
-    `start`: the place of the first length, and a tree: by that byte the place of the next length, and another tree. In place of the last one are what takes the
-    values out of a block of that length, and what takes all else. `sizes`: of what comes before each value. `coded`: the values are.
-    """
-
-    __slots__ = ("_known", "_missed", "_tail", "coded", "sizes", "start")
-
-    def __init__(self, sizes: tuple[int, ...], tail: int, *, coded: bool) -> None:
-        self.sizes = sizes
-        self.coded = coded
-        self.start: tuple[int, Any] = sizes[0], {}
-        self._tail = tail
-        self._known = self._missed = 0
-
-    def values(self, block: bytes, rest: tuple[bytes, ...]) -> list[bytes] | None:
-        """The values of a block whose lengths are not in the tree; None if not all else is `rest`."""
-        ends = _CODED if self.coded else _PLAIN
-        values = []
-        position = 0
-        try:
-            for size, part in zip(self.sizes, rest):  # noqa: B905  # one more part than values
-                start = position + size
-                if block[position:start] != part:
-                    return None
-                position = start + ends[block[start]]
-                values.append(block[start + 1 : position])
-        except IndexError:  # it is too short
-            return None
-        if block[position:] != rest[-1] or position > len(block):
-            return None
-        if self._known < 0:
-            return values
-        if self._known >= _MAX_LENGTHS:
-            # Where lengths are this many, most of what is learnt comes too late to be of use.
-            self._missed += 1
-            if self._missed % 8:
-                return values
-            self.forget()
-        self._learn(list(map(len, values)))
-        return values
-
-    def _learn(self, lengths: list[int]) -> None:
-        pairs = [*zip(self.sizes, lengths, strict=True)]
-        values = Struct("".join(f"{size + 1}x{length}s" for size, length in pairs) + f"{self._tail}x").unpack
-        others = Struct("".join(f"{size}s{length + 1}x" for size, length in pairs) + f"{self._tail}s").unpack
-        self._known += 1
-        coded = 128 if self.coded else 0
-        position, node = self.start
-        for length, size in zip(lengths, self.sizes[1:]):  # noqa: B905  # the last one is behind it
-            position, node = node.setdefault(coded + length, (position + 1 + length + size, {}))
-        node[coded + lengths[-1]] = 0, (values, others)
-
-    def find(self, block: bytes, rest: tuple[bytes, ...]) -> list[bytes] | None:
-        """The values of a block; None if not all else is `rest`."""
-        position, node = self.start
-        try:
-            for _ in self.sizes:
-                position, node = node[block[position]]
-            values, others = node
-            return [*values(block)] if others(block) == rest else None
-        except KeyError:
-            return self.values(block, rest)
-        except (IndexError, LengthError):  # it is too short, or not of that length
-            return None
-
-    @property
-    def retired(self) -> bool:
-        """It is shared no more."""
-        return self._known < 0
-
-    def forget(self) -> None:
-        """Know no lengths."""
-        self.start[1].clear()
-        self._known = 0
-
-    def retire(self) -> None:
-        """It is shared no more: what still uses it shall not fill memory."""
-        self.forget()
-        self._known = -1
-
-
-class _Form:
-    """What there is to a block that puts some of its values into the dynamic table, but for the values.
-
-    `rest`: what is around them, where `layout` finds them. `secret`: credentials among `rest`, and their place among the values. `added`: what goes into the
-    table, newest first: a field and -1, or where the value differs, the name and which of the values. `size`: of that, but for the values, and less the
-    credentials; `kept`: the other values.
-    """
-
-    __slots__ = ("added", "kept", "layout", "rest", "secret", "shape", "size")
-
-    def __init__(self, shape: Shape, layout: _Layout, rest: tuple[bytes, ...], secret: tuple[int, bytes] | None, added: Added) -> None:
-        self.shape = shape
-        self.layout = layout
-        self.rest = rest
-        self.secret = secret
-        self.added = added
-        self.size = _size([(what, b"") if number >= 0 else what for what, number in added])
-        among = {number for _, number in added}
-        if secret is not None:
-            self.size -= len(secret[1])
-            among.add(secret[0])
-        self.kept = tuple(number for number in range(len(shape.values)) if number not in among)
-
-
-class _Step(_Form):
-    """What a block looks like but for its values, if it has the shape of the one before and puts the same of its values into the dynamic table: the same, and
-    references to all that was there before are as much higher as there are insertions.
-
-    Steps follow each other in chains, which connections share whose blocks were the same. `deepest`: how many entries are newer than the oldest that is
-    referenced, -1 if none is; `late`: one is referenced behind an insertion, which may have evicted it.
-    """
-
-    __slots__ = ("_moving", "deepest", "late", "next")
-
-    def __init__(self, form: _Form, rest: tuple[bytes, ...], moving: tuple[tuple[int, ...], ...], deepest: int, *, late: bool) -> None:
-        """`moving`: where in each part of `rest` the bytes of such references are."""
-        super().__init__(form.shape, form.layout, rest, form.secret, form.added)
-        self._moving = moving
-        self.deepest = deepest
-        self.late = late
-        self.next: _Step | None = None  # as far as it is known
-
-    def go_on(self) -> _Step | None:
-        """The next step; None when some reference takes another byte from there on."""
-        count = len(self.added)
-        rest = []
-        for part, places in zip(self.rest, self._moving, strict=True):
-            moved = bytearray(part)
-            for place in places:
-                byte = moved[place] + count
-                if byte >= (0xFF if moved[place] >= 0x80 else 0x80):
-                    return None
-                moved[place] = byte
-            rest.append(bytes(moved))
-        self.next = _Step(self, (*rest,), self._moving, self.deepest + count if self.deepest >= 0 else -1, late=self.late)
-        return self.next
-
-
-class _Start(_Form):
-    """A block that was parsed and put new values into the dynamic table, and that may come again but for those: as soon as much was put there, clients put
-    there anew what fell out.
-
-    `references`: to which entries, by how many were newer when the block began, and what they have to be: a field, or one of that name. `deepest`: as that of
-    a step. `step`: what may come next. `then`: a start that came next lately, and refers to nothing but what this one has put into the table.
-    """
-
-    __slots__ = ("deepest", "references", "step", "then")
-
-    def __init__(self, form: _Form, references: tuple[tuple[int, Pair | bytes], ...], step: _Step | None) -> None:
-        super().__init__(form.shape, form.layout, form.rest, form.secret, form.added)
-        self.references = references
-        self.deepest = max((newer for newer, _ in references), default=-1)
-        self.step = step
-        self.then: _Start | None = None
-
-    def follows(self, other: _Start) -> bool:
-        """Whether all references are to what `other` has put into the table right before."""
-        if self.deepest >= len(other.added):
-            return False
-        for newer, expected in self.references:
-            what, number = other.added[newer]
-            name, entry = (what, None) if number >= 0 else (what[0], what)
-            if expected != (name if expected.__class__ is bytes else entry):
-                return False
-        return True
-
-    def same(self, other: _Start) -> bool:
-        """Whether there is no difference but in what comes next."""
-        return self.layout is other.layout and self.rest == other.rest and self.added == other.added and self.references == other.references
-
-    def fits(self, newest: list[Pair]) -> bool:
-        """Whether all references are to what they have to be."""
-        if self.deepest >= len(newest):
-            return False
-        for newer, expected in self.references:
-            entry = newest[newer]
-            if expected != (entry[0] if expected.__class__ is bytes else entry):
-                return False
-        return True
 
 
 class Decoder:
@@ -333,6 +80,7 @@ class Decoder:
         "_shapes",
         "_shapes_missed",
         "_size",
+        "_spare",
         "_step",
         "_table",
         "_turn",
@@ -347,23 +95,24 @@ class Decoder:
         """`max_table_size`: what our SETTINGS_HEADER_TABLE_SIZE allows the peer. Below 4096, the peer has to start with a size update."""
         self.max_list_size = max_list_size
         self.max_fields = max_fields
-        # What the peer may reference, by the byte that does so (0x80 and the index): the static table and from `_NEWEST` on the dynamic one, newest first.
-        self._table = _STATIC_TABLE
+        # What the peer may reference, by the byte that does so (0x80 and the index): the static table and from `NEWEST` on the dynamic one, newest first.
+        self._table = STATIC_TABLE
         self._size = DEFAULT_TABLE_SIZE  # the dynamic table's maximum, as the peer last set it
         self._used = 0
         self._limit = DEFAULT_TABLE_SIZE
         self._least: int | None = None  # the peer owes a size update to this or less
         self.known = NOTHING_KNOWN  # HOT, for the session: blocks that came before, since when the table has not changed; others it asks `decode_new` for
         # With where their values are, the parts of their blocks that are the same, and the credentials, at their place among the values, if those are, too.
-        self._shapes: tuple[tuple[Shape, _Layout, tuple[bytes, ...], tuple[int, bytes] | None], ...] = ()
+        self._shapes: tuple[tuple[Shape, Layout, tuple[bytes, ...], tuple[int, bytes] | None], ...] = ()
         self._shapes_missed = 0
         self._turn = 0  # blocks of a known shape until one is looked at whether it came before
-        self._step: _Step | None = None  # what may come next
+        self._step: Step | None = None  # what may come next
         self._shape: Shape | None = None  # of the last block that put new values into the table
         # Blocks that were foreseen do not touch the table: there is work to do only for what is still in it when somebody looks (`_settle`). What they put
-        # there, as their steps have it, and their values; oldest first.
+        # there, as their steps have it, their values, how many bytes of the table that takes, and how many of memory the values; oldest first.
         self._pending = _NOTHING_PENDING
-        self._last: tuple[_Start, list[bytes], int] | None = None  # the last start that was taken: its values, and bytes that it has put into the table
+        self._spare = _MAX_PENDING  # bytes of memory that more of them may take
+        self._last: tuple[Start, list[bytes], int] | None = None  # the last start that was taken: its values, and bytes that it has put into the table
         self._room = -1  # bytes that may be put there before anything falls out that `_step` refers to; below zero, that has to be looked at
         if max_table_size != DEFAULT_TABLE_SIZE:
             self.max_table_size = max_table_size
@@ -419,10 +168,14 @@ class Decoder:
                 for number in step.kept:
                     room += len(strings[number])
                 if room >= 0:
+                    cost = step.overhead + size
+                    if cost > self._spare:
+                        self._trim()
+                    self._spare -= cost
+                    self._pending.append((step.added, strings, self._room - room, cost))
                     self._room = room
-                    self._pending.append((step.added, strings))
                     self._step = step.next or step.go_on()
-                if room >= 0 or self._take_last(step, strings):
+                if room >= 0 or self._take_last(step, strings, self._room - room):
                     if self._shapes:
                         self._shapes = ()
                     self._shapes_missed = 0
@@ -448,7 +201,7 @@ class Decoder:
             except (IndexError, LengthError):
                 continue
             return self._shaped(block, shape, strings, secret, layout.coded)
-        independent = _independent.get(block)
+        independent = INDEPENDENT.get(block)
         if independent is not None and independent[2] <= self._size:
             fields, added, size = independent
             if fields.size <= self.max_list_size and len(fields.items) <= self.max_fields and self._least is None:
@@ -486,16 +239,17 @@ class Decoder:
             self._turn = turn - 1
         else:
             self._turn = _TURNS
-            if block in _once:
+            if block in ONCE:
                 return self._fields(block, [*shaped.items], size, shape)
             if len(block) <= _MAX_KNOWN_BLOCK:
-                if len(_once) >= _MAX_ONCE:
-                    _once.clear()
-                _once.add(block)
+                if len(ONCE) >= MAX_ONCE:
+                    ONCE.clear()
+                ONCE.add(block)
         return shaped
 
-    def _take_last(self, step: _Step, values: list[bytes]) -> bool:
-        """A step with which something falls out of the table that it refers to, if it does. False, and nothing done, if it comes too late."""
+    def _take_last(self, step: Step, values: list[bytes], size: int) -> bool:
+        """A step with which something falls out of the table that it refers to, if it does. False, and nothing done, if it comes too late. `size`: of what it
+        puts there."""
         if step.late:
             return False
         # What names are taken from are entries of the block before: they have to be there when they are.
@@ -503,13 +257,13 @@ class Decoder:
         if not pending or pending[-1][0] is not step.added or sum(map(len, chain(values, pending[-1][1]))) + 2 * step.size > self._size:
             count = len(step.added)
             before = self._newest(count)
-            if len(before) < count or _size(before) + _size(_entries(step.added, values)) > self._size:
+            if len(before) < count or size_of(before) + size_of(entries_of(step.added, values)) > self._size:
                 return False
-        self._defer(step.added, values)
+        self._defer(step, values, size)
         self._step = None if step.deepest >= 0 else step.next or step.go_on()
         return True
 
-    def _expect(self, step: _Step | None) -> None:
+    def _expect(self, step: Step | None) -> None:
         """Be prepared for `step`, if all is there that it refers to."""
         self._step = None
         if step is None:
@@ -518,7 +272,7 @@ class Decoder:
         entries = self._newest(deepest + 1)
         if len(entries) <= deepest:
             return
-        self._room = self._size - _size(entries) if step.deepest >= 0 else -1
+        self._room = self._size - size_of(entries) if step.deepest >= 0 else -1
         if self._pending is _NOTHING_PENDING:
             self._pending = []
         self._step = step
@@ -541,7 +295,7 @@ class Decoder:
                 before = self._newest(start.deepest + 1)
                 if not start.fits(before):
                     continue
-                reach = _size(before)
+                reach = size_of(before)
                 if start is not shape.starts[0]:  # those that follow another one are not looked for
                     shape.starts = (start, *[other for other in shape.starts if other is not start])
             shaped = ShapedFields()
@@ -557,7 +311,7 @@ class Decoder:
             if size + reach > self._size:  # what it refers to might fall out before it does
                 return None
             self._forget()
-            self._defer(start.added, values)
+            self._defer(start, values, size)
             self._shapes_missed = 0
             shaped.values = values
             shape = shaped.shape = start.shape
@@ -580,24 +334,45 @@ class Decoder:
     def _newest(self, count: int) -> list[Pair]:
         """The newest `count` fields of the dynamic table, or all."""
         found: list[Pair] = []
-        for added, values in reversed(self._pending):
+        for added, values, _, _ in reversed(self._pending):
             if len(found) >= count:
                 break
-            found += _entries(added, values)
+            found += entries_of(added, values)
         del found[count:]
-        if len(found) == count and _size(found) <= self._size:
+        if len(found) == count and size_of(found) <= self._size:
             return found
         self._settle()
-        return self._table[_NEWEST : _NEWEST + count]
+        return self._table[NEWEST : NEWEST + count]
 
-    def _defer(self, added: Added, values: list[bytes]) -> None:
-        """Put fields into the table, later; together they are not too large for it."""
+    def _defer(self, form: Form, values: list[bytes], size: int) -> None:
+        """Put the fields of a block into the table, later; their `size` is not too large for it."""
+        if self._pending is _NOTHING_PENDING:
+            self._pending = []
+        cost = form.overhead + sum(map(len, values))
+        if cost > self._spare:
+            self._trim()
+        self._spare -= cost
+        self._pending.append((form.added, values, size, cost))
+
+    def _trim(self) -> None:
+        """Forget what is pending and would have fallen out of the table since. If that does not help, nothing is pending any more."""
         pending = self._pending
-        if pending is _NOTHING_PENDING:
-            pending = self._pending = []
-        elif len(pending) >= _MAX_PENDING:
+        most = self._size
+        filled = taken = few = 0
+        for _, _, size, cost in reversed(pending):
+            few += 1
+            taken += cost
+            filled += size
+            if filled >= most:
+                break
+        if filled < most or taken > _FEW_PENDING:
             self._settle()
-        pending.append((added, values))
+            return
+        del pending[:-few]
+        self._spare = _MAX_PENDING - taken
+        if self._used:
+            del self._table[NEWEST:]
+            self._used = 0
 
     def _settle(self) -> None:
         """Put into the table what is pending. What came last is what stays: each field for as long as there is room for it and all that came later."""
@@ -605,20 +380,21 @@ class Decoder:
         if not pending:
             return
         table = self._table
-        if table is _STATIC_TABLE:
+        if table is STATIC_TABLE:
             table = self._table = table.copy()
         newest: list[Pair] = []
         size = 0
-        for added, values in reversed(pending):
-            entries = _entries(added, values)
+        for added, values, _, _ in reversed(pending):
+            entries = entries_of(added, values)
             newest += entries
-            size += _size(entries)
+            size += size_of(entries)
             if size >= self._size:
-                del table[_NEWEST:]
+                del table[NEWEST:]
                 self._used = 0
                 break
         pending.clear()
-        table[_NEWEST:_NEWEST] = newest
+        self._spare = _MAX_PENDING
+        table[NEWEST:NEWEST] = newest
         self._used += size
         self._evict(0)
 
@@ -665,13 +441,13 @@ class Decoder:
                         else:
                             start = position
                             position += 1 + (block[position] & 127)
-                            name = _literal_names.get(block[start:position])
+                            name = LITERAL_NAMES.get(block[start:position])
                             if name is None:
-                                name, position = _literal_name(block, start)
+                                name, position = literal_name(block, start)
                     begin = position
                     length = block[position]
                     if length & 127 == 127:
-                        value, position = _string(block, position)
+                        value, position = read_string(block, position)
                     elif length < 128:
                         position += length + 1
                         value = block[begin + 1 : position]
@@ -679,7 +455,7 @@ class Decoder:
                         position += length - 127
                         value = block[begin + 1 : position]
                         if first == 0x1F:  # most of all, authorization
-                            value = _secrets.get(value) or _secret(value)
+                            value = SECRETS.get(value) or secret_of(value)
                         else:
                             value = decode_huffman(value)
                     pair = name, value
@@ -690,7 +466,7 @@ class Decoder:
                     size = len(name) + len(value) + ENTRY_OVERHEAD
                     if size > most:
                         if used:  # an empty table stays so: nginx has one of no bytes, and indexes everything all the same
-                            del table[_NEWEST:]
+                            del table[NEWEST:]
                             used = 0
                             changed = True
                         items.append(pair)
@@ -700,21 +476,21 @@ class Decoder:
                     while used > most:
                         oldest, old = table.pop()
                         used -= len(oldest) + len(old) + ENTRY_OVERHEAD
-                    if table is _STATIC_TABLE:
+                    if table is STATIC_TABLE:
                         table = self._table = table.copy()
                     known = None
-                    if size <= _MAX_PAIR and name not in UNIQUE:
-                        known = _pairs.get(pair)
+                    if size <= MAX_PAIR and name not in UNIQUE:
+                        known = PAIRS.get(pair)
                         if known is None:
-                            if len(_pairs) >= _MAX_PAIRS:
-                                _pairs.clear()
-                            _pairs[pair] = pair
+                            if len(PAIRS) >= MAX_PAIRS:
+                                PAIRS.clear()
+                            PAIRS[pair] = pair
                         else:
                             pair = known
                     if known is None:
                         varied = True
                         literals.append((len(items), begin, position))
-                    table.insert(_NEWEST, pair)
+                    table.insert(NEWEST, pair)
                     items.append(pair)
                 if position >= end:
                     break
@@ -732,7 +508,7 @@ class Decoder:
                 return self._varied(block, items, literals)
         elif 0 < len(literals) <= _MAX_LITERALS and end <= _MAX_KNOWN_BLOCK:
             self._learn(block, items, literals)
-        return self._fields(block, items, _size(items), None, changed=changed)
+        return self._fields(block, items, size_of(items), None, changed=changed)
 
     def _varied(self, block: bytes, items: list[Pair], literals: list[tuple[int, int, int]]) -> Fields:
         # HOT: a block that puts new values into the table, so that it will not come again, but may be of a known shape.
@@ -740,11 +516,11 @@ class Decoder:
         fields.items = (*items,)
         size = 0
         for place, _, _ in literals:
-            items[place], value = items[place]  # type: ignore[call-overload]  # see `_shapes`
+            items[place], value = items[place]  # type: ignore[call-overload]  # see `SHAPES`
             size += len(value)
         key = (*items,)
-        shape = fields.shape = _shapes.get(key) or _new_shape(key)
-        size = fields.size = _size(fields.items) if shape is None else shape.size + size
+        shape = fields.shape = SHAPES.get(key) or new_shape(key)
+        size = fields.size = size_of(fields.items) if shape is None else shape.size + size
         if size > self.max_list_size or len(items) > self.max_fields:
             return self._over([*fields.items])
         fields.known = None
@@ -753,69 +529,17 @@ class Decoder:
             # Where blocks of several shapes alternate, all this is in vain.
             self._shapes_missed += 1
             if self._shapes_missed < 8 or self._shapes_missed % 8 == 0:
-                self._foresee(block, fields.items, shape, literals)
+                self._expect(foresee(block, fields.items, shape, literals, self._table, self._size))
         return fields
-
-    def _foresee(self, block: bytes, items: tuple[Pair, ...], shape: Shape, literals: list[tuple[int, int, int]]) -> None:
-        """Be prepared for a block of the same shape to come next, and for this one to come again."""
-        scanned = _references(block)
-        if scanned is None:
-            return
-        found, inserted = scanned
-        if _size([items[place] for place, _ in inserted]) > self._size:
-            return
-        # Credentials are mostly the same: then they belong to what is compared.
-        secret = None
-        begins = {begin for _, begin in inserted}
-        for number, (place, begin, end) in enumerate(literals):
-            if items[place][0] in _SECRETS and begin not in begins and block[begin] >= 128 and decode_visible([block[begin + 1 : end]]) is not None:
-                known = hash((shape.items, items[place]))
-                if known in _once:
-                    secret = number, items[place][1]
-                elif len(_once) < _MAX_ONCE:
-                    _once.add(known)
-                break
-        values = [(begin, end) for number, (_, begin, end) in enumerate(literals) if secret is None or number != secret[0]]
-        coded = block[values[0][0]] >= 128
-        if len(values) - len(inserted) > _MAX_KEPT or any((block[begin] >= 128) != coded for begin, _ in values):
-            return
-        moved = _moving(found, len(inserted), items, self._table)
-        moving, deepest, late = moved or ([], 0, False)
-        parts, places, position = [], [], 0
-        for begin, end in [*values, (len(block), 0)]:
-            parts.append(block[position:begin])
-            places.append(tuple(place - position for place in moving if position <= place < begin))
-            position = end
-        layout = _layout(tuple((part, len(part)) for part in parts[:-1]), parts[-1], coded=coded)
-        numbers = {begin: number for number, (_, begin, _) in enumerate(literals)}
-        added = tuple((items[place][0], numbers[begin]) if begin in numbers else (items[place], -1) for place, begin in reversed(inserted))
-        form = _Form(shape, layout, (*parts,), secret, added)
-        step = None
-        if moved is not None and numbers.keys() >= begins:  # what else is inserted, the next one refers to
-            key = shape, layout, secret, form.rest, (*places,), added, deepest, late
-            first = _steps.get(key)
-            if first is None:
-                if len(_steps) >= _MAX_CHAINS:
-                    _steps.clear()
-                first = _steps[key] = _Step(form, form.rest, (*places,), deepest, late=late)
-            step = first.next or first.go_on()
-            self._expect(step)
-        # What it has put there itself, and refers to, would have to be looked at more closely.
-        if all(newer >= 0 or not whole for _, newer, _, whole, _ in found):
-            references = tuple((newer, items[place] if whole else items[place][0]) for _, newer, place, whole, _ in found if newer >= 0)
-            number = hash((layout, form.rest, added, references))
-            if number in _once:
-                start = _Start(form, references, step)
-                shape.starts = (start, *[other for other in shape.starts if not start.same(other)][: _MAX_STARTS - 1])
-            elif len(_once) < _MAX_ONCE:
-                _once.add(number)
 
     def _over(self, items: list[Pair]) -> Fields:
         """What of a block with too many fields is within the limits."""
         fields = CutFields()
-        del items[self._cut(items) :]
+        cut = self._cut(items)
+        fields.beyond = items[cut]
+        del items[cut:]
         fields.items = (*items,)
-        fields.size = _size(items)
+        fields.size = size_of(items)
         fields.shape = fields.known = None
         return fields
 
@@ -823,12 +547,12 @@ class Decoder:
         # HOT
         if size > self.max_list_size or len(items) > self.max_fields:
             return self._over(items)
-        if block in _once:
+        if block in ONCE:
             return self._again(block, (*items,), size, shape, changed=changed)
         if len(block) <= _MAX_KNOWN_BLOCK:
-            if len(_once) >= _MAX_ONCE:
-                _once.clear()
-            _once.add(block)
+            if len(ONCE) >= MAX_ONCE:
+                ONCE.clear()
+            ONCE.add(block)
         fields = Fields()
         fields.items = (*items,)
         fields.size = size
@@ -842,7 +566,7 @@ class Decoder:
         if any((block[begin] >= 128) != coded for _, begin, _ in literals):
             return
         ways: list[tuple[int, bytes] | None] = [None]
-        place = next((number for number, (place, _, _) in enumerate(literals) if items[place][0] in _SECRETS), None)
+        place = next((number for number, (place, _, _) in enumerate(literals) if items[place][0] in CREDENTIALS), None)
         if place is not None and coded:
             _, begin, end = literals[place]
             if decode_visible([block[begin + 1 : end]]) is not None:
@@ -856,10 +580,10 @@ class Decoder:
                     position = end
             tail = block[position:]
             number = hash((*segments, tail))
-            if segments and number in _once:
+            if segments and number in ONCE:
                 self._keep_shape(items, literals, tuple(segments), tail, secret, coded=coded)
                 return
-            _once.add(number)  # bounded by `_fields`, which comes next
+            ONCE.add(number)  # bounded by `_fields`, which comes next
 
     def _keep_shape(
         self,
@@ -874,10 +598,10 @@ class Decoder:
         parts: list[Part] = [*items]
         for place, _, _ in literals:
             parts[place] = items[place][0]
-        shape = _shape((*parts,))
+        shape = shape_of((*parts,))
         if shape is None:
             return
-        known = shape, _layout(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret
+        known = shape, layout_of(segments, tail, coded=coded), (*(segment for segment, _ in segments), tail), secret
         if len(self._shapes) < _MAX_SHAPES:
             self._shapes = (known, *self._shapes)
         else:
@@ -898,19 +622,19 @@ class Decoder:
 
     def _again(self, block: bytes, items: tuple[Pair, ...], size: int, shape: Shape | None, *, changed: bool) -> Fields:
         """The fields of a block that came before: those that connections share. If the table is still the same, the block is remembered."""
-        fields = _shared.get(items)
+        fields = SHARED.get(items)
         if fields is None:
             fields = Fields()
             fields.items = items
             fields.size = size
             fields.shape = shape
             fields.known = None
-            if size > _MAX_SHARED_SIZE:
+            if size > MAX_SHARED_SIZE:
                 return fields
             fields.shape = None  # more can be concluded from the whole
-            if len(_shared) >= _MAX_SHARED:
-                _shared.clear()
-            _shared[items] = fields
+            if len(SHARED) >= MAX_SHARED:
+                SHARED.clear()
+            SHARED[items] = fields
         if changed:
             self._note_independent(block, fields)
         else:
@@ -921,13 +645,13 @@ class Decoder:
 
     def _note_independent(self, block: bytes, fields: Fields) -> None:
         """Remember a block that changes the dynamic table in the same way whenever it comes: some servers index all fields of every response anew."""
-        places = _insertions(block)
+        places = insertions_of(block)
         if places is None:
             return
         added = [fields.items[place] for place in reversed(places)]  # the newest first
-        if len(_independent) >= _MAX_INDEPENDENT:
-            _independent.clear()
-        _independent[block] = fields, added, _size(added)
+        if len(INDEPENDENT) >= MAX_INDEPENDENT:
+            INDEPENDENT.clear()
+        INDEPENDENT[block] = fields, added, size_of(added)
 
     def _add(self, added: list[Pair], size: int) -> None:
         # HOT: several insertions at once, for which there is room in an empty table.
@@ -937,9 +661,9 @@ class Decoder:
         if self._used + size > self._size:
             self._evict(size)
         self._used += size
-        if self._table is _STATIC_TABLE:
-            self._table = _STATIC_TABLE.copy()
-        self._table[_NEWEST:_NEWEST] = added
+        if self._table is STATIC_TABLE:
+            self._table = STATIC_TABLE.copy()
+        self._table[NEWEST:NEWEST] = added
 
     def _size_updates(self, block: bytes) -> int:
         """Do what `block` begins with of size updates; where its fields begin."""
@@ -971,7 +695,7 @@ class Decoder:
             return
         table = self._table
         count = size = 0
-        oldest = islice(reversed(table), len(table) - _NEWEST)
+        oldest = islice(reversed(table), len(table) - NEWEST)
         for length in islice(accumulate(map(len, chain.from_iterable(oldest))), 1, None, 2):
             count += 1
             size = length + count * ENTRY_OVERHEAD
@@ -981,197 +705,17 @@ class Decoder:
         self._used -= size
 
 
-_NOTHING_PENDING: list[tuple[Added, list[bytes]]] = []  # stays empty
-
-# What the decoders of the process share.
-# The table of decoders whose dynamic table was never used; not changed. No byte that references something is below 0x81.
-_STATIC_TABLE = [STATIC[0]] * 0x80 + [*STATIC]
-_literal_names: dict[bytes, bytes] = {}  # literal names as they came lately, with their length -> themselves
-_secrets: dict[bytes, bytes] = {}  # values that are never indexed, Huffman coded -> as they are: the same ones come all the time, from one client
-_pairs: dict[Pair, Pair] = {}  # fields in dynamic tables: those of different connections are mostly the same
-_once: set[bytes | int] = set()  # blocks that came lately, and hashes of what is the same in similar ones
-_shapes: dict[tuple[Part, ...], Shape] = {}  # by the fields; of those with values that differ, the names
-_layouts: dict[tuple[int, ...], _Layout] = {}  # by the sizes of what is no value, and whether values are coded
-_shared: dict[tuple[Pair, ...], Fields] = {}
-_steps: dict[Any, _Step] = {}  # the first of each chain, by what its block was like
-# Blocks without references to the dynamic table -> their fields, what they put into it (the newest first), and the size of that.
-_independent: dict[bytes, tuple[Fields, list[Pair], int]] = {}
+_NOTHING_PENDING: list[tuple[Added, list[bytes], int, int]] = []  # stays empty
 
 # The names of literals by their first bytes: from the static table; empty for a literal name, None where there is more to see.
 _NAMES: list[bytes | None] = [None] * 0x81
 for _kind, _last in ((0x00, 14), (0x10, 14), (0x40, FIRST_DYNAMIC - 1)):
     _NAMES[_kind : _kind + _last + 1] = [name for name, _ in STATIC[: _last + 1]]
 
-
-def _new_shape(key: tuple[Part, ...]) -> Shape | None:
-    """A shape that nobody knows, if it comes for the second time."""
-    number = hash(key)
-    if number in _once:
-        return _shape(key)
-    if len(_once) >= _MAX_ONCE:
-        _once.clear()
-    _once.add(number)
-    return None
-
-
-def _shape(key: tuple[Part, ...]) -> Shape | None:
-    """The shape that connections share; None if it is too large."""
-    shape = _shapes.get(key)
-    if shape is None:
-        items = tuple((part, b"") if isinstance(part, bytes) else part for part in key)
-        if _size(items) > _MAX_SHARED_SIZE:
-            return None
-        if len(_shapes) >= _MAX_SHARED_SHAPES:
-            _shapes.clear()
-        shape = _shapes[key] = Shape(items, tuple((place, part) for place, part in enumerate(key) if isinstance(part, bytes)))
-    return shape
-
-
-def _layout(segments: tuple[Segment, ...], tail: bytes, *, coded: bool) -> _Layout:
-    """The layout that connections share."""
-    key = (*(size for _, size in segments), len(tail), coded)
-    layout = _layouts.get(key)
-    if layout is None:
-        if len(_layouts) >= _MAX_LAYOUTS:
-            for retired in _layouts.values():
-                retired.retire()
-            _layouts.clear()
-        layout = _layouts[key] = _Layout(key[:-2], len(tail), coded=coded)
-    return layout
-
-
 # Where in a table the names are whose index goes on in a second byte.
 _BASES = [0] * 0x81
 _BASES[0x0F] = _BASES[0x1F] = 0x80 + 15
 _BASES[0x7F] = 0x80 + 63
-
-
-# How far behind its first byte a short string ends, Huffman coded or not; beyond any block for those that are something else.
-_BEYOND = 1 << 30
-_SECRETS = frozenset((b"authorization", b"cookie"))
-_CODED = [_BEYOND] * 128 + [1 + length for length in range(127)] + [_BEYOND]
-_PLAIN = [1 + length for length in range(127)] + [_BEYOND] * 129
-
-
-def _secret(data: bytes) -> bytes:
-    """What the Huffman code `data` stands for, remembered."""
-    value = decode_huffman(data)
-    if len(_secrets) >= _MAX_SECRETS:
-        _secrets.clear()
-    _secrets[data] = value
-    return value
-
-
-_Reference = tuple[int, int, int, bool, bool]
-
-
-def _references(block: bytes) -> tuple[list[_Reference], list[tuple[int, int]]] | None:
-    """What a block, which is valid, says of the dynamic table: its references, and what it inserts.
-
-    Of each reference, where the byte is that would be another one for another entry (-1 where there is none); how many entries were newer when the block
-    began, below zero for those of the block itself; the place of the field; whether it is all of that, or its name; whether it comes behind an insertion. Of
-    each insertion, the place of the field, and where the length of its value is. None where nothing is inserted, or there is what hardly anybody sends.
-    """
-    position = place = 0
-    found: list[_Reference] = []
-    inserted: list[tuple[int, int]] = []
-    while position < len(block):
-        first = block[position]
-        at = position
-        position += 1
-        if first >= 0x80:
-            if first == 0xFF:
-                return None
-            if first >= _NEWEST:
-                found.append((at, first - _NEWEST - len(inserted), place, True, bool(inserted)))
-            place += 1
-            continue
-        if 0x20 <= first < 0x40:
-            return None
-        most = 63 if first >= 0x40 else 15
-        index = first & most
-        if index == most:
-            at = position
-            index, position = decode_rest(block, position, most)
-            if position > at + 1:
-                return None
-        elif not index:
-            length = block[position] & 127
-            if length == 127:
-                return None
-            position += 1 + length
-        elif index >= FIRST_DYNAMIC:
-            at = -1  # in the first byte, which has no room for more
-        begin = position
-        length = block[begin] & 127
-        if length == 127:
-            return None
-        position += 1 + length
-        if index >= FIRST_DYNAMIC:
-            found.append((at, index - FIRST_DYNAMIC - len(inserted), place, False, bool(inserted)))
-        if most == 63:
-            inserted.append((place, begin))
-        place += 1
-    return (found, inserted) if inserted else None
-
-
-def _moving(found: list[_Reference], count: int, items: tuple[Pair, ...], table: list[Pair]) -> tuple[list[int], int, bool] | None:
-    """Where the bytes of those references are that move with each block that inserts `count` fields; and for `_Step`: `deepest`, `late`. `table`: what it
-    was left as. None where the next block would not look the same, or is hard to foresee.
-    """
-    moving = []
-    deepest = -1
-    late = False
-    for at, newer, place, whole, behind in found:
-        if not whole and newer < count:
-            # It is of this block or the one before, and will be again: an entry with the same name has to be there.
-            if newer >= 0 and (_NEWEST + newer >= len(table) or table[_NEWEST + newer][0] != items[place][0]):
-                return None
-        elif newer < 0 or at < 0:
-            return None
-        else:
-            moving.append(at)
-            deepest = max(deepest, newer)
-            late = late or behind
-    return moving, deepest, late
-
-
-def _insertions(block: bytes) -> list[int] | None:
-    """Which fields of a valid block go into the dynamic table; None if it depends on what is in there already."""
-    position = place = 0
-    inserted = []
-    while position < len(block):
-        first = block[position]
-        position += 1
-        if first >= 0x80:
-            most = 127
-        elif first >= 0x40:
-            most = 63
-            inserted.append(place)
-        elif first >= 0x20:
-            return None
-        else:
-            most = 15
-        index = first & most
-        if index == most:
-            index, position = decode_rest(block, position, most)
-        if index >= FIRST_DYNAMIC:
-            return None
-        if first < 0x80:
-            if not index:
-                _, position = _string(block, position)
-            _, position = _string(block, position)
-        place += 1
-    return inserted
-
-
-def _entries(added: Added, values: list[bytes]) -> list[Pair]:
-    """What goes into the table, newest first. `added`: see `_Start`."""
-    return [(what, values[number]) if number >= 0 else what for what, number in added]
-
-
-def _size(items: Sequence[Pair]) -> int:
-    return ENTRY_OVERHEAD * len(items) + sum(map(len, chain.from_iterable(items)))
 
 
 def _name_of(table: list[Pair], block: bytes, first: int, position: int) -> tuple[bytes, int]:
@@ -1188,25 +732,3 @@ def _name_of(table: list[Pair], block: bytes, first: int, position: int) -> tupl
     if not index:
         raise HpackError("index 0")
     return table[0x80 + index][0], position
-
-
-def _literal_name(block: bytes, position: int) -> tuple[bytes, int]:
-    """The literal name at `position`, which is remembered if it is short, and the position of its value."""
-    name, end = _string(block, position)
-    if end - position <= _MAX_NAME and end <= len(block):
-        if len(_literal_names) >= _MAX_NAMES:
-            _literal_names.clear()
-        _literal_names[block[position:end]] = name
-    return name, end
-
-
-def _string(block: bytes, position: int) -> tuple[bytes, int]:
-    """The string at `position`, and the position after it; which is beyond the block's end if the string is."""
-    first = block[position]
-    position += 1
-    length = first & 127
-    if length == 127:
-        length, position = decode_rest(block, position, 127)
-    data = block[position : position + length]
-    position += length
-    return decode_huffman(data) if first >= 128 and position <= len(block) else data, position

@@ -23,6 +23,7 @@ _NAMES = b""":authority :method :path :scheme :status accept-charset accept-enco
 # The static table, by index: 1 is the first, 0 stands for none. What comes after it is the dynamic table.
 STATIC: tuple[Pair, ...] = ((b"", b""), *((name, value) for name in _NAMES for value in _VALUES.get(name, (b"",))))
 FIRST_DYNAMIC = len(STATIC)  # 62
+NEWEST = 0x80 + FIRST_DYNAMIC  # where a decoder's table has the newest entry: by the byte that references it
 
 STATIC_PAIRS: dict[Pair, int] = {pair: index for index, pair in enumerate(STATIC) if index}
 STATIC_NAMES: dict[bytes, int] = {pair[0]: index for pair, index in reversed(STATIC_PAIRS.items())}
@@ -32,6 +33,9 @@ UNIQUE = frozenset(
     b"""x-request-id traceparent tracestate b3 x-b3-traceid x-b3-spanid x-b3-parentspanid x-cloud-trace-context x-amzn-trace-id x-datadog-trace-id
     x-datadog-parent-id grpc-trace-bin x-ot-span-context x-client-trace-id uber-trace-id idempotency-key""".split(),
 )
+
+# Fields that belong to nobody else: where the encoder may not index them, peers do not either, and send the same ones all the time.
+CREDENTIALS = frozenset((b"authorization", b"cookie"))
 
 
 class HpackError(Exception):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 
 from meshproxy.api import errors, messages
+from meshproxy.api.durations import seconds_of
 from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.api.metadata import struct_dict
 from meshproxy.codec import grpc
@@ -34,7 +35,7 @@ class GrpcService:
         if proto.WhichOneof("target_specifier") != "envoy_grpc":
             errors.fail("google_grpc", "only envoy_grpc is supported", UNSUPPORTED)
         target = proto.envoy_grpc
-        self._timeout = (proto.timeout.ToMicroseconds() / 1e6 if proto.HasField("timeout") else DEFAULT_TIMEOUT_S) or None
+        self._timeout = seconds_of(proto, "timeout", DEFAULT_TIMEOUT_S) or None
         self._constant: list[tuple[str, str | bytes]] = []
         self._computed: list[tuple[str, Callable[[StreamInfo], bytes]]] = []
         for index, one in enumerate(proto.initial_metadata):
@@ -101,7 +102,8 @@ def _verdict(answer: Any) -> Verdict:
             made.reply = [_pair(option) for option in reply.headers if not option.append.value]
             if made.outcome == ERROR:  # as in Envoy, where a refusal does without them
                 made.reply += [_pair(option) for option in reply.headers if option.append.value]
-            made.status = reply.status.code or made.status
+            if 200 <= reply.status.code < 600:  # or the client would wait for another response
+                made.status = reply.status.code
             made.body = reply.body.encode()
     old = answer.HasField("ok_response") and answer.ok_response.HasField("dynamic_metadata")
     struct = answer.ok_response.dynamic_metadata if old else answer.dynamic_metadata

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, matchers
+from meshproxy.api.durations import seconds_of
 from meshproxy.codec.headers import RequestHead
-from meshproxy.http import header_mutations, retry
+from meshproxy.http import header_mutations, http_uri, retry
 from meshproxy.http.client import HttpClient, HttpError
 from meshproxy.http.ext_authz.grpc_service import DEFAULT_TIMEOUT_S
 from meshproxy.http.ext_authz.verdict import DENIED, ERROR, OK, Mutation, Verdict
@@ -37,12 +38,7 @@ class HttpService:
         """Raises ConfigError relative to `proto`."""
         uri = proto.server_uri
         with errors.under("server_uri"):
-            if not uri.uri:
-                errors.fail("uri", "must not be empty")
-            if not uri.cluster:
-                errors.fail("cluster", "must not be empty")
-            if not uri.HasField("timeout"):
-                errors.fail("timeout", "is required")
+            http_uri.check(uri)
         if proto.path_prefix and not proto.path_prefix.startswith("/"):
             errors.fail("path_prefix", 'path_prefix should start with "/".')
         self._prefix: bytes = proto.path_prefix.encode()
@@ -50,7 +46,7 @@ class HttpService:
         if proto.HasField("retry_policy"):
             with errors.under("retry_policy"):
                 policy = retry.compile_core_policy(proto.retry_policy, context.runtime)
-        timeout = uri.timeout.ToMicroseconds() / 1e6 if uri.HasField("timeout") else DEFAULT_TIMEOUT_S
+        timeout = seconds_of(uri, "timeout", DEFAULT_TIMEOUT_S)
         self.cluster_name: str = uri.cluster
         self._clock = context.clock
         self._client = HttpClient(context, uri.cluster, timeout=timeout or None, policy=policy, forwarded_for=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BREAKING = re.compile(rb"[\r\n\0]").search
 _STATUS = re.compile(rb"[2-5][0-9][0-9]").fullmatch
+_PSEUDO = frozenset((b":authority", b":method", b":path", b":scheme"))
 _PLAIN = re.compile(rb"[A-Za-z0-9*\-._]*").fullmatch
 
 
@@ -47,7 +48,7 @@ def change_request(head: RequestHead, verdict: Verdict, rules: MutationRules | N
     for one in verdict.mutations:
         if validates and not is_valid(one.name, one.value):
             raise InvalidError
-        if not is_sendable(one.name, one.value):
+        if not is_sendable(one.name, one.value) or (one.name.startswith(b":") and one.name not in _PSEUDO):
             continue
         if rules is not None:
             result = rules.check(ADD if one.action == JOIN else SET, one.name, one.value)

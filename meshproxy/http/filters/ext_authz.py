@@ -106,7 +106,7 @@ class ExtAuthz:
         if not base.is_enabled(stream):
             base.stats["disabled"].n += 1
             return base.on_error if base.denies_at_disable() else None
-        if self._body is None or end_stream or stream.upgrade == b"websocket" or stream.request.protocol is not None:
+        if self._body is None or end_stream or (stream.upgrade or b"").lower() == b"websocket" or stream.request.protocol is not None:
             return self._check(stream, stream.bytes_received, None)
         return self._check_with_body(stream, *self._body)
 

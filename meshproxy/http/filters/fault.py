@@ -83,8 +83,11 @@ class Percentage:
     @property
     def never(self) -> bool:
         """Whether it cannot happen, whatever a request says."""
+        # What the general key forbids, the configuration may allow to clusters whose name is another key.
+        if self._constant is not False or self._fraction.numerator:
+            return False
         values = self._context.runtime
-        return self._constant is False and not values.mutable and not any(key.startswith("fault.http.") for key in values.dump()["entries"])
+        return not values.mutable and not any(key.startswith("fault.http.") for key in values.dump()["entries"])
 
     def draw(self, head: RequestHead, cluster_key: str | None) -> bool:
         """Decide for one request. `cluster_key`: the runtime key of the downstream cluster, used instead of the general one."""
@@ -267,7 +270,7 @@ class Fault:
     def _concerns(self, stream: Any, head: RequestHead) -> bool:
         if self._upstream_cluster:
             route = stream.route
-            if route is None or route.action != "forward" or _cluster_name(route, stream) != self._upstream_cluster:
+            if route is None or route.action != "forward" or route.cluster_name != self._upstream_cluster:
                 return False
         if self._nodes and head.get(b"x-envoy-downstream-service-node") not in self._nodes:
             return False
@@ -392,7 +395,3 @@ def _part(proto: HTTPFault, field: str, cls: Callable[[Any, str, FilterContext],
 
 def _key(cluster: str | None, rest: str) -> str | None:
     return None if cluster is None else f"fault.http.{cluster}.{rest}"
-
-
-def _cluster_name(route: Any, stream: Any) -> str | None:
-    return route.cluster_name if route.cluster_name is not None else route.select_cluster(stream)

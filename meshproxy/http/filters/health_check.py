@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, matchers
+from meshproxy.api.durations import seconds
 from meshproxy.http.replies import Reply
 from meshproxy.observe import flags
 
@@ -155,8 +156,8 @@ def compile(proto: HealthCheckProto, context: FilterContext) -> HealthCheck:
     if not proto.HasField("pass_through_mode"):
         errors.fail("pass_through_mode", "must be set")
     pass_through = proto.pass_through_mode.value
-    seconds = proto.cache_time.seconds + proto.cache_time.nanos / 1e9
-    if seconds and not pass_through:
+    life = seconds(proto.cache_time)
+    if life and not pass_through:
         errors.fail("cache_time", "must not be set when pass_through_mode is off")
     minimums = {}
     for name, percent in sorted(proto.cluster_min_healthy_percentages.items()):
@@ -166,7 +167,7 @@ def compile(proto: HealthCheckProto, context: FilterContext) -> HealthCheck:
     return HealthCheck(
         matchers.compile_headers(proto.headers),
         pass_through=pass_through,
-        cache=Cache(seconds, context.clock) if seconds else None,
+        cache=Cache(life, context.clock) if life else None,
         minimums={} if pass_through else minimums,
         context=context,
     )

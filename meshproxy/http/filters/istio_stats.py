@@ -24,6 +24,7 @@ TYPE_URL = "type.googleapis.com/stats.PluginConfig"
 ROUTE_TYPE_URLS = ()  # what is honoured of it says tcp.filters.istio_stats, which is of the same type
 _STATUS_LINE = 17  # bytes of `HTTP/1.1 200 OK` and the ends of the head's lines
 _REQUEST_LINE = 24  # of `HTTP/1.1`, `Host: ` and the like
+_MAX_AUTHORITY = 256  # bytes of one that is remembered: nobody shall fill memory
 
 
 class IstioStats:
@@ -88,9 +89,9 @@ class IstioStats:
         lane, authority, host, status, downstream_peer, upstream_peer, principals, grpc_status = key
         peer = downstream_peer if self._metrics.inbound else upstream_peer or peers.of_host(host)
         ends = Ends(peer, principals or NO_PRINCIPALS, lane.cluster, lane.route.name, authority.decode("latin-1"), upstream_peer)
-        status_text = "" if grpc_status is None else grpc_status.decode("latin-1") if isinstance(grpc_status, bytes) else str(grpc_status)
-        request = self._metrics.request(ends, status=status, flags=0, grpc=lane.grpc, grpc_status=status_text)
-        self._metrics.remember(key, request)
+        request = self._metrics.request(ends, status=status, flags=0, grpc=lane.grpc, grpc_status=_grpc_text(grpc_status))
+        if len(authority) <= _MAX_AUTHORITY:
+            self._metrics.remember(key, request)
         return request
 
     def _complete(self, stream: Any) -> None:
@@ -130,8 +131,14 @@ def _grpc_status(stream: Any) -> str:
     for headers in (stream.response_trailers, stream.response):
         value = None if headers is None else headers.get(b"grpc-status")
         if value is not None:
-            return value.decode("latin-1") if value.isdigit() and len(value) < 4 else ""
+            return _grpc_text(value)
     return ""
+
+
+def _grpc_text(status: bytes | int | None) -> str:
+    """A status as a label has it: what is none may be anything."""
+    text = b"" if status is None else status if isinstance(status, bytes) else b"%d" % status
+    return text.decode() if text.isdigit() and len(text) < 4 else ""
 
 
 def _request_size(head: Any) -> int:

@@ -114,11 +114,11 @@ class Limiter:
 
     def check(self, descriptors: Sequence[Descriptor]) -> tuple[bool, TokenBucket | None]:
         """Take the tokens of a request: (whether they were there, the bucket that tells the client how it stands)."""
-        matched = [(bucket, descriptor.hits) for descriptor in descriptors if (bucket := self._bucket(descriptor.entries)) is not None]
+        matched = [(bucket, hits) for entries, hits in descriptors if (bucket := self._bucket(entries)) is not None]
         if len(matched) > 1:
             matched.sort(key=lambda pair: pair[0].fill_rate)
         for bucket, hits in matched:
-            if not bucket.consume(1 if hits is None else hits):
+            if hits == 0 or not bucket.consume(1 if hits is None else hits):  # who takes nothing counts as one who got nothing
                 return False, bucket
         first = matched[0][0] if matched else None
         default = self.default

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, messages, registry
+from meshproxy.api.durations import seconds
 from meshproxy.http import demand
 from meshproxy.http.filter_chain import SETTLED
 from meshproxy.http.stream import ANEW
@@ -58,7 +59,7 @@ class OnDemand:
                 check_delta(odcds.source, "on-demand clusters")
             self.source = odcds.source.SerializeToString(deterministic=True)
             if odcds.HasField("timeout"):
-                self.timeout = odcds.timeout.ToTimedelta().total_seconds()
+                self.timeout = seconds(odcds.timeout)
 
     def request_headers(self, stream: Stream, end_stream: bool) -> Awaitable[Any] | None:
         """Go on if everything is there, else wait."""
@@ -68,12 +69,13 @@ class OnDemand:
             authority = stream.request.authority  # type: ignore[union-attr]
             if key is None or not authority or self._context.demand is None:
                 return None
-            return self._wait_for_host(stream, (demand.HOST, key, authority.decode("utf-8", "surrogateescape").lower()))
+            host = demand.name_of(authority.lower())
+            return None if host is None else self._wait_for_host(stream, (demand.HOST, key, host))
         if not self.source or route.reply is not None:
             return None
         name = route.cluster_name
-        if name is None:
-            name = route.select_cluster(stream)
+        if not name and route.select_cluster is not None:
+            name = demand.name_of(route.select_cluster(stream) or b"")
         if not name or name in self._clusters or self._context.demand is None:
             return None
         return self._wait_for_cluster((demand.CLUSTER, self.source, name))
@@ -98,7 +100,8 @@ def sources(listener: Any) -> Iterator[Any]:
     for chain in (*listener.filter_chains, *([listener.default_filter_chain] if listener.HasField("default_filter_chain") else ())):
         for entry in chain.filters:
             if messages.full_name(entry.typed_config.type_url) == _HCM:
-                for one in registry.unpack(entry.typed_config).http_filters:
+                manager = registry.unpack(entry.typed_config)
+                for one in (*manager.http_filters, *(one for config in manager.upgrade_configs for one in config.filters)):
                     if one.HasField("typed_config") and registry.type_url(one.typed_config) == TYPE_URL:
                         config = registry.unpack(one.typed_config)
                         if config.odcds.HasField("source"):

@@ -36,7 +36,7 @@ SAID_BOTH = SAID_ID | SAID_WHO
 
 
 class PeerMetadata:
-    """The filter. `listens_to_requests` and so on: which of its four tasks it has."""
+    """The filter. `_listens_to_requests` and so on: which of its four tasks it has."""
 
     __slots__ = ("_answers", "_asks", "_context", "_listens_to_requests", "_listens_to_responses", "_pairs", "_skips_external", "name")
 

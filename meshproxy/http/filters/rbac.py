@@ -12,13 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, rbac_engine
-from meshproxy.api.errors import UNSUPPORTED
 from meshproxy.http.replies import Reply
 
 if TYPE_CHECKING:
     from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC, RBACPerRoute
 
-    from meshproxy.api.rbac_engine import Engine
+    from meshproxy.api.rbac_engine import Engine, TreeEngine
     from meshproxy.http.filters import FilterContext
     from meshproxy.observe.stats import Counter, Scope
     from meshproxy.observe.stream_info import StreamInfo
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 ROUTE_TYPE_URLS = ("type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute",)
 HONOURS = {
-    "envoy.extensions.filters.http.rbac.v3.RBAC": "rules rules_stat_prefix shadow_rules shadow_rules_stat_prefix track_per_rule_stats",
+    "envoy.extensions.filters.http.rbac.v3.RBAC": ("rules rules_stat_prefix matcher shadow_rules shadow_matcher shadow_rules_stat_prefix track_per_rule_stats"),
     "envoy.extensions.filters.http.rbac.v3.RBACPerRoute": "rbac",
     **rbac_engine.HONOURS,
 }
@@ -44,11 +43,11 @@ Hook = Callable[["StreamInfo", bool], Reply | None]
 class Verdict:
     """What follows when one policy (or none) decides: counters to count, metadata to set, and the reply that ends a denied request."""
 
-    __slots__ = ("allowed", "counters", "metadata", "policy", "reply")
+    __slots__ = ("allowed", "counters", "hint", "metadata", "reply")
 
-    def __init__(self, policy: str | None, allowed: bool, counters: list[Counter], metadata: dict[str, str]) -> None:
-        self.policy = policy
+    def __init__(self, policy: str | None, allowed: bool, counters: list[Counter], metadata: dict[str, str], hint: bool | None) -> None:
         self.allowed = allowed
+        self.hint = hint
         self.counters = counters
         self.metadata = metadata  # of many streams: never changed
         self.reply = None if allowed else Reply(403, b"RBAC: access denied", details=rbac_engine.response_details(policy))
@@ -59,42 +58,41 @@ class Rules:
 
     __slots__ = ("_key_prefix", "_per_rule", "_scope", "_shadow", "engine", "hints", "verdicts")
 
-    def __init__(self, engine: Engine, scope: Scope, *, key_prefix: str, shadow: bool, per_rule: bool) -> None:
+    def __init__(self, engine: Engine | TreeEngine, scope: Scope, *, key_prefix: str, shadow: bool, per_rule: bool) -> None:
         self.engine = engine
-        self.hints = engine.action == rbac_engine.LOG and not shadow  # verdicts are for the access log
+        self.hints = engine.logs and not shadow  # verdicts are for the access log
         self._scope = scope
         self._key_prefix = key_prefix
         self._shadow = shadow
         self._per_rule = per_rule
-        self.verdicts: dict[str | None, Verdict] = {}
+        self.verdicts: dict[Any, Verdict] = {}  # by what the engine's `match` was
 
     def verdict(self, stream: StreamInfo) -> Verdict:
         """The verdict on a request, not yet counted."""
-        policy = self.engine.match(stream)
-        verdict = self.verdicts.get(policy)
+        matched: Any = self.engine.match(stream)
+        verdict = self.verdicts.get(matched)
         if verdict is None:
-            verdict = self.verdicts[policy] = self._make(policy)
+            verdict = self.verdicts[matched] = self._make(matched)
         return verdict
 
     def only_pass(self) -> Verdict | None:
         """The verdict on every request that may pass; None when that depends."""
-        engine = self.engine
-        names = [name for name, _ in engine.policies] if engine.action == rbac_engine.ALLOW else [None]
-        if len(names) != 1:
+        passing = self.engine.passing()
+        if len(passing) != 1:
             return None
-        return self.verdicts.setdefault(names[0], self._make(names[0]))
+        return self.verdicts.setdefault(passing[0], self._make(passing[0]))
 
     def decide(self, stream: StreamInfo) -> Verdict:
         """The verdict on a request, counted."""
         verdict = self.verdict(stream)
         for counter in verdict.counters:
             counter.n += 1
-        if self.hints:
-            stream.metadata.setdefault(LOG_METADATA, {})["access_log_hint"] = verdict.policy is not None
+        if self.hints and verdict.hint is not None:
+            stream.metadata.setdefault(LOG_METADATA, {})["access_log_hint"] = verdict.hint
         return verdict
 
-    def _make(self, policy: str | None) -> Verdict:
-        allowed = self.engine.allowed(policy)
+    def _make(self, matched: Any) -> Verdict:
+        policy, allowed = self.engine.name(matched), self.engine.allowed(matched)
         result = "allowed" if allowed else "denied"
         stat, kind = (f"shadow_{result}", "shadow_") if self._shadow else (result, "enforced_")
         counters = [self._scope.counter(stat)]
@@ -103,7 +101,7 @@ class Rules:
             metadata[f"{self._key_prefix}{kind}effective_policy_id"] = policy
             if self._per_rule:
                 counters.append(self._scope.counter(f"policy.{policy}.{stat}"))
-        return Verdict(policy, allowed, counters, metadata)
+        return Verdict(policy, allowed, counters, metadata, self.engine.hint(matched))
 
 
 class Rbac:
@@ -125,13 +123,15 @@ class Rbac:
                 self.request_headers_repeated = _repeated(rules)
 
     def _decide_all(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
-        reply = None
+        reply, metadata = None, {}
         if self.shadow is not None:
-            _note(stream, self.shadow.decide(stream).metadata)
+            metadata = self.shadow.decide(stream).metadata
         if self.rules is not None:
             verdict = self.rules.decide(stream)
             reply = verdict.reply
-            _note(stream, verdict.metadata)
+            metadata = metadata | verdict.metadata
+        # After both: the rules do not see what the shadow rules have to say.
+        _note(stream, metadata)
         return reply
 
 
@@ -226,20 +226,15 @@ def specialise(base: Rbac | Idle | None, overrides: list[RBACPerRoute], context:
 
 def _compile(proto: RBAC, names: tuple[str, str], context: FilterContext) -> Rbac | None:
     found = errors.Collector()
-    for field in ("matcher", "shadow_matcher"):
-        if proto.HasField(field):
-            # With --unsupported warn too: a filter that silently lost its rules would let everything pass.
-            found.add(field, "matcher trees are not supported in RBAC; use rules", UNSUPPORTED)
     compiled: list[Rules | None] = []
-    for field, name, shadow in (("rules", names[0], False), ("shadow_rules", names[1], True)):
+    for field, tree, name, shadow in (("rules", "matcher", names[0], False), ("shadow_rules", "shadow_matcher", names[1], True)):
         scope = context.scope.scope(f"rbac.{name.removesuffix('.')}." if name else "rbac.")
         scope.declare("counter", _SHADOW_STATS if shadow else _STATS)
         rules = None
-        if proto.HasField(field):
+        engine = rbac_engine.compile_either(proto, field, tree, found, context.context.stats.counter)
+        if engine is not None:
             key_prefix = getattr(proto, f"{field}_stat_prefix") or name
-            with found.under(field):
-                engine = rbac_engine.compile_rules(getattr(proto, field))
-                rules = Rules(engine, scope, key_prefix=key_prefix, shadow=shadow, per_rule=proto.track_per_rule_stats)
+            rules = Rules(engine, scope, key_prefix=key_prefix, shadow=shadow, per_rule=proto.track_per_rule_stats)
         compiled.append(rules)
     found.raise_any()
     return Rbac(names, *compiled) if any(compiled) else None

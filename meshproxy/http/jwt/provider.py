@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import datasource, errors, matchers
+from meshproxy.api.durations import seconds
 from meshproxy.http.jwt.keys import Keys
 from meshproxy.http.jwt.remote import RemoteKeys
 from meshproxy.http.jwt.status import Bad, Status
@@ -90,7 +91,7 @@ class Provider:
                 self._subject = matchers.compile_string(proto.subjects)
         self._max_lifetime: float | None = math.inf if proto.require_expiration else None
         if proto.HasField("max_lifetime"):
-            self._max_lifetime = proto.max_lifetime.seconds + proto.max_lifetime.nanos / 1e9
+            self._max_lifetime = seconds(proto.max_lifetime)
         self._skew = proto.clock_skew_seconds or CLOCK_SKEW_S
         self._forward: bool = proto.forward
         self._forward_header = proto.forward_payload_header.lower().encode()

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds, seconds_of
 from meshproxy.codec.headers import RequestHead
-from meshproxy.http import retry
+from meshproxy.http import http_uri, retry
 from meshproxy.http.client import HttpClient, HttpError
 from meshproxy.http.jwt.keys import Keys
 from meshproxy.http.jwt.status import Bad
@@ -41,13 +42,13 @@ class RemoteKeys:
         self._context = context.context
         self._stats = stats
         self._uri: str = proto.http_uri.uri
-        timeout = _seconds(proto.http_uri.timeout)
+        timeout = seconds(proto.http_uri.timeout)
         policy = None
         if proto.HasField("retry_policy"):
             with errors.under("retry_policy"):
                 policy = retry.compile_core_policy(proto.retry_policy, self._context.runtime)
         self._client = HttpClient(self._context, proto.http_uri.cluster, timeout=timeout or None, max_body=_MAX_BYTES, policy=policy)
-        self._max_age = float(int(_seconds(proto.cache_duration))) if proto.HasField("cache_duration") else _DEFAULT_CACHE_S
+        self._max_age = float(int(seconds(proto.cache_duration))) if proto.HasField("cache_duration") else _DEFAULT_CACHE_S
         self._keys: Keys | None = None
         self._good_until = 0.0
         self._fetching: asyncio.Future[Keys | None] | None = None
@@ -55,7 +56,7 @@ class RemoteKeys:
         if self._background:
             background = proto.async_fetch
             self._again = self._max_age - _EARLY_S if self._max_age > _EARLY_S else self._max_age
-            self._retry = _seconds(background.failed_refetch_duration) if background.HasField("failed_refetch_duration") else _DEFAULT_RETRY_S
+            self._retry = seconds_of(background, "failed_refetch_duration", _DEFAULT_RETRY_S)
             if self._context.loop is not None:
                 self._later(0.0)
 
@@ -118,24 +119,18 @@ class RemoteKeys:
 
 def _request_head(proto: Any) -> RequestHead:
     """From an HttpUri."""
-    if not proto.uri:
-        errors.fail("uri", "must not be empty")
-    if not proto.cluster:
-        errors.fail("cluster", "must not be empty")
-    if not proto.HasField("timeout"):
-        errors.fail("timeout", "is required")
+    http_uri.check(proto)
+    parts = http_uri.split(proto.uri)
+    if parts is None or not _has_valid_port(parts):
+        errors.fail("uri", f"'{proto.uri}' is an invalid URI")
+    items = [(b"user-agent", _USER_AGENT)]
+    return RequestHead(b"GET", http_uri.target(parts), parts.netloc.encode(), items, scheme=parts.scheme.encode())
+
+
+def _has_valid_port(parts: SplitResult) -> bool:
+    """Whether the port of an authority is none, or one that there can be."""
     try:
-        parts = urlsplit(proto.uri)
-        valid = parts.scheme in ("http", "https") and bool(parts.netloc) and proto.uri.isascii() and proto.uri.isprintable() and " " not in proto.uri
         _ = parts.port
     except ValueError:
-        valid = False
-    if not valid:
-        errors.fail("uri", f"'{proto.uri}' is an invalid URI")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    items = [(b"user-agent", _USER_AGENT)]
-    return RequestHead(b"GET", path.encode(), parts.netloc.encode(), items, scheme=parts.scheme.encode())
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
+        return False
+    return True

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from meshproxy.api import errors, runtime
+from meshproxy.api.durations import seconds
 from meshproxy.net import shared
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ConnectionLimit:
 
     def __init__(self, proto: ConnectionLimitProto, context: NetworkContext, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._sleep = sleep
-        self._delay = proto.delay.seconds + proto.delay.nanos / 1e9
+        self._delay = seconds(proto.delay)
         flag = proto.runtime_enabled if proto.HasField("runtime_enabled") else None
         self._enabled = runtime.compile_flag(flag, context.context.runtime)
         identity = b"connection_limit:%b:%b" % (context.listener_prefix.encode(), proto.SerializeToString(deterministic=True))

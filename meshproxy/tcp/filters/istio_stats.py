@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import seconds
 from meshproxy.observe import istio_metrics, peers
 from meshproxy.observe.istio_metrics import NO_PRINCIPALS, Connection, Ends, IstioMetrics
 
@@ -40,7 +41,7 @@ class IstioStats:
         self._metrics = metrics
         self._loop = context.context.loop
         duration = proto.tcp_reporting_duration
-        self._every = duration.seconds + duration.nanos / 1e9 if proto.HasField("tcp_reporting_duration") else _REPORT_S
+        self._every = seconds(duration) if proto.HasField("tcp_reporting_duration") else _REPORT_S
         self._open: dict[int, _Open] = {}
         self._timer: asyncio.TimerHandle | None = None
 

@@ -12,19 +12,21 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors, rbac_engine
-from meshproxy.api.errors import UNSUPPORTED
+from meshproxy.api.durations import seconds
 from meshproxy.observe.stream_info import StreamInfo
 
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC
 
-    from meshproxy.api.rbac_engine import Engine
+    from meshproxy.api.rbac_engine import Engine, TreeEngine
     from meshproxy.net.connection import ConnectionInfo
     from meshproxy.net.filter_chain import NetworkContext
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
 HONOURS = {
-    "envoy.extensions.filters.network.rbac.v3.RBAC": "rules shadow_rules shadow_rules_stat_prefix stat_prefix enforcement_type delay_deny",
+    "envoy.extensions.filters.network.rbac.v3.RBAC": (
+        "rules matcher shadow_rules shadow_matcher shadow_rules_stat_prefix stat_prefix enforcement_type delay_deny"
+    ),
     **rbac_engine.HONOURS,
 }
 
@@ -46,14 +48,11 @@ class Rbac:
 
     def __init__(self, proto: RBAC, context: NetworkContext, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         found = errors.Collector()
-        for field in ("matcher", "shadow_matcher"):
-            if proto.HasField(field):
-                found.add(field, "matcher trees are not supported in RBAC; use rules", UNSUPPORTED)
-        self._rules = _compile(proto, "rules", found)
-        self._shadow = _compile(proto, "shadow_rules", found)
+        self._rules = rbac_engine.compile_either(proto, "rules", "matcher", found, context.context.stats.counter, network=True)
+        self._shadow = rbac_engine.compile_either(proto, "shadow_rules", "shadow_matcher", found, context.context.stats.counter, network=True)
         found.raise_any()
         self._sleep = sleep
-        self._delay = proto.delay_deny.seconds + proto.delay_deny.nanos / 1e9
+        self._delay = seconds(proto.delay_deny)
         self._key_prefix = proto.shadow_rules_stat_prefix
         prefix = f"{proto.stat_prefix.removesuffix('.')}.rbac."
         shadow_prefix = f"{prefix}{self._key_prefix.removesuffix('.')}." if self._key_prefix else prefix
@@ -69,20 +68,21 @@ class Rbac:
         rules = self._rules
         if rules is None:
             return None
-        policy = rules.match(view)
-        if rules.action == rbac_engine.LOG:
-            _metadata(conn, LOG_METADATA)["access_log_hint"] = policy is not None
-        if rules.allowed(policy):
+        matched: Any = rules.match(view)
+        hint = rules.hint(matched) if rules.logs else None
+        if hint is not None:
+            _metadata(conn, LOG_METADATA)["access_log_hint"] = hint
+        if rules.allowed(matched):
             self._allowed.n += 1
             return None
         self._denied.n += 1
         conn.local_close_reason = "rbac_deny_close"
-        conn.termination_details = rbac_engine.response_details(policy)
+        conn.termination_details = rbac_engine.response_details(rules.name(matched))
         return self._deny_later() if self._delay else False
 
-    def _decide_shadow(self, shadow: Engine, view: _View, conn: ConnectionInfo) -> None:
-        policy = shadow.match(view)
-        allowed = shadow.allowed(policy)
+    def _decide_shadow(self, shadow: Engine | TreeEngine, view: _View, conn: ConnectionInfo) -> None:
+        matched: Any = shadow.match(view)
+        policy, allowed = shadow.name(matched), shadow.allowed(matched)
         (self._shadow_allowed if allowed else self._shadow_denied).n += 1
         metadata = _metadata(conn, METADATA)
         if policy:
@@ -99,14 +99,6 @@ def compile(proto: RBAC, context: NetworkContext) -> Rbac:
     if not proto.stat_prefix:
         errors.fail("stat_prefix", "must not be empty")
     return Rbac(proto, context)
-
-
-def _compile(proto: RBAC, field: str, found: errors.Collector) -> Engine | None:
-    if not proto.HasField(field):
-        return None
-    with found.under(field):
-        return rbac_engine.compile_rules(getattr(proto, field), network=True)
-    return None
 
 
 def _metadata(conn: ConnectionInfo, namespace: str) -> dict[str, Any]:

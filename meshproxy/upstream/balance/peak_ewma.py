@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.api.durations import seconds_of
 from meshproxy.upstream.balance.pipeline import Key, Pipeline
 from meshproxy.upstream.balance.weighted import only
 
@@ -37,15 +38,11 @@ def compile(proto: Any, deps: Deps) -> Balancer:
     """The balancer that a PeakEwma message asks for."""
     policy = PeakEwma(
         deps,
-        decay_time=_seconds(proto.decay_time) if proto.HasField("decay_time") else DECAY_TIME,
-        default_rtt=_seconds(proto.default_rtt) if proto.HasField("default_rtt") else DEFAULT_RTT,
+        decay_time=seconds_of(proto, "decay_time", DECAY_TIME),
+        default_rtt=seconds_of(proto, "default_rtt", DEFAULT_RTT),
         penalty=(proto.penalty_value.value if proto.HasField("penalty_value") else PENALTY) / 1000.0,
     )
     return Pipeline(policy, deps)
-
-
-def _seconds(duration: Any) -> float:
-    return duration.seconds + duration.nanos / 1e9
 
 
 class Average:

@@ -6,7 +6,7 @@ which lists can be chosen at all. Mostly that is one, the healthy hosts of prior
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshproxy.upstream.balance.base import Deps, LbContext, LocalityConfig, Picker, nobody
 from meshproxy.upstream.balance.edf import Edf
@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from meshproxy.upstream.host import Host, HostSet
 
 
-class Key(NamedTuple):
-    """Names a list of hosts over rebuilds, so that a policy may keep what it knows about it."""
-
-    priority: int
-    kind: str  # "all", "healthy" or "degraded"
-    locality: int = -1  # index, or -1: all of them
+# Names a list of hosts over rebuilds, so that a policy may keep what it knows about it: its priority; "all", "healthy" or "degraded"; the index of its
+# locality, or -1: all of them.
+Key = tuple[int, str, int]
 
 
 class Policy(Protocol):
@@ -107,7 +104,7 @@ class Pipeline:
         if self._state.panic[host_set.priority]:
             return self._panicking(host_set)
         hosts, kind = (host_set.degraded, "degraded") if degraded else (host_set.healthy, "healthy")
-        flat = self._source(hosts, Key(host_set.priority, kind))
+        flat = self._source(hosts, (host_set.priority, kind, -1))
         if self._locality.weighted:
             return self._weighted(host_set, degraded) or flat
         if host_set.priority == 0:
@@ -120,7 +117,7 @@ class Pipeline:
         return self.policy.source(hosts, key) if hosts else nobody
 
     def _panicking(self, host_set: HostSet) -> Picker:
-        pick = nobody if self._locality.fail_traffic_on_panic else self._source(host_set.hosts, Key(host_set.priority, "all"))
+        pick = nobody if self._locality.fail_traffic_on_panic else self._source(host_set.hosts, (host_set.priority, "all", -1))
         counter = self._stats.lb_healthy_panic
 
         def panicking(context: LbContext | None = None) -> Host | None:
@@ -132,7 +129,7 @@ class Pipeline:
     def _locality_pickers(self, host_set: HostSet, degraded: bool) -> list[Picker]:
         kind = "degraded" if degraded else "healthy"
         return [
-            self._source([host for host in hosts if (host.degraded if degraded else host.healthy)], Key(host_set.priority, kind, index))
+            self._source([host for host in hosts if (host.degraded if degraded else host.healthy)], (host_set.priority, kind, index))
             for index, hosts in enumerate(host_set.by_locality)
         ]
 

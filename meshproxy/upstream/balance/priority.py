@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from meshproxy.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     from meshproxy.upstream.host import HostSet
 
 
-class PriorityState(NamedTuple):
+class PriorityState(Record):
     """For each priority: the percentage of all requests that goes to its healthy and to its degraded hosts, and whether it is in panic."""
 
     healthy_load: list[int]

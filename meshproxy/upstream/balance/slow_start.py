@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api import errors
+from meshproxy.api.durations import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,7 +64,7 @@ class SlowStart:
 
 def compile_slow_start(proto: Any, clock: Callable[[], float], runtime: Any) -> SlowStart | None:
     """From a SlowStartConfig (either package); None when its window is zero. Raises ConfigError."""
-    window = proto.slow_start_window.seconds + proto.slow_start_window.nanos / 1e9
+    window = seconds(proto.slow_start_window)
     if window <= 0:
         return None
     aggression = runtime_double(proto, "aggression", 1.0, runtime)
