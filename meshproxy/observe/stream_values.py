@@ -486,9 +486,9 @@ def filter_state(s: StreamInfo, key: str) -> Any:
 
 
 def filter_state_text(s: StreamInfo, key: str) -> str | None:
-    """The object as plain text; JSON for one with fields."""
+    """The object as plain text: JSON for one that is nothing but fields, its own text for others, None where it has none."""
     value = filter_state(s, key)
-    if isinstance(value, dict):
+    if type(value) is dict:
         import json
 
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
