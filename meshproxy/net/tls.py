@@ -293,7 +293,8 @@ class _ServerContexts:
     """The SSL contexts of one `DownstreamTlsContext`: one for each set of certificates among which OpenSSL chooses by key type.
 
     Which set a client gets depends on the name it asks for: exact DNS SANs first, then wildcards, then the first certificate (all of them, first of each
-    key type, when the client names nothing or `full_scan_certs_on_sni_mismatch` is set).
+    key type, when the client names nothing or `full_scan_certs_on_sni_mismatch` is set). That chain goes on for a client that cannot use what the name has,
+    which is one without ECDSA: the name's set ends with the RSA certificate that such a client comes to (not with `prefer_client_ciphers`).
     """
 
     def __init__(self, tls: DownstreamTls, proto: Any, common: Common, shared: dict[bytes, ssl.SSLContext], seed: bytes, prefix: str) -> None:
@@ -311,15 +312,21 @@ class _ServerContexts:
         self._memo: dict[tuple[int, ...], ssl.SSLContext] = {}
         self._names: dict[str, ssl.SSLContext] = {}
         certificates = common.material.certificates
-        anything = self._context(self._first_of_each_type(range(len(certificates))))
+        everything = range(len(certificates))
+        anything = self._context(self._first_of_each_type(everything))
         self.first: ssl.SSLContext = anything
+        at_last = everything if proto.full_scan_certs_on_sni_mismatch.value else range(1)
+        # Clients whose order counts could prefer RSA, and so the certificate of another name.
+        goes_on = not proto.prefer_client_ciphers
         by_name: dict[str, list[int]] = {}
         for at, item in enumerate(certificates):
             for name in item.names:
                 by_name.setdefault(name, []).append(at)
         for name, found in by_name.items():
-            self._names[name] = self._context(self._first_of_each_type(found))
-        self._mismatch = anything if proto.full_scan_certs_on_sni_mismatch.value else self._context((0,))
+            wildcard = by_name.get(f"*.{name.partition('.')[2]}", [])
+            rsa = next((at for at in (*found, *wildcard, *at_last) if certificates[at].key_type == "RSA"), found[0])
+            self._names[name] = self._context(self._first_of_each_type([*found, rsa] if goes_on else found))
+        self._mismatch = self._context(self._first_of_each_type(at_last))
         if len(self._memo) > 1 or proto.require_sni.value:
             self.first.sni_callback = self._select
 

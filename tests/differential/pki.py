@@ -104,6 +104,7 @@ def create(folder: Path) -> None:
     mesh.issue("client", "spiffe://mesh.test/ns/default/sa/web", "web.mesh.test")
     mesh.issue("nosan")
     mesh.issue("rsa", "rsa.mesh.test", with_rsa=True)
+    mesh.issue("rsa_wild", "*.test", with_rsa=True)
     mesh.issue("rsa_enciphers", "a.test", with_rsa=True, signs=False)
     mesh.issue("expired", "a.test", days=0.5)
     mesh.issue("wild", "*.mesh.test", "10.1.2.3")

@@ -188,6 +188,9 @@ CONFIG = bootstrap(
     logged("lenient", ocsp_staple_policy="LENIENT_STAPLING"),
     several("two", "server", "rsa"),
     several("two_scanned", "server", "rsa", full_scan_certs_on_sni_mismatch=True),
+    several("rsa_first", "rsa", "server"),
+    several("wild_rsa", "server", "other", "rsa_wild"),
+    several("wild_rsa_scanned", "server", "other", "rsa", "rsa_wild", full_scan_certs_on_sni_mismatch=True),
     logged("client_ciphers", prefer_client_ciphers=True),
     logged("ciphers", common=params(cipher_suites=["ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"])),
     logged("ciphers_equal", common=params(cipher_suites=["[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]"])),
@@ -300,6 +303,10 @@ CASES = [
         "no_name": Tls(sni=None), "first": Tls(), "second": Tls(sni="rsa.mesh.test"), "mismatch": Tls(sni="x.test"),
         "mismatch_rsa": Tls(sni="x.test", maximum=OLD, ciphers=RSA_ALONE), "no_name_rsa": Tls(sni=None, maximum=OLD, ciphers=RSA_ALONE),
         "first_rsa": Tls(maximum=OLD, ciphers=RSA_ALONE)}.items()),
+    *(may_fail(f"{on}_{which}", on, Tls(sni=sni, maximum=OLD, ciphers=RSA_ALONE)) for on in ("rsa_first", "wild_rsa", "wild_rsa_scanned")
+      for which, sni in {"exact": "a.test", "wildcard": "x.wild.test", "both": "other.test", "none": "x.test"}.items()),
+    *(may_fail(f"{on}_{which}_any", on, Tls(sni=sni)) for on in ("rsa_first", "wild_rsa", "wild_rsa_scanned")
+      for which, sni in {"exact": "a.test", "wildcard": "x.wild.test", "both": "other.test", "none": "x.test"}.items()),
     *(may_fail(f"{on}_{name}", on, Tls(maximum=OLD, ciphers=ciphers)) for on in ("plain", "client_ciphers", "ciphers", "ciphers_equal", "ciphers_ordered")
       for name, ciphers in {"chacha_first": CHACHA, "aes_256_first": AES_256, "rsa_alone": RSA_ALONE}.items()),
     *(may_fail(f"curve_{name}", "curve", Tls(curve=curve, maximum=version)) for name, curve, version in (
