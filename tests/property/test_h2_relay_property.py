@@ -11,7 +11,9 @@ from tests.unit.h2_relay_help import Linked, Row, Side, data
 STREAMS = 4
 _SIZES = st.sampled_from([1, 2, 30, 1000, 1000, 1000, 4095, 4096, 9000, 16384])
 _PLAIN = st.tuples(st.integers(0, STREAMS - 1), _SIZES, st.just(0))
-_FRAMES = st.lists(_PLAIN, min_size=1, max_size=12)
+# Many of one size are read ahead.
+_ALIKE = st.builds(lambda size, streams: [(which, size, 0) for which in streams], _SIZES, st.lists(st.integers(0, STREAMS - 1), min_size=4, max_size=40))
+_FRAMES = st.one_of(st.lists(_PLAIN, min_size=1, max_size=12), _ALIKE)
 # One among others that is special: at the end, padded, empty or too long.
 _ODD = st.tuples(
     st.integers(0, STREAMS - 1),

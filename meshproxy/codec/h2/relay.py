@@ -6,13 +6,14 @@ anew, nothing is paused, nothing ends. Whatever else comes goes the general way,
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from meshproxy.codec.h2.frames import DEFAULT_FRAME_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from meshproxy.codec.h2.session import Session
     from meshproxy.codec.h2.stream import Http2Stream
@@ -22,6 +23,13 @@ _HEAD = 9  # bytes of a frame's head; the last four are its stream
 # flags, stream.
 _unpack = Struct(">BHHI").unpack_from
 _pack_stream = Struct(">I").pack_into
+_WORTH_IT = 4  # frames
+
+
+@lru_cache(maxsize=64)
+def _unpack_all(length: int) -> Callable[[memoryview], Iterator[tuple[int, int, int]]]:
+    """The heads of frames that follow each other, all with so much data: its length and the type, flags, stream."""
+    return Struct(f">IBI{length}x").iter_unpack
 
 
 class Relay:
@@ -98,7 +106,7 @@ def pass_on(session: Session, data: bytes, copy: bytearray, position: int, size:
     now = -1.0
     target: Session | None = None  # where the frames go on from `first` to `position`; `count` of them
     first = stop = position
-    count = 0
+    count = before = 0
     last = size - _HEAD
     while position <= last:
         high, length, kind, stream_id = _unpack(data, position)
@@ -125,6 +133,25 @@ def pass_on(session: Session, data: bytes, copy: bytearray, position: int, size:
         _pack_stream(copy, position + 5, relay.stream_id)
         position = end
         count += 1
+        if length == before:
+            # Most messages are as long as the one before, and large ones come in frames of the greatest length: those heads are read ahead.
+            whole = _HEAD + length
+            ahead = (stop - position) // whole
+            if ahead >= _WORTH_IT:
+                kind_and_length = length << 8
+                for sort, flags, stream_id in _unpack_all(length)(memoryview(data)[position : position + ahead * whole]):
+                    relay = relay_of(stream_id)
+                    if sort != kind_and_length or flags or relay is None or relay.session is not target:
+                        break
+                    room = relay.room - length
+                    if room < 0:
+                        break
+                    relay.room = room
+                    relay.heard_at = now
+                    _pack_stream(copy, position + 5, relay.stream_id)
+                    position += whole
+                    count += 1
+        before = length
     if target is not None and count:
         _write(session, target, memoryview(copy)[first:position], count)
     return position
