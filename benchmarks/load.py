@@ -18,6 +18,7 @@ from benchmarks.proxies import HOST
 
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
 _HTTP2_RATE = 15_000  # requests that stand for a second of saturation: heads are encoded beforehand, so the number is fixed and not the time
+_MESSAGE_RATE = 100_000  # the same for messages of streams: CPU time is counted in hundredths of a second
 _GRPC = "content-type: application/grpc"
 
 # Eleven headers as a browser behind an authenticating gateway sends them; with their values, 600 bytes.
@@ -127,7 +128,7 @@ def _wrk() -> str:
 def saturate(load: Load, port: int, seconds: float, folder: Path, *, tls: bool = False) -> Outcome:
     """As many requests as the proxy takes, for so many seconds (at least one: wrk counts whole ones). Raises BenchmarkError if any failed."""
     if load.streams:
-        return exactly(load, port, round(seconds * _HTTP2_RATE), seconds * 10 + 60)
+        return exactly(load, port, round(seconds * (_MESSAGE_RATE if load.messages else _HTTP2_RATE)), seconds * 10 + 60)
     file = folder / "request"
     file.write_bytes(load.template())
     url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
