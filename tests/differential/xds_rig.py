@@ -46,10 +46,29 @@ class Origin:
         self.name = name
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._stopped = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._stopped = False
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not left to asyncio: a task that is cancelled before it begins would leave its connection open.
+        if self._stopped:
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(lambda _: self._done(task, writer))
+
+    def _done(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        self._tasks.discard(task)
+        self._writers.discard(writer)
+        writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = self.name.encode()
@@ -61,8 +80,11 @@ class Origin:
             writer.close()  # cancelled: the test is over
 
     def stop(self) -> None:
+        self._stopped = True
         if self._server is not None:
             self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
 
 
 class Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +39,8 @@ class KeyServer:
                 self.send_response(200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(BrokenPipeError):  # who asked needs it no more
+                    self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Quiet."""
@@ -159,7 +161,8 @@ def test_keys_come_from_a_service_of_the_mesh(mesh):
     assert (status, seen["headers"]["x-token"]) == (200, GOOD)
     fetched = list(mesh.keys.served)
     assert set(fetched) == {"/jwks"}
-    assert len(fetched) == (2 if mesh.kind == "envoy" else 1)  # Envoy fetches for each provider that a requirement names
+    # Envoy fetches for each provider that a requirement names, and hears no more of the second when the first has answered.
+    assert len(fetched) in ((1, 2) if mesh.kind == "envoy" else (1,))
     assert fetch(mesh.inbound, x_token=FORGED)[0] == 401
     assert mesh.status(path=f"/?token={token('rsa', iss='lost')}") == 401  # nobody has its keys
     assert mesh.status() == 200
