@@ -45,7 +45,7 @@ from tests.differential.harness import (
 LOCAL = {"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}
 INTERNAL = "x-forwarded-for: 127.0.0.9"
 HEDGE = {"hedge_policy": {"hedge_on_per_try_timeout": True}}
-SLOW = "0.15s"  # a try
+SLOW = "0.3s"  # a try: an answer that a busy machine delays is not a slow one
 NONE = {"circuit_breakers": {"thresholds": [{"max_retries": 0}]}}
 NO_BUDGET = {"circuit_breakers": {"thresholds": [{"retry_budget": {"budget_percent": {"value": 0}, "min_retry_concurrency": 1}}]}}
 
@@ -164,20 +164,20 @@ CASES = [
     *everywhere("off_for_the_route", "off-for-route", [HANG], [200]),
     *everywhere("whatever_is_retried", "other-reasons", [HANG], [200]),
     *everywhere("whatever_is_retried_second_is_bad", "other-reasons", [HANG], [503]),
-    *everywhere("nothing_is_retried", "never", [Counted("upstream_rq_total"), Idle(0.2), 200]),
+    *everywhere("nothing_is_retried", "never", [Counted("upstream_rq_total"), Idle(0.4), 200]),
     *everywhere("whatever_the_request_wants", "once", [HANG], [200], headers=("x-envoy-retry-on: nonsense", INTERNAL), on="internal"),
     *everywhere("nothing_but_what_the_request_wants", "never", [HANG], [200], headers=("x-envoy-retry-on: nonsense", INTERNAL), on="internal"),
     *everywhere("for_other_requests", "others", [HANG], [200]),
     *everywhere("told_why", "told", [HANG], [200]),
     *everywhere("idle_tries_are_hedged", "idle", [HANG], [200]),
     *everywhere("with_body", "once", [HANG], [200], body=b"hello"),
-    *everywhere("body_over_the_limit", "little", [Idle(0.2), 200], [HANG], body=b"hello"),
+    *everywhere("body_over_the_limit", "little", [Idle(0.4), 200], [HANG], body=b"hello"),
     *(case("limited", down, to, "limited", [Counted("upstream_rq_retry_overflow"), 200], label=to) for down in ("h1", "h2") for to in LIMITED),
     *(case("budget", down, "h2_budget", "budget", [HANG], [HANG], [200], label="budget") for down in ("h1", "h2")),
     *resets(),
     # ---- what has begun is not hedged
     Case("slow_body_h1_to_h1", [get(host="once-h1.test"), Response()],
-         [Head(), b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", Idle(0.2), b"cd", Eof()]),
+         [Head(), b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab", Idle(0.4), b"cd", Eof()]),
     h2_case("request_that_goes_on_h2_to_h2", Open(head("POST", "/", authority="once-h2.test"), end=False), Data(b"he"), Wait("first"), Data(b"llo", end=True),
             Ended(), up=each([Got(b"he"), Signal("first"), Ended(), Wait("never")], [Ended(), *reply()])),
     # ---- clients that leave
@@ -195,7 +195,7 @@ CASES = [
     h2_case("first_resets_after_103", Open(head(authority="once-h2.test")), Ended(),
             up=each([Ended(), Wait("second"), Headers(lines(":status: 103", "link: a")), Rst()], [Ended(), Signal("second"), Wait("never")])),
     h2_case("late_answer_after_103", Open(head(authority="once-h2.test")), Ended(),
-            up=each([Ended(), Headers(lines(":status: 103", "link: a")), Idle(0.3), *reply()], [Ended(), *reply(201)])),
+            up=each([Ended(), Headers(lines(":status: 103", "link: a")), Idle(0.5), *reply()], [Ended(), *reply(201)])),
     h2_case("second_answers_after_103", Open(head(authority="once-h2.test")), Ended(),
             up=each([Ended(), Wait("never")], [Ended(), Headers(lines(":status: 103", "link: a")), *reply(201)])),
     h2_case("timeout_after_103", Open(head(authority="short-h2.test")), Ended(),

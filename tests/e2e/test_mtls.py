@@ -245,7 +245,7 @@ SDS, DELTA = "GRPC", "DELTA_GRPC"
     ("server_kind", "client_kind", "api_type"), [(ENVOY, ENVOY, SDS), (ENVOY, ENVOY, DELTA), (OURS, OURS, SDS), (OURS, ENVOY, DELTA), (ENVOY, OURS, DELTA)]
 )
 async def test_certificates_and_roots_change_under_traffic(tmp_path, server_kind, client_kind, api_type):
-    async with Mesh(tmp_path, life_s=4) as mesh:
+    async with Mesh(tmp_path, life_s=6) as mesh:  # half of it is for a new root to be known everywhere, on a busy machine too
         server = await mesh.start(server_kind, "server", server_config(await mesh.agent(API), api_type))
         client = await mesh.start(client_kind, "client", client_config(await mesh.agent(WEB), server, api_type))
         first_root = mesh.authority.bundle()[0]
