@@ -319,6 +319,8 @@ class Http2Exchange(Http2Stream):
         manager = connection.manager
         if not stream.request_ended:
             connection.stats.downstream_rq_response_before_rq_complete.n += 1
+            if self.remote_closed:  # its end came with its head, which had waited for it: as Envoy, a reset, though there is nothing to send one for
+                connection.stats.downstream_rq_rx_reset.n += 1
         if manager.drain_close():
             connection.announce_drain()
         status = head.status

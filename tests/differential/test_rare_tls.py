@@ -32,6 +32,8 @@ TLVS = file_log(
     "%DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol)% %DYNAMIC_METADATA(mine)% %FILTER_STATE(envoy.network.proxy_protocol.tlv:PLAIN)% "
     "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:corp)% %DOWNSTREAM_REMOTE_ADDRESS%\n"
 )
+# Of several values in filter state Envoy writes the text in the order of a hash table with a seed of its process: here each is asked for by its name.
+TLVS_BY_NAME = file_log("%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:corp)% %FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:other)%\n")
 INSPECTED = [
     file_log(
         "listener flags=%RESPONSE_FLAGS% sni=%REQUESTED_SERVER_NAME% why=%DYNAMIC_METADATA(envoy.filters.listener.tls_inspector:failure_reason)% "
@@ -158,10 +160,10 @@ PRINCIPALS = {
 }
 
 
-def proxied(name: str, chain: dict | None = None, **fields: Any) -> dict:
+def proxied(name: str, chain: dict | None = None, log: dict = TLVS, **fields: Any) -> dict:
     """A listener that is told who calls by the PROXY protocol."""
     filters = [filter_("proxy_protocol", **fields)] if chain is None else []
-    return listener(name, chains=[{"filters": [hcm(name, to("a"), access_log=[TLVS])], **(chain or {})}], listener_filters=filters)
+    return listener(name, chains=[{"filters": [hcm(name, to("a"), access_log=[log])], **(chain or {})}], listener_filters=filters)
 
 
 RULES = [{"tlv_type": 0xE2, "on_tlv_present": {"key": "corp"}}, {"tlv_type": 0xE3, "on_tlv_present": {"key": "other", "metadata_namespace": "mine"}}]
@@ -202,7 +204,8 @@ CONFIG = bootstrap(
     inspected("small_hello", max_client_hello_size=256),
     inspected("small_buffer", initial_read_buffer_size=256),
     proxied("tlvs", rules=RULES),
-    proxied("tlvs_in_state", rules=RULES, tlv_location="FILTER_STATE"),
+    proxied("tlvs_in_state", rules=RULES[:1], tlv_location="FILTER_STATE"),
+    proxied("several_tlvs_in_state", log=TLVS_BY_NAME, rules=RULES, tlv_location="FILTER_STATE"),
     proxied("tlvs_passed", pass_through_tlvs={"match_type": "INCLUDE", "tlv_type": [0xE2]}),
     proxied("by_chain", {"use_proxy_proto": True}),
     listener("out", hcm("out", [
@@ -318,8 +321,9 @@ CASES = [
     Case("small_hello_tls", [get(), Response()], on="small_hello", tls=Tls(alpn=("x" * 200,)), then="leave"),
     *(Case(f"{on}_{name}", [said, Response()], on=on, then="leave") for on in ("inspected", "strict", "small_hello") for name, said in {
         "plaintext": get(), "no_hello": b"\x16\x03\x01\x00\x05\x02\x00\x00\x01x"}.items()),
-    *(Case(f"{on}_said", [SAID, get(), Response()], on=on, then="leave") for on in ("tlvs", "tlvs_in_state", "tlvs_passed", "by_chain")),
-    *(Case(f"{on}_said_without", [V1, get(), Response()], on=on, then="leave") for on in ("tlvs", "tlvs_in_state")),
+    *(Case(f"{on}_said", [SAID, get(), Response()], on=on, then="leave")
+      for on in ("tlvs", "tlvs_in_state", "several_tlvs_in_state", "tlvs_passed", "by_chain")),
+    *(Case(f"{on}_said_without", [V1, get(), Response()], on=on, then="leave") for on in ("tlvs", "tlvs_in_state", "several_tlvs_in_state")),
     Case("by_chain_v1", [V1, get(), Response()], on="by_chain", then="leave"),
     Case("by_chain_nothing_said", [get(), Response()], on="by_chain", then="leave"),
 ]  # fmt: skip

@@ -208,6 +208,7 @@ def cases() -> Iterator[Case]:
     for listener in ("h2", "h2_stats"):
         yield from both(f"{listener}_grpc", *grpc, on=listener, method="POST", path="/pkg.Service/M{n}", body=message(), up=answers)
         yield from both(f"{listener}_grpc_timeout", *grpc, "grpc-timeout: {n}S", on=listener, method="POST", path="/p.S/M", body=message(), up=answers)
+    yield from both("h2_grpc_not_found_whole", *grpc, method="POST", authority="nobody.test", path="/p.S/M{n}", body=message())
     yield from both("h2_grpc_not_found", *grpc, method="POST", authority="nobody.test", path="/p.S/M{n}", body=message(), before_body=[Idle(0.02)])
 
 
