@@ -92,6 +92,8 @@ class ServerConnection(DownstreamConnection):
                 if plan is not None and plan.generation == self.changes.n and (plan is self.passed or not plan.hooks):
                     plan.start(self, self.manager.clock(), b"")
                     return
+            elif self.parser.shapes and self._shaped(data):
+                return
         if not self.spoken:
             if self.manager.speaks_http2(self, data):
                 self._hand_over(data)
@@ -113,6 +115,31 @@ class ServerConnection(DownstreamConnection):
                 self._begin_head()
         elif self.parser.buffer and len(self.parser.buffer) > _MAX_PIPELINED:
             self.pause_reading()
+
+    def _shaped(self, data: bytes) -> bool:
+        """HOT: a whole request with a head of a shape that came before. False, and nothing done, where there is none, or it has no plan."""
+        for shape in self.parser.shapes:
+            values = shape.values(data)
+            if values is not None:
+                break
+        else:
+            return False
+        known = shape.take(values)
+        additions = self.additions
+        plans = shape.plans.get(additions)
+        if plans is None or plans.generation != self.changes.n:
+            if additions is None:
+                return False
+            plans = self.manager.shaped_plans(known, additions)
+            if plans is None:
+                return False
+        plan = plans.find(known, b"")
+        if plan is None:
+            return False
+        size = self.head_size = len(data)
+        self.stats.downstream_cx_rx_bytes_total.n += size
+        plan.start(self, self.manager.clock(), b"", known)
+        return True
 
     def _hand_over(self, data: bytes) -> None:
         """The client speaks HTTP/2."""

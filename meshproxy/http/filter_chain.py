@@ -37,6 +37,7 @@ class Chain:
         "response_data_at",
         "response_trailers_after",
         "shaper",
+        "varying",
     )
 
     request_headers: tuple[Hook, ...]
@@ -50,7 +51,8 @@ class Chain:
     def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
         """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`).
 
-        `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`. `shaper`: a filter that does nothing but change
+        `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`; those that differ in a few values with the hooks
+        `varying`, or not at all if that is None. `shaper`: a filter that does nothing but change
         heads, in the same way each time (`filters.peer_metadata`), and is the first to see requests: plans are made of what it makes of them.
         """
         filters = tuple(filters)
@@ -74,6 +76,8 @@ class Chain:
         changing = len(self.response_headers) > (self.shaper is not None) or self.response_data or self.response_trailers
         self.plannable = None not in repeated and not (changing or admission)
         self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
+        varying = [getattr(filter_, "request_headers_varying", None) for filter_ in others]
+        self.varying: tuple[Hook, ...] | None = (*varying,) if self.plannable and None not in varying else None  # type: ignore[arg-type]
 
 
 def _positions(filters: tuple[Any, ...], name: str, other: str, *, own: bool) -> tuple[int, ...]:

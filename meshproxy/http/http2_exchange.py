@@ -85,7 +85,9 @@ class Http2Exchange(Http2Stream):
             plans = known.plans.get(connection.additions)
             if plans is None or plans.generation != connection.changes.n:
                 plans = self.manager.shaped_plans(known, connection.additions)
-            if plans is not None and plans.start(self, known, b"") is not None:
+            plan = None if plans is None else plans.find(known, b"")
+            if plan is not None:
+                plan.start(self, connection.begin_planned(), b"", known)
                 return
             known = known.head()
         elif end_stream and connection.plans and not connection._discarding:
@@ -124,9 +126,10 @@ class Http2Exchange(Http2Stream):
             plans = self.manager.shaped_plans(known, connection.additions)
             if plans is None:
                 return False
-        stream = plans.start(self, known, body)
-        if stream is None:
+        plan = plans.find(known, body)
+        if plan is None:
             return False
+        stream = plan.start(self, connection.begin_planned(), body, known)
         if body and not stream.stage:
             self._data(body, True)  # it takes the general way
         return True

@@ -200,13 +200,12 @@ class Lane:
             stream.answer = response, milliseconds, size, trailers, self, plan, exchange, codec, asked
             stream.response_trailers = trailers  # that a stream has none is what its class says, and makes it no ordinary one
             stated = service_time if response.timed else known.index.get(SERVICE_TIME)
-            if plan is not None and plan.varying:
+            if plan is not None and plan.decided:
                 stream.request = plan.head(stream, plan.finished)
                 if plan.peer is not None:
                     stream.downstream_peer = plan.peer
                 stream.route, stream.chain, stream.is_internal = self.route, self.chain, self.internal
-                if plan.decided:
-                    plan.restore(stream)  # type: ignore[attr-defined]  # http.traced_plan.TracedPlan
+                plan.restore(stream)  # type: ignore[attr-defined]  # http.traced_plan.TracedPlan
                 plan = stream.plan = None
             wall = start + manager.wall_offset
             kind: Any = self if plan is None else plan, response.kind
@@ -216,7 +215,7 @@ class Lane:
                 stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stream.facts = kind, True, codec.info, host, request_id, stated, start, now, wall
+                stream.facts = kind, stream.known.values if plan.varying else True, codec.info, host, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         return True
 

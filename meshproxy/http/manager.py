@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
     from meshproxy.codec.h1.response import KnownResponse
-    from meshproxy.codec.h2.fields import RequestShape, ShapedRequest
+    from meshproxy.codec.h1.shapes import HeadShape
+    from meshproxy.codec.h2.fields import RequestShape
     from meshproxy.codec.h2.settings import Options as Http2Options
     from meshproxy.http.planned_response import PlannedResponse
     from meshproxy.http.routes import Route
-    from meshproxy.http.shape_plan import ShapedPlans
+    from meshproxy.http.shape_plan import Shaped, ShapedPlans
     from meshproxy.http.tracing import Tracing
     from meshproxy.http.upgrade_filters import UpgradeFilters
     from meshproxy.net.connection import ConnectionInfo
@@ -156,7 +157,7 @@ class HttpConnectionManager:
         self._said = self._find_said()
         self._lanes_of = self.changes.n
         self._plans = 0
-        self._shapes: list[RequestShape] = []  # that have plans
+        self._shapes: list[HeadShape | RequestShape] = []  # that have plans
         # Whether requests can go by plan at all.
         self._plannable = self._connection_class is ServerConnection and self.router.charges_plainly
         self._plannable &= not (self.codec_special or self.max_requests or self._echo_request_id)
@@ -481,14 +482,14 @@ class HttpConnectionManager:
                 made = known.plans[additions] = make_traced_plan(self, known, additions)
         return made
 
-    def shaped_plans(self, known: ShapedRequest, additions: Any) -> ShapedPlans | None:
+    def shaped_plans(self, known: Shaped, additions: Any) -> ShapedPlans | None:
         """The same for a head of a known shape."""
         if self.tracing is not None:
             return None
         shape = known.shape
         made: Any = shape.plans.get(additions, NO_PLANS)
         if made is NO_PLANS or (made is not None and made.generation != self.changes.n):
-            from meshproxy.http.shape_plan import make_plans  # only HTTP/2 has shapes
+            from meshproxy.http.shape_plan import make_plans  # not all clients have heads of one shape
 
             if not self.preparer.is_plain_path(known.path):
                 return None  # it says nothing about others

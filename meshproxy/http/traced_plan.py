@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.http import shape_plan
-from meshproxy.http.plan import try_out
+from meshproxy.http.plan import Plan, try_out
 from meshproxy.http.planned_stream import FILTERS, PlannedStream
 from meshproxy.http.probe import REQUEST_ID
 from meshproxy.http.tracing import DECORATOR
@@ -40,9 +40,10 @@ class TracedPlan(shape_plan.ShapedPlan):
     __slots__ = ("_chance", "_root", "_tracing")
 
     decided = True
+    _run_hooks = Plan._run_hooks  # heads are the same
 
     def __init__(self, outcome: Any, received: int, manager: HttpConnectionManager) -> None:
-        super().__init__(outcome, -1)
+        super().__init__(outcome, -1, ())
         tracing: Any = manager.tracing
         self.hooks = outcome.lane.chain.repeated
         self.received = received

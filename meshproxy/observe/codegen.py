@@ -20,7 +20,8 @@ class Value(Record, frozen=True):
     `kind`: "bytes", "text" (str), "int", or "plain" (what JSON can say). `optional`: it may be None. `length`: cut after so many bytes. `key`: a cheap
     expression that decides the value and takes few values itself; empty when there is none. `unique`: bytes that hardly ever come twice, so that
     remembering them is no use. `safe`: bytes that need no escaping in JSON. `planned`: how to say it of a stream with `facts`: COMMON to all of a kind,
-    the SAME expression, one that uses the facts by their names, or not at all (empty). `of_request`: it is COMMON only to those that repeat a request.
+    the SAME expression, one that uses the facts by their names, or not at all (empty). `of_request`: it is the first of these of the request's fields that is
+    there (or is made of ANY), and so is COMMON only to those that repeat a request.
     """
 
     kind: str
@@ -31,12 +32,14 @@ class Value(Record, frozen=True):
     unique: bool = False
     safe: bool = False
     planned: str = ""
-    of_request: bool = False
+    of_request: tuple[str, ...] = ()
 
 
 COMMON, SAME = "common", "same"
+ANY = "*"
 FACTS = "kind, repeated, connection, host, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
-_REPEATED, _NEW = "repeated", "not repeated"
+_REPEATED, _NEW = "repeated is True", "repeated is False"
+_REQUEST_ID = b"x-request-id"
 
 
 class Code:
@@ -103,13 +106,13 @@ class Code:
             ]
         return name
 
-    def function(self) -> Callable[[Any], bytes]:
+    def function(self, parameters: str = "s") -> Callable[..., bytes]:
         """The function of all statements; the last one returns."""
         body = "\n".join(f"    {line}" for line in self.lines)
         names = dict(self.names)
         # Our own text: parameters of commands appear in it as literals only.
-        exec(compile(f"def render(s):\n{body}\n", "<format>", "exec"), names)
-        render: Callable[[Any], bytes] = names["render"]
+        exec(compile(f"def render({parameters}):\n{body}\n", "<format>", "exec"), names)
+        render: Callable[..., bytes] = names["render"]
         return render
 
 
@@ -133,14 +136,17 @@ class Line:
         # Of streams with facts: those that repeat a request, and those that do not.
         self._planned: dict[str, _Steps] = {branch: _Steps(code.another()) for branch in (_REPEATED, _NEW)}
         self._keys: list[str] = []
+        self._parts: list[bytes | tuple[Callable[[Code], Value], Convert]] = []
 
     def literal(self, text: bytes) -> None:
         """Add text as it is."""
+        self._parts.append(text)
         for steps in (self._general, *self._planned.values()):
             steps.literal(text)
 
     def value(self, parse: Callable[[Code], Value], convert: Convert) -> None:
         """Add a value: `parse` finds it for one branch of the function."""
+        self._parts.append((parse, convert))
         steps = self._general
         value = parse(steps.each)
         if value.key:
@@ -152,13 +158,7 @@ class Line:
         if not value.planned:
             self._planned.clear()
         for branch, steps in self._planned.items():
-            how = SAME if value.of_request and branch == _NEW else value.planned
-            if how == COMMON:
-                steps.add_once(*convert(steps.once, parse(steps.once)))
-            elif how == SAME:
-                steps.add(*convert(steps.each, parse(steps.each)))
-            else:
-                steps.add(*convert(steps.each, replace(value, expression=how)))
+            steps.add_planned(parse, convert, SAME if value.of_request and branch == _NEW else value.planned)
 
     def function(self) -> Callable[[Any], bytes]:
         """The line as a function of the stream."""
@@ -177,6 +177,17 @@ class Line:
                     *(f"            {line}" for line in steps.each.lines),
                     f"            return {steps.filled('line')}",
                 ]
+            shapes = _Shapes(self._code, self._parts)
+            known, learn = self._code.bind(shapes.known), self._code.bind(shapes.learn)
+            lines += [
+                "    if repeated is not True and repeated is not False:",
+                "        try:",
+                f"            line, render = {known}[kind]",
+                "        except KeyError:",
+                f"            {learn}(kind, s)",
+                "        else:",
+                "            return render(line, s, facts)",
+            ]
         lines += self._code.lines
         if self._keys:
             known, learn = self._general.memo()
@@ -190,6 +201,66 @@ class Line:
         lines.append(f"return {self._general.filled('line' if self._keys else '')}")
         self._code.lines = lines
         return self._code.function()
+
+
+class _Shapes:
+    """A line for streams of one kind whose requests differ in a few values (http.shape_plan), which go into what they have in common.
+
+    Which values those are depends on the kind, and so does the function, of which there are few.
+    """
+
+    _LIMIT = 512  # kinds remembered; a full memo is emptied
+    _FUNCTIONS = 64
+
+    def __init__(self, code: Code, parts: list[bytes | tuple[Callable[[Code], Value], Convert]]) -> None:
+        self._code = code
+        self._parts = parts
+        self._functions: dict[tuple[str, ...], tuple[Callable[..., bytes], Callable[..., bytes]]] = {}
+        # kind -> the template, and what fills it: (template, stream, facts) -> line
+        self.known: dict[Any, tuple[bytes, Callable[..., bytes]]] = {}
+
+    def learn(self, kind: Any, stream: Any) -> None:
+        """Remember a kind, of which this is a stream."""
+        plan = kind[0]
+        values = [part[0](self._code.another()) for part in self._parts if isinstance(part, tuple)]
+        ways = (*(_way(value, plan) for value in values),)
+        functions = self._functions.get(ways)
+        if functions is None:
+            if len(self._functions) >= self._FUNCTIONS:
+                self._functions.clear()
+            functions = self._functions[ways] = self._make(ways)
+        fill, render = functions
+        if len(self.known) >= self._LIMIT:
+            self.known.clear()
+        self.known[kind] = fill(stream), render
+
+    def _make(self, ways: tuple[str, ...]) -> tuple[Callable[..., bytes], Callable[..., bytes]]:
+        steps = _Steps(self._code.another())
+        remaining = iter(ways)
+        for part in self._parts:
+            if isinstance(part, bytes):
+                steps.literal(part)
+            else:
+                steps.add_planned(*part, next(remaining))
+        each = steps.each
+        each.lines[:0] = [f"{FACTS} = facts"]
+        each.lines.append(f"return {steps.filled('line')}")
+        return steps.fill(), each.function("line, s, facts")
+
+
+def _way(value: Value, plan: Any) -> str:
+    """How to say a value of streams whose requests have this plan (http.shape_plan.ShapedPlan); see `Value.planned`."""
+    for text in value.of_request:
+        if text == ANY:
+            return SAME
+        name = text.encode()
+        if name == _REQUEST_ID and (plan.new_id is not None or name in plan.places):
+            return "request_id" if plan.new_id is not None else f"repeated[{plan.places[name]}]"
+        if name in plan.places:
+            return f"repeated[{plan.places[name]}]"
+        if name in plan.names or name[:1] == b":" or name == b"host":
+            return COMMON
+    return COMMON if value.of_request else value.planned
 
 
 class _Steps:
@@ -217,14 +288,28 @@ class _Steps:
         self._template += b"%b"
         self._common.append(f"({percent(conversion, [expression])}).replace(b'%', b'%%')")
 
+    def add_planned(self, parse: Callable[[Code], Value], convert: Convert, how: str) -> None:
+        """A value of streams with facts. `how`: see `Value.planned`."""
+        if how == COMMON:
+            self.add_once(*convert(self.once, parse(self.once)))
+        elif how == SAME:
+            self.add(*convert(self.each, parse(self.each)))
+        else:
+            value = parse(self.each.another())
+            self.add(*convert(self.each, replace(value, expression=how, unique=value.unique or how.startswith("repeated["))))
+
     def filled(self, template: str = "") -> str:
         """The second step, as an expression. `template`: the variable that holds what the first step made; empty when there is nothing in common."""
         return f"{template} % ({_tuple(self._own)})" if template else percent(self._template % (), self._own)
 
+    def fill(self) -> Callable[..., bytes]:
+        """The first step, as a function of a stream."""
+        self.once.lines.append(f"return {percent(self._template, self._common)}")
+        return self.once.function()
+
     def memo(self) -> tuple[str, str]:
         """Names of the memo of templates, and of the function that adds one: (key, stream) -> template."""
-        self.once.lines.append(f"return {percent(self._template, self._common)}")
-        fill = self.once.function()
+        fill = self.fill()
         templates: dict[Any, bytes] = {}
 
         def learn(key: Any, stream: Any) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshproxy.api.errors import UNSUPPORTED, ConfigError
-from meshproxy.observe.codegen import COMMON, SAME, Code, Value, as_bytes
+from meshproxy.observe.codegen import ANY, COMMON, SAME, Code, Value, as_bytes
 from meshproxy.observe.time_format import ISO_MILLISECONDS, ISO_MILLISECONDS_LOCAL, compile_time
 from meshproxy.record import replace
 
@@ -252,7 +252,8 @@ def _headers_of(lookup: Callable[[Code, str], str]) -> Callable[[Code, str], Val
         names = _header_names(parameter)
         expression = _first_of(code, names, lookup)
         key = expression if names == [":method"] and lookup is _request_header else ""
-        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names), planned=_planned_header(names), of_request=lookup is _request_header)
+        of_request = (*names,) if lookup is _request_header else ()
+        return Value("bytes", expression, key=key, unique=not _UNIQUE.isdisjoint(names), planned=_planned_header(names), of_request=of_request)
 
     return make
 
@@ -381,7 +382,7 @@ def _server_name(code: Code, parameter: str) -> Value:
 def _path(code: Code, parameter: str) -> Value:
     query, _, source = parameter.partition(":")
     path = _option("PATH", source, {"ORIG_OR_PATH": "v.any_path(s)", "ORIG": "v.original_path(s)", "PATH": "v.path(s)"})
-    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True, planned=COMMON, of_request=True)
+    return Value("bytes", _option("PATH", query, {"WQ": path, "NQ": f"v.without_query({path})"}), unique=True, planned=COMMON, of_request=(ANY,))
 
 
 def _query_parameter(code: Code, parameter: str) -> Value:

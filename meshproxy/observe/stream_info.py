@@ -84,8 +84,8 @@ class StreamInfo:
 
     # -- what it does not have in common with others
     # Of a stream that went by a lane or a plan (http.plan), when it has ended: (kind, repeated, connection, host, request_id, service_time, start, end,
-    # start_wall). The kind is an object that stands for all streams that had the same route and response and, if `repeated`, the same request. The others
-    # still have their `request`. See `observe.codegen.Line`.
+    # start_wall). The kind is an object that stands for all streams that had the same route and response and, if `repeated`, the same request. Where that is
+    # False, they still have their `request`; where it is a sequence, it has the values in which their requests differ. See `observe.codegen.Line`.
     facts: tuple[Any, ...] | None = None
 
     # -- what filters know

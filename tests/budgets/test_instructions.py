@@ -11,7 +11,7 @@ from benchmarks.configs import Spec
 BUDGETS = {
     "minimal": (Spec(), load.MINIMAL, 60_000),
     "mesh set, 11 headers": (Spec("mesh"), load.ELEVEN, 110_000),
-    "mesh set, every request different": (Spec("mesh"), load.VARYING, 260_000),
+    "mesh set, every request different": (Spec("mesh"), load.VARYING, 135_000),
     "HTTP/2, repeated": (Spec(http2=True), load.REPEATED_H2, 72_000),
     "HTTP/2, every request different": (Spec(http2=True), load.VARYING_LITERALS_H2, 140_000),
     "HTTP/2, every request different and in the header table": (Spec(http2=True), load.VARYING_H2, 140_000),

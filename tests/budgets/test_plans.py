@@ -1,11 +1,10 @@
-"""Which way requests over HTTP/2 take: those that can go by a plan do (`http.plan`), also when they are all different. The data plane runs in this process."""
+"""Which way requests take: those that can go by a plan do (`http.plan`), also when they are all different. The data plane runs in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import json
-import sys
+from dataclasses import replace
 
 import pytest
 import uvloop
@@ -21,26 +20,29 @@ FEW, MANY = 300, 500
 ALMOST_ALL = 0.95  # of the requests; some find no host with a connection that has room, or come while a table changes
 
 
+MESH, HTTP2 = Spec("mesh"), Spec(http2=True)
+
+
 async def send(port: int, what: load.Load, requests: int) -> None:
     """So many requests from another process."""
-    pipe = asyncio.subprocess.PIPE
-    sender = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.h2_sender", stdin=pipe, stdout=pipe)
-    output, _ = await sender.communicate(json.dumps(load.http2_job(what, port) | {"requests": requests}).encode())
-    assert sender.returncode == 0
-    assert json.loads(output)["requests"] == requests
+    outcome = await asyncio.to_thread(load.exactly, what, port, requests, 60.0)
+    assert outcome.requests == requests
 
 
 @pytest.mark.parametrize(
-    ("what", "kind"),
+    ("spec", "what", "kind"),
     [
-        (load.REPEATED_H2, Plan),
-        (load.VARYING_LITERALS_H2, ShapedPlan),
-        (load.VARYING_H2, ShapedPlan),
-        (load.UNARY, Plan),
+        (HTTP2, load.REPEATED_H2, Plan),
+        (HTTP2, load.VARYING_LITERALS_H2, ShapedPlan),
+        (HTTP2, load.VARYING_H2, ShapedPlan),
+        (HTTP2, load.UNARY, Plan),
+        (MESH, replace(load.ELEVEN, connections=8), Plan),
+        (MESH, replace(load.VARYING, connections=8), ShapedPlan),
+        (Spec("mesh", http2=True), load.VARYING_LITERALS_H2, ShapedPlan),
     ],
-    ids=["repeated", "varying", "varying-indexed", "unary"],
+    ids=["repeated", "varying", "varying-indexed", "unary", "http1-repeated", "http1-varying", "varying-with-filters"],
 )
-def test_requests_go_by_plans(what, kind, folder, tmp_path, monkeypatch):
+def test_requests_go_by_plans(spec, what, kind, folder, tmp_path, monkeypatch):
     ways: collections.Counter[type[Plan]] = collections.Counter()
     start = Plan.start
 
@@ -49,7 +51,7 @@ def test_requests_go_by_plans(what, kind, folder, tmp_path, monkeypatch):
         return start(plan, *arguments)
 
     async def measure(port: int) -> None:
-        async with data_plane(Spec(http2=True), port, tmp_path) as listener:
+        async with data_plane(spec, port, tmp_path) as listener:
             await send(listener, what, FEW)
             monkeypatch.setattr(Plan, "start", counted)
             await send(listener, what, MANY)

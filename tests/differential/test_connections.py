@@ -92,6 +92,31 @@ CASES = [
     Case("max_connection_duration_idle", [get(), Response()], on="old_age", then="closed"),
     # ---- HTTP/1.0 and older
     Case("http_1_0_refused", req("GET", "/", version="1.0"), then="closed"),
+    *[
+        Case(f"version_and_target_{number}", [f"{line}\r\nHost: a.test\r\n\r\n".encode(), Response()], then="closed")
+        for number, line in enumerate(
+            (
+                "GET /",
+                "GET foo",
+                "GET *",
+                "GET http://a/",
+                "GET HTTP/1.1",
+                "GET HTTP/1.0",
+                "GET foo HTTP/1.0",
+                "GET foo HTTP/1.2",
+                "GET * HTTP/1.2",
+                "OPTIONS *",
+                "OPTIONS *a",
+                "OPTIONS * HTTP/1.2",
+                "CONNECT foo",
+                "CONNECT a:1",
+                "CONNECT a:1 HTTP/1.2",
+                "GET foo HTTP/2.0",
+                "GET ftp://a/",
+                "GET http://a",
+            )
+        )
+    ],
     Case("http_1_0_without_host_refused", b"GET / HTTP/1.0\r\n\r\n", then="closed"),
     Case("http_1_0_closes", req("GET", "/", version="1.0"), on="http10", then="closed"),
     Case("http_1_0_keep_alive", req("GET", "/", "Connection: keep-alive", version="1.0"), on="http10"),

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from meshproxy.codec.grammar import MAX_LENGTH
 from meshproxy.codec.h1.grammar import ProtocolError, parse_header_line, parse_request_line
+from meshproxy.codec.h1.shapes import Shapes
 from meshproxy.codec.headers import Headers
 
 MAX_HEAD_BYTES = 60 * 1024  # Envoy's max_request_headers_kb
@@ -96,6 +97,7 @@ class Options:
         "proper_else",
         "rejects_underscores",
         "request_line",
+        "shapes",
         "trailers",
     )
 
@@ -124,6 +126,7 @@ class Options:
         self.accept_http_10 = accept_http_10
         self.request_line = partial(parse_request_line, any_method=True) if any_method else parse_request_line
         self.heads = Heads(0 if keep_case else 256)
+        self.shapes = Shapes(max_head_bytes)
         self.ordinary = not (keep_case or rejects_underscores)
 
 

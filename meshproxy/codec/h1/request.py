@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from meshproxy.codec.grammar import JOINED_IN_REQUESTS, MAX_LENGTH, TOKEN, join_repeated
 from meshproxy.codec.h1.grammar import ProtocolError, connection_tokens, content_length, header_line, spelling
 from meshproxy.codec.h1.parser import CHUNK_SIZE, DONE, HEAD, LENGTH, TUNNEL, Options, Parser, Sink
+from meshproxy.codec.h1.shapes import HeadShape
 from meshproxy.codec.headers import NO_PLANS, Pair, RequestHead, SpeltRequestHead
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*").match
@@ -17,6 +18,7 @@ _LINE_END = frozenset(b"\r\n")
 # What no Connection header may name: it would have a proxy remove what routing and trust stand on.
 _NOT_HOP_BY_HOP = frozenset((b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 _MAX_CONNECTION_TOKENS = 9
+_MAX_SHAPES = 4  # of a connection: each is tried
 # Header names that change how a message is framed or connected; a head without any of them takes the short way.
 _FRAMING = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te", b"expect", b"http2-settings")
@@ -73,7 +75,7 @@ class RequestParser(Parser):
     repetition that is not parsed at all.
     """
 
-    __slots__ = ("expect_continue", "head_size", "keep_alive", "upgrade")
+    __slots__ = ("expect_continue", "head_size", "keep_alive", "shapes", "upgrade")
 
     sink: RequestSink
 
@@ -83,6 +85,7 @@ class RequestParser(Parser):
         self.keep_alive = True
         self.expect_continue = False
         self.upgrade: bytes | None = None
+        self.shapes: tuple[HeadShape, ...] = ()  # of the latest heads
 
     def feed(self, data: bytes) -> None:
         # HOT: a client that sends one request at a time, and often repeats itself.
@@ -120,9 +123,7 @@ class RequestParser(Parser):
         lines, end = found
         self.head_size = end
         options = self.options
-        method, target, version = options.request_line(lines[0])
-        if version == 10 and not options.accept_http_10:
-            raise ProtocolError("low_version", 426)
+        method, target, version = self._request_line(lines[0])
         del lines[0]
         if len(lines) > options.max_headers:
             raise ProtocolError("http1.too_many_headers", 431)
@@ -170,7 +171,7 @@ class RequestParser(Parser):
                 if size:
                     self.sink.on_known(known, data[end:rest])
                 else:
-                    self._bodiless(known, data, end)
+                    self._bodiless(known, data, end, lines)
                 return data[rest:]
         if options.rejects_underscores and any(b"_" in name for name in index):
             raise ProtocolError("http1.unexpected_underscore")
@@ -212,13 +213,17 @@ class RequestParser(Parser):
         self.sink.on_headers(head, end_stream)
         return data[end:]
 
-    def _bodiless(self, known: KnownRequest, data: bytes, end: int) -> None:
-        """A whole request that asks nothing of the connection."""
+    def _bodiless(self, known: KnownRequest, data: bytes, end: int, lines: list[bytes] | None = None) -> None:
+        """A whole request that asks nothing of the connection. `lines`: those of its header fields, if it is of the most common kind."""
         if end != len(data):
             data = data[:end]
         heads = self.heads
         if not heads.is_new(data):
             known.kept = heads.remember(data, known)
+        elif lines is not None:
+            shape = self.options.shapes.learn(known, lines, end)
+            if shape is not None and shape not in self.shapes:
+                self.shapes = (shape, *[other for other in self.shapes if not other.retired][: _MAX_SHAPES - 1])
         self.sink.on_known(known, b"")
 
     def _check_beginning(self, data: bytes) -> None:
@@ -227,10 +232,25 @@ class RequestParser(Parser):
             return
         end = data.find(b"\r\n", self.seen)
         if end >= 0:
-            self.options.request_line(data[:end])
+            self._request_line(data[:end])
             self.begun = True
         elif TOKEN(data[:1]) is None:
             raise ProtocolError("http1.codec_error")
+
+    def _request_line(self, line: bytes) -> tuple[bytes, bytes, int]:
+        """HOT: method, target, version. As for Envoy, what a target looks like counts before a version that is not spoken here."""
+        try:
+            found = self.options.request_line(line)
+            if found[2] == 11 or self.options.accept_http_10:
+                return found
+            error = ProtocolError("low_version", 426)
+        except ProtocolError as failure:
+            error = failure
+        if error.status == 426:
+            method, target, *_ = line.split(b" ")
+            if target[:1] != b"/" or method == b"CONNECT":
+                self._other_form(RequestHead(method, target))
+        raise error
 
     @staticmethod
     def _without_host(items: list[Pair], host: bytes) -> list[Pair]:

@@ -62,7 +62,7 @@ class IstioStats:
             received = codec.head_size or _request_size(head)
         else:
             authority = plan.authority
-            received = plan.received or plan.size
+            received = plan.received or codec.head_size or plan.size
         key = (
             lane,
             authority,

@@ -176,7 +176,7 @@ class LocalRateLimit(Base):
         if enabled is True and default is not None and not self._has_descriptors and not self._per_connection and not proto.enable_x_ratelimit_headers:
             self.request_headers = self._only_default(default)  # type: ignore[method-assign]
             if self._request_headers is None:  # it looks at no request
-                self.request_headers_repeated = self.request_headers
+                self.request_headers_repeated = self.request_headers_varying = self.request_headers
 
     def _only_default(self, bucket: TokenBucket) -> Callable[..., Reply | None]:
         """The hook where all requests take from one bucket."""

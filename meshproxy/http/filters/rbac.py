@@ -107,10 +107,11 @@ class Rules:
 class Rbac:
     """The filter. `rules` and `shadow` are None when not configured; `names` are the stat prefixes of both, which routes' rules use as well.
 
-    `request_headers_repeated(stream)` is there where the verdict on a request is that on an equal one of the same connection.
+    `request_headers_repeated(stream)` is there where the verdict on a request is that on an equal one of the same connection, and so is
+    `request_headers_varying(stream)`, for which some fields may be hidden.
     """
 
-    __slots__ = ("name", "names", "request_headers", "request_headers_repeated", "rules", "shadow")
+    __slots__ = ("name", "names", "request_headers", "request_headers_repeated", "request_headers_varying", "rules", "shadow")
 
     def __init__(self, names: tuple[str, str], rules: Rules | None, shadow: Rules | None) -> None:
         self.names = names
@@ -121,6 +122,7 @@ class Rbac:
             self.request_headers = _enforcing(rules)
             if rules.engine.repeatable:
                 self.request_headers_repeated = _repeated(rules)
+                self.request_headers_varying = self.request_headers
 
     def _decide_all(self, stream: StreamInfo, end_stream: bool) -> Reply | None:
         reply, metadata = None, {}
@@ -139,8 +141,8 @@ def _enforcing(rules: Rules) -> Hook:
     """The hook of rules alone."""
     match, known, learn = rules.engine.match, rules.verdicts, rules.verdict
 
-    def enforce(stream: StreamInfo, end_stream: bool) -> Reply | None:
-        # HOT
+    def enforce(stream: StreamInfo, end_stream: bool = True) -> Reply | None:
+        # HOT; nothing is done before the verdict is there
         verdict = known.get(match(stream)) or learn(stream)
         for counter in verdict.counters:
             counter.n += 1

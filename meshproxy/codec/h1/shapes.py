@@ -1,0 +1,288 @@
+"""Heads of one shape, which differ in nothing but a few values: a path, a request id, a trace context.
+
+Clients that send no two equal requests still send nearly the same head each time. Which of its lines differ is learnt from what comes (`Shapes.learn`): a line
+that was seen in more than a few ways varies, all others are part of the shape. From then on a head of that shape is recognised by one regular expression, and
+never taken apart into lines. Only values of visible characters do so, of fields that say nothing of how messages are framed; all else goes through the parser.
+
+`http.shape_plan` has what is concluded from shapes; `codec.hpack` finds those of HTTP/2.
+"""
+
+from __future__ import annotations
+
+import re
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.codec.headers import NO_PLANS, RequestHead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshproxy.codec.h1.request import KnownRequest
+
+_METHODS = frozenset((b"GET", b"DELETE"))  # of requests without a body whose responses have one
+# Fields that decide how a message is framed, and where it goes before any route is asked.
+_FIXED = frozenset(
+    (
+        b"connection", b"content-length", b"expect", b"host", b"http2-settings", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade",
+    )
+)  # fmt: skip
+_MAX_FORMS = 128  # of all parsers with the same options
+_MAX_SHAPES = 64  # of all those forms
+_FEW = 3  # ways in which a line that does not vary may come
+_MAX_BYTES = 4096  # of a head that is worth it
+# To make a shape costs as much as a few requests. So that nobody has us make them all the time, they are paid for: each head that is looked at earns one.
+_COST = 200
+_MAX_CREDIT = 4000
+_VISIBLE = rb"([!-~]+)"
+_WORDS = rb"([!-~]+(?: [!-~]+)*)"
+_PATH = rb"(/[!-~]*)"
+_VALUE = re.compile(_WORDS).fullmatch
+_ONLY_VISIBLE = bytes(code if 33 <= code <= 126 else code ^ 64 for code in range(256))
+_MAX_SIZES = 64  # of heads, for each shape; about a kilobyte each
+_MISSES = 64  # how many heads of other sizes it takes to learn these anew
+
+
+class HeadShape:
+    """What heads of one shape have in common.
+
+    `names`: whose values differ, in lower case; `path` is that of heads that have none of their own. `most`: bytes that a head may have. `plans` belongs to the
+    connection manager, and is the only thing about it that changes, but for `retired`: there is a better one.
+    """
+
+    __slots__ = (
+        "_authority", "_by_size", "_index", "_items", "_match", "_method", "_missed", "_places", "_rest", "most", "names", "path", "plans", "retired",
+        "varies_path",
+    )  # fmt: skip
+
+    def __init__(self, known: KnownRequest, parts: list[tuple[bytes, bytes]], tail: bytes, names: tuple[bytes, ...], most: int) -> None:
+        """`known`: one of them. `parts`: what comes before each value, and a pattern for the value; `tail`: what comes behind the last one."""
+        self._rest = (*(before for before, _ in parts), tail)
+        self._match = re.compile(b"".join([re.escape(before) + value for before, value in parts]) + re.escape(tail)).fullmatch
+        # By how long a head is, where its values are if they are as long as those of the last one of that length: that is one comparison, and no search.
+        self._by_size: dict[int, tuple[Callable[[bytes], tuple[bytes, ...]], Callable[[bytes], tuple[bytes, ...]]]] = {}
+        self.names = names
+        self.most = most
+        self.varies_path = names[:1] == (b":path",)
+        self.path = known.path
+        self._method = known.method
+        self._authority = known.authority
+        self._items = known.items.copy()
+        self._index = known.index.copy()
+        where = {name: place for place, (name, _) in enumerate(known.items)}
+        self._places = tuple((number, where[name], name) for number, name in enumerate(names) if name != b":path")
+        self.plans: dict[Any, Any] = NO_PLANS
+        self.retired = False
+        self._missed = 0
+
+    def retire(self) -> None:
+        """It is shared no more: what still uses it shall not fill memory."""
+        self.retired = True
+        self._by_size.clear()
+
+    def values(self, head: bytes) -> tuple[bytes, ...] | None:
+        """HOT: the values of a whole head; None if it is not of this shape."""
+        known = self._by_size.get(len(head))
+        if known is not None:
+            values_of, rest_of = known
+            if rest_of(head) == self._rest:
+                values = values_of(head)
+                text = b"".join(values)
+                if text.translate(_ONLY_VISIBLE) is text and (not self.varies_path or text[0] == 47):  # "/"
+                    return values
+        match = self._match(head)
+        if match is None or len(head) > self.most:
+            return None
+        values = match.groups()
+        if not self.retired:
+            self._learn_size(len(head), values)
+        return values
+
+    def _learn_size(self, size: int, values: tuple[bytes, ...]) -> None:
+        full = len(self._by_size) >= _MAX_SIZES
+        if full or size in self._by_size:
+            # Where there are so many, most of what is learnt comes too late to be of use.
+            self._missed += 1
+            if self._missed < _MISSES:
+                return
+            self._missed = 0
+            if full:
+                self._by_size.clear()
+        sizes = [*zip(map(len, self._rest), map(len, values), strict=False)]
+        tail = len(self._rest[-1])
+        self._by_size[size] = (
+            Struct("".join(f"{before}x{length}s" for before, length in sizes) + f"{tail}x").unpack,
+            Struct("".join(f"{before}s{length}x" for before, length in sizes) + f"{tail}s").unpack,
+        )
+
+    def take(self, values: tuple[bytes, ...]) -> ShapedRequest:
+        """HOT: the head with these values."""
+        known = _new(ShapedRequest)
+        known.shape = self
+        known.values = values
+        known.path = values[0] if self.varies_path else self.path
+        return known
+
+    def head(self, values: tuple[bytes, ...], path: bytes) -> RequestHead:
+        """The same as others know heads."""
+        items = self._items.copy()
+        index = self._index.copy()
+        for number, place, name in self._places:
+            value = index[name] = values[number]
+            items[place] = name, value
+        return RequestHead(self._method, path, self._authority, items, index)
+
+
+class ShapedRequest:
+    """A request's head of a known shape, not yet put together. As `codec.h2.fields.ShapedRequest`."""
+
+    __slots__ = ("path", "shape", "values")
+
+    length = -1
+
+    path: bytes
+    shape: HeadShape
+    values: tuple[bytes, ...]
+
+    def head(self) -> RequestHead:
+        """The head of the request."""
+        return self.shape.head(self.values, self.path)
+
+
+_new = object.__new__
+
+
+class Shapes:
+    """The shapes of the heads seen lately. Parsers with the same options share them."""
+
+    __slots__ = ("_credit", "_forms", "_made", "_most")
+
+    def __init__(self, max_head_bytes: int) -> None:
+        self._forms: dict[tuple[bytes, ...], _Form] = {}
+        self._most = min(max_head_bytes, _MAX_BYTES)
+        self._credit = _MAX_CREDIT
+        self._made = 0  # shapes
+
+    def learn(self, known: KnownRequest, lines: list[bytes], size: int) -> HeadShape | None:
+        """What shape a head has that no other had lately; None while that is not known, or where there is none.
+
+        `known`: what the parser made of it, whose names are all different. `lines`: its header lines. `size`: of all of it.
+        """
+        if known.method not in _METHODS or size > self._most:
+            return None
+        if self._credit < _MAX_CREDIT:
+            self._credit += 1
+        key = known.method, known.authority, *known.index
+        form = self._forms.get(key)
+        if form is None:
+            if len(self._forms) >= _MAX_FORMS:
+                self._forget()
+            form = self._forms[key] = _Form(len(lines))
+        lines = [*lines, known.path]
+        fixed = form.fixed(lines)
+        if fixed is None:
+            return None
+        try:
+            return form.shapes[fixed]
+        except KeyError:
+            if self._credit < _COST:
+                return None
+            self._credit -= _COST
+            if self._made >= _MAX_SHAPES:
+                self._forget()
+                return None
+            self._made += 1
+            return form.add(known, lines, fixed, self._most)
+
+    def _forget(self) -> None:
+        for form in self._forms.values():
+            form.retire()
+        self._forms.clear()
+        self._made = 0
+
+
+class _Form:
+    """Heads with the same method, authority and names of fields: which of their lines vary, and the shapes by what those are that do not.
+
+    Lines are header lines here, and behind them the path.
+    """
+
+    __slots__ = ("_seen", "_varying", "shapes")
+
+    def __init__(self, count: int) -> None:
+        """`count`: of header lines."""
+        self._seen: list[set[bytes]] = [set() for _ in range(count + 1)]
+        self._varying: frozenset[int] = frozenset()
+        self.shapes: dict[tuple[bytes, ...], HeadShape | None] = {}
+
+    def retire(self) -> None:
+        """Forget the shapes."""
+        for shape in self.shapes.values():
+            if shape is not None:
+                shape.retire()
+        self.shapes.clear()
+
+    def fixed(self, lines: list[bytes]) -> tuple[bytes, ...] | None:
+        """Those lines of a head that do not vary; None if all do, or it is not known yet which."""
+        if len(lines) != len(self._seen):
+            return None  # a Connection line more or less, which is no field that goes on
+        varying = self._varying
+        grown = []
+        fixed = []
+        place = -1
+        for line, seen in zip(lines, self._seen, strict=True):
+            place += 1  # enumerate costs more
+            if place in varying:
+                continue
+            fixed.append(line)
+            if line not in seen:
+                if len(seen) >= _FEW:
+                    grown.append(place)
+                    seen.clear()
+                else:
+                    seen.add(line)
+        if grown:
+            self._varying = varying.union(grown)
+            self.retire()
+            return None
+        return (*fixed,) if varying else None
+
+    def add(self, known: KnownRequest, lines: list[bytes], fixed: tuple[bytes, ...], most: int) -> HeadShape | None:
+        """The shape of a head of which there is none yet; None where one may not vary that does."""
+        made = self.shapes[fixed] = self._make(known, lines, most)
+        return made
+
+    def _make(self, known: KnownRequest, lines: list[bytes], most: int) -> HeadShape | None:
+        names = []
+        parts = []
+        *lines, _ = lines
+        before = known.method + b" "
+        if len(lines) in self._varying:
+            names.append(b":path")
+            parts.append((before, _PATH))
+            before = b""
+        else:
+            before += known.path
+        before += b" HTTP/1.1\r\n"
+        for place, line in enumerate(lines):
+            if place not in self._varying:
+                before += line + b"\r\n"
+                continue
+            pair = _split(line)
+            if pair is None:
+                return None
+            name, beginning, value = pair
+            names.append(name)
+            parts.append((before + beginning, _WORDS if b" " in value else _VISIBLE))
+            before = b"\r\n"
+        return HeadShape(known, parts, before + b"\r\n", (*names,), most)
+
+
+def _split(line: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """A header line as name in lower case, what comes before the value, and the value; None where it may not vary."""
+    spelt, _, rest = line.partition(b":")
+    value = rest.lstrip(b" \t")
+    name = spelt.lower()
+    if name in _FIXED or _VALUE(value) is None:
+        return None
+    return name, line[: len(line) - len(value)], value
