@@ -31,6 +31,7 @@ class Chain:
         *_NAMES,
         "admission",
         "plannable",
+        "positions",
         "repeated",
         "request_data_after",
         "response_data_after",
@@ -52,8 +53,8 @@ class Chain:
         """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`).
 
         `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`; those that differ in a few values with the hooks
-        `varying`, or not at all if that is None. `shaper`: a filter that does nothing but change
-        heads, in the same way each time (`filters.peer_metadata`), and is the first to see requests: plans are made of what it makes of them.
+        `varying`, or not at all if that is None. `positions`: how many of `request_headers` have run with each of those. `shaper`: a filter that does nothing
+        but change heads, in the same way each time (`filters.peer_metadata`), and is the first to see requests: plans are made of what it makes of them.
         """
         filters = tuple(filters)
         self.admission = admission
@@ -72,6 +73,8 @@ class Chain:
         looking = [one for one in filters if hasattr(one, "request_headers") and getattr(one, "request_headers_repeated", None) is not SETTLED]
         self.shaper: Any = looking[0] if looking and hasattr(looking[0], "shape_request") else None
         others = [filter_ for filter_ in looking if filter_ is not self.shaper]
+        hooked = [id(filter_) for filter_ in filters if hasattr(filter_, "request_headers")]
+        self.positions = (*(hooked.index(id(filter_)) + 1 for filter_ in others),)
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in others]
         changing = len(self.response_headers) > (self.shaper is not None) or self.response_data or self.response_trailers
         self.plannable = None not in repeated and not (changing or admission)

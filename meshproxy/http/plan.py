@@ -178,12 +178,12 @@ class Plan:
 
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: the filters; False when the request took another way."""
-        position = int(self.lane.chain.shaper is not None)
+        at = -1
         for hook in self.hooks:
-            position += 1
+            at += 1
             result = hook(stream)
             if result is not None:
-                stream._hold_headers(result, position, not stream.body)
+                stream._hold_headers(result, self.lane.chain.positions[at], not stream.body)
                 return False
         if stream.__class__ is PlannedStream:
             return True

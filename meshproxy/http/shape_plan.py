@@ -183,11 +183,12 @@ class ShapedPlan(Plan):
 
     def _run_hooks(self, stream: PlannedStream) -> bool:
         """HOT: as `Plan._run_hooks`, with filters that look."""
-        position = int(self.lane.chain.shaper is not None)
+        chain = self.lane.chain
+        at = -1
         head = stream.request = self._seen
         head.path = stream.known.path
         for hook in self.hooks:
-            position += 1
+            at += 1
             try:
                 result = hook(stream)
             except Varies:
@@ -195,9 +196,9 @@ class ShapedPlan(Plan):
                     if plans is not None:
                         plans.drop(self)
                 stream.leave_plan()  # with a head of its own
-                result = self.lane.chain.request_headers[position - 1](stream, not stream.body)
+                result = chain.request_headers[chain.positions[at] - 1](stream, not stream.body)
             if result is not None:
-                stream._hold_headers(result, position, not stream.body)
+                stream._hold_headers(result, chain.positions[at], not stream.body)
                 return False
         if stream.__class__ is PlannedStream:
             del stream.request

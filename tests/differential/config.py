@@ -35,6 +35,7 @@ TYPES = {
     "ext_authz_per_route": f"{_HTTP}.ext_authz.v3.ExtAuthzPerRoute",
     "fault": f"{_HTTP}.fault.v3.HTTPFault",
     "local_ratelimit": f"{_HTTP}.local_ratelimit.v3.LocalRateLimit",
+    "on_demand": f"{_HTTP}.on_demand.v3.OnDemand",
     "cors": f"{_HTTP}.cors.v3.Cors",
     "cors_policy": f"{_HTTP}.cors.v3.CorsPolicy",
     "header_mutation": f"{_HTTP}.header_mutation.v3.HeaderMutation",

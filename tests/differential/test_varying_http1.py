@@ -60,6 +60,11 @@ def path(**matcher: str) -> dict[str, Any]:
     return {"url_path": {"path": matcher}}
 
 
+def tokens(count: int) -> dict[str, Any]:
+    """A local rate limit of so many requests."""
+    return {**LIMIT, "token_bucket": {"max_tokens": count, "fill_interval": "1000s"}}
+
+
 PATHS = rules("ALLOW", odd=(path(suffix="odd"), ADMINS), paths=(path(prefix="/p/"), LOCAL))
 OUTSIDE = rules("DENY", admin=(path(prefix="/admin"), ANYBODY))
 NAMED = rules("DENY", named=({"header": {"name": ":path", "string_match": {"contains": "odd"}}}, ANYBODY))
@@ -73,11 +78,13 @@ LISTENERS = [*REPEATED["static_resources"]["listeners"][:-1], *[one for one in O
 CONFIG = bootstrap(
     *LISTENERS,
     http("paths", HOSTS, filters=[filter_("rbac", rules=PATHS)]),
+    http("behind_another", HOSTS, filters=[filter_("on_demand"), filter_("rbac", rules=PATHS)]),
     http("named", HOSTS, filters=[filter_("rbac", rules=NAMED)]),
     http("like_mesh", HOSTS, filters=[filter_("rbac", rules=OUTSIDE), filter_("fault", abort={"http_status": 503, "percentage": {"numerator": 0}}),
-                                      filter_("local_ratelimit", **{**LIMIT, "token_bucket": {"max_tokens": 8, "fill_interval": "1000s"}})],
+                                      filter_("local_ratelimit", **tokens(1000))],
          access_log=[file_log(**JSON_LOG)], use_remote_address=True),
-    http("limited_last", HOSTS, filters=[filter_("rbac", rules=OUTSIDE, shadow_rules=OUTSIDE), filter_("local_ratelimit", **LIMIT)]),
+    http("limited_last", HOSTS, filters=[filter_("rbac", rules=OUTSIDE), filter_("local_ratelimit", **tokens(8))]),
+    http("shadowed", HOSTS, filters=[filter_("rbac", rules=OUTSIDE, shadow_rules=OUTSIDE)]),
     http("more_log", HOSTS, access_log=[file_log(**MORE_LOG), file_log(BY_ID)]),
     http("small_heads", HOSTS, max_request_headers_kb=1),
     http("underscores", HOSTS, common_http_protocol_options={"headers_with_underscores_action": "REJECT_REQUEST"}),
@@ -187,7 +194,7 @@ CASES = [
     varying("host_by_varying_header", *VARYING, "X-To: b{n}", host="by_header.test"),
     *[varying(f"on_{on}", *VARYING, "X-A: {n}", on=on) for on in (
         "edge", "json", "filtered", "rbac_deny", "limit", "limit_each", "fault", "no_fault", "plain_router", "pass_server", "echo_id", "no_id", "few", "paths",
-        "named", "like_mesh", "limited_last", "more_log", "spelt")],
+        "named", "like_mesh", "limited_last", "shadowed", "more_log", "spelt")],
     *[varying(f"on_{on}_without_ids", "X-A: {n}", on=on) for on in ("edge", "json", "no_id", "like_mesh", "more_log")],
     *[varying(f"on_{on}_adds", *VARYING, "X-A: {n}", AGENT, host="adds.test", on=on) for on in ("edge", "json", "like_mesh", "more_log")],
     varying("rbac_allowed", *VARYING, "X-Role: admin", on="rbac"),
@@ -195,6 +202,9 @@ CASES = [
     varying("paths_role_varies", *VARYING, "X-Role: admin{n}", on="paths"),
     odd("paths_odd", ask(8, *VARYING, path="/x/odd"), Response(), on="paths"),
     odd("paths_odd_allowed", ask(8, *VARYING, "X-Role: admin", path="/x/odd"), Response(), on="paths", headers=(*VARYING, "X-Role: admin")),
+    odd("behind_another", ask(8, *VARYING, "X-Role: {n}", path="/x/odd"), Response(), on="behind_another", headers=(*VARYING, "X-Role: {n}")),
+    odd("behind_another_allowed", *[step for n in range(1, 4) for step in (ask(n, *VARYING, "X-Role: admin", path="/x/odd"), Response())],
+        on="behind_another", headers=(*VARYING, "X-Role: {n}")),
     odd("paths_other", ask(8, *VARYING, path="/x/8"), Response(), on="paths"),
     odd("named_odd", ask(8, *VARYING, path="/odd"), Response(), on="named"),
     odd("mesh_admin", ask(8, *VARYING, path="/admin/8"), Response(), on="like_mesh"),
