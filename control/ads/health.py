@@ -35,6 +35,7 @@ class HealthStream:
         self.node: Any = None
         self.report: Any = None
         self._told = b""
+        self._over = False  # it was told to ask nothing any more: what it still reports was on its way
 
     @property
     def workload(self) -> Key | None:
@@ -57,7 +58,7 @@ class HealthStream:
             groups = [group for cluster in report.cluster_endpoints_health for group in cluster.locality_endpoints_health]
             if max(sum(len(group.endpoints_health) for group in groups), len(groups), len(report.endpoints_health)) > MAX_ENDPOINTS:
                 raise ProtocolError(f"a report of more than {MAX_ENDPOINTS} endpoints")
-            self.report = report
+            self.report = None if self._over else report
 
     def ready(self, workload: Workload) -> bool | None:
         """What the last report says of it; None when it does not."""
@@ -74,6 +75,7 @@ class HealthStream:
         if wanted == self._told:
             return None
         self._told = wanted
+        self._over = not wanted
         if not wanted:
             self.report = None
         return wanted or nothing()

@@ -332,7 +332,12 @@ def test_whom_nobody_asks_any_more():
     assert here.health.unready == frozenset()
     assert stream.answer(here.snapshot.workloads[KEY]) == nothing()
     assert stream.answer(None) is None
+    here.say(stream, report(2))  # was on its way
     assert stream.report is None
+    here.snapshot = snapshot(SERVICE, workload("readinessProbe: {tcpSocket: {port: 1}}"))
+    assert stream.answer(here.snapshot.workloads[KEY]) == specifier(here.snapshot.workloads[KEY], False)
+    here.say(stream, report(2))
+    assert here.health.unready == {KEY}
     unknown = here.come()
     assert unknown.answer(None) is None
 
