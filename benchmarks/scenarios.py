@@ -138,6 +138,7 @@ SCENARIOS = (
         How.HTTP,
         (Case(Spec("mesh"), VARYING),),
         instructions=BOTH,
+        bars=(_instructions(135e3), _per_core(2.0)),
     ),
     Scenario(
         "bodies",
