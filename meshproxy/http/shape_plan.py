@@ -198,6 +198,8 @@ class ShapedPlan(Plan):
                 stream.leave_plan()  # with a head of its own
                 result = chain.request_headers[chain.positions[at] - 1](stream, not stream.body)
             if result is not None:
+                if stream.__class__ is PlannedStream:
+                    stream.leave_plan()
                 stream._hold_headers(result, chain.positions[at], not stream.body)
                 return False
         if stream.__class__ is PlannedStream:

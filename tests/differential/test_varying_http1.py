@@ -218,6 +218,8 @@ CASES = [
         ask(n, *VARYING, path=("/a{n}", "/direct", "/query?to=b", "/by{n}", "/a", "/redirect")[n % 6], host="many.test"), Response())]),
     Case("two_clients_in_one", [step for n in range(24) for step in (
         ask(n, *VARYING, *((AGENT, "X-A: {n}") if n % 2 else ("X-B: 1",))), Response())]),
+    Case("more_varies_later", [step for n in range(24) for step in (
+        ask(n, *VARYING, f"X-A: {0 if n < 10 else n}", host="adds.test"), Response())]),
     Case("few_values", [step for n in range(24) for step in (ask(n, *VARYING, f"X-A: {'b' if n % 3 else 'a'}", path="/by{n}", host="many.test"), Response())]),
     # ---- one that is not like the others
     *[odd(f"odd_{name}", request(head), Response()) for name, head in {

@@ -1,8 +1,9 @@
 """Heads of one shape, which differ in nothing but a few values: a path, a request id, a trace context.
 
 Clients that send no two equal requests still send nearly the same head each time. Which of its lines differ is learnt from what comes (`Shapes.learn`): a line
-that was seen in more than a few ways varies, all others are part of the shape. From then on a head of that shape is recognised by one regular expression, and
-never taken apart into lines. Only values of visible characters do so, of fields that say nothing of how messages are framed; all else goes through the parser.
+that was seen in more than a few ways varies, all others are part of the shape. From then on a head of that shape is recognised by one regular expression, or
+where its values are as long as those of one before by one comparison of all that is around them, and never taken apart into lines. That is for values of
+visible characters, of fields that say nothing of how messages are framed; all else goes through the parser.
 
 `http.shape_plan` has what is concluded from shapes; `codec.hpack` finds those of HTTP/2.
 """
@@ -47,7 +48,7 @@ class HeadShape:
     """What heads of one shape have in common.
 
     `names`: whose values differ, in lower case; `path` is that of heads that have none of their own. `most`: bytes that a head may have. `plans` belongs to the
-    connection manager, and is the only thing about it that changes, but for `retired`: there is a better one.
+    connection manager, and is the only thing about it that changes, but for `retired`: no head is of it any more, there may be a better one.
     """
 
     __slots__ = (
@@ -58,7 +59,8 @@ class HeadShape:
     def __init__(self, known: KnownRequest, parts: list[tuple[bytes, bytes]], tail: bytes, names: tuple[bytes, ...], most: int) -> None:
         """`known`: one of them. `parts`: what comes before each value, and a pattern for the value; `tail`: what comes behind the last one."""
         self._rest = (*(before for before, _ in parts), tail)
-        self._match = re.compile(b"".join([re.escape(before) + value for before, value in parts]) + re.escape(tail)).fullmatch
+        pattern = b"".join([re.escape(before) + value for before, value in parts]) + re.escape(tail)
+        self._match: Callable[[bytes], re.Match[bytes] | None] = re.compile(pattern).fullmatch
         # By how long a head is, where its values are if they are as long as those of the last one of that length: that is one comparison, and no search.
         self._by_size: dict[int, tuple[Callable[[bytes], tuple[bytes, ...]], Callable[[bytes], tuple[bytes, ...]]]] = {}
         self.names = names
@@ -76,8 +78,9 @@ class HeadShape:
         self._missed = 0
 
     def retire(self) -> None:
-        """It is shared no more: what still uses it shall not fill memory."""
+        """It is shared no more: who still has it shall look for another one, and not fill memory."""
         self.retired = True
+        self._match = _nothing
         self._by_size.clear()
 
     def values(self, head: bytes) -> tuple[bytes, ...] | None:
@@ -94,8 +97,7 @@ class HeadShape:
         if match is None or len(head) > self.most:
             return None
         values = match.groups()
-        if not self.retired:
-            self._learn_size(len(head), values)
+        self._learn_size(len(head), values)
         return values
 
     def _learn_size(self, size: int, values: tuple[bytes, ...]) -> None:
@@ -150,6 +152,10 @@ class ShapedRequest:
 
 
 _new = object.__new__
+
+
+def _nothing(head: bytes) -> None:
+    """The expression of a shape that is retired."""
 
 
 class Shapes:
