@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.errors import UNSUPPORTED, fail, under
@@ -40,8 +39,6 @@ HONOURS = {
     "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer": "",
 }
 
-_MAX_SESSIONS = 256  # of connections that have ended, for each context: hosts may have names of their own
-
 log = logging.getLogger(__name__)
 
 
@@ -53,8 +50,8 @@ class HandshakeObject(ssl.SSLObject):
     """An SSLObject that reports the end of its handshake to the DownstreamTls or UpstreamTls that it belongs to, and reads along what the server says.
 
     `names`: see `PeerChecks.verify`. `flight` is what the server said; `incoming` is None once all of it is read, `outgoing` once the handshake is done.
-    `last_words`: after a failure, what is to be sent before closing. `resumes`: of a client, what its session is good for; `group`: that of the key exchange.
-    `read_plain`, `write_plain` and `pending_plain` are `read`, `write` and `pending` without a Python frame each.
+    `last_words`: after a failure, what is to be sent before closing. `read_plain`, `write_plain` and `pending_plain` are `read`, `write` and `pending`
+    without a Python frame each.
     """
 
     names: tuple[str, ...]
@@ -62,8 +59,6 @@ class HandshakeObject(ssl.SSLObject):
     outgoing: ssl.MemoryBIO | None
     flight: ServerFlight
     last_words: bytes
-    resumes: Any
-    group: str
     read_plain: Callable[[int], bytes]
     write_plain: Callable[[bytes], int]
     pending_plain: Callable[[], int]
@@ -76,8 +71,6 @@ class HandshakeObject(ssl.SSLObject):
         self.outgoing = outgoing
         self.flight = ServerFlight()
         self.last_words = b""
-        self.resumes = None
-        self.group = ""
         inner = self._sslobj  # type: ignore[attr-defined]
         self.read_plain = inner.read
         self.write_plain = inner.write
@@ -204,12 +197,6 @@ class UpstreamTls(_Tls):
         self._signed = all(name.startswith(("ECDHE-", "@")) for name in common.ciphers.split(":"))  # others may have the server decipher instead
         self._renegotiate: bool = proto.allow_renegotiation
         self._common = common
-        self._resumes: bool = not proto.HasField("max_session_keys") or proto.max_session_keys.value > 0
-        # By what they are good for (protocols offered, names): the latest connection, whose session is looked at when it is wanted, for tickets come late; and
-        # the session of one that has ended, with its group, and whether it is good for one connection alone. One of each: more are of use only where a server
-        # takes none twice.
-        self._latest: dict[Any, weakref.ref[HandshakeObject]] = {}
-        self._ended: dict[Any, tuple[ssl.SSLSession | None, str, bool]] = {}
         self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
         self._context(self.alpn)  # so that errors show when the configuration is compiled
 
@@ -235,35 +222,12 @@ class UpstreamTls(_Tls):
     ) -> HandshakeObject:
         """The TLS object of one connection; it reads and writes encrypted bytes there. For the rest see `dial.connect`."""
         name = self.sni if server_name is None else server_name
-        names = (san,) if san else (name,) if self.auto_sni_san_validation and name else ()
-        key = alpn, name, names
-        context = self._context(self.alpn or alpn)
-        session, group = self._session(key) if self._resumes else (None, "")
-        wrapped: HandshakeObject = context.wrap_bio(incoming, outgoing, server_hostname=name or None, session=session)  # type: ignore[assignment]
-        wrapped.names = names
-        wrapped.resumes = key
-        wrapped.group = group
+        wrapped: HandshakeObject = self._context(self.alpn or alpn).wrap_bio(incoming, outgoing, server_hostname=name or None)  # type: ignore[assignment]
+        if san:
+            wrapped.names = (san,)
+        elif self.auto_sni_san_validation and name:
+            wrapped.names = (name,)
         return wrapped
-
-    def _session(self, key: Any) -> tuple[ssl.SSLSession | None, str]:
-        """What a connection may go on from, and its group. The server's certificate is checked again all the same, but for its chain."""
-        latest = self._latest.get(key)
-        ssl_object = latest() if latest is not None else None
-        session, group, once = self._ended.get(key, (None, "", False)) if ssl_object is None else _session_of(ssl_object)
-        if once:
-            self._latest.pop(key, None)
-            self._ended.pop(key, None)
-        return session, group
-
-    def ended(self, ssl_object: HandshakeObject) -> None:
-        """A connection is over whose handshake was done."""
-        key = ssl_object.resumes
-        latest = self._latest.get(key)
-        if latest is not None and latest() is ssl_object:
-            del self._latest[key]
-            if len(self._ended) >= _MAX_SESSIONS:
-                self._ended.clear()
-            self._ended[key] = _session_of(ssl_object)
 
     def examine(self, certificate: bytes, names: tuple[str, ...]) -> None:
         """Check the server's certificate (DER). Raises PeerRejected."""
@@ -279,18 +243,8 @@ class UpstreamTls(_Tls):
         """Count the handshake and check the server's certificate. Raises PeerRejected."""
         certificate = ssl_object.getpeercert(True) or b""
         self.examine(certificate, ssl_object.names)
-        if self._resumes:
-            self._latest[ssl_object.resumes] = weakref.ref(ssl_object)
-            self._ended.pop(ssl_object.resumes, None)
         flight = ssl_object.flight
-        if flight.group or not ssl_object.session_reused:  # else it is still that of the session
-            ssl_object.group = flight.group
-        self.stats.count_handshake(ssl_object, ssl_object.group, flight.signature or usual_signature(certificate), presented=True)
-
-
-def _session_of(ssl_object: HandshakeObject) -> tuple[ssl.SSLSession | None, str, bool]:
-    """The session of a client's connection, its group, and whether nobody who looks on shall know it again (RFC 8446 C.4)."""
-    return ssl_object.session, ssl_object.group, ssl_object.version() == "TLSv1.3"
+        self.stats.count_handshake(ssl_object, flight.group, flight.signature or usual_signature(certificate), presented=True)
 
 
 def compile_downstream(proto: Any, scope: Scope, shared: dict[bytes, ssl.SSLContext] | None = None, ticket_seed: bytes = b"") -> DownstreamTls:

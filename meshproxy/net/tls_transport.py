@@ -139,8 +139,6 @@ class TlsTransport(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()
         protocol, outcome = self._protocol, self._outcome
-        if self._ready and not self.ssl_object.server_side:
-            self.ssl_object.context.owner.ended(self.ssl_object)  # type: ignore[attr-defined]
         # What refers to this object from here would keep all of it alive until the garbage collector comes.
         self._protocol = self._outcome = None
         self._deliver = _nobody

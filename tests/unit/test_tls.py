@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -490,90 +489,6 @@ def test_names_given_with_the_dial():
     client, _ = upstream(sni="other.example.com", auto_sni_san_validation=True)
     assert call(client)[1] is not None
     assert call(client, server_name="server.example.com")[1] is None
-
-
-class Server:
-    """A server that resumes sessions, and clients that come to it one after the other."""
-
-    def __init__(self, certificate: str = "server") -> None:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(pki()[f"{certificate}.pem"], pki()[f"{certificate}.key"])
-
-    def met_by(self, client: tls.UpstreamTls, **wrap: Any) -> Pair:
-        """A connection that has been used, so that tickets have come."""
-        pair = Pair(client, self.context, **wrap)
-        assert pair.shake() == (None, None)
-        pair.server.write(b"hello")
-        assert pair.client.read(5) == b"hello"
-        return pair
-
-
-@pytest.mark.parametrize("params", [{}, TLS13], ids=["TLSv1.2", "TLSv1.3"])
-def test_upstream_sessions_are_resumed(params):
-    client, store = upstream(params=params, validation={"match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "server.example.com"}}]})
-    server = Server()
-    first = server.met_by(client)
-    assert not first.client.session_reused
-    second = server.met_by(client)  # while the first one goes on
-    assert second.client.session_reused
-    client.ended(second.client)
-    client.ended(first.client)
-    third = server.met_by(client)  # and when all have ended
-    assert third.client.session_reused
-    assert store.value("cluster.c.ssl.session_reused") == 2
-    for name in ("handshake", "curves.X25519", "sigalgs.ecdsa_secp256r1_sha256"):
-        assert store.value(f"cluster.c.ssl.{name}") == 3
-    assert client.describe(third.client).peer_certificate.subject == "CN=server"  # type: ignore[union-attr]
-
-
-def test_an_upstream_session_of_tls_1_3_is_taken_up_once():
-    client, _ = upstream(params=TLS13)
-    server = Server()
-    first = server.met_by(client)
-    client.ended(first.client)
-    pairs = [Pair(client, server.context) for _ in range(2)]  # both are dialled before either is there
-    assert [pair.shake() for pair in pairs] == [(None, None)] * 2
-    assert [pair.client.session_reused for pair in pairs] == [True, False]
-
-
-def test_upstream_sessions_are_for_the_same_names_and_protocols():
-    client, _ = upstream(auto_sni_san_validation=True)
-    server = Server()
-    first = server.met_by(client, server_name="server.example.com")
-    for other in (
-        {"server_name": "a.wild.example.com"},
-        {"server_name": "server.example.com", "san": "127.0.0.1"},
-        {"server_name": "server.example.com", "alpn": ("h2",)},
-    ):
-        assert not server.met_by(client, **other).client.session_reused
-    assert server.met_by(client, server_name="server.example.com").client.session_reused
-    client.ended(first.client)
-
-
-def test_upstream_sessions_that_nobody_takes_up():
-    client, store = upstream(max_session_keys=0)
-    server = Server()
-    for _ in range(2):
-        client.ended(server.met_by(client).client)
-    assert store.value("cluster.c.ssl.session_reused") == 0
-    client, _ = upstream()
-    client.ended(server.met_by(client).client)
-    pair = Server().met_by(client)  # which does not know it
-    assert not pair.client.session_reused
-    assert Pair(client, Server("rogue").context).shake()[0] is not None
-
-
-def test_connections_that_have_ended_are_not_kept():
-    client, _ = upstream()
-    server = Server()
-    pair = server.met_by(client)
-    gone = weakref.ref(pair.client)
-    del pair
-    assert gone() is None
-    for number in range(300):
-        client.ended(server.met_by(client, server_name=f"{number}.test").client)
-    assert len(client._ended) <= 256
-    assert len(client._latest) <= 1
 
 
 def wrapped(client: tls.UpstreamTls, *alpn: str) -> ssl.SSLContext:
