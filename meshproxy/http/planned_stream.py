@@ -32,7 +32,7 @@ class PlannedStream(Stream):
     stage: int
     connected: Any  # upstream.pool.PlanExchange
     request_id: bytes
-    known: Any  # codec.h2.fields.ShapedRequest, where the plan is http.shape_plan.ShapedPlan
+    known: Any  # ShapedRequest (codec.h1.shapes, codec.h2.fields), where the plan is http.shape_plan.ShapedPlan
     # The response, milliseconds, bytes of its body, its trailers; lane and plan, the exchanges upstream and downstream, bytes of the request's body.
     answer: tuple[PlannedResponse, int, int, Headers | None, Lane, Plan | None, Any, Any, int]
     facts: tuple[Any, ...] | None
