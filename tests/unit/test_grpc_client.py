@@ -243,6 +243,19 @@ async def test_a_timeout_while_it_waits() -> None:
     assert cluster.context.stats.value("cluster.c.upstream_rq_504") == 1
 
 
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_timeout_while_the_server_is_silent(answered: bool) -> None:
+    stream, _, cluster = begin(timeout=0.0)
+    exchange: Any = stream._exchange
+    if answered:
+        stream.on_response_headers(ResponseHead(200, GRPC), False)
+    assert (await failure(stream)).status == grpc.DEADLINE_EXCEEDED
+    assert exchange.out[-1] == "abort"
+    cluster.stats.settle()
+    counted = [cluster.context.stats.value(f"cluster.c.{name}") for name in ("upstream_rq_timeout", "upstream_rq_504", "internal.upstream_rq_504")]
+    assert counted == ([1, 0, 0] if answered else [1, 1, 1])
+
+
 async def test_unary_wants_exactly_one_message() -> None:
     for messages, text in (([], "no response"), ([b"a", b"b"], "more than one response")):
         clusters = upstream_help.manager(upstream_help.static(upstream_help.group("127.0.0.1:1")))
