@@ -1,10 +1,12 @@
-"""What all tests share: options, settings, and the one more try of tests that drive real processes."""
+"""What all tests share: options, settings, and the further tries of tests that drive real processes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,11 @@ def _loggers_as_new():
         logger.setLevel(logging.NOTSET)
 
 
-# ---- one more try ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- further tries -----------------------------------------------------------------------------------------------------------------------------------------
 
 # Tests of these folders drive real processes, or speak over real sockets. Such a test may fail once, for a machine that stood still in the wrong moment; it is
-# run once more then, and whoever reads the summary is told, with all of the first failure. Many such tests are no bad luck: more than _UNSTEADY_LIMIT fail
-# the run.
+# run once more then, and if that fails, too, a last time when all others have ended and the machine is its own. Whoever reads the summary is told, with all of
+# the failures. Many such tests are no bad luck: more than _UNSTEADY_LIMIT fail the run.
 _SPEAKS_OVER_SOCKETS = frozenset(("attack", "budgets", "differential", "e2e", "interop", "unit"))
 _UNSTEADY_LIMIT = 5
 _HERE = Path(__file__).parent
@@ -102,10 +104,31 @@ def _unsteady(reporter: pytest.TerminalReporter) -> dict[str, list[pytest.TestRe
     return found
 
 
+def _try_alone(config: pytest.Config, reporter: pytest.TerminalReporter) -> bool:
+    """Run the tests that failed twice by themselves; True when all of them passed, and counts as unsteady then what had failed."""
+    failures = [report for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
+    names = list(dict.fromkeys(report.nodeid for report in failures))
+    tried_again = {report.nodeid for report in reporter.stats.get("rerun", [])}
+    if not names or not tried_again.issuperset(names) or len(names) + len(_unsteady(reporter)) > _UNSTEADY_LIMIT:
+        return False
+    command = [sys.executable, "-m", "pytest", "--one-try", "-p", "no:cacheprovider", f"--subject={config.getoption('--subject')}", *names]
+    done = subprocess.run(command, cwd=config.rootpath, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        return False
+    for kind in ("failed", "error"):
+        reporter.stats.pop(kind, None)
+    reporter.stats.setdefault("rerun", []).extend(failures)
+    return True
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and session.exitstatus == pytest.ExitCode.OK and len(_unsteady(reporter)) > _UNSTEADY_LIMIT:
+    if reporter is None or hasattr(session.config, "workerinput"):  # whoever sums up is told by the others
+        return
+    if session.exitstatus == pytest.ExitCode.TESTS_FAILED and _try_alone(session.config, reporter):
+        session.exitstatus = pytest.ExitCode.OK
+    if session.exitstatus == pytest.ExitCode.OK and len(_unsteady(reporter)) > _UNSTEADY_LIMIT:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -115,7 +138,7 @@ def _tell_unsteady(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("unsteady", red=True, bold=True)
     for report in (report for reports in unsteady.values() for report in reports):
-        terminalreporter.write_sep("_", f"first failure of {report.nodeid} ({report.when})", red=True)
+        terminalreporter.write_sep("_", f"failure of {report.nodeid} ({report.when})", red=True)
         terminalreporter.line(report.longreprtext)
         for title, content in report.sections:
             terminalreporter.write_sep("-", title)
@@ -123,7 +146,7 @@ def _tell_unsteady(terminalreporter: pytest.TerminalReporter) -> None:
     for name in unsteady:
         terminalreporter.line(f"UNSTEADY {name}", red=True)
     verdict = f"the run fails: {_UNSTEADY_LIMIT} may" if len(unsteady) > _UNSTEADY_LIMIT else "each is a defect, of the test or of the product"
-    terminalreporter.line(f"{len(unsteady)} passed only when run again; {verdict}", red=True)
+    terminalreporter.line(f"{len(unsteady)} passed only when tried again; {verdict}", red=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
