@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.headers import ResponseHead
 from meshproxy.http import retry
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.upstream import pool as pools
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Attempt:
         if route.finalize_response is not None:
             route.finalize_response(stream)
         if route.include_attempt_count_in_response:
-            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
+            head.set(ATTEMPT_COUNT, b"%d" % stream.attempts)
         stream.send_whole(head, body)
 
     def on_response_data(self, data: bytes, end_stream: bool) -> None:

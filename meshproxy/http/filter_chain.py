@@ -21,7 +21,9 @@ HOLD: Any = _Hold()
 # In place of a filter's `request_headers_repeated`: a request that repeats itself would not be held up by it.
 SETTLED: Any = object()
 
-_NAMES = ("request_headers", "request_data", "request_trailers", "response_headers", "response_data", "response_trailers", "complete")
+_REQUESTS = ("request_headers", "request_data", "request_trailers")
+_RESPONSES = ("response_headers", "response_data", "response_trailers")
+_NAMES = (*_REQUESTS, *_RESPONSES, "complete")
 
 
 class Chain:
@@ -49,12 +51,13 @@ class Chain:
     response_trailers: tuple[Hook, ...]
     complete: tuple[Hook, ...]
 
-    def __init__(self, filters: Iterable[Any], admission: bool = False) -> None:
-        """`admission`: the route has something to say before its filters run (see `HttpConnectionManager.admit`).
+    def __init__(self, filters: Iterable[Any], admission: bool = False, route: Any = None) -> None:
+        """`admission`: `route` has something to say before its filters run (see `HttpConnectionManager.admit`).
 
         `plannable`: requests that repeat themselves can go by plan (`http.plan`), with the hooks `repeated`; those that differ in a few values with the hooks
         `varying`, or not at all if that is None. `positions`: how many of `request_headers` have run with each of those. `shaper`: a filter that does nothing
         but change heads, in the same way each time (`filters.peer_metadata`), and is the first to see requests: plans are made of what it makes of them.
+        Filters that do nothing as long as the route stays this one (`idles`) have no part in plans.
         """
         filters = tuple(filters)
         self.admission = admission
@@ -70,13 +73,14 @@ class Chain:
         # The data hook of the filter with the n-th head hook; and where trailers begin that the n-th data hook adds.
         self.response_data_at = _positions(backwards, "response_headers", "response_data", own=False)
         self.response_trailers_after = _positions(backwards, "response_data", "response_trailers", own=True)
-        looking = [one for one in filters if hasattr(one, "request_headers") and getattr(one, "request_headers_repeated", None) is not SETTLED]
+        awake = [one for one in filters if not (hasattr(one, "idles") and one.idles(route))]
+        looking = [one for one in awake if hasattr(one, "request_headers") and getattr(one, "request_headers_repeated", None) is not SETTLED]
         self.shaper: Any = looking[0] if looking and hasattr(looking[0], "shape_request") else None
         others = [filter_ for filter_ in looking if filter_ is not self.shaper]
         hooked = [id(filter_) for filter_ in filters if hasattr(filter_, "request_headers")]
         self.positions = (*(hooked.index(id(filter_)) + 1 for filter_ in others),)
         repeated = [getattr(filter_, "request_headers_repeated", None) for filter_ in others]
-        changing = len(self.response_headers) > (self.shaper is not None) or self.response_data or self.response_trailers
+        changing = [name for one in awake for name in _RESPONSES if getattr(one, name, None) is not None][self.shaper is not None :]
         self.plannable = None not in repeated and not (changing or admission)
         self.repeated: tuple[Hook, ...] = tuple(hook for hook in repeated if hook is not None) if self.plannable else ()
         varying = [getattr(filter_, "request_headers_varying", None) for filter_ in others]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.codec.grpc import http_of_status, status_of
 from meshproxy.codec.headers import Headers, RequestHead, ResponseHead
 from meshproxy.http.replies import Reply
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.http.route import NO_LIMIT
 from meshproxy.http.route_rewrite import update_authority
 from meshproxy.http.tries import Tries
@@ -372,7 +373,7 @@ class Forwarding(Tries):
         if route.finalize_response is not None:
             route.finalize_response(stream)
         if route.include_attempt_count_in_response:
-            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
+            head.set(ATTEMPT_COUNT, b"%d" % stream.attempts)
         if end_stream:
             self.complete(attempt)
         stream.send_headers(head, end_stream)

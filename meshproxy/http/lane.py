@@ -10,6 +10,7 @@ from meshproxy.http import timeouts
 from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, PlannedResponse, plan_response
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
 from meshproxy.http.probe import Probe, Varies
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.upstream.host import count_grpc
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Lane:
         self.retired = False  # something changed: what is still on its way goes the general way back
         # Responses as they go downstream, and tallies: the same for all routes that do not change responses.
         if route.finalize_response is None:
-            shaped = shaper, self.said, self.operation
+            shaped = shaper, self.said, self.operation, route.include_attempt_count_in_response
             self._planned = manager.planned_responses.setdefault((version, *shaped), {})
             key = cluster, internal, version, None if route.retry is None else route.retry.from_status, *shaped
             self.tally: Tally = manager.tallies.get(key) or manager.tallies.setdefault(key, Tally(manager, cluster, internal=internal, version=version))
@@ -106,6 +107,8 @@ class Lane:
         if expected is not None and not self.manager.router.suppress:
             index[timeouts.EXPECTED] = expected
             head.items.append((timeouts.EXPECTED, expected))  # type: ignore[union-attr]
+        if route.include_attempt_count_in_request:
+            head.set(ATTEMPT_COUNT, b"1")  # type: ignore[union-attr]
         if route.finalize_request is not None:
             route.finalize_request(stream)
         if self.tracing is not None:
@@ -316,12 +319,4 @@ def make_lane(manager: HttpConnectionManager, route: Route | None, head: Request
 
 
 def _is_plannable(route: Route) -> bool:
-    return bool(
-        route.reply is None
-        and not route.careful
-        and not route.needs_lb_context
-        and not route.mirrors
-        and not route.include_attempt_count_in_request
-        and not route.include_attempt_count_in_response
-        and route.max_grpc_timeout_ms is None
-    )
+    return bool(route.reply is None and not route.careful and not route.needs_lb_context and not route.mirrors and route.max_grpc_timeout_ms is None)

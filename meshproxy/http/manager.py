@@ -298,10 +298,10 @@ class HttpConnectionManager:
             or route.grpc_timeout_header_max_ms is not None
             or bool(self.options.max_stream_duration)
         )
-        if route is not None and not route.filter_configs and not admission:
+        if route is not None and not route.filter_configs and not admission and not route.cors:
             return self._plain_chain
         filters = self._select(route, self._filters)
-        return Chain(filters, admission) if filters or admission else EMPTY
+        return Chain(filters, admission, route) if filters or admission else EMPTY
 
     def _check_filters(self, route: Route) -> None:
         """Compile all that a route says of filters. Raises ConfigError."""

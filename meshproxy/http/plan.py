@@ -27,6 +27,7 @@ from meshproxy.http.filter_chain import EMPTY
 from meshproxy.http.planned_response import Piece
 from meshproxy.http.planned_stream import FILTERS, UPSTREAM, PlannedStream
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.http.stream import Stream
 
 if TYPE_CHECKING:
@@ -314,6 +315,8 @@ def try_out(manager: HttpConnectionManager, known: Any, additions: Any, trace: b
         outcome.filtered = head.copy()
         if route.expected_timeout is not None and not manager.router.suppress:  # type: ignore[union-attr]
             head.add(timeouts.EXPECTED, route.expected_timeout)  # type: ignore[union-attr]
+        if route.include_attempt_count_in_request:  # type: ignore[union-attr]
+            head.set(ATTEMPT_COUNT, b"1")
         if route.finalize_request is not None:  # type: ignore[union-attr]
             route.finalize_request(probe)  # type: ignore[union-attr,arg-type]
     except Varies:

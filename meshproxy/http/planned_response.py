@@ -8,6 +8,7 @@ from meshproxy.codec.h1.encode import encode_response_head
 from meshproxy.codec.headers import Pair, ResponseHead
 from meshproxy.http import retry
 from meshproxy.http.probe import Probe, Varies
+from meshproxy.http.retry import ATTEMPT_COUNT
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
@@ -87,6 +88,8 @@ def plan_response(lane: Lane, known: KnownResponse) -> PlannedResponse | None:
         try:
             if route.finalize_response is not None:
                 route.finalize_response(probe)  # type: ignore[arg-type]
+            if route.include_attempt_count_in_response:
+                head.set(ATTEMPT_COUNT, b"1")
             if shaper is not None:
                 peer = shaper.shape_response(head, lane.said)
             manager.finish_response_head(probe, head, (b"date", _DATE_MARK))  # type: ignore[arg-type]

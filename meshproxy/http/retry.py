@@ -81,6 +81,7 @@ _DEFAULT_BASE_MS = 25  # runtime key upstream.base_retry_backoff_ms
 _DEFAULT_RESET_MAX_MS = 300_000
 _UNIX_TIMESTAMP = 1  # RetryPolicy.ResetHeaderFormat
 
+ATTEMPT_COUNT = b"x-envoy-attempt-count"  # how often a request was tried, where a virtual host tells it
 # What conditions look at in responses of any status. Few have one of them.
 RESPONSE_HEADERS = frozenset((b"grpc-status", b"x-envoy-ratelimited"))
 REQUEST_HEADERS = frozenset(

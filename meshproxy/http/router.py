@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.http import mirror, replies, retry, timeouts
 from meshproxy.http.forwarding import Forwarding
 from meshproxy.http.replies import Reply
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.http.stream import UNCHOSEN
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
@@ -114,7 +115,7 @@ class Router:
                 index[b"x-envoy-expected-rq-timeout-ms"] = expected  # type: ignore[index]  # None: the branch above was taken
                 head.items.append((b"x-envoy-expected-rq-timeout-ms", expected))
         if route.include_attempt_count_in_request:
-            head.set(b"x-envoy-attempt-count", b"1")
+            head.set(ATTEMPT_COUNT, b"1")
         if route.finalize_request is not None and not finalized:
             # After the timeouts, before the choice of a host: hashing and retries see what the route added.
             route.finalize_request(stream)

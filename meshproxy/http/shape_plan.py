@@ -25,6 +25,7 @@ from meshproxy.http import paths, timeouts
 from meshproxy.http.plan import BODIED, METHODS, Plan
 from meshproxy.http.planned_stream import PlannedStream
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.http.stream import Stream
 from meshproxy.upstream.http2 import all_fields
 
@@ -318,6 +319,8 @@ def _try_out(manager: HttpConnectionManager, route: Route | None, known: Shaped,
         outcome.filtered.items = head.items.copy()
     if lane.route.expected_timeout is not None and not manager.router.suppress:
         head.add(timeouts.EXPECTED, lane.route.expected_timeout)
+    if lane.route.include_attempt_count_in_request:
+        head.set(ATTEMPT_COUNT, b"1")
     if lane.route.finalize_request is not None:
         probe = Probe()
         probe.request = head

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshproxy.http import replies, retry, timeouts
 from meshproxy.http.attempt import Attempt
 from meshproxy.http.replies import OVERLOADED, Reply
+from meshproxy.http.retry import ATTEMPT_COUNT
 from meshproxy.net.timers import TimeoutQueue
 from meshproxy.observe import flags
 from meshproxy.upstream import pool as pools
@@ -164,7 +165,7 @@ class Tries(Attempt):
                 reply.body,
                 details=reply.details,
                 flag=reply.flag,
-                headers=(*reply.headers, (b"x-envoy-attempt-count", b"%d" % stream.attempts)),
+                headers=(*reply.headers, (ATTEMPT_COUNT, b"%d" % stream.attempts)),
                 grpc_status=reply.grpc_status,
             )
         stream.local_reply(reply)
@@ -331,7 +332,7 @@ class Tries(Attempt):
         head = stream.request
         assert head is not None
         if self.route.include_attempt_count_in_request:
-            head.set(b"x-envoy-attempt-count", b"%d" % stream.attempts)
+            head.set(ATTEMPT_COUNT, b"%d" % stream.attempts)
         if self.route.include_is_timeout_retry_header:
             head.set(b"x-envoy-is-timeout-retry", b"true" if after_timeout else b"false")
         if self.timeout and not self.router.suppress and b"x-envoy-expected-rq-timeout-ms" in head:

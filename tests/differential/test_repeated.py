@@ -68,6 +68,11 @@ HOSTS = [
     vhost("per_try", "timeout: 9s, retry_policy: {retry_on: 5xx, per_try_timeout: 1s, retry_back_off: {base_interval: 0.001s}}"),
     vhost("mirrored", "timeout: 15s, request_mirror_policies: [{cluster: b}]"),
     vhost("counted", include_request_attempt_count=True, include_attempt_count_in_response=True),
+    vhost("counts_tries", "timeout: 4s, retry_policy: {retry_on: 5xx, retry_back_off: {base_interval: 0.001s}}", include_request_attempt_count=True,
+          include_attempt_count_in_response=True),
+    vhost("copies_count", top="request_headers_to_add: [{header: {key: x-copy, value: '%REQ(x-envoy-attempt-count)%'}}], "
+          "response_headers_to_add: [{header: {key: x-tried, value: '%RESP(x-envoy-attempt-count)%'}}]",
+          include_request_attempt_count=True, include_attempt_count_in_response=True),
     vhost("clustered", virtual_clusters=[{"name": "vc", "headers": [{"name": ":path", "string_match": {"prefix": "/"}}]}]),
     vhost("fraction", top="") | {"routes": [
         {"match": {"prefix": "/", "runtime_fraction": {"default_value": {"numerator": 0}, "runtime_key": "to.b"}}, "route": {"cluster": "b"}},
@@ -79,6 +84,17 @@ HOSTS = [
         {"match": {"path": "/redirect"}, "redirect": {"path_redirect": "/there"}},
         {"match": {"path": "/direct"}, "direct_response": {"status": 200, "body": {"inline_string": "here"}}},
         {"match": {"prefix": "/a"}, "route": {"cluster": "a"}}]},
+]  # fmt: skip
+
+ORIGIN = "Origin: http://o.test"
+POLICY = {"allow_origin_string_match": [{"exact": "http://o.test"}], "allow_methods": "GET", "expose_headers": "x-up"}
+CORS_HOSTS = [
+    vhost("a"),
+    vhost("adds", top="response_headers_to_add: [{header: {key: x-back, value: there}}]"),
+    vhost("host", cors=POLICY),
+    vhost("typed", typed_per_filter_config={"envoy.filters.http.cors": {"@": "cors_policy", **POLICY}}),
+    {"name": "some", "domains": ["some.test"], "routes": [
+        {"match": {"prefix": "/cors"}, "route": {"cluster": "a", "cors": POLICY}}, {"match": {"prefix": "/"}, "route": {"cluster": "a"}}]},
 ]  # fmt: skip
 
 ROLE = {"permissions": [{"any": True}], "principals": [{"header": {"name": "x-role", "string_match": {"exact": "admin"}}}]}
@@ -115,6 +131,7 @@ CONFIG = bootstrap(
     http("pass_server", HOSTS, server_header_transformation="PASS_THROUGH", via="mesh"),
     http("echo_id", HOSTS, always_set_request_id_in_response=True),
     http("no_id", HOSTS, generate_request_id=False),
+    http("cors", CORS_HOSTS, filters=[filter_("cors")]),
     http("few", HOSTS, common_http_protocol_options={"max_requests_per_connection": 4}),
     clusters=[
         cluster("a"),
@@ -286,6 +303,21 @@ CASES = [
     again("faulty", get("/", "X-Break: 1"), on="fault"),
     in_turn("faulty_in_turn", get("/", "X-Break: 1"), get("/"), on="fault"),
     again("fault_of_none", get("/"), on="no_fault"),
+    *[again(f"cors_{h}{name}", get("/", *lines, host=f"{h}.test"), on="cors") for h in ("a", "adds", "host", "typed") for name, lines in (
+        ("", ()), ("_asked", (ORIGIN,)), ("_asked_by_another", ("Origin: http://other.test",)))],
+    in_turn("cors_in_turn", get("/", host="host.test"), get("/", ORIGIN, host="host.test"), get("/", ORIGIN), on="cors"),
+    in_turn("cors_by_route", get("/cors", ORIGIN, host="some.test"), get("/", ORIGIN, host="some.test"), on="cors"),
+    again("cors_preflight", req("OPTIONS", "/", ORIGIN, "Access-Control-Request-Method: GET", host="host.test"), on="cors", method="OPTIONS"),
+    # ---- tries that are counted
+    *[again(f"{h}_{name}", get("/", *lines, host=f"{h}.test"), up) for h in ("counted", "counts_tries", "copies_count") for name, lines, up in (
+        ("told", ("X-Envoy-Attempt-Count: 7", "X-A: 1"), None),
+        ("told_twice", ("X-Envoy-Attempt-Count: 7", "X-A: 1", "X-Envoy-Attempt-Count: 8"), None),
+        ("told_by_internal", ("X-Envoy-Attempt-Count: 7", "X-Forwarded-For: 10.0.0.1"), None),
+        ("upstream_counts", (), Play([[Request(), answer(x_envoy_attempt_count="9", x_up="1")]])),
+        ("failed", (), third(ERROR)),
+        ("lost", (), third(Close())))],
+    again("post_counts_tries", req("POST", "/p", host="counts_tries.test", body=b"hello"), third(ERROR), method="POST"),
+    again("counts_tries_to_json", get("/", "X-A: 1", host="counts_tries.test"), third(ERROR), on="json"),
     # ---- what the connection manager and the router add
     *[again(f"{on}_{h}", get("/", host=f"{h}.test"), Play([[Request(), THEIRS]]), on=on) for on in ("plain_router", "pass_server", "echo_id", "few") for h in (
         "a", "adds", "removes", "rehost")],

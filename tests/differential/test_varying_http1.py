@@ -35,7 +35,7 @@ from tests.differential.harness import (
     reply,
     req,
 )
-from tests.differential.test_repeated import CHUNKED, ERROR, HOSTS, JSON_LOG, LARGE, LIMIT, THEIRS
+from tests.differential.test_repeated import CHUNKED, ERROR, HOSTS, JSON_LOG, LARGE, LIMIT, ORIGIN, THEIRS
 from tests.differential.test_repeated import CONFIG as REPEATED
 from tests.differential.test_varying import BY_ID
 from tests.differential.test_varying import CONFIG as OVER_HTTP2
@@ -189,7 +189,14 @@ CASES = [
     varying("small_heads", *VARYING, "X-A: {n}", on="small_heads"),
     *[varying(f"host_{host}", *VARYING, "X-A: {n}", host=f"{host}.test", up=Play([[Request(), THEIRS]])) for host in (
         "adds", "adds_id", "adds_path", "adds_address", "adds_back", "removes", "prefix", "rehost", "auto", "weighted", "retries", "endless", "counted",
-        "clustered", "fraction", "nowhere", "timeout")],
+        "counts_tries", "copies_count", "clustered", "fraction", "nowhere", "timeout")],
+    varying("count_varies", *VARYING, "X-Envoy-Attempt-Count: {n}", host="counts_tries.test"),
+    varying("counts_tries_of_post", *VARYING, host="counts_tries.test", method="POST", body=b"hello"),
+    varying("counts_tries_when_one_fails", *VARYING, host="counts_tries.test", up=late(ERROR)),
+    varying("counts_tries_when_one_is_lost", *VARYING, host="counts_tries.test", up=late(Close())),
+    *[varying(f"cors_{h}{name}", *VARYING, *lines, host=f"{h}.test", on="cors") for h in ("a", "adds", "host", "typed") for name, lines in (
+        ("", ()), ("_asked", (ORIGIN,)), ("_origin_varies", ("Origin: http://{n}.test",)))],
+    varying("cors_by_route", *VARYING, ORIGIN, path="/{n}", host="some.test", on="cors"),
     varying("host_by_header", *VARYING, "X-To: b", host="by_header.test"),
     varying("host_by_varying_header", *VARYING, "X-To: b{n}", host="by_header.test"),
     *[varying(f"on_{on}", *VARYING, "X-A: {n}", on=on) for on in (

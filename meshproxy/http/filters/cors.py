@@ -152,6 +152,10 @@ class RouteCors:
         if cors is not None:
             cors.response_headers(stream, end_stream)
 
+    def idles(self, route: Any) -> bool:
+        """Whether requests of `route` are let through as they are; see `Chain`."""
+        return route is None or not route.cors
+
     def _of(self, route: Any) -> Cors | None:
         protos = getattr(route, "cors", None)
         if not protos:
