@@ -19,6 +19,7 @@ from benchmarks.backend import BULK_BYTES, Backend, find_nginx
 from benchmarks.errors import BenchmarkError, Missing
 from benchmarks.mesh import faultless
 from benchmarks.mesh.edit import edit
+from benchmarks.mesh.pair import Pair
 from benchmarks.mesh.scale import scale
 from benchmarks.mesh.updates import updates
 from benchmarks.proxies import Chain, Proxy
@@ -28,6 +29,7 @@ from benchmarks.sender import SenderError
 if TYPE_CHECKING:
     from benchmarks.load import Outcome
 
+Running = Proxy | Chain | Pair
 _SETTLE_S = 1.5  # until what follows a burst of connections is over
 _BUSY_LOAD = 0.7  # one-minute load average above which the machine was not quiet
 
@@ -114,21 +116,22 @@ class Run:
         """The service that the scenario's load wants; to be used as a context manager."""
         return Backend(self.folder / "backend", self.scenario.cases[0].load.service)
 
-    def start_all(self, stack: ExitStack, backend_port: int) -> dict[str, Proxy | Chain]:
+    def start_all(self, stack: ExitStack, backend_port: int) -> dict[str, Running]:
         """Every line's proxy, running until the stack is left; idle ones cost nothing."""
-        started: dict[str, Proxy | Chain] = {}
+        started: dict[str, Running] = {}
         for line, case, kind in self.lines():
             with self.attempt(line):
                 cpus = [processes.PROXY_CPU] if case.spec.workers == 1 else processes.CPUS
-                started[line] = proxies.start(kind, case.spec, backend_port, self.folder / _folder_name(line), cpus=cpus)
+                folder = self.folder / _folder_name(line)
+                started[line] = Pair(kind, backend_port, folder) if case.spec.meshed else proxies.start(kind, case.spec, backend_port, folder, cpus=cpus)
                 stack.push(started[line])
         return started
 
-    def saturate(self, case: Case, proxy: Proxy | Chain, seconds: float) -> Outcome:
+    def saturate(self, case: Case, proxy: Running, seconds: float) -> Outcome:
         """As many requests as a proxy of that case takes."""
         return load.saturate(case.load, proxy.port, seconds, self.folder, tls=case.spec.tls)
 
-    def warm(self, case: Case, proxy: Proxy | Chain) -> None:
+    def warm(self, case: Case, proxy: Running) -> None:
         """A second of load, and every route used once: what is made at first use is made, and code has run often enough to be specialised."""
         if case.load.limit > 1:
             load.exactly(case.load, proxy.port, case.load.limit, 60)
@@ -157,7 +160,7 @@ def _http(run: Run) -> None:
             _count_instructions(run, backend.port)
 
 
-def _http_round(run: Run, line: str, case: Case, proxy: Proxy | Chain) -> None:
+def _http_round(run: Run, line: str, case: Case, proxy: Running) -> None:
     pids = proxy.pids()
     with ExitStack() as stack:
         counter = stack.enter_context(measure.Instructions(pids)) if measure.perf_works() else None
@@ -221,7 +224,7 @@ def _tcp(run: Run) -> None:
                         run.result.add(line, **values)
 
 
-def _tcp_round(kind: str, proxy: Proxy | Chain, service_port: int, seconds: float) -> dict[str, float]:
+def _tcp_round(kind: str, proxy: Running, service_port: int, seconds: float) -> dict[str, float]:
     pids = proxy.pids()
     before = measure.cpu_seconds(pids)
     command = [sys.executable, "-m", "benchmarks.tcp_load", kind, str(proxy.port), str(service_port), str(seconds)]
@@ -246,7 +249,7 @@ def _http2_bulk(run: Run) -> None:
                         run.result.add(line, **values)
 
 
-def _http2_bulk_round(case: Case, proxy: Proxy | Chain) -> dict[str, float]:
+def _http2_bulk_round(case: Case, proxy: Running) -> dict[str, float]:
     pids = proxy.pids()
     before = measure.cpu_seconds(pids)
     outcome = load.exactly(case.load, proxy.port, 1, 120)
@@ -307,7 +310,7 @@ def _start(run: Run) -> None:
                     run.result.add(line, ready_ms=proxy.ready_s * 1000, **_memory(proxy))
 
 
-def _memory(proxy: Proxy | Chain, prefix: str = "") -> dict[str, float]:
+def _memory(proxy: Running, prefix: str = "") -> dict[str, float]:
     found = measure.memory(proxy.pids())
     return {f"{prefix}{name}": getattr(found, name) for name in ("pss", "alone", "pss_anon", "anonymous")}
 
@@ -323,7 +326,7 @@ def _idle_and_loaded(run: Run) -> None:
                     run.result.add(line, **_memory_under_load(run, case, proxy))
 
 
-def _memory_under_load(run: Run, case: Case, proxy: Proxy | Chain) -> dict[str, float]:
+def _memory_under_load(run: Run, case: Case, proxy: Running) -> dict[str, float]:
     sampled: dict[str, float] = {}
     sampler = threading.Timer(run.seconds * 0.7, lambda: sampled.update(_memory(proxy, "loaded_")))
     sampler.start()

@@ -327,6 +327,19 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        "mesh-pair",
+        "A request in a mesh",
+        "Client, sidecar, mutual TLS, sidecar, service, as `meshctl` configures them: identities of its authority, a policy that asks for the caller's, a rule"
+        " with a match, retries and a timeout, outlier detection; ours also count Istio's standard metrics. Requests have the eleven headers, costs are those"
+        " of both sidecars.",
+        How.HTTP,
+        (Case(Spec(meshed=True), ELEVEN, "repeated"), Case(Spec(meshed=True), VARYING, "every request different")),
+        bars=tuple(
+            Bar(f"requests per second per core, {label}, against envoy", "per_core", f"{OURS}, {label}", f"{ENVOY}, {label}", at_least=2.0)
+            for label in ("repeated", "every request different")
+        ),
+    ),
+    Scenario(
         "mesh-scale",
         "The control plane with 500 proxies",
         "1,000 services of 10 endpoints; 500 light clients (delta ADS) connect at once, then one endpoint changes ten times. The control plane on one core, the"

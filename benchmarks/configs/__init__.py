@@ -20,7 +20,7 @@ class Spec:
     `hosts` and `prefixes` replace the one route by so many virtual hosts of one route each, or by so many prefix routes in one virtual host. `clusters`
     adds so many clusters of ten endpoints, each with a virtual host that leads to it. `tls` terminates TLS; without `resumption` every handshake is a full one.
     `http2` is for upstream; downstream, both protocols are understood. `upstream_tls` is TLS towards the backend. With `sidecars` 2, a second proxy of the
-    same kind stands behind the first, with TLS between them: see `hops`.
+    same kind stands behind the first, with TLS between them: see `hops`. `meshed`: nothing of this, but two sidecars that a control plane configures.
     """
 
     base: str = "minimal"
@@ -33,6 +33,7 @@ class Spec:
     http2: bool = False
     upstream_tls: bool = False
     sidecars: int = 1
+    meshed: bool = False
 
     def hops(self) -> tuple[Spec, ...]:
         """What each of the proxies in a row is told, the client's first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -10,16 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import yaml
-
 from benchmarks import processes, proxies
 from benchmarks.backend import Backend
 from benchmarks.errors import Missing
 from benchmarks.mesh import BOTH_OURS, FROM_ENVOY, TO_ENVOY, documents
 from benchmarks.mesh.documents import PORT
-from benchmarks.mesh.plane import Helper, Plane, meshctl, need_grpc
-from benchmarks.mesh.sidecar import Sidecar
-from benchmarks.processes import Process, wait
+from benchmarks.mesh.plane import Helper, Plane, need_grpc
+from benchmarks.mesh.sidecar import Authority, Sidecar
+from benchmarks.processes import wait
 
 if TYPE_CHECKING:
     from benchmarks.runner import Run
@@ -102,14 +99,11 @@ class _Mesh:
         strict = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": {"name": "all"}, "spec": {"mtls": {"mode": "STRICT"}}}
         documents.write(self._folder, "strict.yaml", strict)
         documents.write(self._folder, "rules.yaml", *self.rules("first"))
-        self._ca, self._socket = work / "ca", work / "ca.sock"
-        flags = ["--ca-dir", str(self._ca), "--ca-socket", str(self._socket), "--certificate-life", f"{life_s}s", "--log-level", "warning"]
-        self.plane = self._stack.enter_context(Plane(self._folder, work, processes.CPUS, *flags))
-        self._sidecar("api", None)
-        self._sidecar("web", None)
-        if self._envoy is not None:
-            self._sidecar("api2", self._envoy)
-            self._sidecar("web2", self._envoy)
+        authority = Authority(work)
+        self.plane = self._stack.enter_context(Plane(self._folder, work, processes.CPUS, *authority.flags(life_s), "--log-level", "warning"))
+        wanted = {"api": None, "web": None, **({"api2": self._envoy, "web2": self._envoy} if self._envoy is not None else {})}
+        for name, envoy in wanted.items():
+            self.sidecars[name] = authority.sidecar(self._stack, self.plane, work / name, envoy)
 
     def _service(self, name: str) -> list[dict[str, Any]]:
         pool = {"http": {"maxRequestsPerConnection": _REQUESTS_A_CONNECTION}}
@@ -122,21 +116,6 @@ class _Mesh:
         return [
             documents.rule(name, [{"route": [{"destination": {"host": name}}], "headers": headers, "retries": {"attempts": 0}}]) for name in ("api", "api2")
         ]
-
-    def _sidecar(self, name: str, envoy: str | None) -> None:
-        folder = self._run.folder / name
-        folder.mkdir()
-        token = folder / "token"
-        token.write_text(meshctl("token", "create", f"default/{name}", "--ca-dir", str(self._ca)))
-        own = ["--authority", f"unix:{self._socket}", "--join-token-file", str(token)]
-        if envoy is not None:
-            path = folder / "sds.sock"
-            command = [sys.executable, "-m", "control", "agent", "--socket", str(path), *own]
-            agent = self._stack.enter_context(Process(command, folder / "agent.log", processes.CPUS))
-            agent.wait(path.exists, _PATIENCE_S, "the agent")
-            own = ["--sds", str(path)]
-        bootstrap = yaml.safe_load(meshctl("bootstrap", name, "--server", self.plane.address, *own))
-        self.sidecars[name] = self._stack.enter_context(Sidecar(folder, bootstrap, envoy))
 
     # --- load
 
