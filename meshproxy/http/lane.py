@@ -215,10 +215,10 @@ class Lane:
             if asked or known.length < 0 or trailers is not None:
                 kind = *kind, asked, size, trailers and tuple(trailers.items)
             if plan is None:
-                stream.facts = kind, False, codec.info, host, None, stated, start, now, wall
+                stream.facts = kind, False, codec.info, host, exchange, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stream.facts = kind, stream.known.values if plan.varying else True, codec.info, host, request_id, stated, start, now, wall
+                stream.facts = kind, stream.known.values if plan.varying else True, codec.info, host, exchange, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         return True
 

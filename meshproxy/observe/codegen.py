@@ -37,7 +37,7 @@ class Value(Record, frozen=True):
 
 COMMON, SAME = "common", "same"
 ANY = "*"
-FACTS = "kind, repeated, connection, host, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
+FACTS = "kind, repeated, connection, host, exchange, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
 _REPEATED, _NEW = "repeated is True", "repeated is False"
 _REQUEST_ID = b"x-request-id"
 

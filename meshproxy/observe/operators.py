@@ -140,7 +140,7 @@ def _simple() -> dict[str, Value]:
         table[f"{command}_ADDRESS"] = _text(f"(None if (a := {address}) is None else a._text or a.text)")
         table[f"{command}_PORT"] = _number(f"v.address_port({address})", optional=True)
     table |= _tls_commands()
-    return {name: replace(value, planned=_PLANNED.get(name, "")) for name, value in table.items()}
+    return {name: replace(value, planned=_PLANNED.get(name) or _by_facts(value.expression)) for name, value in table.items()}
 
 
 _DOWNSTREAM = ("REMOTE", "LOCAL", "DIRECT_REMOTE", "DIRECT_LOCAL")
@@ -149,16 +149,43 @@ _PLANNED = {
     **dict.fromkeys(
         (
             "PROTOCOL RESPONSE_CODE RESPONSE_FLAGS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT ROUTE_NAME UPSTREAM_REQUEST_ATTEMPT_COUNT UPSTREAM_CLUSTER"
-            " UPSTREAM_CLUSTER_RAW UPSTREAM_TRANSPORT_FAILURE_REASON HOSTNAME"
+            " UPSTREAM_CLUSTER_RAW UPSTREAM_TRANSPORT_FAILURE_REASON HOSTNAME GRPC_STATUS_NUMBER VIRTUAL_CLUSTER_NAME"
         ).split(),
         COMMON,
     ),
-    **dict.fromkeys("CONNECTION_TERMINATION_DETAILS FILTER_CHAIN_NAME UNIQUE_ID".split(), SAME),
+    **dict.fromkeys("CONNECTION_TERMINATION_DETAILS FILTER_CHAIN_NAME UNIQUE_ID ACCESS_LOG_TYPE".split(), SAME),
     **{f"DOWNSTREAM_{which}_ADDRESS": f"(connection.{which.lower()}._text or connection.{which.lower()}.text)" for which in _DOWNSTREAM},
     "DURATION": "int((end - start) * 1000 + 1e-4)",
-    "CONNECTION_ID": "connection.id",
     "UPSTREAM_HOST": "(host.address._text or host.address.text)",
+    "UPSTREAM_LOCAL_ADDRESS": "((a := exchange.info.local)._text or a.text)",
+    "UPSTREAM_PROTOCOL": "exchange.protocol",
 }
+# What expressions ask of a stream, and where facts have it: such a stream got its request at once, and its response, too.
+_FACTS_OF = (
+    ("(s.connection.remote if s.remote is None else s.remote)", "connection.remote"),
+    ("v.upstream_local(s)", "exchange.info.local"),
+    ("v.upstream_remote(s)", "exchange.info.remote"),
+    ("v.upstream_tls(s)", "exchange.info.tls"),
+    ("s.upstream_first", "end"),
+    ("s.upstream_sent", "start"),
+    ("s.request_end", "start"),
+    ("s.upstream.", "exchange.info."),
+    ("s.upstream ", "exchange.info "),
+    ("s.protocol is not None", "True"),
+    ("s.connection", "connection"),
+    ("s.host", "host"),
+    ("s.start", "start"),
+    ("s.end", "end"),
+)
+
+
+def _by_facts(expression: str) -> str:
+    """An expression, said of a stream with `facts`; empty where they do not say it."""
+    for asked, fact in _FACTS_OF:
+        expression = expression.replace(asked, fact)
+    return "" if re.search(r"\bs\b", expression) else expression
+
+
 _ADDRESSES = {
     "UPSTREAM_LOCAL": "v.upstream_local(s)",
     "UPSTREAM_REMOTE": "v.upstream_remote(s)",
@@ -307,7 +334,8 @@ def _time_pattern(parameter: str) -> str:
 def _certificate_time(tls: str, field: str) -> Callable[[Code, str], Value]:
     def make(code: Code, parameter: str) -> Value:
         render = code.bind(compile_time(_time_pattern(parameter) or ISO_MILLISECONDS))
-        return Value("bytes", f"v.certificate_time({tls}, {field!r}, {render})")
+        expression = f"v.certificate_time({tls}, {field!r}, {render})"
+        return Value("bytes", expression, planned=_by_facts(expression))
 
     return make
 
@@ -352,10 +380,10 @@ def _details(code: Code, parameter: str) -> Value:
 
 def _grpc_status(code: Code, parameter: str) -> Value:
     if parameter == "NUMBER":
-        return _number("v.grpc_status(s)", optional=True)
+        return replace(_number("v.grpc_status(s)", optional=True), planned=COMMON)
     if parameter not in ("", "CAMEL_STRING", "SNAKE_STRING"):
         raise ConfigError(f"GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER. Got: {parameter}")
-    return _text(f"v.grpc_status_name(s, v.grpc.{'SNAKE_NAMES' if parameter == 'SNAKE_STRING' else 'NAMES'})")
+    return _text(f"v.grpc_status_name(s, v.grpc.{'SNAKE_NAMES' if parameter == 'SNAKE_STRING' else 'NAMES'})", planned=COMMON)
 
 
 def _option(command: str, given: str, allowed: dict[str, str]) -> str:
@@ -386,24 +414,25 @@ def _path(code: Code, parameter: str) -> Value:
 
 
 def _query_parameter(code: Code, parameter: str) -> Value:
-    return Value("bytes", f"v.query_parameter(s, {parameter.encode()!r})", unique=True)
+    return Value("bytes", f"v.query_parameter(s, {parameter.encode()!r})", unique=True, planned=COMMON, of_request=(ANY,))
 
 
 def _query_parameters(code: Code, parameter: str) -> Value:
-    return Value("bytes", _option("QUERY_PARAMS", parameter, {"ORIG": "v.query(s)", "DECODED": "v.decoded_query(s)"}), unique=True)
+    query = _option("QUERY_PARAMS", parameter, {"ORIG": "v.query(s)", "DECODED": "v.decoded_query(s)"})
+    return Value("bytes", query, unique=True, planned=COMMON, of_request=(ANY,))
 
 
 def _address_without_port(address: str) -> Callable[[Code, str], Value]:
     def make(code: Code, parameter: str) -> Value:
-        if re.fullmatch(r"[+-]?\d{1,9}", parameter.strip()):
-            return _text(f"v.address_masked({address}, {int(parameter)})")
-        return _text(f"v.address_without_port({address})")
+        masked = re.fullmatch(r"[+-]?\d{1,9}", parameter.strip())
+        expression = f"v.address_masked({address}, {int(parameter)})" if masked else f"v.address_without_port({address})"
+        return _text(expression, planned=_by_facts(expression))
 
     return make
 
 
 def _environment(code: Code, parameter: str) -> Value:
-    return Value("bytes", repr(os.environ.get(parameter, "-").encode("utf-8", "surrogateescape")), optional=False)
+    return Value("bytes", repr(os.environ.get(parameter, "-").encode("utf-8", "surrogateescape")), optional=False, planned=SAME)
 
 
 def _metadata(namespace_of: str) -> Callable[[Code, str], Value]:
@@ -412,7 +441,8 @@ def _metadata(namespace_of: str) -> Callable[[Code, str], Value]:
     def make(code: Code, parameter: str) -> Value:
         namespace, *keys = parameter.split(":")
         found = namespace_of.format(repr(namespace))
-        return Value("plain", f"v.dig({found}, {tuple(keys)!r})" if keys else found)
+        expression = f"v.dig({found}, {tuple(keys)!r})" if keys else found
+        return Value("plain", expression, planned=COMMON if namespace_of in _OF_ROUTES else _by_facts(expression))
 
     return make
 
@@ -426,6 +456,9 @@ _METADATA = {
     "LISTENER_FILTER_CHAIN": "v.metadata_of(s.connection.filter_chain, {})",
     "VIRTUAL_HOST": "v.metadata_of(v.virtual_host(s), {})",
 }
+
+
+_OF_ROUTES = frozenset((_METADATA["CLUSTER"], _METADATA["ROUTE"], _METADATA["VIRTUAL_HOST"]))
 
 
 def _any_metadata(code: Code, parameter: str) -> Value:

@@ -112,8 +112,25 @@ JSON_LOG = {
         "cluster": "%UPSTREAM_CLUSTER%", "sent": "%BYTES_SENT%", "route": "%ROUTE_NAME%", "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
         "remote": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "details": "%RESPONSE_CODE_DETAILS%"}},
 }  # fmt: skip
+VALUES = """
+UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(8) UPSTREAM_REMOTE_ADDRESS UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT UPSTREAM_HOST_NAME
+UPSTREAM_PROTOCOL UPSTREAM_CLUSTER_RAW UPSTREAM_TLS_VERSION UPSTREAM_PEER_SUBJECT UPSTREAM_TRANSPORT_FAILURE_REASON DOWNSTREAM_LOCAL_ADDRESS
+DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(8) DOWNSTREAM_TLS_VERSION DOWNSTREAM_PEER_URI_SAN REQUESTED_SERVER_NAME
+DOWNSTREAM_TRANSPORT_FAILURE_REASON LISTENER_NAME FILTER_CHAIN_NAME METADATA(LISTENER:mine:key) METADATA(CLUSTER:mine:key) METADATA(ROUTE:mine:key)
+METADATA(UPSTREAM_HOST:mine:key) GRPC_STATUS GRPC_STATUS_NUMBER ACCESS_LOG_TYPE VIRTUAL_CLUSTER_NAME ENVIRONMENT(NOT_SET_ANYWHERE) QUERY_PARAM(q) QUERY_PARAMS
+PATH(NQ) START_TIME(%Y) CONNECTION_TERMINATION_DETAILS RESPONSE_CODE_DETAILS ROUTE_NAME UPSTREAM_REQUEST_ATTEMPT_COUNT BYTES_RECEIVED BYTES_SENT RESPONSE_FLAGS
+""".split()
+# As Istio's proxies have it by default, but for addresses and times.
+ISTIO_LOG = (
+    '"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% '
+    '"%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% %BYTES_SENT% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" '
+    '"%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_ADDRESS% '
+    "%REQUESTED_SERVER_NAME% %ROUTE_NAME%\n"
+)
 CONFIG = bootstrap(
     http("main", HOSTS),
+    http("values", HOSTS, access_log=[file_log("".join(f"{name.replace('%', '')}=%{name}%|" for name in VALUES) + "\n")]),
+    http("like_istio", HOSTS, access_log=[file_log(ISTIO_LOG)], generate_request_id=False),
     http("edge", HOSTS, use_remote_address=True),
     http("json", HOSTS, access_log=[file_log(**JSON_LOG)]),
     http(
@@ -326,6 +343,14 @@ CASES = [
         again(f"logged_{h}", get('/"quoted"?%41', 'X-A: a "b" \\ \x80', host=f"{h}.test"), Play([[Request(), THEIRS]]), on="json")
         for h in ("a", "prefix", "retries")
     ],
+    *[again(f"logged_{on}_{name}", get("/path?q=%41&r", "X-A: 1", "User-Agent: probe", *more, host="adds.test"), up, on=on)
+      for on in ("values", "like_istio") for name, more, up in (
+        ("often", (), None), ("when_one_fails", (), third(ERROR)), ("when_one_is_lost", (), third(Close())), ("of_theirs", (), Play([[Request(), THEIRS]])),
+        ("with_ids", ("X-Request-Id: 11111111-2222-4333-8444-555555555555", "X-Forwarded-For: 10.0.0.1"), None))],
+    again("logged_values_of_posts", req("POST", "/p?q=1", "X-A: 1", body=b"hello"), on="values", method="POST"),
+    again("logged_values_retried", get("/", host="retries.test"), third(ERROR), on="values"),
+    again("logged_values_of_grpc", get("/", "Content-Type: application/grpc"), Play([[Request(), answer(grpc_status="3", content_type="application/grpc")]]),
+          on="values"),
     in_turn("logged_in_turn", get("/1", "X-A: 1"), get("/2"), get("/1", "X-B: 2"), on="json"),
     again("logged_filtered", get(), third(ERROR), on="filtered"),
     # ---- changes in between

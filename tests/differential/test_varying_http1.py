@@ -200,8 +200,8 @@ CASES = [
     varying("host_by_header", *VARYING, "X-To: b", host="by_header.test"),
     varying("host_by_varying_header", *VARYING, "X-To: b{n}", host="by_header.test"),
     *[varying(f"on_{on}", *VARYING, "X-A: {n}", on=on) for on in (
-        "edge", "json", "filtered", "rbac_deny", "limit", "limit_each", "fault", "no_fault", "plain_router", "pass_server", "echo_id", "no_id", "few", "paths",
-        "named", "like_mesh", "limited_last", "shadowed", "more_log", "spelt")],
+        "values", "like_istio", "edge", "json", "filtered", "rbac_deny", "limit", "limit_each", "fault", "no_fault", "plain_router", "pass_server", "echo_id",
+        "no_id", "few", "paths", "named", "like_mesh", "limited_last", "shadowed", "more_log", "spelt")],
     *[varying(f"on_{on}_without_ids", "X-A: {n}", on=on) for on in ("edge", "json", "no_id", "like_mesh", "more_log")],
     *[varying(f"on_{on}_adds", *VARYING, "X-A: {n}", AGENT, host="adds.test", on=on) for on in ("edge", "json", "like_mesh", "more_log")],
     varying("rbac_allowed", *VARYING, "X-Role: admin", on="rbac"),

@@ -487,13 +487,15 @@ class Planned(Stream):
 
     facts: Any = None
     _repeated = True
+    _read: set[str] = set()
 
     def __init__(self, request_id: bytes, service_time: bytes, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.request.set(b"x-request-id", request_id)
         self.response.set(b"x-envoy-upstream-service-time", service_time)
         self.remote = None
-        self._rest = self.connection, self.host, request_id, service_time, self.start, self.end, self.start_wall
+        exchange = SimpleNamespace(info=self.upstream, protocol=self.upstream_protocol)
+        self._rest = self.connection, self.host, exchange, request_id, service_time, self.start, self.end, self.start_wall
 
     def of(self, kind: object) -> Planned:
         self.facts = (kind, self._repeated, *self._rest)
@@ -501,6 +503,7 @@ class Planned(Stream):
 
     def __getattribute__(self, name: str) -> Any:
         if name[:1] != "_" and name not in ("facts", "of") and (self._repeated or name != "request"):
+            self._read.add(name)
             self.facts = None
         return super().__getattribute__(name)
 
@@ -529,6 +532,39 @@ def test_streams_of_one_kind(text: bool, repeated: bool) -> None:
         assert line(planned.of(kind)) == expected
         assert (planned.facts is not None) is kept  # the first one was read
         assert str(number).encode() in expected
+
+
+SAID_BY_FACTS = """
+UPSTREAM_LOCAL_ADDRESS UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(8) UPSTREAM_LOCAL_PORT UPSTREAM_REMOTE_ADDRESS
+UPSTREAM_REMOTE_PORT UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT UPSTREAM_HOST_NAME UPSTREAM_HOST_NAME_WITHOUT_PORT UPSTREAM_PROTOCOL UPSTREAM_CLUSTER_RAW
+UPSTREAM_CONNECTION_ID UPSTREAM_SERVER_NAME UPSTREAM_TLS_VERSION UPSTREAM_PEER_SUBJECT UPSTREAM_TRANSPORT_FAILURE_REASON UPSTREAM_METADATA(h:k)
+METADATA(UPSTREAM_HOST:h:k) DOWNSTREAM_LOCAL_ADDRESS DOWNSTREAM_LOCAL_PORT DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(8)
+DOWNSTREAM_DIRECT_REMOTE_PORT DOWNSTREAM_TLS_VERSION DOWNSTREAM_TLS_CIPHER DOWNSTREAM_PEER_URI_SAN DOWNSTREAM_PEER_SUBJECT DOWNSTREAM_PEER_CERT_V_START
+REQUESTED_SERVER_NAME CONNECTION_ID DOWNSTREAM_TRANSPORT_FAILURE_REASON LISTENER_NAME FILTER_CHAIN_NAME METADATA(LISTENER:l:k) METADATA(CLUSTER:c:k)
+METADATA(ROUTE:r:k) CONNECTION_TERMINATION_DETAILS REQUEST_DURATION REQUEST_TX_DURATION RESPONSE_DURATION RESPONSE_TX_DURATION ROUNDTRIP_DURATION
+START_TIME(%Y) GRPC_STATUS GRPC_STATUS_NUMBER ROUTE_NAME HOSTNAME VIRTUAL_CLUSTER_NAME ACCESS_LOG_TYPE ENVIRONMENT(NOT_SET_ANYWHERE) BYTES_RECEIVED
+UPSTREAM_REQUEST_ATTEMPT_COUNT
+""".split()
+OF_PATHS = "PATH PATH(NQ) QUERY_PARAM(a) QUERY_PARAMS QUERY_PARAMS(DECODED)".split()
+
+
+@pytest.mark.parametrize("command", [*SAID_BY_FACTS, *OF_PATHS])
+def test_commands_that_let_a_stream_keep_its_plan(command: str) -> None:
+    """What they say of it is what they say of any stream."""
+    line = Compiler().text(f"%{command}%|%REQ(X-REQUEST-ID)%\n")
+    assert callable(line)
+    kind = object()
+    for kept in (False, True):
+        planned = Planned(b"x", b"1")
+        # As those of a plan: all of the request came at once, and so did the response.
+        planned.request_end = planned.upstream_sent = planned.start
+        planned.upstream_first = planned.end
+        planned._rest = *planned._rest[:5], planned.start, planned.end, planned.start_wall
+        expected = line(planned)
+        allowed = {"connection_termination_details", "termination_details", "requested_server_name", "access_log_type", "connection"}
+        planned._read = set()
+        assert line(planned.of(kind)) == expected
+        assert not kept or planned._read <= allowed, planned._read
 
 
 def test_formats_that_look_further_read_the_stream() -> None:
