@@ -428,7 +428,7 @@ class ServerConnection(DownstreamConnection):
         """HOT: see `PlanExchange`."""
         return not self.closing
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: None, now: float) -> None:
+    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: None, now: float, values: tuple[bytes, ...] | None = None) -> None:
         """HOT: see `PlanExchange`."""
         self.stream = None
         self.idle_since = now
@@ -438,7 +438,14 @@ class ServerConnection(DownstreamConnection):
         else:
             parser.state = HEAD
             self.ready = True
-        self.transport.write(b"".join((response.before, service_time, response.between, self.manager.date if response.dated else b"", response.after, body)))
+        if values is None:
+            self.transport.write(
+                b"".join((response.before, service_time, response.between, self.manager.date if response.dated else b"", response.after, body))
+            )
+        else:
+            data = response.wire(values, service_time, self.manager.date) + body  # type: ignore[attr-defined]  # a ShapedResponse
+            self.stats.downstream_cx_tx_bytes_total.n += len(data)
+            self.transport.write(data)
 
     def leave_plan(self, received: int) -> None:
         """See `PlanExchange`."""

@@ -90,7 +90,9 @@ class PlanExchange(Exchange, Protocol):
     def takes(self, size: int) -> bool:
         """HOT: whether a response with a body of `size` bytes can be sent at once, and nothing is to be said besides."""
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: KnownTrailers | None, now: float) -> None:
+    def answer(
+        self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: KnownTrailers | None, now: float, values: tuple[bytes, ...] | None = None
+    ) -> None:
         """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it.
 
         `trailers`: of HTTP/2 only.

@@ -376,7 +376,15 @@ class Http2Exchange(Http2Stream):
             and not self.connection.ending
         )
 
-    def answer(self, response: PlannedResponse, service_time: bytes, body: bytes, trailers: KnownTrailers | None, now: float) -> None:
+    def answer(
+        self,
+        response: PlannedResponse,
+        service_time: bytes,
+        body: bytes,
+        trailers: KnownTrailers | None,
+        now: float,
+        values: tuple[bytes, ...] | None = None,
+    ) -> None:
         """HOT: see `PlanExchange`."""
         self.stream = None
         connection = self.connection
@@ -387,11 +395,15 @@ class Http2Exchange(Http2Stream):
             del session.streams[self.id]
         encoder = session.encoder
         date = self.manager.date
-        known = encoder.whole.get(response)
-        if known is None or known[0] is not date:
-            known = self._encode(encoder, response, date)
-        _, block, rest = known
-        time = _service_times[service_time] if response.timed else b""
+        if values is None:
+            known = encoder.whole.get(response)
+            if known is None or known[0] is not date:
+                known = self._encode(encoder, response, date)
+            _, block, rest = known
+            time = _service_times[service_time] if response.timed else b""
+        else:
+            block = response.block(encoder, values, service_time, date)  # type: ignore[attr-defined]  # a ShapedResponse
+            time = rest = b""
         if trailers is not None:
             block += time + rest
             items = trailers.items

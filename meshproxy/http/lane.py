@@ -11,12 +11,14 @@ from meshproxy.http.planned_response import MAX_RESPONSES, SERVICE_TIME, Planned
 from meshproxy.http.planned_stream import ANSWERED, UPSTREAM, PlannedStream
 from meshproxy.http.probe import Probe, Varies
 from meshproxy.http.retry import ATTEMPT_COUNT
+from meshproxy.http.shaped_response import shape_response
 from meshproxy.upstream.host import count_grpc
 
 if TYPE_CHECKING:
     from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.codec.h2.fields import KnownTrailers
     from meshproxy.codec.headers import RequestHead
+    from meshproxy.codec.response_shape import ResponseShape
     from meshproxy.http.filter_chain import Chain
     from meshproxy.http.manager import HttpConnectionManager
     from meshproxy.http.route import Route
@@ -151,10 +153,21 @@ class Lane:
         return exchange
 
     def respond(
-        self, stream: PlannedStream, codec: Any, start: float, exchange: Any, known: KnownResponse, body: bytes, trailers: KnownTrailers | None = None
+        self,
+        stream: PlannedStream,
+        codec: Any,
+        start: float,
+        exchange: Any,
+        known: KnownResponse | ResponseShape,
+        body: bytes,
+        trailers: KnownTrailers | None = None,
+        values: tuple[bytes, ...] | None = None,
     ) -> bool:
-        """HOT: a whole response, to the request of `codec` that came at `start`. False, and nothing done, when it has to go the general way."""
-        learnt = self.responses.get(known) or self._learn(known)
+        """HOT: a whole response, to the request of `codec` that came at `start`. False, and nothing done, when it has to go the general way.
+
+        `values`: where `known` is the shape of its head.
+        """
+        learnt = self.responses.get(known) or self._learn(known, shaped=values is not None)
         if learnt is None:
             return False
         response, times = learnt
@@ -191,7 +204,7 @@ class Lane:
         except KeyError:
             times[milliseconds] = 1
         service_time = (_TIMES[milliseconds] if milliseconds < 1000 else b"%d" % milliseconds) if response.timed else b""
-        codec.answer(response, service_time, body, trailers, now)
+        codec.answer(response, service_time, body, trailers, now, values)
         if self.tracing is not None:
             plan = stream.plan
             self.tracing.count(None if plan is not None and plan.decided else stream.reason)
@@ -200,9 +213,9 @@ class Lane:
             size = len(body)
             plan = stream.plan
             asked = len(stream.body)
-            stream.answer = response, milliseconds, size, trailers, self, plan, exchange, codec, asked
+            stream.answer = response, milliseconds, size, trailers, self, plan, exchange, codec, asked, values
             stream.response_trailers = trailers  # that a stream has none is what its class says, and makes it no ordinary one
-            stated = service_time if response.timed else known.index.get(SERVICE_TIME)
+            stated = service_time if response.timed else known.index.get(SERVICE_TIME) if values is None else response.stated_time(values)  # type: ignore[attr-defined]
             if plan is not None and plan.decided:
                 stream.request = plan.head(stream, plan.finished)
                 if plan.peer is not None:
@@ -212,31 +225,34 @@ class Lane:
                 plan = stream.plan = None
             wall = start + manager.wall_offset
             kind: Any = self if plan is None else plan, response.kind
-            if asked or known.length < 0 or trailers is not None:
-                kind = *kind, asked, size, trailers and tuple(trailers.items)
+            if asked or trailers is not None:
+                kind = *kind, asked, trailers and tuple(trailers.items)
+            if values is not None and response.logged:  # type: ignore[attr-defined]  # a ShapedResponse
+                kind = *kind, *[values[place] for place in response.logged]  # type: ignore[attr-defined]
             if plan is None:
-                stream.facts = kind, False, codec.info, host, exchange, None, stated, start, now, wall
+                stream.facts = kind, False, codec.info, host, exchange, size, None, stated, start, now, wall
             else:
                 request_id = plan.request_id if plan.new_id is None else stream.request_id
-                stream.facts = kind, stream.known.values if plan.varying else True, codec.info, host, exchange, request_id, stated, start, now, wall
+                stream.facts = kind, stream.known.values if plan.varying else True, codec.info, host, exchange, size, request_id, stated, start, now, wall
             manager.watch(stream, self.chain)
         return True
 
-    def _learn(self, known: KnownResponse) -> tuple[PlannedResponse, dict[int, int]] | None:
+    def _learn(self, known: Any, *, shaped: bool) -> tuple[PlannedResponse, dict[int, int]] | None:
         retries = self.route.retry
         if retries is not None and known.status >= retries.from_status:
             return None
         if not self.grpc and self.version != 20 and is_content_type(known.index.get(b"content-type")):
             return None  # whether it is a success, its HTTP status does not say
         planned = self._planned
-        response = planned.get(known)
-        if response is None:
-            response = plan_response(self, known)
-            if response is None:
-                return None
+        if known in planned:
+            response = planned[known]
+        else:
+            response = shape_response(self, known) if shaped else plan_response(self, known)
             if len(planned) >= (MAX_RESPONSES if self.route.finalize_response is None else _MAX_OWN_RESPONSES):
                 planned.clear()
             planned[known] = response
+        if response is None:
+            return None
         self.manager.busy.add(self.tally)
         learnt = self.responses[known] = response, {}
         return learnt
@@ -271,7 +287,7 @@ class Tally:
         self.internal = internal
         self.version = version
         # Responses, and how many took how many milliseconds.
-        self.responses: dict[KnownResponse, tuple[PlannedResponse, dict[int, int]]] = {}
+        self.responses: dict[KnownResponse | ResponseShape, tuple[PlannedResponse, dict[int, int]]] = {}
         # Requests that went upstream, the bytes of the heads of those that had plans, and of all heads as they went.
         self.started = self.received = self.sent = 0
 

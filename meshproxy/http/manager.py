@@ -34,7 +34,6 @@ from meshproxy.upstream import pool
 if TYPE_CHECKING:
     from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2 as hcm_pb2
 
-    from meshproxy.codec.h1.response import KnownResponse
     from meshproxy.codec.h1.shapes import HeadShape
     from meshproxy.codec.h2.fields import RequestShape
     from meshproxy.codec.h2.settings import Options as Http2Options
@@ -103,6 +102,8 @@ class HttpConnectionManager:
         self._replies = local_reply.compile(proto, context)
         self.logs = tuple(self._compile_logs(proto))
         self.logs_times = bool(self.logs)
+        logged = [log.response_headers for log in self.logs]
+        self.logged_response_headers = None if None in logged else frozenset[bytes]().union(*logged)  # None: who knows
         self._log_events = log_events.compile(proto, self.logs, context.loop)
         self._connection_class = self._metered_class() if any(log.metered for log in self.logs) else ServerConnection
         with errors.under("http_filters"):
@@ -147,7 +148,7 @@ class HttpConnectionManager:
 
     def _begin_plans(self) -> None:
         # Of all lanes whose routes do not change responses, by version of HTTP downstream and what the chain does to responses.
-        self.planned_responses: dict[Any, dict[KnownResponse, PlannedResponse]] = {}
+        self.planned_responses: dict[Any, dict[Any, PlannedResponse | None]] = {}
         self.response_kinds: dict[Any, object] = {}
         self.tallies: dict[Any, Tally] = {}
         self.busy: set[Tally] = set()  # that have something to settle

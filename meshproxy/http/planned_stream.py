@@ -33,8 +33,9 @@ class PlannedStream(Stream):
     connected: Any  # upstream.pool.PlanExchange
     request_id: bytes
     known: Any  # ShapedRequest (codec.h1.shapes, codec.h2.fields), where the plan is http.shape_plan.ShapedPlan
-    # The response, milliseconds, bytes of its body, its trailers; lane and plan, the exchanges upstream and downstream, bytes of the request's body.
-    answer: tuple[PlannedResponse, int, int, Headers | None, Lane, Plan | None, Any, Any, int]
+    # The response, milliseconds, bytes of its body, its trailers; lane and plan, the exchanges upstream and downstream, bytes of the request's body; the values
+    # in its head, if that has a shape.
+    answer: tuple[PlannedResponse, int, int, Headers | None, Lane, Plan | None, Any, Any, int, tuple[bytes, ...] | None]
     facts: tuple[Any, ...] | None
 
     def __getattr__(self, name: str) -> Any:
@@ -100,17 +101,17 @@ class PlannedStream(Stream):
 
     def _finished(self) -> None:
         """The response went downstream: for those who want to know what it was."""
-        response, milliseconds, size, self.response_trailers, *_ = self.answer
+        response, milliseconds, size, self.response_trailers, *_, values = self.answer
         known = response.known
         self.ended = self.response_started = True
         self.details = "via_upstream"
         self.status = known.status
         self.bytes_sent = size
-        self.upstream_bytes_received = known.size + size
+        self.upstream_bytes_received = known.size + size + (0 if values is None else sum(map(len, values)))
         self.upstream_first = self.upstream_last = self.response_start = self.end
         time = b"%d" % milliseconds if response.timed else b""
         date = self.manager.date if response.dated else b""
-        self.response = response.head(time, date)
+        self.response = response.head(time, date, values)
 
 
 _OF_ATTEMPTS = frozenset(name for name in dir(Forwarding) if name.startswith("on_")) | {"stream"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from meshproxy.codec.headers import RequestHead, ResponseHead
 
 REQUEST_ID = b"x-request-id"
@@ -28,6 +30,26 @@ class Probe:
 
     def __getattr__(self, name: str) -> Any:
         raise Varies(name)
+
+
+class GuardedValues(dict[bytes, bytes]):
+    """The index of a response's head with marks for some values: which fields it has is known, what those say is not, and nobody may read it."""
+
+    __slots__ = ("_varying",)
+
+    def __init__(self, index: dict[bytes, bytes], varying: Iterable[bytes]) -> None:
+        super().__init__(index)
+        self._varying = frozenset(varying)
+
+    def get(self, name: bytes, default: Any = None) -> Any:
+        if name in self._varying:
+            raise Varies(name)
+        return dict.get(self, name, default)
+
+    def __getitem__(self, name: bytes) -> bytes:
+        if name in self._varying:
+            raise Varies(name)
+        return dict.__getitem__(self, name)
 
 
 class GuardedIndex(dict[bytes, bytes]):

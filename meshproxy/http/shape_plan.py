@@ -11,17 +11,12 @@ Routes with other filters that look at requests and those that rewrite paths hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.api.matchers import HASH
 from meshproxy.codec.h1.encode import encode_request_head
 from meshproxy.codec.headers import RequestHead
-from meshproxy.codec.hpack.encoder import LENGTHS
-from meshproxy.codec.hpack.tables import encode_integer
-from meshproxy.http import paths, timeouts
+from meshproxy.http import gaps, paths, timeouts
 from meshproxy.http.plan import BODIED, METHODS, Plan
 from meshproxy.http.planned_stream import PlannedStream
 from meshproxy.http.probe import REQUEST_ID, GuardedIndex, Probe, Varies
@@ -30,9 +25,10 @@ from meshproxy.http.stream import Stream
 from meshproxy.upstream.http2 import all_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshproxy.codec.h1 import shapes
     from meshproxy.codec.h2 import fields
-    from meshproxy.codec.headers import Pair
     from meshproxy.codec.hpack.encoder import Encoder
     from meshproxy.http.lane import Lane
     from meshproxy.http.manager import HttpConnectionManager
@@ -43,8 +39,6 @@ if TYPE_CHECKING:
 _MAX_ROUTES = 64  # of one shape
 _CONTROL = timeouts.CONTROL_HEADERS
 _PATH = b":path"
-
-Join = Callable[[Sequence[bytes], Sequence[bytes], bytes], bytes]
 
 
 class ShapedPlans:
@@ -160,10 +154,10 @@ class ShapedPlan(Plan):
         self.names = frozenset(fields)
         self.request_id = None if outcome.id or REQUEST_ID in self.places else fields.get(REQUEST_ID)
         count = len(outcome.marks) - bool(outcome.id)
-        self._parts, self._order = _cut_fields(all_fields(outcome.finished), outcome.marks)
-        self.join = _joiner(self._order, count, lengths=True)
-        self._wire, order = _cut_wire(outcome.wire, outcome.marks)
-        self._join_wire = _joiner(order, count, lengths=False)
+        self._parts, self._order = gaps.cut_fields(all_fields(outcome.finished), outcome.marks)
+        self.join = gaps.joiner(self._order, count, lengths=True)
+        self._wire, order = gaps.cut_wire(outcome.wire, outcome.marks)
+        self._join_wire = gaps.joiner(order, count, lengths=False)
 
     def block(self, encoder: Encoder, known: Shaped, request_id: bytes) -> bytes:
         """The header block that goes upstream over HTTP/2."""
@@ -172,10 +166,7 @@ class ShapedPlan(Plan):
         try:
             return join(parts, known.values, request_id)
         except IndexError:  # one of them is long
-            values = [*known.values, request_id]
-            order = [values[place] for place in self._order]
-            lengths = [encode_integer(len(value), 7, 0) for value in order]
-            return b"".join(chain.from_iterable(zip(parts, lengths, order, strict=False))) + parts[-1]
+            return gaps.join_long(parts, [*known.values, request_id], self._order)
 
     def wire(self, known: Shaped, request_id: bytes) -> bytes:
         """HOT: the head that goes upstream over HTTP/1."""
@@ -338,51 +329,3 @@ def _copy(head: RequestHead, values: dict[bytes, bytes] | None = None) -> Reques
     """An independent head that can be `complete`d. `values`: instead of those that it has."""
     items = head.items.copy() if values is None else [(name, values.get(name, value)) for name, value in head.items]
     return RequestHead(head.method, head.path, head.authority, items, dict(reversed(items)), scheme=head.scheme, version=head.version)
-
-
-@lru_cache(maxsize=64)
-def _joiner(order: tuple[int, ...], count: int, *, lengths: bool) -> Join:
-    """A function that puts values between parts, of which there is one more: for each in `order` the value of that number, with its `lengths` before it if
-    those are asked for. The new request id comes behind `count` values. Raises IndexError for a length that takes more than a byte.
-
-    Written as code, for it costs a third of what a loop does.
-    """
-    names = ["request_id" if place == count else f"value{place}" for place in order]
-    lines = [f"{name} = values[{place}]" for name, place in zip(names, order, strict=True) if place != count]
-    if names:
-        lines.append(f"{', '.join(f'part{number}' for number in range(len(names) + 1))} = parts")
-        pieces = [f"part{number}, {f'LENGTHS[len({name})], ' if lengths else ''}{name}" for number, name in enumerate(names)]
-        lines.append(f"return b''.join(({', '.join(pieces)}, part{len(names)}))")
-    else:
-        lines.append("return parts[0]")
-    body = "\n ".join(lines)
-    made: dict[str, Any] = {"LENGTHS": LENGTHS}
-    exec(compile(f"def join(parts, values, request_id):\n {body}\n", "<joiner>", "exec"), made)
-    join: Join = made["join"]
-    return join
-
-
-def _cut_fields(fields: list[Pair], marks: list[bytes]) -> tuple[list[tuple[list[Pair], bytes]], tuple[int, ...]]:
-    """Fields as `Encoder.encode_parts` takes them, and which value comes behind each of the parts but the last."""
-    parts: list[tuple[list[Pair], bytes]] = []
-    pairs: list[Pair] = []
-    order = []
-    for name, value in fields:
-        if value in marks:
-            order.append(marks.index(value))
-            parts.append((pairs, name))
-            pairs = []
-        else:
-            pairs.append((name, value))
-    return [*parts, (pairs, b"")], (*order,)
-
-
-def _cut_wire(wire: bytes, marks: list[bytes]) -> tuple[list[bytes], tuple[int, ...]]:
-    """The parts of a head around the marks, and which value comes behind each but the last."""
-    places = sorted((wire.index(mark), place) for place, mark in enumerate(marks) if mark in wire)
-    parts = []
-    position = 0
-    for at, place in places:
-        parts.append(wire[position:at])
-        position = at + len(marks[place])
-    return [*parts, wire[position:]], tuple(place for _, place in places)

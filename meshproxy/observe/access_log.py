@@ -36,10 +36,10 @@ class AccessLog:
     """A compiled AccessLog: `log(stream)` writes one entry, if the filter lets it.
 
     `event` says what the entry is for; by default the end of an HTTP stream or TCP connection. `metered`: it shows bytes on the wire that are only counted
-    for logs.
+    for logs. `response_headers`: those that it shows, in lower case; None where that is not known.
     """
 
-    __slots__ = ("log", "metered", "sink")
+    __slots__ = ("log", "metered", "response_headers", "sink")
 
     log: Callable[..., None]
 
@@ -47,6 +47,7 @@ class AccessLog:
         """`typed`: the format or the filter ask what an entry is for, which few do."""
         self.sink = sink
         self.metered = metered
+        self.response_headers: frozenset[bytes] | None = getattr(render, "response_headers", None)
         self.log = _typed(render, sink.write, accepts) if typed else _plain(render, sink.write, accepts)
 
     def __repr__(self) -> str:

@@ -37,7 +37,7 @@ class Value(Record, frozen=True):
 
 COMMON, SAME = "common", "same"
 ANY = "*"
-FACTS = "kind, repeated, connection, host, exchange, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
+FACTS = "kind, repeated, connection, host, exchange, sent, request_id, service_time, start, end, start_wall"  # the names of StreamInfo.facts in expressions
 _REPEATED, _NEW = "repeated is True", "repeated is False"
 _REQUEST_ID = b"x-request-id"
 
@@ -60,11 +60,13 @@ class Code:
             "dump": json_text.dump,
         }
         self._locals: dict[str, str] = {}
+        self.response_headers: set[bytes] = set()  # that were asked for, in any branch
 
     def another(self) -> Code:
         """Code for another branch of the same function: it has locals of its own."""
         code = Code(*self._clocks)
         code.names = self.names
+        code.response_headers = self.response_headers
         return code
 
     def bind(self, value: Any) -> str:
@@ -200,7 +202,9 @@ class Line:
             ]
         lines.append(f"return {self._general.filled('line' if self._keys else '')}")
         self._code.lines = lines
-        return self._code.function()
+        render = self._code.function()
+        render.response_headers = frozenset(self._code.response_headers)  # type: ignore[attr-defined]  # for `AccessLog`
+        return render
 
 
 class _Shapes:

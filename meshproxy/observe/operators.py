@@ -148,7 +148,7 @@ _DOWNSTREAM = ("REMOTE", "LOCAL", "DIRECT_REMOTE", "DIRECT_LOCAL")
 _PLANNED = {
     **dict.fromkeys(
         (
-            "PROTOCOL RESPONSE_CODE RESPONSE_FLAGS RESPONSE_FLAGS_LONG BYTES_RECEIVED BYTES_SENT ROUTE_NAME UPSTREAM_REQUEST_ATTEMPT_COUNT UPSTREAM_CLUSTER"
+            "PROTOCOL RESPONSE_CODE RESPONSE_FLAGS RESPONSE_FLAGS_LONG BYTES_RECEIVED ROUTE_NAME UPSTREAM_REQUEST_ATTEMPT_COUNT UPSTREAM_CLUSTER"
             " UPSTREAM_CLUSTER_RAW UPSTREAM_TRANSPORT_FAILURE_REASON HOSTNAME GRPC_STATUS_NUMBER VIRTUAL_CLUSTER_NAME"
         ).split(),
         COMMON,
@@ -159,6 +159,7 @@ _PLANNED = {
     "UPSTREAM_HOST": "(host.address._text or host.address.text)",
     "UPSTREAM_LOCAL_ADDRESS": "((a := exchange.info.local)._text or a.text)",
     "UPSTREAM_PROTOCOL": "exchange.protocol",
+    "BYTES_SENT": "sent",
 }
 # What expressions ask of a stream, and where facts have it: such a stream got its request at once, and its response, too.
 _FACTS_OF = (
@@ -267,6 +268,7 @@ def _request_header(code: Code, name: str) -> str:
 def _response_header(code: Code, name: str) -> str:
     if name == ":status":
         return "(None if s.response is None else b'%d' % s.response.status)"
+    code.response_headers.add(name.encode())
     return f"{code.head('response')}({name.encode()!r})"
 
 

@@ -83,10 +83,10 @@ class StreamInfo:
     peer_said: int = 0
 
     # -- what it does not have in common with others
-    # Of a stream that went by a lane or a plan (http.plan), when it has ended: (kind, repeated, connection, host, exchange, request_id, service_time, start,
-    # end, start_wall), where the exchange is the upstream's (upstream.pool.PlanExchange). The kind is an object that stands for all streams that had the same
-    # route and response and, if `repeated`, the same request. Where that is False, they still have their `request`; where it is a sequence, it has the values
-    # in which their requests differ. See `observe.codegen.Line`.
+    # Of a stream that went by a lane or a plan (http.plan), when it has ended: (kind, repeated, connection, host, exchange, bytes_sent, request_id,
+    # service_time, start, end, start_wall), where the exchange is the upstream's (upstream.pool.PlanExchange). The kind is an object that stands for all
+    # streams that had the same route and response and, if `repeated`, the same request. Where that is False, they still have their `request`; where it is a
+    # sequence, it has the values in which their requests differ. See `observe.codegen.Line`.
     facts: tuple[Any, ...] | None = None
 
     # -- what filters know

@@ -231,6 +231,8 @@ class Http1Connection(Connection):
                 lane, codec, start = self.way
                 if lane.respond(planned, codec, start, self, known, data[end:]):
                     return
+            elif known is None and self.parser.shapes and self._shaped(planned, data, end):
+                return
             planned.leave_plan()
         stats = self.stats
         stats.upstream_cx_rx_bytes_total.n += len(data)
@@ -252,6 +254,18 @@ class Http1Connection(Connection):
             self._response_done()
         elif self.request is not None:
             request.on_read_end()
+
+    def _shaped(self, planned: Any, data: bytes, end: int) -> bool:
+        """HOT: a whole response with a head of a shape that came before. False, and nothing done, where there is none, or it goes the general way."""
+        found = self.parser.shaped(data, end)
+        if found is None:
+            return False
+        shape, values = found
+        lane, codec, start = self.way
+        if not lane.respond(planned, codec, start, self, shape, data[end:], None, values):
+            return False
+        self.stats.upstream_cx_rx_bytes_total.n += len(data)
+        return True
 
     def eof_received(self) -> bool:
         """The upstream half-closed: ends a response without a length; anything else is a termination, found by connection_lost.

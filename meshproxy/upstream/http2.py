@@ -517,12 +517,12 @@ class Http2Request(Http2Stream):
         elif known.final:
             self.connection._headed.append(self)
 
-    def on_whole(self, known: Any, data: bytes) -> bool:
+    def on_whole(self, known: Any, data: bytes, values: tuple[bytes, ...] | None = None) -> bool:
         """HOT"""
         if self.planned is None or not self.local_closed or self.queue is not None:
             return False
         lane, codec, start = self.way
-        return lane.respond(self.planned, codec, start, self, known, data)
+        return lane.respond(self.planned, codec, start, self, known, data, None, values)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         """HOT"""

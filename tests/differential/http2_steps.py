@@ -61,15 +61,16 @@ class Open:
 
 @dataclass(frozen=True)
 class Headers:
-    """HEADERS on the current stream."""
+    """HEADERS on the current stream. `literal`: as in `Open`."""
 
     fields: Fields
     end: bool = False
     stream: int | None = None
     split: int = 0
+    literal: frozenset[str] = frozenset()
 
     async def run(self, wire: Wire, signals: Signals) -> None:
-        _end(wire).headers(self.stream or wire.current, self.fields, end=self.end, split=self.split)
+        _end(wire).headers(self.stream or wire.current, self.fields, end=self.end, split=self.split, literal=self.literal)
 
 
 @dataclass(frozen=True)
@@ -313,9 +314,9 @@ def ask(method: str = "GET", path: str | None = "/", *headers: str, body: bytes 
     return [*steps, Ended()]
 
 
-def reply(status: int = 200, *headers: str, body: bytes | None = b"ok", trailers: tuple[str, ...] = ()) -> Script:
+def reply(status: int = 200, *headers: str, body: bytes | None = b"ok", trailers: tuple[str, ...] = (), literal: frozenset[str] = frozenset()) -> Script:
     """Upstream: an answer, without content-length."""
-    steps: Script = [Headers([(":status", str(status)), *lines(*headers)], end=body is None and not trailers)]
+    steps: Script = [Headers([(":status", str(status)), *lines(*headers)], end=body is None and not trailers, literal=literal)]
     if body is not None:
         steps.append(Body(body, end=not trailers))
     if trailers:

@@ -495,7 +495,7 @@ class Planned(Stream):
         self.response.set(b"x-envoy-upstream-service-time", service_time)
         self.remote = None
         exchange = SimpleNamespace(info=self.upstream, protocol=self.upstream_protocol)
-        self._rest = self.connection, self.host, exchange, request_id, service_time, self.start, self.end, self.start_wall
+        self._rest = self.connection, self.host, exchange, self.bytes_sent, request_id, service_time, self.start, self.end, self.start_wall
 
     def of(self, kind: object) -> Planned:
         self.facts = (kind, self._repeated, *self._rest)
@@ -559,7 +559,7 @@ def test_commands_that_let_a_stream_keep_its_plan(command: str) -> None:
         # As those of a plan: all of the request came at once, and so did the response.
         planned.request_end = planned.upstream_sent = planned.start
         planned.upstream_first = planned.end
-        planned._rest = *planned._rest[:5], planned.start, planned.end, planned.start_wall
+        planned._rest = *planned._rest[:6], planned.start, planned.end, planned.start_wall
         expected = line(planned)
         allowed = {"connection_termination_details", "termination_details", "requested_server_name", "access_log_type", "connection"}
         planned._read = set()

@@ -570,7 +570,7 @@ def test_a_path_that_is_none() -> None:
 class Whole(Recorder):
     """A stream that takes responses as a whole."""
 
-    def on_whole(self, known: Any, data: bytes) -> bool:
+    def on_whole(self, known: Any, data: bytes, values: tuple[bytes, ...] | None = None) -> bool:
         assert self.remote_closed
         self.log.append(("whole", self.id))
         self.on_head(known, False)
@@ -582,7 +582,7 @@ class Whole(Recorder):
 class Asked(Whole):
     """One that could, and does not want to."""
 
-    def on_whole(self, known: Any, data: bytes) -> bool:
+    def on_whole(self, known: Any, data: bytes, values: tuple[bytes, ...] | None = None) -> bool:
         return False
 
 

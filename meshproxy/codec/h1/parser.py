@@ -24,7 +24,8 @@ from typing import Any, Protocol
 
 from meshproxy.codec.grammar import MAX_LENGTH
 from meshproxy.codec.h1.grammar import ProtocolError, parse_header_line, parse_request_line
-from meshproxy.codec.h1.shapes import Shapes
+from meshproxy.codec.h1.response_shapes import ResponseShapes
+from meshproxy.codec.h1.shapes import RequestShapes
 from meshproxy.codec.headers import Headers
 
 MAX_HEAD_BYTES = 60 * 1024  # Envoy's max_request_headers_kb
@@ -97,6 +98,7 @@ class Options:
         "proper_else",
         "rejects_underscores",
         "request_line",
+        "response_shapes",
         "shapes",
         "trailers",
     )
@@ -126,7 +128,8 @@ class Options:
         self.accept_http_10 = accept_http_10
         self.request_line = partial(parse_request_line, any_method=True) if any_method else parse_request_line
         self.heads = Heads(0 if keep_case else 256)
-        self.shapes = Shapes(max_head_bytes)
+        self.shapes = RequestShapes(max_head_bytes)
+        self.response_shapes = ResponseShapes(max_head_bytes)
         self.ordinary = not (keep_case or rejects_underscores)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshproxy.codec.grammar import JOINED_IN_RESPONSES, join_repeated
 from meshproxy.codec.h1.grammar import BAD_IN_VALUE, ProtocolError, connection_tokens, content_length, header_line, spelling
 from meshproxy.codec.h1.parser import CHUNK_SIZE, DONE, HEAD, LENGTH, TUNNEL, UNTIL_CLOSE, Options, Parser, Sink
 from meshproxy.codec.headers import ResponseHead, SpeltResponseHead
 
+if TYPE_CHECKING:
+    from meshproxy.codec.h1.response_shapes import ResponseHeadShape
+    from meshproxy.codec.response_shape import ResponseShape
+
 _FRAMING = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection", b"upgrade"))
 _NO_BODY = frozenset((b"HEAD", b"CONNECT"))
+_MAX_SHAPES = 4  # of a connection: each is tried
 
 
 class StatusLines(dict[bytes, tuple[int, bytes, int]]):
@@ -65,7 +70,7 @@ class ResponseParser(Parser):
     A whole response in one piece whose head is known comes as `sink.on_whole(KnownResponse, body)`, in place of `on_headers` and `on_data`.
     """
 
-    __slots__ = ("keep_alive", "method", "tunnel")
+    __slots__ = ("keep_alive", "method", "shapes", "tunnel")
 
     sink: ResponseSink
 
@@ -74,6 +79,7 @@ class ResponseParser(Parser):
         self.method = b"GET"
         self.keep_alive = True
         self.tunnel = False
+        self.shapes: tuple[ResponseHeadShape, ...] = ()  # of the latest heads
 
     def feed(self, data: bytes) -> None:
         # HOT: a response whose head was seen lately and whose body came with it.
@@ -104,8 +110,8 @@ class ResponseParser(Parser):
             self.seen = max(len(data) - 3, 0)
             return data
         lines, end = found
-        version, reason, status = _status_line(lines[0])
-        del lines[0]
+        status_line = lines.pop(0)
+        version, reason, status = _status_line(status_line)
         if len(lines) > self.options.max_headers:
             raise ProtocolError("http1.too_many_headers", 431)
         items = [*map(header_line, lines)]
@@ -139,7 +145,9 @@ class ResponseParser(Parser):
             self.keep_alive = version == 11
             self.remaining = remaining = int(length) if len(length) < 18 and length.isdigit() and len(index) == len(items) else content_length(head)
             if version == 11 and len(index) == len(items) and _FRAMING.isdisjoint(index):
-                self.heads.remember(data[:end], KnownResponse(head, remaining, end))
+                known = KnownResponse(head, remaining, end)
+                if self.heads.remember(data[:end], known):
+                    self._learn(known, lines, end, status_line)
             if remaining:
                 self.state = LENGTH
                 self.sink.on_headers(head, False)
@@ -150,6 +158,27 @@ class ResponseParser(Parser):
         end_stream = self._framing(head, index)
         self.sink.on_headers(head, end_stream)
         return data[end:]
+
+    def _learn(self, known: KnownResponse, lines: list[bytes], size: int, status_line: bytes) -> None:
+        shape = self.options.response_shapes.learn(known, lines, size, status_line)
+        if shape is not None and shape not in self.shapes:
+            self.shapes = (shape, *[other for other in self.shapes if not other.retired][: _MAX_SHAPES - 1])
+
+    def shaped(self, data: bytes, end: int) -> tuple[ResponseShape, tuple[bytes, ...]] | None:
+        """HOT: the shape and the values of a head that is not known, all of whose body is here; None where it has no shape, or the body is not all of it."""
+        head = data[:end]
+        for shape in self.shapes:
+            values = shape.values(head)
+            if values is not None:
+                break
+        else:
+            return None
+        response = shape.response
+        if len(data) - end != response.length_of(values):
+            return None
+        if not self.heads.is_new(head):  # it may come again and again
+            self.heads.remember(head, KnownResponse(response.head(values), len(data) - end, end))
+        return response, values
 
     def _framing(self, head: ResponseHead, index: dict[bytes, bytes]) -> bool:
         status = head.status

@@ -5,14 +5,14 @@ that was seen in more than a few ways varies, all others are part of the shape. 
 where its values are as long as those of one before by one comparison of all that is around them, and never taken apart into lines. That is for values of
 visible characters, of fields that say nothing of how messages are framed; all else goes through the parser.
 
-`http.shape_plan` has what is concluded from shapes; `codec.hpack` finds those of HTTP/2.
+`http.shape_plan` has what is concluded from shapes; `codec.hpack` finds those of HTTP/2, `response_shapes` those of responses.
 """
 
 from __future__ import annotations
 
 import re
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from meshproxy.codec.headers import NO_PLANS, RequestHead
 
@@ -36,28 +36,27 @@ _MAX_BYTES = 4096  # of a head that is worth it
 _COST = 200
 _MAX_CREDIT = 4000
 _VISIBLE = rb"([!-~]+)"
-_WORDS = rb"([!-~]+(?: [!-~]+)*)"
+WORDS = rb"([!-~]+(?: [!-~]+)*)"
 _PATH = rb"(/[!-~]*)"
-_VALUE = re.compile(_WORDS).fullmatch
+_VALUE = re.compile(WORDS).fullmatch
 _ONLY_VISIBLE = bytes(code if 33 <= code <= 126 else code ^ 64 for code in range(256))
 _MAX_SIZES = 64  # of heads, for each shape; about a kilobyte each
 _MISSES = 64  # how many heads of other sizes it takes to learn these anew
 
 
-class HeadShape:
+S = TypeVar("S", bound="Shape")
+
+
+class Shape:
     """What heads of one shape have in common.
 
-    `names`: whose values differ, in lower case; `path` is that of heads that have none of their own. `most`: bytes that a head may have. `plans` belongs to the
-    connection manager, and is the only thing about it that changes, but for `retired`: no head is of it any more, there may be a better one.
+    `names`: whose values differ, in lower case. `most`: bytes that a head may have. `retired`: no head is of it any more, there may be a better one.
     """
 
-    __slots__ = (
-        "_authority", "_by_size", "_index", "_items", "_match", "_method", "_missed", "_places", "_rest", "most", "names", "path", "plans", "retired",
-        "varies_path",
-    )  # fmt: skip
+    __slots__ = ("_by_size", "_match", "_missed", "_rest", "most", "names", "retired")
 
-    def __init__(self, known: KnownRequest, parts: list[tuple[bytes, bytes]], tail: bytes, names: tuple[bytes, ...], most: int) -> None:
-        """`known`: one of them. `parts`: what comes before each value, and a pattern for the value; `tail`: what comes behind the last one."""
+    def __init__(self, parts: list[tuple[bytes, bytes]], tail: bytes, names: tuple[bytes, ...], most: int) -> None:
+        """`parts`: what comes before each value, and a pattern for the value; `tail`: what comes behind the last one."""
         self._rest = (*(before for before, _ in parts), tail)
         pattern = b"".join([re.escape(before) + value for before, value in parts]) + re.escape(tail)
         self._match: Callable[[bytes], re.Match[bytes] | None] = re.compile(pattern).fullmatch
@@ -65,15 +64,6 @@ class HeadShape:
         self._by_size: dict[int, tuple[Callable[[bytes], tuple[bytes, ...]], Callable[[bytes], tuple[bytes, ...]]]] = {}
         self.names = names
         self.most = most
-        self.varies_path = names[:1] == (b":path",)
-        self.path = known.path
-        self._method = known.method
-        self._authority = known.authority
-        self._items = known.items.copy()
-        self._index = known.index.copy()
-        where = {name: place for place, (name, _) in enumerate(known.items)}
-        self._places = tuple((number, where[name], name) for number, name in enumerate(names) if name != b":path")
-        self.plans: dict[Any, Any] = NO_PLANS
         self.retired = False
         self._missed = 0
 
@@ -83,16 +73,8 @@ class HeadShape:
         self._match = _nothing
         self._by_size.clear()
 
-    def values(self, head: bytes) -> tuple[bytes, ...] | None:
-        """HOT: the values of a whole head; None if it is not of this shape."""
-        known = self._by_size.get(len(head))
-        if known is not None:
-            values_of, rest_of = known
-            if rest_of(head) == self._rest:
-                values = values_of(head)
-                text = b"".join(values)
-                if text.translate(_ONLY_VISIBLE) is text and (not self.varies_path or text[0] == 47):  # "/"
-                    return values
+    def _search(self, head: bytes) -> tuple[bytes, ...] | None:
+        """The values of a head with a size that is not known, or other sizes of its values."""
         match = self._match(head)
         if match is None or len(head) > self.most:
             return None
@@ -116,6 +98,41 @@ class HeadShape:
             Struct("".join(f"{before}x{length}s" for before, length in sizes) + f"{tail}x").unpack,
             Struct("".join(f"{before}s{length}x" for before, length in sizes) + f"{tail}s").unpack,
         )
+
+
+class HeadShape(Shape):
+    """That of requests.
+
+    `path` is that of heads that have none of their own. `plans` belongs to the connection manager, and is the only thing about it that changes, but for
+    `retired`.
+    """
+
+    __slots__ = ("_authority", "_index", "_items", "_method", "_places", "path", "plans", "varies_path")
+
+    def __init__(self, known: KnownRequest, parts: list[tuple[bytes, bytes]], tail: bytes, names: tuple[bytes, ...], most: int) -> None:
+        """`known`: one of them. The rest is as for any shape."""
+        super().__init__(parts, tail, names, most)
+        self.varies_path = names[:1] == (b":path",)
+        self.path = known.path
+        self._method = known.method
+        self._authority = known.authority
+        self._items = known.items.copy()
+        self._index = known.index.copy()
+        where = {name: place for place, (name, _) in enumerate(known.items)}
+        self._places = tuple((number, where[name], name) for number, name in enumerate(names) if name != b":path")
+        self.plans: dict[Any, Any] = NO_PLANS
+
+    def values(self, head: bytes) -> tuple[bytes, ...] | None:
+        """HOT: the values of a whole head; None if it is not of this shape."""
+        known = self._by_size.get(len(head))
+        if known is not None:
+            values_of, rest_of = known
+            if rest_of(head) == self._rest:
+                values = values_of(head)
+                text = b"".join(values)
+                if text.translate(_ONLY_VISIBLE) is text and (not self.varies_path or text[0] == 47):  # "/"
+                    return values
+        return self._search(head)
 
     def take(self, values: tuple[bytes, ...]) -> ShapedRequest:
         """HOT: the head with these values."""
@@ -158,33 +175,26 @@ def _nothing(head: bytes) -> None:
     """The expression of a shape that is retired."""
 
 
-class Shapes:
+class Shapes(Generic[S]):
     """The shapes of the heads seen lately. Parsers with the same options share them."""
 
     __slots__ = ("_credit", "_forms", "_made", "_most")
 
     def __init__(self, max_head_bytes: int) -> None:
-        self._forms: dict[tuple[bytes, ...], _Form] = {}
+        self._forms: dict[tuple[bytes, ...], Form[S]] = {}
         self._most = min(max_head_bytes, _MAX_BYTES)
         self._credit = _MAX_CREDIT
         self._made = 0  # shapes
 
-    def learn(self, known: KnownRequest, lines: list[bytes], size: int) -> HeadShape | None:
-        """What shape a head has that no other had lately; None while that is not known, or where there is none.
-
-        `known`: what the parser made of it, whose names are all different. `lines`: its header lines. `size`: of all of it.
-        """
-        if known.method not in _METHODS or size > self._most:
-            return None
+    def _find(self, key: tuple[bytes, ...], known: Any, lines: list[bytes]) -> S | None:
+        """The shape of a head that came now. `key`: what heads with that shape have in common for certain. `lines`: all else, in pieces that may vary."""
         if self._credit < _MAX_CREDIT:
             self._credit += 1
-        key = known.method, known.authority, *known.index
         form = self._forms.get(key)
         if form is None:
             if len(self._forms) >= _MAX_FORMS:
                 self._forget()
-            form = self._forms[key] = _Form(len(lines))
-        lines = [*lines, known.path]
+            form = self._forms[key] = self._form(lines)
         fixed = form.fixed(lines)
         if fixed is None:
             return None
@@ -198,7 +208,15 @@ class Shapes:
                 self._forget()
                 return None
             self._made += 1
-            return form.add(known, lines, fixed, self._most)
+            made = form.shapes[fixed] = self._make(known, key, lines, form.varying)
+            return made
+
+    def _form(self, lines: list[bytes]) -> Form[S]:
+        return Form(len(lines))
+
+    def _make(self, known: Any, key: tuple[bytes, ...], lines: list[bytes], varying: frozenset[int]) -> S | None:
+        """The shape of a head of which there is none yet; None where one of its lines may not vary that does."""
+        raise NotImplementedError
 
     def _forget(self) -> None:
         for form in self._forms.values():
@@ -207,19 +225,59 @@ class Shapes:
         self._made = 0
 
 
-class _Form:
-    """Heads with the same method, authority and names of fields: which of their lines vary, and the shapes by what those are that do not.
+class RequestShapes(Shapes[HeadShape]):
+    """Those of requests."""
 
-    Lines are header lines here, and behind them the path.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_seen", "_varying", "shapes")
+    def learn(self, known: KnownRequest, lines: list[bytes], size: int) -> HeadShape | None:
+        """What shape a head has that no other had lately; None while that is not known, or where there is none.
 
-    def __init__(self, count: int) -> None:
-        """`count`: of header lines."""
-        self._seen: list[set[bytes]] = [set() for _ in range(count + 1)]
-        self._varying: frozenset[int] = frozenset()
-        self.shapes: dict[tuple[bytes, ...], HeadShape | None] = {}
+        `known`: what the parser made of it, whose names are all different. `lines`: its header lines. `size`: of all of it.
+        """
+        if known.method not in _METHODS or size > self._most:
+            return None
+        return self._find((known.method, known.authority, *known.index), known, [*lines, known.path])
+
+    def _make(self, known: KnownRequest, key: tuple[bytes, ...], lines: list[bytes], varying: frozenset[int]) -> HeadShape | None:
+        names = []
+        parts = []
+        *lines, _ = lines
+        before = known.method + b" "
+        if len(lines) in varying:
+            names.append(b":path")
+            parts.append((before, _PATH))
+            before = b""
+        else:
+            before += known.path
+        before += b" HTTP/1.1\r\n"
+        for place, line in enumerate(lines):
+            if place not in varying:
+                before += line + b"\r\n"
+                continue
+            pair = split_line(line)
+            if pair is None or pair[0] in _FIXED:
+                return None
+            name, beginning, value = pair
+            names.append(name)
+            parts.append((before + beginning, WORDS if b" " in value else _VISIBLE))
+            before = b"\r\n"
+        return HeadShape(known, parts, before + b"\r\n", (*names,), self._most)
+
+
+class Form(Generic[S]):
+    """Heads of which some lines vary: which ones, and the shapes by what those are that do not. `varying`: the places of lines that do."""
+
+    __slots__ = ("_seen", "_slow", "_steady", "shapes", "varying")
+
+    def __init__(self, count: int, steady: frozenset[int] = frozenset(), slow: frozenset[int] = frozenset()) -> None:
+        """`count`: of lines. `steady`: the places of those that are never taken to vary; `slow`: of those that stay the same for so long that they are no
+        reason for a shape."""
+        self._seen: list[set[bytes]] = [set() for _ in range(count)]
+        self._steady = steady
+        self._slow = slow
+        self.varying: frozenset[int] = frozenset()
+        self.shapes: dict[tuple[bytes, ...], S | None] = {}
 
     def retire(self) -> None:
         """Forget the shapes."""
@@ -232,7 +290,7 @@ class _Form:
         """Those lines of a head that do not vary; None if all do, or it is not known yet which."""
         if len(lines) != len(self._seen):
             return None  # a Connection line more or less, which is no field that goes on
-        varying = self._varying
+        varying, steady = self.varying, self._steady
         grown = []
         fixed = []
         place = -1
@@ -241,54 +299,21 @@ class _Form:
             if place in varying:
                 continue
             fixed.append(line)
-            if line not in seen:
+            if line not in seen and place not in steady:
                 if len(seen) >= _FEW:
                     grown.append(place)
                     seen.clear()
                 else:
                     seen.add(line)
         if grown:
-            self._varying = varying.union(grown)
+            self.varying = varying.union(grown)
             self.retire()
             return None
-        return (*fixed,) if varying else None
-
-    def add(self, known: KnownRequest, lines: list[bytes], fixed: tuple[bytes, ...], most: int) -> HeadShape | None:
-        """The shape of a head of which there is none yet; None where one may not vary that does."""
-        made = self.shapes[fixed] = self._make(known, lines, most)
-        return made
-
-    def _make(self, known: KnownRequest, lines: list[bytes], most: int) -> HeadShape | None:
-        names = []
-        parts = []
-        *lines, _ = lines
-        before = known.method + b" "
-        if len(lines) in self._varying:
-            names.append(b":path")
-            parts.append((before, _PATH))
-            before = b""
-        else:
-            before += known.path
-        before += b" HTTP/1.1\r\n"
-        for place, line in enumerate(lines):
-            if place not in self._varying:
-                before += line + b"\r\n"
-                continue
-            pair = _split(line)
-            if pair is None:
-                return None
-            name, beginning, value = pair
-            names.append(name)
-            parts.append((before + beginning, _WORDS if b" " in value else _VISIBLE))
-            before = b"\r\n"
-        return HeadShape(known, parts, before + b"\r\n", (*names,), most)
+        return (*fixed,) if varying and not varying <= self._slow else None
 
 
-def _split(line: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """A header line as name in lower case, what comes before the value, and the value; None where it may not vary."""
+def split_line(line: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """A header line as name in lower case, what comes before the value, and the value; None where that is no value of a shape."""
     spelt, _, rest = line.partition(b":")
     value = rest.lstrip(b" \t")
-    name = spelt.lower()
-    if name in _FIXED or _VALUE(value) is None:
-        return None
-    return name, line[: len(line) - len(value)], value
+    return (spelt.lower(), line[: len(line) - len(value)], value) if _VALUE(value) is not None else None

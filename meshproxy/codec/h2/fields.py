@@ -16,6 +16,7 @@ from meshproxy.codec.h2.errors import MalformedError
 from meshproxy.codec.h2.settings import ALLOW, DROP_HEADER, REJECT_REQUEST
 from meshproxy.codec.headers import NO_PLANS, Headers, Pair, RequestHead, ResponseHead
 from meshproxy.codec.hpack.fields import CutFields, ShapedFields
+from meshproxy.codec.response_shape import STEADY, ResponseShape
 
 if TYPE_CHECKING:
     from meshproxy.codec.h2.settings import Options
@@ -229,6 +230,36 @@ class RequestShape:
         return head
 
 
+class FieldsOfResponse:
+    """What is concluded from the shape of a response's fields: see `RequestShape`. `response`: what it says of the head; `names` as there."""
+
+    __slots__ = ("_places", "response")
+
+    def __init__(self, known: KnownResponse, values: tuple[tuple[int, bytes], ...]) -> None:
+        """`values`: see `Shape`."""
+        self._places = tuple(place for place, _ in values)
+        self.response = ResponseShape(known.status, known.items, tuple(name for _, name in values), stated=known.length, size=known.size)
+
+    def values(self, fields: Fields) -> tuple[bytes, ...] | None:
+        """HOT: the values of one response; None when they are to be looked at more closely."""
+        if fields.__class__ is ShapedFields and fields.visible:
+            return (*fields.values,)
+        if fields.over:
+            return None
+        items = fields.items
+        values = (*[items[place][1] for place in self._places],)
+        text = b"".join(values)
+        return values if text.translate(VALUE) is text else None
+
+
+def _learn_response(shape: Shape, known: KnownResponse, items: tuple[Pair, ...]) -> None:
+    """As `_learn`, for responses that have a body."""
+    shape.known = _SEEN
+    names = [name for _, name in shape.values]
+    if known.bodied and len(known.index) == len(known.items) and (*known.items,) == items[1:] and b":status" not in names and STEADY.isdisjoint(names):
+        shape.known = FieldsOfResponse(known, shape.values)
+
+
 def _learn(shape: Shape, known: KnownRequest, items: tuple[Pair, ...]) -> None:
     """Remember what was concluded from a shape, if a request of that shape is as plain as nearly all are. `items`: those of `known`."""
     shape.known = _SEEN
@@ -339,6 +370,9 @@ def response(fields: Fields, options: Options) -> KnownResponse:
     known = KnownResponse(status, regular, index, fields.size)
     known.length = length
     _keep(fields, known, options)
+    shape = fields.shape
+    if shape is not None and shape.known is None:
+        _learn_response(shape, known, items)
     return known
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from meshproxy.codec.h2 import control, errors, fields, frames
 from meshproxy.codec.h2.errors import Http2Error, MalformedError
-from meshproxy.codec.h2.fields import KnownRequest, KnownResponse, RequestShape
+from meshproxy.codec.h2.fields import FieldsOfResponse, KnownRequest, KnownResponse, RequestShape
 from meshproxy.codec.h2.frames import (
     ACK,
     CONTINUATION,
@@ -576,18 +576,26 @@ class Session(Output):
             self._trailers(stream, decoded, end)
             return position
         known = decoded.known
+        values = None
+        if known.__class__ is not KnownResponse:
+            shape = decoded.shape
+            if shape is not None and shape.known.__class__ is FieldsOfResponse and not end:
+                values = shape.known.values(decoded)
+                if values is not None:
+                    known = shape.known.response
         start = position + 9
         size = len(data)
-        if known.__class__ is KnownResponse and known.bodied and not end and start <= size and decoded.size <= self._max_head_bytes:
+        if (values is not None or (known.__class__ is KnownResponse and known.bodied)) and not end and start <= size and decoded.size <= self._max_head_bytes:
             # What most responses are: a head that came before, and one DATA frame in the same read. Nothing of it is special, or the general way has to see
             # it; it is as long as it should be, and lets no window fall due.
             excess, length, sort, next_id = unpack_sort(data, position)
             behind = start + length
+            stated = known.length if values is None else known.length_of(values)
             if (
                 sort == _LAST_DATA
                 and next_id == stream_id
                 and behind <= size
-                and (length == known.length or known.length < 0)
+                and (length == stated or stated == -1)
                 and length <= DEFAULT_FRAME_SIZE
                 and not excess
             ):
@@ -595,7 +603,7 @@ class Session(Output):
                 window = self._window
                 if consumed * 2 < window and (not self._withheld or consumed + self._withheld <= window) and length <= self.stream_window:
                     stream.headed = stream.remote_closed = True
-                    if stream.on_whole(known, data[start:behind]):
+                    if stream.on_whole(known, data[start:behind], values):
                         self._consumed += length
                         self._empty_frames = 0
                         return behind

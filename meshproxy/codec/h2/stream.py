@@ -226,7 +226,7 @@ class Http2Stream:
     def on_head(self, known: Any, end_stream: bool) -> None:
         """The peer's head; `known`: see `fields.py`. A client's stream hears of informational heads, too."""
 
-    def on_whole(self, known: Any, data: bytes) -> bool:
+    def on_whole(self, known: Any, data: bytes, values: tuple[bytes, ...] | None = None) -> bool:
         """A client's: a final head that is `kept`, and all of the body: the owner takes the stream out of its session, as `Session.forget` would.
 
         Or it returns False and has done nothing: then they come one by one, by `on_head` and `on_data`. So it has to be where the stream is `bodiless`.

@@ -48,7 +48,7 @@ class IstioStats:
             self._generation = self._changes.n
             metrics.forget()
         # A stream that went by a lane: only what lanes set may be read, or it would become an ordinary one. To read anything of it is dear.
-        response, milliseconds, size, trailers, lane, plan, exchange, codec, body = stream.answer
+        response, milliseconds, size, trailers, lane, plan, exchange, codec, body, values = stream.answer
         known = response.known
         downstream_peer = None
         if metrics.inbound:
@@ -82,6 +82,8 @@ class IstioStats:
         sizes = request.received
         sizes[received] = sizes.get(received, 0) + 1
         size += response.head_size or response.measure()
+        if values is not None:
+            size += sum(map(len, values))
         sizes = request.sent
         sizes[size] = sizes.get(size, 0) + 1
 
