@@ -68,6 +68,7 @@ class _Service(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._received = bytearray()
+        self._tags = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
@@ -81,8 +82,12 @@ class _Service(asyncio.Protocol):
             if len(received) < total:
                 return
             body = BLOB if received.find(b" /blob ", 0, end) >= 0 else BODY
+            tag = b""
+            if received.find(b" /tagged", 0, end) >= 0:
+                self._tags += 1
+                tag = b'etag: "%016x%016x"\r\n' % (id(self), self._tags)
             del received[:total]
-            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n%bcontent-length: %d\r\n\r\n%b" % (tag, len(body), body))
 
 
 async def _serve(port: int) -> None:

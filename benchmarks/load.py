@@ -93,6 +93,8 @@ VARYING = Load(
 REPEATED_H2 = replace(ELEVEN, connections=8, streams=16)
 VARYING_H2 = replace(VARYING, connections=8, streams=16)
 VARYING_LITERALS_H2 = replace(VARYING_H2, indexed=False)
+TAGGED = replace(VARYING, path="/tagged/$n?page=1")  # every answer has a tag of its own
+TAGGED_H2 = replace(VARYING_LITERALS_H2, path=TAGGED.path)
 BULK_H2 = Load(path="/bulk", connections=1, streams=1)
 IDLE_H2 = Load(connections=1000, streams=1)
 _CALL = (

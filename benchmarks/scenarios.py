@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from benchmarks.configs import Spec
-from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, UNARY, VARYING, VARYING_H2, VARYING_LITERALS_H2, Load
+from benchmarks.load import BULK_H2, ELEVEN, IDLE_H2, MINIMAL, REPEATED_H2, STREAMING, TAGGED, TAGGED_H2, UNARY, VARYING, VARYING_H2, VARYING_LITERALS_H2, Load
 from benchmarks.mesh import BOTH_OURS, CLUSTERS_CHANGE, EDITS, ENDPOINTS_CHANGE, FROM_ENVOY, QUIET, TO_ENVOY, UP
 from benchmarks.proxies import HOST
 
@@ -141,6 +141,15 @@ SCENARIOS = (
         bars=(_instructions(135e3), _per_core(2.0)),
     ),
     Scenario(
+        "answers",
+        "HTTP/1.1, mesh set, every request and every answer different",
+        "The same, and the service sends an ETag that never comes twice, and dates: what a memory of earlier answers cannot say either.",
+        How.HTTP,
+        (Case(Spec("mesh"), TAGGED),),
+        instructions=BOTH,
+        bars=(_instructions(145e3), _per_core(2.0)),
+    ),
+    Scenario(
         "bodies",
         "64 KiB both ways",
         "POST with a body of 64 KiB, answered by 64 KiB.",
@@ -226,6 +235,15 @@ SCENARIOS = (
                 Bar(f"requests per second per core, {label}, against envoy", "per_core", f"{OURS}, {label}", f"{ENVOY}, {label}", at_least=2.0, stretch=True),
             )
         ),
+    ),
+    Scenario(
+        "http2-answers",
+        "HTTP/2 on both sides, every request and every answer different",
+        "The same as literals, and the service sends an ETag that never comes twice. Needs nginx, whose dates and tags go into its header table.",
+        How.HTTP,
+        (Case(_HTTP2, TAGGED_H2),),
+        instructions=BOTH,
+        bars=(_instructions(170e3), _per_core(1.3), _per_core(2.0, stretch=True)),
     ),
     Scenario(
         "http2-bulk",

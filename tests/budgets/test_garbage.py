@@ -126,7 +126,11 @@ def test_connections_leave_no_cycles(tls, backend, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "what"), [("minimal", load.MINIMAL), ("mesh", load.ELEVEN), ("mesh", load.VARYING)], ids=["minimal", "mesh", "varying"])
+@pytest.mark.parametrize(
+    ("base", "what"),
+    [("minimal", load.MINIMAL), ("mesh", load.ELEVEN), ("mesh", load.VARYING), ("mesh", load.TAGGED)],
+    ids=["minimal", "mesh", "varying", "tagged"],
+)
 def test_requests_leave_no_cycles(base, what, backend, tmp_path):
     async def measure() -> tuple[float, float]:
         async with data_plane(Spec(base), backend.port, tmp_path) as port:

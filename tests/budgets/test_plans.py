@@ -13,6 +13,7 @@ from benchmarks import load
 from benchmarks.backend import Backend
 from benchmarks.configs import Spec
 from meshproxy.http.plan import Plan
+from meshproxy.http.planned_stream import PlannedStream
 from meshproxy.http.shape_plan import ShapedPlan
 from tests.budgets.test_garbage import data_plane
 
@@ -59,3 +60,34 @@ def test_requests_go_by_plans(spec, what, kind, folder, tmp_path, monkeypatch):
     with Backend(folder / "plans", what.service) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(measure(service.port))
     assert ways[kind] >= MANY * ALMOST_ALL, ways
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        (MESH, replace(load.ELEVEN, connections=8)),
+        (MESH, replace(load.TAGGED, connections=8)),
+        (HTTP2, load.REPEATED_H2),
+        (HTTP2, load.TAGGED_H2),
+    ],
+    ids=["repeated", "tagged", "http2-repeated", "http2-tagged"],
+)
+def test_answers_go_by_plans(spec, what, folder, tmp_path, monkeypatch):
+    """Also those with a tag that never comes twice."""
+    left = 0
+    leave = PlannedStream.leave_plan
+
+    def counted(stream):
+        nonlocal left
+        left += 1
+        leave(stream)
+
+    async def measure(port: int) -> None:
+        async with data_plane(spec, port, tmp_path) as listener:
+            await send(listener, what, FEW)
+            monkeypatch.setattr(PlannedStream, "leave_plan", counted)
+            await send(listener, what, MANY)
+
+    with Backend(folder / "answers", what.service) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(measure(service.port))
+    assert left <= MANY * (1 - ALMOST_ALL)
