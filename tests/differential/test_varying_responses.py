@@ -243,6 +243,8 @@ def cases() -> Iterator[Case]:
     for host in ("retries", "counts_tries", "by_response"):
         yield ask(f"{host}_after_error", late(answer("503 No", x_tag="t", x_up="up", x_again="yes")), host=host)
         yield ask(f"{host}_after_reset", late(Close()), host=host)
+    for host in ("by_response", "a"):
+        yield from both(f"{host}_says_again", every(lambda n: answer(x_again="yes" if n == LATE else f"no-{n}")), host=host)
     for on in ("edge", "json", "values", "like_istio", "filtered", "rbac", "limit", "plain_router", "pass_server", "echo_id", "no_id", "few", "tags",
                "tags_json", "not_ours", "spelt"):  # fmt: skip
         yield from both(f"on_{on}", every(tagged), "x-role: admin", on=on)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from meshproxy.api.errors import ConfigError
+from meshproxy.http.filter_chain import Chain
 from meshproxy.http.filters import cors
 from tests.unit.filter_help import Route, Stream, context, counters, proto
 
@@ -150,3 +152,13 @@ def test_errors() -> None:
     with pytest.raises(ConfigError) as caught:
         make("{allow_origin_string_match: [{exact: a}, {safe_regex: {regex: '('}}]}")
     assert caught.value.problems[0].path.startswith("allow_origin_string_match[1].safe_regex")
+
+
+def test_a_route_without_a_policy_is_not_held_up() -> None:
+    """Requests keep their plans there; where there is a policy, answers change."""
+    filter = cors.compile(proto(CORS), context())
+    policy = proto(POLICY, SAMPLE)
+    assert Chain([filter]).plannable
+    assert Chain([filter], route=SimpleNamespace(cors=())).plannable
+    assert not Chain([filter], route=SimpleNamespace(cors=(policy,))).plannable
+    assert not Chain([make(SAMPLE)[0]]).plannable

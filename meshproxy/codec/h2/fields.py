@@ -235,10 +235,10 @@ class FieldsOfResponse:
 
     __slots__ = ("_places", "response")
 
-    def __init__(self, known: KnownResponse, values: tuple[tuple[int, bytes], ...]) -> None:
-        """`values`: see `Shape`."""
-        self._places = tuple(place for place, _ in values)
-        self.response = ResponseShape(known.status, known.items, tuple(name for _, name in values), stated=known.length, size=known.size)
+    def __init__(self, known: KnownResponse, shape: Shape) -> None:
+        """`known`: one of that shape."""
+        self._places = tuple(place for place, _ in shape.values)
+        self.response = ResponseShape(known.status, known.items, tuple(name for _, name in shape.values), stated=known.length, size=shape.size)
 
     def values(self, fields: Fields) -> tuple[bytes, ...] | None:
         """HOT: the values of one response; None when they are to be looked at more closely."""
@@ -257,7 +257,7 @@ def _learn_response(shape: Shape, known: KnownResponse, items: tuple[Pair, ...])
     shape.known = _SEEN
     names = [name for _, name in shape.values]
     if known.bodied and len(known.index) == len(known.items) and (*known.items,) == items[1:] and b":status" not in names and STEADY.isdisjoint(names):
-        shape.known = FieldsOfResponse(known, shape.values)
+        shape.known = FieldsOfResponse(known, shape)
 
 
 def _learn(shape: Shape, known: KnownRequest, items: tuple[Pair, ...]) -> None:
