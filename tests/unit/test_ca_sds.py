@@ -13,6 +13,7 @@ from control.ca.agent import Agent
 from control.ca.authority import Authority
 from control.ca.sds import TYPE_URL
 from meshproxy.api import messages
+from tests.polling import until
 from tests.unit.test_identity import svid_of
 
 D = "envoy.service.discovery.v3."
@@ -102,6 +103,7 @@ async def test_state_of_the_world(agent, authority, channel):
     # Refused: not sent again until it changes.
     refusal = messages.known("google.rpc.Status")(code=3, message="no good")
     await proxy.send(resource_names=["default", "ROOTCA"], version_info=second.version_info, response_nonce=third.nonce, error_detail=refusal)
+    await until(lambda: agent.service.refused == 1)  # it has come before the next secret
     await published(agent, svid_of(authority))
     fourth = await proxy.hear()
     assert (fourth.nonce, agent.service.refused) == ("4", 1)
