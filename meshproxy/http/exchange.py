@@ -95,7 +95,7 @@ class PlanExchange(Exchange, Protocol):
     ) -> None:
         """HOT: a whole response, and the end of its stream, which the exchange forgets first. `service_time`: empty where the response does not tell it.
 
-        `trailers`: of HTTP/2 only.
+        `trailers`: of HTTP/2 only. `values`: where it is an http.shaped_response.ShapedResponse.
         """
 
     def leave_plan(self, received: int) -> None:

@@ -21,9 +21,8 @@ HOLD: Any = _Hold()
 # In place of a filter's `request_headers_repeated`: a request that repeats itself would not be held up by it.
 SETTLED: Any = object()
 
-_REQUESTS = ("request_headers", "request_data", "request_trailers")
 _RESPONSES = ("response_headers", "response_data", "response_trailers")
-_NAMES = (*_REQUESTS, *_RESPONSES, "complete")
+_NAMES = ("request_headers", "request_data", "request_trailers", *_RESPONSES, "complete")
 
 
 class Chain:

@@ -52,24 +52,13 @@ class GuardedValues(dict[bytes, bytes]):
         return dict.__getitem__(self, name)
 
 
-class GuardedIndex(dict[bytes, bytes]):
-    """The index of a probe's head. The request id is another one each time, and what else is said to vary: nobody may read that."""
+class GuardedIndex(GuardedValues):
+    """The index of a probe's head. The request id is another one each time, and what else is said to vary: nobody may read that, or ask whether it is there."""
 
-    __slots__ = ("_varying",)
+    __slots__ = ()
 
     def __init__(self, index: dict[bytes, bytes], varying: tuple[bytes, ...] = ()) -> None:
-        super().__init__(index)
-        self._varying = frozenset((REQUEST_ID, *varying))
-
-    def get(self, name: bytes, default: Any = None) -> Any:
-        if name in self._varying:
-            raise Varies(name)
-        return dict.get(self, name, default)
-
-    def __getitem__(self, name: bytes) -> bytes:
-        if name in self._varying:
-            raise Varies(name)
-        return dict.__getitem__(self, name)
+        super().__init__(index, (REQUEST_ID, *varying))
 
     def __contains__(self, name: object) -> bool:
         if name in self._varying:

@@ -85,8 +85,10 @@ def shape_response(lane: Lane, shape: ResponseShape) -> ShapedResponse | None:
     items, peer = finished
     values = [value for _, value in items]
     marks = [*shape.marks, TIME_MARK, DATE_MARK]
-    if any(sum(mark in value for value in values) != (mark in values) for mark in marks):
-        return None  # in a place where there is more
+    for mark in marks:
+        found = [value for value in values if mark in value]
+        if len(found) > 1 or (found and found[0] is not mark):
+            return None  # it is somewhere else, too, or is what somebody really says
     made = ShapedResponse(shape, items, lane)
     made.peer = peer
     return made

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -30,6 +32,19 @@ async def send(port: int, what: load.Load, requests: int) -> None:
     assert outcome.requests == requests
 
 
+def traffic(spec: Spec, what: load.Load, folder: Path, work: Path, watch: Callable[[], None]) -> None:
+    """A few requests, and when `watch` was called many."""
+
+    async def run(port: int) -> None:
+        async with data_plane(spec, port, work) as listener:
+            await send(listener, what, FEW)
+            watch()
+            await send(listener, what, MANY)
+
+    with Backend(folder, what.service) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(service.port))
+
+
 @pytest.mark.parametrize(
     ("spec", "what", "kind"),
     [
@@ -51,14 +66,7 @@ def test_requests_go_by_plans(spec, what, kind, folder, tmp_path, monkeypatch):
         ways[type(plan)] += 1
         return start(plan, *arguments)
 
-    async def measure(port: int) -> None:
-        async with data_plane(spec, port, tmp_path) as listener:
-            await send(listener, what, FEW)
-            monkeypatch.setattr(Plan, "start", counted)
-            await send(listener, what, MANY)
-
-    with Backend(folder / "plans", what.service) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(measure(service.port))
+    traffic(spec, what, folder / "plans", tmp_path, lambda: monkeypatch.setattr(Plan, "start", counted))
     assert ways[kind] >= MANY * ALMOST_ALL, ways
 
 
@@ -82,12 +90,5 @@ def test_answers_go_by_plans(spec, what, folder, tmp_path, monkeypatch):
         left += 1
         leave(stream)
 
-    async def measure(port: int) -> None:
-        async with data_plane(spec, port, tmp_path) as listener:
-            await send(listener, what, FEW)
-            monkeypatch.setattr(PlannedStream, "leave_plan", counted)
-            await send(listener, what, MANY)
-
-    with Backend(folder / "answers", what.service) as service, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(measure(service.port))
+    traffic(spec, what, folder / "answers", tmp_path, lambda: monkeypatch.setattr(PlannedStream, "leave_plan", counted))
     assert left <= MANY * (1 - ALMOST_ALL)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshproxy.codec.h1.shapes import WORDS, Form, Shape, Shapes, split_line
+from meshproxy.codec.h1.shapes import WORDS, Form, Shape, Shapes, cut_lines
 from meshproxy.codec.response_shape import LENGTH, STEADY, ResponseShape
 
 if TYPE_CHECKING:
@@ -60,18 +60,12 @@ class ResponseShapes(Shapes[ResponseHeadShape]):
         return Form(len(lines), steady, slow)
 
     def _make(self, known: KnownResponse, key: tuple[bytes, ...], lines: list[bytes], varying: frozenset[int]) -> ResponseHeadShape | None:
-        names = []
-        parts = []
-        before = key[0] + b"\r\n"
-        for place, line in enumerate(lines):
-            if place not in varying:
-                before += line + b"\r\n"
-                continue
-            pair = split_line(line)
-            if pair is None:
-                return None
-            name, beginning, _ = pair
-            names.append(name)
-            parts.append((before + beginning, _DIGITS if name == LENGTH else WORDS))
-            before = b"\r\n"
-        return ResponseHeadShape(known, parts, before + b"\r\n", (*names,), self._most)
+        cut = cut_lines(key[0] + b"\r\n", lines, varying, _pattern)
+        if cut is None:
+            return None
+        names, parts, tail = cut
+        return ResponseHeadShape(known, parts, tail, (*names,), self._most)
+
+
+def _pattern(name: bytes, value: bytes) -> bytes:
+    return _DIGITS if name == LENGTH else WORDS

@@ -240,9 +240,9 @@ class RequestShapes(Shapes[HeadShape]):
         return self._find((known.method, known.authority, *known.index), known, [*lines, known.path])
 
     def _make(self, known: KnownRequest, key: tuple[bytes, ...], lines: list[bytes], varying: frozenset[int]) -> HeadShape | None:
-        names = []
-        parts = []
         *lines, _ = lines
+        names: list[bytes] = []
+        parts: list[tuple[bytes, bytes]] = []
         before = known.method + b" "
         if len(lines) in varying:
             names.append(b":path")
@@ -250,19 +250,15 @@ class RequestShapes(Shapes[HeadShape]):
             before = b""
         else:
             before += known.path
-        before += b" HTTP/1.1\r\n"
-        for place, line in enumerate(lines):
-            if place not in varying:
-                before += line + b"\r\n"
-                continue
-            pair = split_line(line)
-            if pair is None or pair[0] in _FIXED:
-                return None
-            name, beginning, value = pair
-            names.append(name)
-            parts.append((before + beginning, WORDS if b" " in value else _VISIBLE))
-            before = b"\r\n"
-        return HeadShape(known, parts, before + b"\r\n", (*names,), self._most)
+        cut = cut_lines(before + b" HTTP/1.1\r\n", lines, varying, _pattern)
+        if cut is None:
+            return None
+        more_names, more_parts, tail = cut
+        return HeadShape(known, parts + more_parts, tail, (*names, *more_names), self._most)
+
+
+def _pattern(name: bytes, value: bytes) -> bytes | None:
+    return None if name in _FIXED else WORDS if b" " in value else _VISIBLE
 
 
 class Form(Generic[S]):
@@ -312,8 +308,26 @@ class Form(Generic[S]):
         return (*fixed,) if varying and not varying <= self._slow else None
 
 
-def split_line(line: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """A header line as name in lower case, what comes before the value, and the value; None where that is no value of a shape."""
-    spelt, _, rest = line.partition(b":")
-    value = rest.lstrip(b" \t")
-    return (spelt.lower(), line[: len(line) - len(value)], value) if _VALUE(value) is not None else None
+def cut_lines(
+    before: bytes, lines: list[bytes], varying: frozenset[int], pattern_of: Callable[[bytes, bytes], bytes | None]
+) -> tuple[list[bytes], list[tuple[bytes, bytes]], bytes] | None:
+    """Header lines, of which some vary, as a `Shape` takes them: names, parts and tail; None where one may not vary that does.
+
+    `before`: what stands in front of the first line. `pattern_of`: that for values of a field, by its name in lower case and one of its values; or None.
+    """
+    names = []
+    parts = []
+    for place, line in enumerate(lines):
+        if place not in varying:
+            before += line + b"\r\n"
+            continue
+        spelt, _, rest = line.partition(b":")
+        value = rest.lstrip(b" \t")
+        name = spelt.lower()
+        pattern = None if _VALUE(value) is None else pattern_of(name, value)
+        if pattern is None:
+            return None
+        names.append(name)
+        parts.append((before + line[: len(line) - len(value)], pattern))
+        before = b"\r\n"
+    return names, parts, before + b"\r\n"

@@ -230,6 +230,7 @@ class Http2Stream:
         """A client's: a final head that is `kept`, and all of the body: the owner takes the stream out of its session, as `Session.forget` would.
 
         Or it returns False and has done nothing: then they come one by one, by `on_head` and `on_data`. So it has to be where the stream is `bodiless`.
+        `values`: where `known` is the shape of the head (codec.response_shape).
         """
         return False
 
